@@ -1,0 +1,2 @@
+//! The darner command.
+fn main() {}

@@ -1,0 +1,67 @@
+//! What can go wrong in a store, told apart by whose fault it is.
+
+use crate::Tid;
+
+/// Result of a store operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of the store. Ours are assertions; these are the disk's and the world's.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// Bytes on a volume are not what was written there.
+    #[error("{place}: {what} is damaged (expected {expected}, found {found})")]
+    Corrupt {
+        /// Volume object and byte offset.
+        place: String,
+        /// Which structure of docs/format.md.
+        what: &'static str,
+        /// What its checksum or field should be.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A piece of file data that failed its checksum; named so that it can be healed or restored.
+    #[error("object {object} at byte {offset} written at tid {tid}: {source}")]
+    Data {
+        /// The object the data belongs to.
+        object: u64,
+        /// Byte offset in the object.
+        offset: u64,
+        /// The transaction that wrote it.
+        tid: Tid,
+        /// The checksum failure.
+        source: Box<Error>,
+    },
+    /// The volume failed an operation.
+    #[error("{place}: {action} failed: {source}")]
+    Io {
+        /// Volume object and byte offset.
+        place: String,
+        /// read, write, flush, create, remove.
+        action: &'static str,
+        /// The system's error.
+        source: std::sync::Arc<std::io::Error>,
+    },
+    /// No room is left on the volumes.
+    #[error("no space left: {used} of {size} bytes are in use")]
+    NoSpace {
+        /// Bytes in use.
+        used: u64,
+        /// Bytes there are.
+        size: u64,
+    },
+    /// Somebody else has the store open.
+    #[error("{store} is already open{}", holder.as_ref().map(|h| format!(" in {h}")).unwrap_or_default())]
+    Busy {
+        /// The store.
+        store: String,
+        /// Who holds it, if known.
+        holder: Option<String>,
+    },
+    /// This is no store, or one that this version can't read.
+    #[error("{0}")]
+    NotAStore(String),
+    /// An earlier write to the log failed; nothing more is accepted, so that nothing synced is lost.
+    #[error("the store stopped accepting writes after: {0}")]
+    Stopped(Box<Error>),
+}
