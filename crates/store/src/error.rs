@@ -61,6 +61,9 @@ pub enum Error {
     /// This is no store, or one that this version can't read.
     #[error("{0}")]
     NotAStore(String),
+    /// One transaction is larger than a frame may be.
+    #[error("the operation is too large for one transaction")]
+    TooLarge,
     /// An earlier write to the log failed; nothing more is accepted, so that nothing synced is lost.
     #[error("the store stopped accepting writes after: {0}")]
     Stopped(Box<Error>),

@@ -64,6 +64,11 @@ impl Key {
         Key(bytes.into_boxed_slice())
     }
 
+    /// The encoded form, owned.
+    pub(crate) fn into_bytes(self) -> Box<[u8]> {
+        self.0
+    }
+
     /// The encoded form.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

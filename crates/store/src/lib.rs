@@ -1,16 +1,31 @@
 //! Records, segments, index, volumes: the store beneath Darner.
 //!
 //! Everything is a record `(fileset, object, kind, key, tid) → value or tombstone`, appended to segments; the
-//! index is derived. The store knows no inode, path, socket, thread or wall clock.
+//! index is derived. The store knows no inode, path, socket, thread or wall clock. docs/format.md has the bytes.
 
+mod codec;
 mod error;
 mod extent;
+mod fold;
+mod frame;
+mod index;
 mod key;
+mod log;
+mod maintain;
+mod manifest;
+mod recover;
+mod segment;
 mod store;
+mod superblock;
 mod tid;
+mod tx;
+pub mod volume;
 
 pub use error::{Error, Result};
-pub use extent::{Hole, Piece};
+pub use extent::{CHUNK, Piece};
 pub use key::{FilesetId, Key, Kind, ObjectId};
-pub use store::{Store, Tx, Usage, Value, Version};
+pub use maintain::Progress;
+pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
+pub use store::{Store, Usage, Value, Version};
 pub use tid::Tid;
+pub use tx::Tx;

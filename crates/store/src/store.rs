@@ -1,68 +1,251 @@
-//! The store's interface (bodies being written).
-#![allow(unused_variables, missing_docs)]
+//! The store: its interface, and how a read finds its way. Writing is in `tx.rs`, upkeep in `maintain.rs`, opening in
+//! `recover.rs`.
+//!
+//! Locks, in the order they are taken: maintenance, log io, log tail, index. None is held while a caller's code runs.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use crate::{Error, FilesetId, Key, Kind, ObjectId, Piece, Result, Tid};
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::extent::{self, CHUNK, ChunkMap, Piece, push_piece};
+use crate::fold::Fold;
+use crate::frame;
+use crate::index::levels::Levels;
+use crate::index::memtable::{Found, Memtable};
+use crate::index::scan;
+use crate::index::table::BlockCache;
+use crate::key::KEY_HEAD;
+use crate::log::{Log, Tail};
+use crate::manifest::Position;
+use crate::segment::{self, Segment};
+use crate::superblock::Superblock;
+use crate::tx::Tx;
+use crate::volume::{Region, RegionRef, Volume};
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// Bytes of a record, shared with the index's memory.
 pub type Value = Arc<[u8]>;
 
-/// A record as found: its tid and value.
-#[derive(Clone, Debug)]
+/// A record as found.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
+    /// The transaction that wrote it.
     pub tid: Tid,
+    /// Its value.
     pub value: Value,
 }
 
-/// How full the store is. All in bytes but `objects`.
-#[derive(Clone, Copy, Debug, Default)]
+/// How full the store is, in bytes but for `objects`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// The volumes' capacity.
+    /// What there is.
     pub size: u64,
     /// In use: segments and index.
     pub used: u64,
-    /// Free for new data (size − used − reserve).
+    /// Free for new data (`size − used − reserve`).
     pub free: u64,
-    /// Of `used`: what the live trees hold (as counted by `Tx::count`).
+    /// What the live trees hold, as counted by [`Tx::count`].
     pub live: u64,
-    /// Live objects (as counted by `Tx::count`).
+    /// Live objects, as counted by [`Tx::count`].
     pub objects: u64,
 }
 
-/// A store, open. `Sync`: reads run in parallel; one `Tx` at a time (begin waits for the other to end).
-pub struct Store {}
+/// The layers of the index.
+pub(crate) struct Index {
+    pub active: Memtable,
+    /// Being flushed.
+    pub frozen: Option<Arc<Memtable>>,
+    pub levels: Arc<Levels>,
+}
+
+/// A store, open. Reads run in parallel; one [`Tx`] at a time.
+pub struct Store {
+    pub(crate) volume: Arc<dyn Volume>,
+    pub(crate) superblock: Mutex<Superblock>,
+    pub(crate) birth: Tid,
+    pub(crate) hash_key: [u8; 16],
+    pub(crate) uuid: [u8; 16],
+    pub(crate) read_only: bool,
+    pub(crate) log: Log,
+    pub(crate) index: RwLock<Index>,
+    pub(crate) cache: BlockCache,
+    pub(crate) memory: u64,
+    /// Open segments.
+    pub(crate) regions: RwLock<HashMap<u64, Arc<dyn Region>>>,
+    pub(crate) segments: Mutex<Vec<Segment>>,
+    pub(crate) spare: Mutex<Option<Arc<dyn Region>>>,
+    pub(crate) next_region: AtomicU64,
+    pub(crate) next_object: AtomicU64,
+    pub(crate) maintenance: Mutex<crate::maintain::State>,
+    pub(crate) work: (Mutex<bool>, Condvar),
+}
+
+thread_local! {
+    /// Stored bytes on their way to a reader; grows to the largest read and stays.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Stored extents this near to one another are read in one go.
+const READ_GAP: u64 = 16 << 10;
+const READ_MAX: u64 = 2 << 20;
 
 impl Store {
-    /// A store in memory, for tests and models.
-    pub fn in_memory() -> Store {
-        todo!()
-    }
     /// The newest committed tid.
     pub fn tid(&self) -> Tid {
-        todo!()
+        self.log.tail().last
     }
-    /// When the store was made: no transaction is older.
+
+    /// When the store was made: every transaction is newer.
     pub fn birth(&self) -> Tid {
-        todo!()
+        self.birth
     }
-    /// 16 random bytes for keyed hashes, chosen at creation (docs/format.md §Superblock).
+
+    /// All up to this tid survives a power failure.
+    pub fn durable(&self) -> Tid {
+        self.log.durable()
+    }
+
+    /// 16 random bytes, chosen at creation, for keyed hashes.
     pub fn hash_key(&self) -> [u8; 16] {
-        todo!()
+        self.hash_key
     }
-    /// A fresh object number, never handed out before. (Object 1 is the root of fileset 1.)
+
+    /// The store's identity.
+    pub fn uuid(&self) -> [u8; 16] {
+        self.uuid
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// What users call its volume.
+    pub fn volume_name(&self) -> String {
+        self.volume.name()
+    }
+
+    /// A fresh object number, never handed out before; the first one is 1.
     pub fn new_object(&self) -> ObjectId {
-        todo!()
+        ObjectId(self.next_object.fetch_add(1, Ordering::Relaxed))
     }
+
+    pub(crate) fn next_object(&self) -> u64 {
+        self.next_object.load(Ordering::Relaxed)
+    }
+
+    /// Largest frame that is sure to fit. Operations beyond it fail with [`Error::TooLarge`].
+    pub(crate) fn frame_max(&self) -> usize {
+        2 << 20
+    }
+
+    /// Waits, with no lock held, until there is memory for another operation's data, and fails if `bytes` more would eat
+    /// into the reserve that deletions need. Call it before [`Store::begin`] for whatever grows the store.
+    pub fn admit(&self, bytes: u64) -> Result<()> {
+        self.log.admit()?;
+        let tail_room = self.log.tail().room();
+        if bytes < tail_room / 2 && tail_room > 2 * self.frame_max() as u64 {
+            return Ok(());
+        }
+        let u = self.usage()?;
+        if u.free < bytes { Err(Error::NoSpace { used: u.used, size: u.size }) } else { Ok(()) }
+    }
+
     /// Starts a transaction at `max(newest + 1, now_ns)`. Waits for a running one to end.
-    pub fn begin(&self, fileset: FilesetId, now_ns: u64) -> Tx<'_> {
-        todo!()
+    pub fn begin(&self, fileset: FilesetId, now_ns: u64) -> Result<Tx<'_>> {
+        if self.read_only {
+            return Err(Error::NotAStore(format!("{} is open for reading only", self.volume.name())));
+        }
+        let mut tail = self.log.tail();
+        tail.check()?;
+        if tail.room() < 2 * self.frame_max() as u64 {
+            self.next_segment(&mut tail)?;
+        }
+        let tid = tail.last.next(now_ns);
+        Ok(Tx::new(self, tail, fileset, tid))
     }
-    /// The newest version of `key` with a tid ≤ `at` (`Tid::MAX`: the live one); `None` if there is none or it is a tombstone.
+
+    /// Seals the open segment and goes on in a new one.
+    pub(crate) fn next_segment(&self, tail: &mut Tail) -> Result<()> {
+        let spare = self.spare.lock().take();
+        let region = match spare {
+            Some(r) => r,
+            None => self.create_segment()?,
+        };
+        let at = region.place();
+        let old = tail.segment.place().id;
+        let h = frame::Header {
+            tid: tail.last,
+            fileset: FilesetId(0),
+            chain: tail.chain,
+            durable: self.durable(),
+            next_object: self.next_object(),
+            objects: 0,
+            live: 0,
+        };
+        tail.chain = frame::seal(&mut tail.buf, old, tail.base, &h, at);
+        let end = tail.end();
+        tail.switch(region.clone(), segment::header(&self.uuid, at, tail.last));
+        self.regions.write().insert(at.id, region);
+        let mut segments = self.segments.lock();
+        if let Some(s) = segments.last_mut() {
+            s.end = end;
+        }
+        segments.push(Segment { at, end: 0, after: tail.last, trimmed: false });
+        Ok(())
+    }
+
+    /// A region for the next segment: larger on larger stores, so that their number stays moderate.
+    pub(crate) fn create_segment(&self) -> Result<Arc<dyn Region>> {
+        let limit = self.superblock.lock().size_limit;
+        let (used, size) = self.volume.usage(limit)?;
+        let most = (size / 16).next_power_of_two().clamp(8 << 20, 1 << 30);
+        let mut len = (used / 32).next_power_of_two().clamp(16 << 20, 1 << 30).min(most);
+        if limit > 0 && used + len > size {
+            len = (8 << 20).min(len);
+            if used + len > size {
+                return Err(Error::NoSpace { used, size });
+            }
+        }
+        self.create_region(len)
+    }
+
+    pub(crate) fn create_region(&self, size: u64) -> Result<Arc<dyn Region>> {
+        let id = self.next_region.fetch_add(1, Ordering::Relaxed);
+        self.volume.create(id, size)
+    }
+
+    /// Adds a transaction's entries to the index.
+    pub(crate) fn insert(&self, tid: Tid, entries: Vec<(Key, Option<Value>)>) {
+        let mut index = self.index.write();
+        for (key, value) in entries {
+            index.active.put(key, tid, value);
+        }
+    }
+
+    /// The newest version of `key` with tid ≤ `at` ([`Tid::MAX`]: the live one); `None` if there is none or it is a tombstone.
     pub fn get(&self, key: &Key, at: Tid) -> Result<Option<Version>> {
-        todo!()
+        let mut newer = false;
+        let levels = {
+            let index = self.index.read();
+            for layer in [Some(&index.active), index.frozen.as_deref()].into_iter().flatten() {
+                match layer.get(key, at) {
+                    Some(Found::OnlyNewer) => newer = true,
+                    Some(found) => return Ok(found.into_version()),
+                    None => {}
+                }
+            }
+            index.levels.clone()
+        };
+        let found = levels.get(key.as_bytes(), at, newer, &self.cache)?;
+        Ok(found.and_then(Found::into_version))
     }
+
     /// Visits what an object has of one kind as of `at`, in suffix order from the first suffix ≥ `from`: `(suffix, tid, value)`.
     pub fn scan(
         &self,
@@ -73,10 +256,31 @@ impl Store {
         at: Tid,
         visit: &mut dyn FnMut(&[u8], Tid, &[u8]) -> ControlFlow<()>,
     ) -> Result<()> {
-        todo!()
+        let prefix = Key::new(fileset, object, kind, &[]);
+        let mut next = Some(Key::new(fileset, object, kind, from).as_bytes().to_vec());
+        // Batches: the index is not locked while the caller looks at one.
+        let mut limit = 32;
+        while let Some(from) = next.take() {
+            let items;
+            (items, next) = self.scan_batch(prefix.as_bytes(), &from, at, limit)?;
+            limit = 256;
+            for (key, tid, value) in items {
+                if visit(&key[KEY_HEAD..], tid, &value).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
-    /// Visits every version (tombstones: `None`) of an object's keys of one kind whose suffix starts with `prefix`,
-    /// by suffix, newest first within one.
+
+    fn scan_batch(&self, prefix: &[u8], from: &[u8], at: Tid, limit: usize) -> Result<(Vec<scan::Item>, Option<Vec<u8>>)> {
+        let index = self.index.read();
+        let layers: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+        scan::scan(&layers, &index.levels, &self.cache, prefix, from, at, limit)
+    }
+
+    /// Visits every version (tombstones: `None`) of an object's keys of one kind whose suffix starts with `prefix`, by
+    /// suffix, newest first within one.
     pub fn versions(
         &self,
         fileset: FilesetId,
@@ -85,70 +289,337 @@ impl Store {
         prefix: &[u8],
         visit: &mut dyn FnMut(&[u8], Tid, Option<&[u8]>) -> ControlFlow<()>,
     ) -> Result<()> {
-        todo!()
+        let prefix = Key::new(fileset, object, kind, prefix);
+        let entries = {
+            let index = self.index.read();
+            let layers: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+            scan::versions(&layers, &index.levels, &self.cache, prefix.as_bytes())?
+        };
+        for e in entries {
+            if visit(&e.key[KEY_HEAD..], e.tid, e.value.as_deref()).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
-    /// What the byte range `offset .. offset+len` of an object is made of as of `at`: data pieces and holes, in order,
-    /// without gaps. Cheap: no data is read.
+
+    fn decode_map(&self, object: u64, chunk: u64, tid: Tid, value: &[u8]) -> Result<ChunkMap> {
+        ChunkMap::decode(value, tid).ok_or_else(|| Error::Corrupt {
+            place: format!("object {object}, chunk {chunk}, tid {tid}"),
+            what: "chunk map",
+            expected: "spans".into(),
+            found: "bytes that are none".into(),
+        })
+    }
+
+    pub(crate) fn chunk_map(&self, fileset: FilesetId, object: ObjectId, chunk: u64, at: Tid) -> Result<ChunkMap> {
+        let key = Key::new(fileset, object, Kind::EXTENT, &chunk.to_be_bytes());
+        match self.get(&key, at)? {
+            Some(v) => self.decode_map(object.0, chunk, v.tid, &v.value),
+            None => Ok(ChunkMap::default()),
+        }
+    }
+
+    pub(crate) fn has_chunk(&self, fileset: FilesetId, object: ObjectId, chunk: u64) -> Result<bool> {
+        Ok(self.get(&Key::new(fileset, object, Kind::EXTENT, &chunk.to_be_bytes()), Tid::MAX)?.is_some())
+    }
+
+    /// Live chunks of an object in `first..last` that have data.
+    pub(crate) fn chunks_with_data(&self, fileset: FilesetId, object: ObjectId, first: u64, last: u64) -> Result<Vec<u64>> {
+        let mut chunks = Vec::new();
+        self.scan(fileset, object, Kind::EXTENT, &first.to_be_bytes(), Tid::MAX, &mut |suffix, _, _| {
+            match chunk_number(suffix).filter(|&c| c < last) {
+                Some(c) => {
+                    chunks.push(c);
+                    ControlFlow::Continue(())
+                }
+                None => ControlFlow::Break(()),
+            }
+        })?;
+        Ok(chunks)
+    }
+
+    /// What bytes `offset .. offset+len` of an object are made of as of `at`: data pieces and holes, in order, without
+    /// gaps. No data is read.
     pub fn map(&self, fileset: FilesetId, object: ObjectId, offset: u64, len: u64, at: Tid) -> Result<Vec<Piece>> {
-        todo!()
+        self.map_with(None, fileset, object, offset, len, at)
     }
-    /// Start of the first byte ≥ `offset` that is in a data piece, and where that run of data ends; `None`: no data from there on.
-    /// (For SEEK_DATA and SEEK_HOLE; finds it without visiting the hole.)
+
+    pub(crate) fn map_with(
+        &self,
+        fold: Option<&Fold>,
+        fileset: FilesetId,
+        object: ObjectId,
+        offset: u64,
+        len: u64,
+        at: Tid,
+    ) -> Result<Vec<Piece>> {
+        let end = offset.saturating_add(len);
+        let (first, last) = (offset / CHUNK, end.div_ceil(CHUNK));
+        let mut maps: std::collections::BTreeMap<u64, ChunkMap> = std::collections::BTreeMap::new();
+        if last - first <= 2 {
+            for c in first..last {
+                maps.insert(c, self.chunk_map(fileset, object, c, at)?);
+            }
+        } else {
+            let mut failed = Ok(());
+            self.scan(fileset, object, Kind::EXTENT, &first.to_be_bytes(), at, &mut |suffix, tid, value| {
+                let Some(c) = chunk_number(suffix).filter(|&c| c < last) else { return ControlFlow::Break(()) };
+                match self.decode_map(object.0, c, tid, value) {
+                    Ok(map) => {
+                        maps.insert(c, map);
+                        ControlFlow::Continue(())
+                    }
+                    Err(e) => {
+                        failed = Err(e);
+                        ControlFlow::Break(())
+                    }
+                }
+            })?;
+            failed?;
+        }
+        if let Some(fold) = fold {
+            fold.changed_in(object, first, last).for_each(|(c, map)| {
+                maps.insert(c, map.clone());
+            });
+        }
+        let mut out = Vec::new();
+        let mut done = offset;
+        let hole = |from: u64, to: u64| Piece { object: object.0, offset: from, len: to - from, place: None };
+        for (c, map) in maps {
+            let base = c * CHUNK;
+            let (from, to) = (offset.max(base), end.min(base.saturating_add(CHUNK)));
+            if done < from {
+                push_piece(&mut out, hole(done, from));
+            }
+            map.pieces(object.0, base, (from - base) as u32, (to - base) as u32, &mut out);
+            done = to;
+        }
+        if done < end {
+            push_piece(&mut out, hole(done, end));
+        }
+        Ok(out)
+    }
+
+    /// Start of the first byte ≥ `offset` that is data, and where that run of data ends; `None`: no data from there on.
+    /// Holes are not visited.
     pub fn next_data(&self, fileset: FilesetId, object: ObjectId, offset: u64, at: Tid) -> Result<Option<(u64, u64)>> {
-        todo!()
+        let mut run: Option<(u64, u64)> = None;
+        let mut failed = Ok(());
+        let first = offset / CHUNK;
+        self.scan(fileset, object, Kind::EXTENT, &first.to_be_bytes(), at, &mut |suffix, tid, value| {
+            let Some(c) = chunk_number(suffix) else { return ControlFlow::Continue(()) };
+            let map = match self.decode_map(object.0, c, tid, value) {
+                Ok(map) => map,
+                Err(e) => {
+                    failed = Err(e);
+                    return ControlFlow::Break(());
+                }
+            };
+            for s in &map.spans {
+                let (from, to) = (c * CHUNK + u64::from(s.at), c * CHUNK + u64::from(s.at) + u64::from(s.len));
+                match &mut run {
+                    _ if to <= offset => {}
+                    None => run = Some((from.max(offset), to)),
+                    Some((_, end)) if *end == from => *end = to,
+                    Some(_) => return ControlFlow::Break(()),
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        failed.map(|()| run)
     }
-    /// Reads mapped pieces into `buf` (whose length is the sum of theirs); holes read as zeroes. Every byte is verified.
-    /// No lock of the caller's is needed: pieces stay readable whatever is written later.
+
+    /// Reads mapped pieces into `buf` (as long as they together); holes read as zeroes. Every byte is verified. Needs no
+    /// lock of the caller's: pieces stay readable whatever is written later.
     pub fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
-        todo!()
+        let mut rest = buf;
+        let mut i = 0;
+        while i < pieces.len() {
+            let n = group(&pieces[i..]);
+            let len: u64 = pieces[i..i + n].iter().map(|p| p.len).sum();
+            let (out, after) = rest.split_at_mut(len as usize);
+            self.read_group(&pieces[i..i + n], out)?;
+            rest = after;
+            i += n;
+        }
+        assert!(rest.is_empty(), "the buffer is longer than the pieces");
+        Ok(())
     }
+
+    /// Reads pieces that lie near one another with one request.
+    fn read_group(&self, pieces: &[Piece], mut out: &mut [u8]) -> Result<()> {
+        let Some(from) = pieces[0].place.map(|p| extent::needed(&p, pieces[0].len as usize).0) else {
+            out.fill(0);
+            return Ok(());
+        };
+        if let [piece] = pieces {
+            return self.read_piece(None, piece, out);
+        }
+        let region = pieces[0].place.expect("data").region;
+        let end = pieces.iter().filter_map(|p| p.place.map(|place| extent::needed(&place, p.len as usize)));
+        let end = end.map(|(at, n)| at + n as u64).max().expect("pieces");
+        SCRATCH.with_borrow_mut(|scratch| {
+            let len = (end - from) as usize;
+            if scratch.len() < len {
+                scratch.resize(len, 0);
+            }
+            let whole = self.read_stored(None, region, from, &mut scratch[..len]);
+            for p in pieces {
+                let (part, rest) = std::mem::take(&mut out).split_at_mut(p.len as usize);
+                out = rest;
+                let place = p.place.expect("data");
+                let (at, n) = extent::needed(&place, part.len());
+                let at = (at - from) as usize;
+                // Some of the group may still be in memory: then each piece is fetched by itself.
+                match &whole {
+                    Ok(()) => extent::load(&place, &scratch[at..at + n], part).map_err(|e| damage(p, e))?,
+                    Err(_) => self.read_piece_into(None, p, part, &mut Vec::new())?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads one data piece. `tail`: the log's tail, where the caller holds it.
+    pub(crate) fn read_piece(&self, tail: Option<&Tail>, piece: &Piece, out: &mut [u8]) -> Result<()> {
+        SCRATCH.with_borrow_mut(|scratch| self.read_piece_into(tail, piece, out, scratch))
+    }
+
+    fn read_piece_into(&self, tail: Option<&Tail>, piece: &Piece, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let Some(place) = piece.place else {
+            out.fill(0);
+            return Ok(());
+        };
+        let (at, n) = extent::needed(&place, out.len());
+        if scratch.len() < n {
+            scratch.resize(n, 0);
+        }
+        self.read_stored(tail, place.region, at, &mut scratch[..n])?;
+        extent::load(&place, &scratch[..n], out).map_err(|e| damage(piece, e))
+    }
+
+    /// Bytes of a segment, from memory if they are not written yet. Fails where only some of them are.
+    fn read_stored(&self, tail: Option<&Tail>, region: u64, at: u64, out: &mut [u8]) -> Result<()> {
+        let in_memory = match tail {
+            Some(t) => t.read(region, at, out),
+            None => {
+                let t = self.log.tail();
+                let found = t.read(region, at, out);
+                let unwritten = t.unwritten(region, at, out.len() as u64);
+                drop(t);
+                if found.is_none() && unwritten {
+                    return Err(Error::Io {
+                        place: format!("region {region:x} at byte {at}"),
+                        action: "read",
+                        source: Arc::new(std::io::ErrorKind::WouldBlock.into()),
+                    });
+                }
+                found
+            }
+        };
+        if in_memory.is_some() {
+            return Ok(());
+        }
+        let open = self.regions.read().get(&region).cloned();
+        match open {
+            Some(r) => r.read_at(out, at),
+            None => Err(Error::Corrupt {
+                place: format!("region {region:x}"),
+                what: "reference to a segment",
+                expected: "one of this store".into(),
+                found: "none of that number".into(),
+            }),
+        }
+    }
+
+    /// Asks the volume to read ahead what these pieces need.
+    pub fn will_need(&self, pieces: &[Piece]) {
+        for p in pieces {
+            if let Some(place) = p.place {
+                let (at, n) = extent::needed(&place, p.len as usize);
+                if let Some(r) = self.regions.read().get(&place.region) {
+                    r.will_need(at, n as u64);
+                }
+            }
+        }
+    }
+
     /// Returns once all that is committed now is durable; those that wait at the same time share one flush.
     pub fn sync(&self) -> Result<Tid> {
-        todo!()
+        self.log.sync()
     }
-    pub fn usage(&self) -> Usage {
-        todo!()
+
+    /// How full it is.
+    pub fn usage(&self) -> Result<Usage> {
+        let limit = self.superblock.lock().size_limit;
+        let (reserved, size) = self.volume.usage(limit)?;
+        let (room, live, objects) = {
+            let t = self.log.tail();
+            (t.room(), t.live, t.objects)
+        };
+        let spare = self.spare.lock().as_ref().map_or(0, |r| r.place().size);
+        let used = reserved.saturating_sub(room + spare);
+        // Deletions, the index and its merges must go on when users can write no more.
+        let reserve = (size / 32).min(1 << 30).max(24 << 20);
+        let free = size.saturating_sub(reserved + reserve) + room.saturating_sub(4 * self.frame_max() as u64);
+        Ok(Usage { size, used, free, live, objects })
+    }
+
+    /// Wakes whoever waits in [`Store::wait_for_work`].
+    pub fn wake(&self) {
+        *self.work.0.lock() = true;
+        self.work.1.notify_one();
+    }
+
+    /// Waits until full buffers want writing, or for `most`.
+    pub fn wait_for_work(&self, most: Duration) {
+        let mut due = self.work.0.lock();
+        if !*due {
+            self.work.1.wait_for(&mut due, most);
+        }
+        *due = false;
+    }
+
+    /// Writes full buffers of the log to the volume.
+    pub fn write_out(&self) -> Result<()> {
+        self.log.write_out()
+    }
+
+    /// Everything the manifest needs of the log's tail.
+    pub(crate) fn open_region(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
+        self.volume.open(at)
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        self.log.tail().position()
     }
 }
 
-/// A transaction: nothing of it is visible until `commit`; dropped, it never was.
-/// Reads through the store while it runs see the state before it; `Tx::map` sees its own writes.
-pub struct Tx<'s> {
-    store: &'s Store,
+fn chunk_number(suffix: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(suffix.try_into().ok()?))
 }
 
-impl Tx<'_> {
-    /// The tid that all of this will carry (nanoseconds: use it for mtime and ctime).
-    pub fn tid(&self) -> Tid {
-        todo!()
+fn damage(p: &Piece, e: Error) -> Error {
+    let tid = p.tid().unwrap_or_default();
+    Error::Data { object: p.object, offset: p.offset, tid, source: Box::new(e) }
+}
+
+/// How many of the first pieces one request may fetch (a hole is a group of its own).
+fn group(pieces: &[Piece]) -> usize {
+    let Some(first) = pieces[0].place else { return 1 };
+    let (start, n) = extent::needed(&first, pieces[0].len as usize);
+    let mut end = start + n as u64;
+    let mut count = 1;
+    for p in &pieces[1..] {
+        let Some(place) = p.place else { break };
+        let (at, n) = extent::needed(&place, p.len as usize);
+        let near = place.region == first.region && at >= end && at - end <= READ_GAP;
+        if !near || at + n as u64 - start > READ_MAX {
+            break;
+        }
+        end = at + n as u64;
+        count += 1;
     }
-    /// Sets a record. A second put of the same key in one transaction replaces the first.
-    pub fn put(&mut self, object: ObjectId, kind: Kind, suffix: &[u8], value: &[u8]) {
-        todo!()
-    }
-    /// Writes a tombstone. A tombstone for an object's ATTR kills the whole object (extents, xattrs and all), O(1).
-    pub fn delete(&mut self, object: ObjectId, kind: Kind, suffix: &[u8]) {
-        todo!()
-    }
-    /// Writes file bytes. Returns by how many bytes the object's data (not holes) grew.
-    pub fn write(&mut self, object: ObjectId, offset: u64, data: &[u8]) -> Result<i64> {
-        todo!()
-    }
-    /// Makes a range a hole (truncate: `len` up to `u64::MAX - offset`). Returns by how much the data grew (≤ 0).
-    /// Costs in proportion to the chunks that have data there.
-    pub fn punch(&mut self, object: ObjectId, offset: u64, len: u64) -> Result<i64> {
-        todo!()
-    }
-    /// Puts pieces mapped from any object (same store) at `offset`, sharing their bytes. Holes punch. Returns the growth as `write`.
-    pub fn share(&mut self, object: ObjectId, offset: u64, pieces: &[Piece]) -> Result<i64> {
-        todo!()
-    }
-    /// Adjusts the counts of [`Usage::objects`] and [`Usage::live`]; kept with the transaction.
-    pub fn count(&mut self, objects: i64, live_bytes: i64) {
-        todo!()
-    }
-    /// Makes it visible, all at once. Durable after a later [`Store::sync`].
-    pub fn commit(self) -> Result<Tid> {
-        todo!()
-    }
+    count
 }

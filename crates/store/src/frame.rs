@@ -1,0 +1,297 @@
+//! Frames: transactions as they stand in a segment. docs/format.md §Frame.
+//!
+//! `header (48) | data area | record heads | padding to 8`. The header's checksum covers header and heads, and holds that
+//! of the frame before (the chain), so a stale frame never continues a log. Extent data carries its own checksums.
+
+use crate::codec::{Reader, crc_at, put_bytes, put_signed, put_varint};
+use crate::extent::{Codec, Place};
+use crate::volume::RegionRef;
+use crate::{FilesetId, Kind, ObjectId, Tid};
+
+/// Bytes of a frame header.
+pub const HEADER: usize = 48;
+const TX_MAGIC: u32 = u32::from_le_bytes(*b"DTX1");
+const SEAL_MAGIC: u32 = u32::from_le_bytes(*b"DSL1");
+
+/// Encodes record heads.
+#[derive(Default)]
+pub struct Heads {
+    bytes: Vec<u8>,
+    records: u64,
+}
+
+/// What a record does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    Put { suffix: &'a [u8], value: &'a [u8] },
+    Tombstone { suffix: &'a [u8] },
+    /// File bytes in this frame's data area.
+    Extent { offset: u64, len: u32, codec: Codec, data_at: u32, stored: u32 },
+    Hole { offset: u64, len: u64 },
+    /// File bytes of an extent elsewhere.
+    Shared { offset: u64, len: u32, place: Place },
+}
+
+/// A decoded record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    pub object: ObjectId,
+    pub kind: Kind,
+    pub body: Body<'a>,
+}
+
+impl Heads {
+    /// Adds a record of the transaction `tid`.
+    pub fn add(&mut self, tid: Tid, r: &Record) {
+        self.records += 1;
+        let out = &mut self.bytes;
+        out.push(r.kind.0);
+        out.push(match r.body {
+            Body::Put { .. } => 0,
+            Body::Tombstone { .. } => 1,
+            Body::Extent { .. } => 2,
+            Body::Hole { .. } => 3,
+            Body::Shared { .. } => 4,
+        });
+        put_varint(out, r.object.0);
+        match r.body {
+            Body::Put { suffix, value } => {
+                put_bytes(out, suffix);
+                put_bytes(out, value);
+            }
+            Body::Tombstone { suffix } => put_bytes(out, suffix),
+            Body::Extent { offset, len, codec, data_at, stored } => {
+                put_varint(out, offset);
+                put_varint(out, len.into());
+                out.push(codec as u8);
+                put_varint(out, data_at.into());
+                put_varint(out, stored.into());
+            }
+            Body::Hole { offset, len } => {
+                put_varint(out, offset);
+                put_varint(out, len);
+            }
+            Body::Shared { offset, len, ref place } => {
+                put_varint(out, offset);
+                put_varint(out, len.into());
+                place.put(len, tid, out);
+            }
+        }
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.records = 0;
+    }
+}
+
+fn record<'a>(r: &mut Reader<'a>, tid: Tid) -> Option<Record<'a>> {
+    let kind = Kind(r.u8()?);
+    let how = r.u8()?;
+    let object = ObjectId(r.varint()?);
+    let short = |v: u64| u32::try_from(v).ok();
+    let body = match how {
+        0 => Body::Put { suffix: r.bytes()?, value: r.bytes()? },
+        1 => Body::Tombstone { suffix: r.bytes()? },
+        2 => Body::Extent {
+            offset: r.varint()?,
+            len: short(r.varint()?)?,
+            codec: match r.u8()? {
+                0 => Codec::Raw,
+                1 => Codec::Lz4,
+                _ => return None,
+            },
+            data_at: short(r.varint()?)?,
+            stored: short(r.varint()?)?,
+        },
+        3 => Body::Hole { offset: r.varint()?, len: r.varint()? },
+        4 => {
+            let (offset, len) = (r.varint()?, short(r.varint()?)?);
+            Body::Shared { offset, len, place: Place::get(r, len, tid)? }
+        }
+        _ => return None,
+    };
+    Some(Record { object, kind, body })
+}
+
+/// What a frame says besides its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub tid: Tid,
+    pub fileset: FilesetId,
+    /// Checksum of the frame before.
+    pub chain: u32,
+    /// All up to this tid was durable when the frame was written.
+    pub durable: Tid,
+    /// The next object number to hand out.
+    pub next_object: u64,
+    /// By how much the transaction changed the counts of objects and live bytes.
+    pub objects: i64,
+    pub live: i64,
+}
+
+/// Completes the transaction frame that starts at `out[start]`: header room and data area are there already.
+/// `out[0]` is byte `base` of the region. Returns the frame's checksum, the next one's chain.
+pub fn finish(out: &mut Vec<u8>, start: usize, region: u64, base: u64, h: &Header, heads: &Heads) -> u32 {
+    let heads_at = out.len();
+    put_signed(out, h.objects);
+    put_signed(out, h.live);
+    put_varint(out, heads.records);
+    out.extend_from_slice(&heads.bytes);
+    close(out, start, heads_at, region, base, TX_MAGIC, h)
+}
+
+/// Appends the frame that seals a segment and names the next.
+pub fn seal(out: &mut Vec<u8>, region: u64, base: u64, h: &Header, next: RegionRef) -> u32 {
+    let start = out.len();
+    out.resize(start + HEADER, 0);
+    let heads_at = out.len();
+    next.put(out);
+    close(out, start, heads_at, region, base, SEAL_MAGIC, h)
+}
+
+fn close(out: &mut Vec<u8>, start: usize, heads_at: usize, region: u64, base: u64, magic: u32, h: &Header) -> u32 {
+    let data_len = (heads_at - start - HEADER) as u32;
+    let head_len = (out.len() - heads_at) as u32;
+    let header = &mut out[start..start + HEADER];
+    header[0..4].copy_from_slice(&magic.to_le_bytes());
+    header[4..8].fill(0);
+    header[8..16].copy_from_slice(&h.tid.0.to_le_bytes());
+    header[16..20].copy_from_slice(&data_len.to_le_bytes());
+    header[20..24].copy_from_slice(&head_len.to_le_bytes());
+    header[24..28].copy_from_slice(&h.chain.to_le_bytes());
+    header[28..32].copy_from_slice(&h.fileset.0.to_le_bytes());
+    header[32..40].copy_from_slice(&h.durable.0.to_le_bytes());
+    header[40..48].copy_from_slice(&h.next_object.to_le_bytes());
+    let crc = checksum(region, base + start as u64, &out[start..start + HEADER], &out[heads_at..]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    let end = start + (out.len() - start).next_multiple_of(8);
+    out.resize(end, 0);
+    crc
+}
+
+fn checksum(region: u64, at: u64, header: &[u8], heads: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc_at(region, at, header), heads)
+}
+
+/// The lengths that a frame header claims; checked only for sense.
+pub struct Shape {
+    /// Whole frame.
+    pub len: usize,
+    data: usize,
+    heads: usize,
+}
+
+/// Reads a frame's length off its header; `None` if there is no frame.
+pub fn shape(header: &[u8]) -> Option<Shape> {
+    let magic = u32::from_le_bytes(header.get(..4)?.try_into().ok()?);
+    if magic != TX_MAGIC && magic != SEAL_MAGIC || header.len() < HEADER {
+        return None;
+    }
+    let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes")) as usize;
+    let (data, heads) = (number(16), number(20));
+    let len = HEADER.checked_add(data)?.checked_add(heads)?.checked_next_multiple_of(8)?;
+    Some(Shape { len, data, heads })
+}
+
+/// A decoded frame.
+pub struct Frame<'a> {
+    pub header: Header,
+    pub crc: u32,
+    pub content: Content<'a>,
+}
+
+/// What is in it.
+pub enum Content<'a> {
+    Transaction(Vec<Record<'a>>),
+    Seal(RegionRef),
+}
+
+/// Decodes the frame at byte `at` of a region; `None` if its bytes are not as they were written.
+/// The data of extents is not verified here.
+pub fn parse(bytes: &[u8], region: u64, at: u64) -> Option<Frame<'_>> {
+    let s = shape(bytes)?;
+    let frame = bytes.get(..s.len)?;
+    let heads = &frame[HEADER + s.data..HEADER + s.data + s.heads];
+    let mut header = [0; HEADER];
+    header.copy_from_slice(&frame[..HEADER]);
+    header[4..8].fill(0);
+    let crc = checksum(region, at, &header, heads);
+    let mut r = Reader::new(frame);
+    let magic = r.u32()?;
+    if r.u32()? != crc {
+        return None;
+    }
+    let tid = Tid(r.u64()?);
+    r.take(8)?;
+    let (chain, fileset) = (r.u32()?, FilesetId(r.u32()?));
+    let (durable, next_object) = (Tid(r.u64()?), r.u64()?);
+    let mut h = Header { tid, fileset, chain, durable, next_object, objects: 0, live: 0 };
+    let mut r = Reader::new(heads);
+    if magic == SEAL_MAGIC {
+        return Some(Frame { header: h, crc, content: Content::Seal(RegionRef::get(&mut r)?) });
+    }
+    (h.objects, h.live) = (r.signed()?, r.signed()?);
+    let n = r.varint()?;
+    let mut records = Vec::with_capacity(n.min(1024) as usize);
+    for _ in 0..n {
+        let rec = record(&mut r, tid)?;
+        if let Body::Extent { data_at, stored, len, .. } = rec.body {
+            let end = u64::from(data_at) + u64::from(stored);
+            let ok = u64::from(len) <= crate::extent::CHUNK && end <= (HEADER + s.data) as u64;
+            if !ok || (data_at as usize) < HEADER {
+                return None;
+            }
+        }
+        records.push(rec);
+    }
+    Some(Frame { header: h, crc, content: Content::Transaction(records) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_reads_back_and_any_flipped_bit_of_it_is_noticed() {
+        let mut heads = Heads::default();
+        let tid = Tid(77);
+        let records = [
+            Record { object: ObjectId(1), kind: Kind::ATTR, body: Body::Put { suffix: b"", value: b"attr" } },
+            Record { object: ObjectId(9), kind: Kind::DIRENT, body: Body::Tombstone { suffix: b"name" } },
+            Record { object: ObjectId(9), kind: Kind::EXTENT, body: Body::Hole { offset: 5, len: u64::MAX - 5 } },
+        ];
+        for r in &records {
+            heads.add(tid, r);
+        }
+        let h = Header { tid, fileset: FilesetId(1), chain: 5, durable: Tid(70), next_object: 10, objects: 1, live: -9 };
+        let mut out = vec![1, 2, 3, 4, 5, 6, 7, 8];
+        out.resize(8 + HEADER, 0);
+        let crc = finish(&mut out, 8, 3, 4096, &h, &heads);
+        let frame = parse(&out[8..], 3, 4104).unwrap();
+        assert_eq!((frame.header, frame.crc), (h, crc));
+        let Content::Transaction(found) = frame.content else { panic!("a transaction") };
+        assert_eq!(found, records);
+        assert!(parse(&out[8..], 3, 4112).is_none(), "elsewhere it is no frame");
+        let len = HEADER + heads.len();
+        for bit in 0..len * 8 {
+            let mut bad = out[8..].to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse(&bad, 3, 4104).is_none(), "bit {bit}");
+        }
+        for cut in 0..len {
+            assert!(parse(&out[8..8 + cut], 3, 4104).is_none());
+        }
+    }
+}

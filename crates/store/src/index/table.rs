@@ -1,0 +1,426 @@
+//! A table: an immutable sorted file of versions. docs/format.md §Table.
+//!
+//! Blocks of about [`BLOCK_TARGET`] bytes (LZ4 where it helps, checksum behind), a Bloom filter over the keys, a list
+//! of the blocks, and a footer at the very end. Filter and list stay in memory while the table is open.
+
+use std::sync::Arc;
+
+use quick_cache::{Weighter, sync::Cache};
+
+use super::{Entry, bloom};
+use crate::codec::{Reader, crc_at, hash_key, put_bytes, put_varint};
+use crate::store::Value;
+use crate::volume::{Region, RegionRef};
+use crate::{Error, Result, Tid};
+
+const BLOCK_TARGET: usize = 8 << 10;
+const MAGIC: &[u8; 8] = b"DARNTBL1";
+/// Bytes of the footer.
+pub const FOOTER: usize = 72;
+
+/// Decoded blocks by (region, offset).
+pub type BlockCache = Cache<(u64, u64), Arc<[u8]>, BlockWeight>;
+
+/// Counts a cached block by its bytes.
+#[derive(Clone)]
+pub struct BlockWeight;
+
+impl Weighter<(u64, u64), Arc<[u8]>> for BlockWeight {
+    fn weight(&self, _: &(u64, u64), block: &Arc<[u8]>) -> u64 {
+        block.len() as u64 + 64
+    }
+}
+
+/// A table as the manifest names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRef {
+    pub region: RegionRef,
+    /// Bytes from the start of the region to the end of the footer.
+    pub len: u64,
+}
+
+/// Builds one table in memory.
+pub struct Builder {
+    region: u64,
+    out: Vec<u8>,
+    block: Vec<u8>,
+    last_key: Vec<u8>,
+    blocks: Vec<u8>,
+    n_blocks: u64,
+    hashes: Vec<u64>,
+    entries: u64,
+    tids: (Tid, Tid),
+}
+
+impl Builder {
+    /// A builder for the table that will be region `region`.
+    pub fn new(region: u64) -> Builder {
+        Builder {
+            region,
+            out: Vec::new(),
+            block: Vec::new(),
+            last_key: Vec::new(),
+            blocks: Vec::new(),
+            n_blocks: 0,
+            hashes: Vec::new(),
+            entries: 0,
+            tids: (Tid::MAX, Tid::ZERO),
+        }
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.out.len() + self.block.len()
+    }
+
+    /// Adds an entry; they come in table order.
+    pub fn add(&mut self, e: &Entry) {
+        if self.entries == 0 || self.last_key != e.key {
+            self.hashes.push(hash_key(&e.key));
+        }
+        let mut shared = 0;
+        if self.block.is_empty() {
+            put_varint(&mut self.blocks, self.out.len() as u64);
+            put_bytes(&mut self.blocks, &e.key);
+            self.blocks.extend_from_slice(&e.tid.0.to_le_bytes());
+            self.n_blocks += 1;
+        } else {
+            shared = self.last_key.iter().zip(&e.key).take_while(|(a, b)| a == b).count();
+        }
+        put_varint(&mut self.block, shared as u64);
+        put_bytes(&mut self.block, &e.key[shared..]);
+        self.block.extend_from_slice(&e.tid.0.to_le_bytes());
+        match &e.value {
+            None => put_varint(&mut self.block, 0),
+            Some(v) => {
+                put_varint(&mut self.block, v.len() as u64 + 1);
+                self.block.extend_from_slice(v);
+            }
+        }
+        self.last_key.clear();
+        self.last_key.extend_from_slice(&e.key);
+        self.entries += 1;
+        self.tids = (self.tids.0.min(e.tid), self.tids.1.max(e.tid));
+        if self.block.len() >= BLOCK_TARGET {
+            self.end_block();
+        }
+    }
+
+    fn end_block(&mut self) {
+        if self.block.is_empty() {
+            return;
+        }
+        let start = self.out.len();
+        let packed = lz4_flex::block::compress(&self.block);
+        if packed.len() + packed.len() / 8 < self.block.len() {
+            self.out.push(1);
+            put_varint(&mut self.out, self.block.len() as u64);
+            self.out.extend_from_slice(&packed);
+        } else {
+            self.out.push(0);
+            self.out.extend_from_slice(&self.block);
+        }
+        self.seal(start);
+        put_varint(&mut self.blocks, (self.out.len() - start) as u64);
+        self.block.clear();
+    }
+
+    /// Puts the checksum of what was written since `start` behind it.
+    fn seal(&mut self, start: usize) {
+        let crc = crc_at(self.region, start as u64, &self.out[start..]);
+        self.out.extend_from_slice(&crc.to_le_bytes());
+    }
+
+    /// The table's bytes; `None` if nothing was added.
+    pub fn finish(mut self) -> Option<Vec<u8>> {
+        if self.entries == 0 {
+            return None;
+        }
+        self.end_block();
+        let filter_at = self.out.len();
+        self.out.extend_from_slice(&bloom::build(&self.hashes));
+        self.seal(filter_at);
+        let list_at = self.out.len();
+        put_varint(&mut self.out, self.n_blocks);
+        self.out.extend_from_slice(&self.blocks);
+        put_bytes(&mut self.out, &self.last_key);
+        self.seal(list_at);
+        let footer_at = self.out.len();
+        self.out.extend_from_slice(MAGIC);
+        for v in [filter_at as u64, list_at as u64, footer_at as u64, self.entries, self.tids.0.0, self.tids.1.0, 0] {
+            self.out.extend_from_slice(&v.to_le_bytes());
+        }
+        self.out.extend_from_slice(&[0; 4]);
+        self.seal(footer_at);
+        Some(self.out)
+    }
+}
+
+struct BlockRef {
+    offset: u64,
+    len: u32,
+    first_key: Box<[u8]>,
+    first_tid: Tid,
+}
+
+/// An open table.
+pub struct Table {
+    region: Arc<dyn Region>,
+    len: u64,
+    blocks: Vec<BlockRef>,
+    filter: Vec<u8>,
+    last_key: Vec<u8>,
+    entries: u64,
+    tids: (Tid, Tid),
+}
+
+impl Table {
+    /// Opens a table, verifying footer, filter and block list.
+    pub fn open(region: Arc<dyn Region>, len: u64) -> Result<Table> {
+        let id = region.place().id;
+        let corrupt = |what| Error::Corrupt {
+            place: format!("region {id:x}"),
+            what,
+            expected: "a table".into(),
+            found: format!("{len} bytes that are none"),
+        };
+        let footer_at = len.checked_sub(FOOTER as u64).ok_or_else(|| corrupt("table footer"))?;
+        let footer = read_sealed(&*region, footer_at, len, "table footer")?;
+        let mut r = Reader::new(&footer);
+        if r.take(8) != Some(MAGIC) {
+            return Err(corrupt("table footer"));
+        }
+        let mut number = || r.u64().ok_or_else(|| corrupt("table footer"));
+        let (filter_at, list_at, end) = (number()?, number()?, number()?);
+        let (entries, tids) = (number()?, (Tid(number()?), Tid(number()?)));
+        if !(filter_at < list_at && list_at < end && end == footer_at) {
+            return Err(corrupt("table footer"));
+        }
+        let filter = read_sealed(&*region, filter_at, list_at, "table filter")?;
+        let list = read_sealed(&*region, list_at, end, "table block list")?;
+        let (blocks, last_key) = parse_blocks(&list, filter_at).ok_or_else(|| corrupt("table block list"))?;
+        Ok(Table { region, len, blocks, filter, last_key, entries, tids })
+    }
+
+    /// How the manifest names it.
+    pub fn reference(&self) -> TableRef {
+        TableRef { region: self.region.place(), len: self.len }
+    }
+
+    /// Number of versions.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Lowest and highest tid.
+    pub fn tids(&self) -> (Tid, Tid) {
+        self.tids
+    }
+
+    /// Bytes on the volume.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The last key.
+    pub fn last_key(&self) -> &[u8] {
+        &self.last_key
+    }
+
+    /// Bytes of memory for filter and block list.
+    pub fn resident_bytes(&self) -> usize {
+        let list: usize = self.blocks.iter().map(|b| b.first_key.len() + std::mem::size_of::<BlockRef>()).sum();
+        list + self.filter.len()
+    }
+
+    /// Whether the key may be here.
+    pub fn may_contain(&self, key: &[u8]) -> bool {
+        bloom::may_contain(&self.filter, key)
+    }
+
+    /// The first entry at or after (key, tid ≤ at) is in this block or is the first of the next.
+    fn block_for(&self, key: &[u8], at: Tid) -> usize {
+        let n = self.blocks.partition_point(|b| match (*b.first_key).cmp(key) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Equal => b.first_tid >= at,
+            std::cmp::Ordering::Greater => false,
+        });
+        n.saturating_sub(1)
+    }
+
+    fn block(&self, i: usize, cache: Option<&BlockCache>) -> Result<Arc<[u8]>> {
+        let b = &self.blocks[i];
+        let id = (self.region.place().id, b.offset);
+        if let Some(found) = cache.and_then(|c| c.get(&id)) {
+            return Ok(found);
+        }
+        let stored = read_sealed(&*self.region, b.offset, b.offset + u64::from(b.len), "table block")?;
+        let block = unpack(&stored).ok_or_else(|| Error::Corrupt {
+            place: format!("region {:x} at byte {}", id.0, id.1),
+            what: "table block",
+            expected: "LZ4 or plain entries".into(),
+            found: "neither".into(),
+        })?;
+        if let Some(cache) = cache {
+            cache.insert(id, block.clone());
+        }
+        Ok(block)
+    }
+}
+
+fn unpack(stored: &[u8]) -> Option<Arc<[u8]>> {
+    let mut r = Reader::new(stored);
+    match r.u8()? {
+        0 => Some(r.rest().into()),
+        1 => {
+            let n = usize::try_from(r.varint()?).ok().filter(|&n| n <= 64 << 20)?;
+            let block = lz4_flex::block::decompress(r.rest(), n).ok()?;
+            Some(block.into())
+        }
+        _ => None,
+    }
+}
+
+fn read_sealed(region: &dyn Region, from: u64, to: u64, what: &'static str) -> Result<Vec<u8>> {
+    let place = || format!("region {:x} at byte {from}", region.place().id);
+    let len = to.checked_sub(from).filter(|&n| (4..=region.place().size).contains(&n));
+    let Some(len) = len else {
+        let found = format!("{from}..{to}");
+        return Err(Error::Corrupt { place: place(), what, expected: "a range".into(), found });
+    };
+    let mut buf = vec![0; len as usize];
+    region.read_at(&mut buf, from)?;
+    let body = buf.len() - 4;
+    let expected = u32::from_le_bytes(buf[body..].try_into().expect("4 bytes"));
+    buf.truncate(body);
+    let found = crc_at(region.place().id, from, &buf);
+    if found == expected {
+        return Ok(buf);
+    }
+    let (expected, found) = (format!("crc {expected:08x}"), format!("crc {found:08x}"));
+    Err(Error::Corrupt { place: place(), what, expected, found })
+}
+
+fn parse_blocks(list: &[u8], end: u64) -> Option<(Vec<BlockRef>, Vec<u8>)> {
+    let mut r = Reader::new(list);
+    let n = r.varint()?;
+    let mut blocks = Vec::new();
+    for _ in 0..n {
+        let offset = r.varint()?;
+        let first_key = r.bytes()?.into();
+        let first_tid = Tid(r.u64()?);
+        let len = u32::try_from(r.varint()?).ok()?;
+        offset.checked_add(len.into()).filter(|&e| e <= end)?;
+        blocks.push(BlockRef { offset, len, first_key, first_tid });
+    }
+    let last_key = r.bytes()?.to_vec();
+    (r.is_empty() && !blocks.is_empty()).then_some((blocks, last_key))
+}
+
+/// Walks a table's entries in order.
+pub struct Cursor<'c> {
+    table: Arc<Table>,
+    cache: Option<&'c BlockCache>,
+    next_block: usize,
+    block: Arc<[u8]>,
+    at: usize,
+    key: Vec<u8>,
+    tid: Tid,
+    value: Option<std::ops::Range<usize>>,
+    valid: bool,
+}
+
+impl<'c> Cursor<'c> {
+    /// At the first entry of the table.
+    pub fn first(table: Arc<Table>, cache: Option<&'c BlockCache>) -> Result<Cursor<'c>> {
+        let mut c = Cursor::over(table, cache);
+        c.step()?;
+        Ok(c)
+    }
+
+    /// At the first entry that is not before (key, at).
+    pub fn seek(table: Arc<Table>, key: &[u8], at: Tid, cache: Option<&'c BlockCache>) -> Result<Cursor<'c>> {
+        let mut c = Cursor::over(table, cache);
+        c.next_block = c.table.block_for(key, at);
+        c.step()?;
+        while c.valid && c.is_before(key, at) {
+            c.step()?;
+        }
+        Ok(c)
+    }
+
+    fn over(table: Arc<Table>, cache: Option<&'c BlockCache>) -> Cursor<'c> {
+        let block = Arc::from([].as_slice());
+        Cursor { table, cache, next_block: 0, block, at: 0, key: Vec::new(), tid: Tid::ZERO, value: None, valid: false }
+    }
+
+    fn is_before(&self, key: &[u8], at: Tid) -> bool {
+        match self.key.as_slice().cmp(key) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Equal => self.tid > at,
+            std::cmp::Ordering::Greater => false,
+        }
+    }
+
+    /// Goes to the next entry; afterwards [`Cursor::key`] is `None` at the end.
+    pub fn step(&mut self) -> Result<()> {
+        if self.at >= self.block.len() {
+            if self.next_block >= self.table.blocks.len() {
+                self.valid = false;
+                return Ok(());
+            }
+            self.block = self.table.block(self.next_block, self.cache)?;
+            self.next_block += 1;
+            self.at = 0;
+            self.key.clear();
+        }
+        self.valid = true;
+        self.decode().ok_or_else(|| Error::Corrupt {
+            place: format!("region {:x}, block {}", self.table.region.place().id, self.next_block - 1),
+            what: "table entry",
+            expected: "an entry".into(),
+            found: "bytes that are none".into(),
+        })
+    }
+
+    fn decode(&mut self) -> Option<()> {
+        let mut r = Reader::new(&self.block[self.at..]);
+        let shared = usize::try_from(r.varint()?).ok().filter(|&n| n <= self.key.len())?;
+        let suffix = r.bytes()?;
+        let tid = Tid(r.u64()?);
+        let value = match r.varint()? {
+            0 => None,
+            n => {
+                let n = usize::try_from(n - 1).ok()?;
+                let start = self.block.len() - r.rest().len();
+                r.take(n)?;
+                Some(start..start + n)
+            }
+        };
+        self.key.truncate(shared);
+        self.key.extend_from_slice(suffix);
+        self.at = self.block.len() - r.rest().len();
+        (self.tid, self.value) = (tid, value);
+        Some(())
+    }
+
+    /// The current key, `None` at the end.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.valid.then_some(&self.key)
+    }
+
+    /// The current tid.
+    pub fn tid(&self) -> Tid {
+        self.tid
+    }
+
+    /// The current value; `None`: a tombstone.
+    pub fn value(&self) -> Option<Value> {
+        self.value.clone().map(|range| self.block[range].into())
+    }
+
+    /// The current entry, copied.
+    pub fn entry(&self) -> Option<Entry> {
+        self.valid.then(|| Entry { key: self.key.clone(), tid: self.tid, value: self.value() })
+    }
+}

@@ -1,0 +1,268 @@
+//! The tail of the log: frames in memory, on their way to the open segment. docs/format.md §Log.
+//!
+//! Invariants: frames reach the volume in order; a buffer ends at a frame's end, so a stored extent is wholly in one
+//! buffer or wholly written; after a failed write nothing more is accepted, so what is durable stays a prefix.
+//!
+//! `fsync` is one append and one flush, shared: whoever holds `io` writes and flushes for all that wait behind it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::manifest::Position;
+use crate::volume::Region;
+use crate::{Error, Result, Tid};
+
+/// A buffer this full goes to the volume.
+const BUFFER: usize = 1 << 20;
+/// Committers help writing when this much waits.
+const QUEUE_MAX: usize = 48 << 20;
+/// After a small sync, this much is zeroed ahead where that makes the next ones cheaper.
+const ZEROES: u64 = 1 << 20;
+const SMALL_SYNC: u64 = 128 << 10;
+
+/// A full buffer.
+struct Buffer {
+    region: Arc<dyn Region>,
+    offset: u64,
+    bytes: Arc<Vec<u8>>,
+    /// The newest transaction in it.
+    last: Tid,
+}
+
+/// Where frames are appended.
+pub struct Tail {
+    /// The open segment.
+    pub segment: Arc<dyn Region>,
+    /// Byte of the segment that `buf[0]` will be.
+    pub base: u64,
+    /// Frames not yet queued.
+    pub buf: Vec<u8>,
+    /// Checksum of the last frame.
+    pub chain: u32,
+    /// The newest transaction.
+    pub last: Tid,
+    /// Live objects and bytes.
+    pub objects: u64,
+    pub live: u64,
+    /// Bytes appended since the store was opened.
+    pub appended: u64,
+    queue: VecDeque<Buffer>,
+    queued: usize,
+    stopped: Option<Error>,
+}
+
+impl Tail {
+    /// An empty tail at a position.
+    pub fn new(segment: Arc<dyn Region>, at: Position, last: Tid, objects: u64, live: u64) -> Tail {
+        Tail {
+            segment,
+            base: at.offset,
+            buf: Vec::with_capacity(BUFFER + (BUFFER >> 1)),
+            chain: at.chain,
+            last,
+            objects,
+            live,
+            appended: 0,
+            queue: VecDeque::new(),
+            queued: 0,
+            stopped: None,
+        }
+    }
+
+    /// Where the next frame starts.
+    pub fn position(&self) -> Position {
+        Position { region: self.segment.place().id, offset: self.end(), chain: self.chain }
+    }
+
+    /// Byte of the segment at which the next frame starts.
+    pub fn end(&self) -> u64 {
+        self.base + self.buf.len() as u64
+    }
+
+    /// Bytes left in the segment.
+    pub fn room(&self) -> u64 {
+        self.segment.place().size.saturating_sub(self.end())
+    }
+
+    /// Fails if an earlier write did.
+    pub fn check(&self) -> Result<()> {
+        match &self.stopped {
+            Some(e) => Err(Error::Stopped(Box::new(e.clone()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands the buffer to the writer when it is full; says whether it did.
+    pub fn committed(&mut self) -> bool {
+        let full = self.buf.len() >= BUFFER;
+        if full {
+            self.queue_buffer();
+        }
+        full
+    }
+
+    fn queue_buffer(&mut self) {
+        if self.buf.is_empty() {
+            return;
+        }
+        let bytes = std::mem::replace(&mut self.buf, Vec::with_capacity(BUFFER + (BUFFER >> 1)));
+        self.queued += bytes.len();
+        let (region, offset) = (self.segment.clone(), self.base);
+        self.base += bytes.len() as u64;
+        self.queue.push_back(Buffer { region, offset, bytes: Arc::new(bytes), last: self.last });
+    }
+
+    /// Goes on in another segment (whose header is `header`); the old one's frames, seal included, are queued.
+    pub fn switch(&mut self, segment: Arc<dyn Region>, header: Vec<u8>) {
+        self.queue_buffer();
+        self.segment = segment;
+        self.base = 0;
+        self.buf.extend_from_slice(&header);
+    }
+
+    /// Copies bytes that are still in memory. `None`: some of them are elsewhere.
+    pub fn read(&self, region: u64, offset: u64, out: &mut [u8]) -> Option<()> {
+        let copy = |base: u64, bytes: &[u8], out: &mut [u8]| {
+            let at = usize::try_from(offset.checked_sub(base)?).ok()?;
+            out.copy_from_slice(bytes.get(at..at.checked_add(out.len())?)?);
+            Some(())
+        };
+        if self.segment.place().id == region && copy(self.base, &self.buf, out).is_some() {
+            return Some(());
+        }
+        let mut queued = self.queue.iter().filter(|b| b.region.place().id == region);
+        queued.find_map(|b| copy(b.offset, &b.bytes, out))
+    }
+
+    /// Whether any of these bytes is not on the volume yet.
+    pub fn unwritten(&self, region: u64, offset: u64, len: u64) -> bool {
+        let overlaps = |base: u64, n: usize| offset < base + n as u64 && base < offset + len;
+        self.segment.place().id == region && overlaps(self.base, self.buf.len())
+            || self.queue.iter().any(|b| b.region.place().id == region && overlaps(b.offset, b.bytes.len()))
+    }
+}
+
+#[derive(Default)]
+struct Io {
+    dirty: Vec<Arc<dyn Region>>,
+    since_sync: u64,
+    /// Up to where the open segment's bytes were written before: (region, offset).
+    zeroed: (u64, u64),
+}
+
+/// See the module.
+pub struct Log {
+    tail: Mutex<Tail>,
+    io: Mutex<Io>,
+    durable: AtomicU64,
+}
+
+impl Log {
+    /// A log whose transactions so far are durable.
+    pub fn new(tail: Tail) -> Log {
+        let durable = AtomicU64::new(tail.last.0);
+        Log { tail: Mutex::new(tail), io: Mutex::default(), durable }
+    }
+
+    /// The tail, locked.
+    pub fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock()
+    }
+
+    /// All up to here survives a power failure.
+    pub fn durable(&self) -> Tid {
+        Tid(self.durable.load(Ordering::Acquire))
+    }
+
+    /// Waits (by helping) while too much is in memory. Call it with no lock held.
+    pub fn admit(&self) -> Result<()> {
+        while self.tail.lock().queued > QUEUE_MAX {
+            self.write_out()?;
+        }
+        Ok(())
+    }
+
+    /// Whether full buffers wait.
+    pub fn has_full_buffers(&self) -> bool {
+        !self.tail.lock().queue.is_empty()
+    }
+
+    /// Writes the full buffers.
+    pub fn write_out(&self) -> Result<()> {
+        self.drain(&mut self.io.lock())
+    }
+
+    fn drain(&self, io: &mut Io) -> Result<()> {
+        loop {
+            let next = {
+                let t = self.tail.lock();
+                t.check()?;
+                t.queue.front().map(|b| (b.region.clone(), b.offset, b.bytes.clone()))
+            };
+            let Some((region, offset, bytes)) = next else { return Ok(()) };
+            let written = region.write_at(&bytes, offset);
+            let mut t = self.tail.lock();
+            if let Err(e) = written {
+                t.stopped = Some(e.clone());
+                return Err(e);
+            }
+            t.queue.pop_front();
+            t.queued -= bytes.len();
+            drop(t);
+            io.since_sync += bytes.len() as u64;
+            if io.dirty.last().is_none_or(|r| r.place().id != region.place().id) {
+                io.dirty.push(region);
+            }
+        }
+    }
+
+    /// Returns once all that is committed now is durable.
+    pub fn sync(&self) -> Result<Tid> {
+        let want = self.tail.lock().last;
+        if self.durable() >= want {
+            return Ok(want);
+        }
+        let mut io = self.io.lock();
+        if self.durable() >= want {
+            return Ok(want);
+        }
+        let (covers, segment, end) = {
+            let mut t = self.tail.lock();
+            t.check()?;
+            t.queue_buffer();
+            (t.last, t.segment.clone(), t.end())
+        };
+        self.drain(&mut io)?;
+        let flushed = self.zero_ahead(&mut io, segment, end).and_then(|()| {
+            let mut dirty = std::mem::take(&mut io.dirty);
+            dirty.drain(..).try_for_each(|r| r.flush())
+        });
+        if let Err(e) = flushed {
+            // What a failed flush left behind is unknown: it must never be taken for durable later.
+            self.tail.lock().stopped = Some(e.clone());
+            return Err(e);
+        }
+        io.since_sync = 0;
+        self.durable.fetch_max(covers.0, Ordering::AcqRel);
+        Ok(covers)
+    }
+
+    /// Overwriting bytes that the file already has makes its flush one device operation instead of a journal commit.
+    fn zero_ahead(&self, io: &mut Io, segment: Arc<dyn Region>, end: u64) -> Result<()> {
+        let at = segment.place();
+        let covered = io.zeroed.0 == at.id && end <= io.zeroed.1;
+        if covered || io.since_sync > SMALL_SYNC || !segment.gains_from_zeroes_ahead() {
+            return Ok(());
+        }
+        let to = (end + ZEROES).min(at.size);
+        segment.write_at(&vec![0; (to - end) as usize], end)?;
+        io.zeroed = (at.id, to);
+        if io.dirty.last().is_none_or(|r| r.place().id != at.id) {
+            io.dirty.push(segment);
+        }
+        Ok(())
+    }
+}

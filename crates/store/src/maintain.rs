@@ -1,0 +1,351 @@
+//! Upkeep: flushing the memtable, merging runs, checkpoints. docs/format.md §Checkpoint.
+//!
+//! A checkpoint is: log durable up to P → tables durable → manifest durable → superblock durable. A crash in between
+//! leaves the older superblock valid, whose manifest names none of the new regions. Space of replaced regions is given
+//! back only after the superblock that no longer names them is durable, and when their last reader is gone.
+
+use std::sync::Arc;
+
+use crate::index::levels::{Levels, Run};
+use crate::index::merge::{Divider, Merged, Source, run_source};
+use crate::index::table::{Builder, Table};
+use crate::index::Entry;
+use crate::manifest::{Manifest, Position};
+use crate::store::Store;
+use crate::volume::RegionRef;
+use crate::{Result, Tid};
+
+/// A table that grows beyond this is ended and the next begun.
+const TABLE_TARGET: usize = 8 << 20;
+/// Replay after a crash reads no more of the log than about this.
+const LOG_MAX: u64 = 256 << 20;
+/// Newer runs together at least this share (1/n) of the next one: merge them.
+const MERGE_RATIO: u64 = 3;
+const RUNS_MIN: usize = 3;
+
+/// What the last checkpoint said.
+pub(crate) struct State {
+    /// Where replay would start.
+    pub log: Position,
+    /// Newest transaction in the tables.
+    pub tid: Tid,
+    pub objects: u64,
+    pub live: u64,
+    pub next_object: u64,
+    /// [`crate::log::Tail::appended`] then.
+    pub appended: u64,
+    /// The manifest's region.
+    pub manifest: Option<RegionRef>,
+    /// Position and counts that belong to the frozen memtable.
+    pub pending: Option<Pending>,
+    /// Regions whose space is to be given back once nobody reads them.
+    pub doomed: Vec<Arc<Table>>,
+}
+
+/// The state of the log when a memtable was frozen.
+pub(crate) struct Pending {
+    log: Position,
+    tid: Tid,
+    objects: u64,
+    live: u64,
+    appended: u64,
+    next_object: u64,
+}
+
+/// Whether a step found something to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// Nothing is due.
+    Idle,
+    /// Something was done; there may be more.
+    Worked,
+}
+
+/// Which family a merge is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Live,
+    History,
+}
+
+impl Store {
+    /// Does the most urgent piece of upkeep, if any is due: flush, merge, prepare the next segment.
+    pub fn step(&self) -> Result<Progress> {
+        if self.read_only {
+            return Ok(Progress::Idle);
+        }
+        self.prepare_segment()?;
+        let mut state = self.maintenance.lock();
+        self.trim_segments()?;
+        if self.flush_is_due(&state) {
+            self.flush_locked(&mut state)?;
+            return Ok(Progress::Worked);
+        }
+        let levels = self.index.read().levels.clone();
+        if let Some(n) = merge_choice(&levels.live) {
+            self.merge(&mut state, Family::Live, levels.live[..n].to_vec())?;
+            return Ok(Progress::Worked);
+        }
+        let mut by_size = levels.history.clone();
+        by_size.sort_by_key(Run::len);
+        if let Some(n) = merge_choice(&by_size) {
+            self.merge(&mut state, Family::History, by_size[..n].to_vec())?;
+            return Ok(Progress::Worked);
+        }
+        self.bury(&mut state)?;
+        Ok(Progress::Idle)
+    }
+
+    /// Flushes the index so that the next open replays nothing.
+    pub fn checkpoint(&self) -> Result<()> {
+        let mut state = self.maintenance.lock();
+        self.flush_locked(&mut state)
+    }
+
+    /// Ends everything durable and gives back what was reserved ahead.
+    pub fn close(&self) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.checkpoint()?;
+        if let Some(spare) = self.spare.lock().take() {
+            self.volume.remove(spare.place())?;
+        }
+        Ok(())
+    }
+
+    fn flush_is_due(&self, state: &State) -> bool {
+        let appended = self.log.tail().appended;
+        let index = self.index.read();
+        index.active.bytes() as u64 > self.memtable_max() || appended - state.appended > LOG_MAX
+    }
+
+    /// Memory for the memtable before it is flushed (a frozen one may exist besides).
+    pub(crate) fn memtable_max(&self) -> u64 {
+        self.memory / 8
+    }
+
+    /// Makes the next segment before it is needed.
+    fn prepare_segment(&self) -> Result<()> {
+        let half_full = {
+            let t = self.log.tail();
+            t.room() < t.segment.place().size / 2
+        };
+        if !half_full || self.spare.lock().is_some() {
+            return Ok(());
+        }
+        match self.create_segment() {
+            Ok(region) => *self.spare.lock() = Some(region),
+            // Then the writer that needs it is told.
+            Err(crate::Error::NoSpace { .. }) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// Gives back what sealed segments did not use.
+    fn trim_segments(&self) -> Result<()> {
+        for s in self.segments.lock().iter_mut().rev().skip(1) {
+            if s.end == 0 || s.trimmed {
+                break;
+            }
+            s.at = self.volume.shrink(s.at, s.end)?;
+            s.trimmed = true;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn flush_locked(&self, state: &mut State) -> Result<()> {
+        let tail = self.log.tail();
+        let (log, tid) = (tail.position(), tail.last);
+        if (log, tid) == (state.log, state.tid) && self.index.read().frozen.is_none() {
+            return Ok(());
+        }
+        let (objects, live, appended) = (tail.objects, tail.live, tail.appended);
+        let next_object = self.next_object();
+        let frozen = {
+            let mut index = self.index.write();
+            // An earlier flush that failed left its memtable: it goes first, alone, with the old position.
+            match &index.frozen {
+                Some(f) => f.clone(),
+                None => {
+                    let f = Arc::new(std::mem::take(&mut index.active));
+                    index.frozen = Some(f.clone());
+                    state.pending = Some(Pending { log, tid, objects, live, appended, next_object });
+                    f
+                }
+            }
+        };
+        drop(tail);
+        self.log.sync()?;
+        let levels = self.index.read().levels.clone();
+        let (new_live, new_history) = self.write_tables(
+            vec![Box::new(frozen.entries().map(Ok))],
+            Family::Live,
+            levels.live.is_empty(),
+            None,
+        )?;
+        let mut next = (*levels).clone();
+        next.live.splice(0..0, new_live);
+        next.history.extend(new_history);
+        if let Some(p) = state.pending.take() {
+            (state.log, state.tid, state.appended) = (p.log, p.tid, p.appended);
+            (state.objects, state.live, state.next_object) = (p.objects, p.live, p.next_object);
+        }
+        self.commit_levels(state, next, true)
+    }
+
+    /// Writes the manifest that names `levels`, points the superblock to it, and switches readers over.
+    fn commit_levels(&self, state: &mut State, levels: Levels, flushed: bool) -> Result<()> {
+        self.write_manifest(state, &levels)?;
+        let mut index = self.index.write();
+        index.levels = Arc::new(levels);
+        if flushed {
+            index.frozen = None;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_manifest(&self, state: &mut State, levels: &Levels) -> Result<()> {
+        let name = |runs: &[Run]| runs.iter().map(|r| r.tables.iter().map(|t| t.reference()).collect()).collect();
+        let manifest = Manifest {
+            tid: state.tid,
+            next_region: self.next_region.load(std::sync::atomic::Ordering::Relaxed) + 1,
+            next_object: state.next_object,
+            objects: state.objects,
+            live_bytes: state.live,
+            log: state.log,
+            segments: self.segments_for(state.log),
+            live: name(&levels.live),
+            history: name(&levels.history),
+        };
+        let id = self.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let bytes = manifest.encode(id);
+        let region = self.volume.create(id, bytes.len() as u64)?;
+        region.write_at(&bytes, 0)?;
+        region.flush()?;
+        let mut sb = self.superblock.lock();
+        sb.generation += 1;
+        sb.manifest = region.place();
+        sb.manifest_len = bytes.len() as u64;
+        sb.write(&*self.volume)?;
+        if let Some(old) = state.manifest.replace(region.place()) {
+            self.volume.remove(old)?;
+        }
+        Ok(())
+    }
+
+    /// The segments up to a position; later ones are found by following the seals.
+    fn segments_for(&self, log: Position) -> Vec<crate::segment::Segment> {
+        let all = self.segments.lock();
+        let n = all.iter().position(|s| s.at.id == log.region).map_or(all.len(), |i| i + 1);
+        let mut named = all[..n].to_vec();
+        if let Some(last) = named.last_mut() {
+            last.end = 0;
+        }
+        named
+    }
+
+    /// Merges the runs; a flush that falls due meanwhile goes first.
+    fn merge(&self, state: &mut State, family: Family, runs: Vec<Run>) -> Result<()> {
+        let levels = self.index.read().levels.clone();
+        let bottom = family == Family::Live && levels.live.len() == runs.len();
+        let sources = runs.iter().map(run_source).collect();
+        let (live, history) = self.write_tables(sources, family, bottom, Some(state))?;
+        // A flush may have added runs meanwhile: put ours in the place of those that were merged.
+        let mut next = Levels::clone(&self.index.read().levels);
+        let merged = |r: &Run| runs.iter().any(|m| m.is(r));
+        if family == Family::Live {
+            let at = next.live.iter().position(merged).expect("merged runs are in the levels");
+            next.live.splice(at..at + runs.len(), live);
+        } else {
+            next.history.retain(|r| !merged(r));
+        }
+        next.history.extend(history);
+        self.commit_levels(state, next, false)?;
+        state.doomed.extend(runs.into_iter().flat_map(|r| r.tables));
+        self.bury(state)
+    }
+
+    /// Gives back the space of replaced tables that nobody reads any more.
+    fn bury(&self, state: &mut State) -> Result<()> {
+        let (free, read): (Vec<_>, Vec<_>) = state.doomed.drain(..).partition(|t| Arc::strong_count(t) == 1);
+        state.doomed = read;
+        for t in free {
+            self.volume.remove(t.reference().region)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the sources' entries as a live and a history run (either may be absent).
+    fn write_tables(
+        &self,
+        sources: Vec<Source>,
+        family: Family,
+        bottom: bool,
+        mut state: Option<&mut State>,
+    ) -> Result<(Option<Run>, Option<Run>)> {
+        let mut merged = Merged::new(sources)?;
+        let mut divider = Divider::new(bottom);
+        let mut outputs = [RunWriter::default(), RunWriter::default()];
+        let mut n = 0u64;
+        while let Some(entry) = merged.next()? {
+            let live = family == Family::Live && divider.is_live(&entry);
+            outputs[usize::from(!live)].add(self, &entry)?;
+            n += 1;
+            if n % 4096 == 0 {
+                if let Some(state) = state.as_deref_mut().filter(|s| self.flush_is_due(s)) {
+                    self.flush_locked(state)?;
+                }
+            }
+        }
+        let [live, history] = outputs;
+        Ok((live.finish(self)?, history.finish(self)?))
+    }
+}
+
+#[derive(Default)]
+struct RunWriter {
+    builder: Option<Builder>,
+    region: u64,
+    run: Run,
+}
+
+impl RunWriter {
+    fn add(&mut self, store: &Store, entry: &Entry) -> Result<()> {
+        if self.builder.as_ref().is_some_and(|b| b.len() >= TABLE_TARGET) {
+            self.end_table(store)?;
+        }
+        let builder = self.builder.get_or_insert_with(|| {
+            self.region = store.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Builder::new(self.region)
+        });
+        builder.add(entry);
+        Ok(())
+    }
+
+    fn end_table(&mut self, store: &Store) -> Result<()> {
+        let Some(bytes) = self.builder.take().and_then(Builder::finish) else { return Ok(()) };
+        let region = store.volume.create(self.region, bytes.len() as u64)?;
+        region.write_at(&bytes, 0)?;
+        region.flush()?;
+        self.run.tables.push(Arc::new(Table::open(region, bytes.len() as u64)?));
+        Ok(())
+    }
+
+    fn finish(mut self, store: &Store) -> Result<Option<Run>> {
+        self.end_table(store)?;
+        Ok((!self.run.tables.is_empty()).then_some(self.run))
+    }
+}
+
+/// How many of the first runs to merge: the longest stretch of which each is not much larger than all before it.
+fn merge_choice(runs: &[Run]) -> Option<usize> {
+    let mut n = 1;
+    let mut sum = runs.first()?.len();
+    while n < runs.len() && runs[n].len() <= MERGE_RATIO * sum {
+        sum += runs[n].len();
+        n += 1;
+    }
+    (n >= RUNS_MIN).then_some(n)
+}

@@ -1,0 +1,424 @@
+//! Creating and opening a store. docs/format.md §Recovery.
+//!
+//! Opening: newest valid superblock → manifest → tables → replay of the log from the manifest's position. Replay stops at
+//! the first frame that is not valid. If a later frame says that the missing one had been durable, it was not torn by a
+//! crash but damaged since: then opening fails rather than lose synced data in silence.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::codec::crc_at;
+use crate::extent::{BLOCK, Codec};
+use crate::fold::Fold;
+use crate::frame::{self, Body, Content, Record};
+use crate::index::levels::{Levels, Run};
+use crate::index::memtable::Memtable;
+use crate::index::table::{BlockCache, BlockWeight, Table, TableRef};
+use crate::log::{Log, Tail};
+use crate::maintain::State;
+use crate::manifest::{Manifest, Position};
+use crate::segment::{self, Segment};
+use crate::store::{Index, Store};
+use crate::superblock::Superblock;
+use crate::volume::sim::SimDisk;
+use crate::volume::{RawVolume, Region, RegionRef, Volume};
+use crate::{Error, Result, Tid};
+
+/// How a store is made.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    /// Wall clock, nanoseconds since 1970.
+    pub now_ns: u64,
+    /// Bytes that it may use of its volume; 0: all there are.
+    pub size_limit: u64,
+    /// Identity; `None` draws one (tests fix it).
+    pub seed: Option<[u8; 32]>,
+}
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Bytes of memory for index, cache and buffers (tables' filters and block lists come on top).
+    pub memory: u64,
+    /// Changes nothing on the volume.
+    pub read_only: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions { memory: 256 << 20, read_only: false }
+    }
+}
+
+/// Smallest volume that makes sense.
+pub const SIZE_MIN: u64 = 64 << 20;
+
+impl Store {
+    /// Makes an empty store on a volume; what was there is lost. The store is then opened like any other.
+    pub fn create(volume: &dyn Volume, options: &CreateOptions) -> Result<()> {
+        let (_, size) = volume.usage(options.size_limit)?;
+        if size < SIZE_MIN {
+            return Err(Error::NotAStore(format!(
+                "{} has {size} bytes; a store needs {SIZE_MIN} at least",
+                volume.name()
+            )));
+        }
+        volume.keep_only(&[])?;
+        let mut random = options.seed.unwrap_or_default();
+        if options.seed.is_none() {
+            getrandom::fill(&mut random).map_err(|e| Error::NotAStore(format!("no random numbers: {e}")))?;
+        }
+        let uuid: [u8; 16] = random[..16].try_into().expect("16");
+        let birth = Tid(options.now_ns.max(1));
+        let most = (size / 16).next_power_of_two();
+        let segment = volume.create(1, most.clamp(8 << 20, 16 << 20))?;
+        segment.write_at(&segment::header(&uuid, segment.place(), birth), 0)?;
+        segment.flush()?;
+        let manifest = Manifest {
+            tid: birth,
+            next_region: 3,
+            next_object: 1,
+            objects: 0,
+            live_bytes: 0,
+            log: Position { region: 1, offset: segment::HEADER, chain: 0 },
+            segments: vec![Segment { at: segment.place(), end: 0, after: birth, trimmed: false }],
+            live: vec![],
+            history: vec![],
+        };
+        let bytes = manifest.encode(2);
+        let region = volume.create(2, bytes.len() as u64)?;
+        region.write_at(&bytes, 0)?;
+        region.flush()?;
+        let sb = Superblock {
+            generation: 0,
+            uuid,
+            hash_key: random[16..].try_into().expect("16"),
+            birth,
+            size_limit: options.size_limit,
+            manifest: region.place(),
+            manifest_len: bytes.len() as u64,
+        };
+        sb.write(volume)
+    }
+
+    /// A new store in memory, for tests.
+    pub fn in_memory() -> Store {
+        let volume = Arc::new(RawVolume::new(Arc::new(SimDisk::new(16 << 30))));
+        let options = CreateOptions { now_ns: 1, seed: Some([7; 32]), ..CreateOptions::default() };
+        Store::create(&*volume, &options).expect("memory does not fail");
+        Store::open(volume, &OpenOptions::default()).expect("memory does not fail")
+    }
+
+    /// Opens a store. After a crash this replays the tail of the log; no repair step is ever needed.
+    pub fn open(volume: Arc<dyn Volume>, options: &OpenOptions) -> Result<Store> {
+        let candidates = Superblock::read(&*volume)?;
+        let mut failed = None;
+        for sb in candidates {
+            // The older superblock serves only where the newer one's manifest was never completed; its regions may
+            // have been given back since, so it is tried in full before it is believed.
+            match read_manifest(&*volume, &sb) {
+                Ok(manifest) => return open_with(volume, options, sb, manifest),
+                Err(e) => failed = failed.or(Some(e)),
+            }
+        }
+        Err(failed.expect("a candidate failed"))
+    }
+}
+
+fn read_manifest(volume: &dyn Volume, sb: &Superblock) -> Result<Manifest> {
+    let region = volume.open(sb.manifest)?;
+    Manifest::read(&*region, sb.manifest_len)
+}
+
+fn open_runs(volume: &dyn Volume, runs: &[Vec<TableRef>]) -> Result<Vec<Run>> {
+    let open = |t: &TableRef| Ok(Arc::new(Table::open(volume.open(t.region)?, t.len)?));
+    runs.iter().map(|run| Ok(Run { tables: run.iter().map(open).collect::<Result<_>>()? })).collect()
+}
+
+fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: Manifest) -> Result<Store> {
+    let levels = Levels { live: open_runs(&*volume, &m.live)?, history: open_runs(&*volume, &m.history)? };
+    let mut regions: HashMap<u64, Arc<dyn Region>> = HashMap::new();
+    for s in &m.segments {
+        regions.insert(s.at.id, volume.open(s.at)?);
+    }
+    let first = regions.get(&m.log.region).cloned().ok_or_else(|| Error::Corrupt {
+        place: volume.name(),
+        what: "manifest",
+        expected: format!("segment {:x} in its list", m.log.region),
+        found: "it is not there".into(),
+    })?;
+    let tail = Tail::new(first, m.log, m.tid, m.objects, m.live_bytes);
+    let memory = options.memory.max(16 << 20);
+    let state = State {
+        log: m.log,
+        tid: m.tid,
+        objects: m.objects,
+        live: m.live_bytes,
+        next_object: m.next_object,
+        appended: 0,
+        manifest: Some(sb.manifest),
+        pending: None,
+        doomed: Vec::new(),
+    };
+    let store = Store {
+        birth: sb.birth,
+        hash_key: sb.hash_key,
+        uuid: sb.uuid,
+        read_only: options.read_only,
+        log: Log::new(tail),
+        index: RwLock::new(Index { active: Memtable::default(), frozen: None, levels: Arc::new(levels) }),
+        cache: BlockCache::with_weighter(4096, memory / 2, BlockWeight),
+        memory,
+        regions: RwLock::new(regions),
+        segments: Mutex::new(m.segments.clone()),
+        spare: Mutex::new(None),
+        next_region: AtomicU64::new(m.next_region),
+        next_object: AtomicU64::new(m.next_object),
+        maintenance: Mutex::new(state),
+        work: (Mutex::new(false), Condvar::new()),
+        superblock: Mutex::new(sb),
+        volume,
+    };
+    let replayed = store.replay(m.log)?;
+    store.settle(replayed)?;
+    Ok(store)
+}
+
+/// What a replay found.
+struct Replayed {
+    frames: u64,
+    /// Whether bytes follow the log's end that might be taken for frames.
+    dirty_end: bool,
+}
+
+impl Store {
+    /// Applies the frames from `at` on.
+    fn replay(&self, at: Position) -> Result<Replayed> {
+        let mut frames = 0;
+        let mut at = at;
+        loop {
+            let region = self.regions.read().get(&at.region).cloned().expect("opened before");
+            self.verify_header(&*region)?;
+            let mut window = Window::new(region.clone(), at.offset);
+            let next = loop {
+                window.fill_frame(at.offset)?;
+                let bytes = window.bytes(at.offset);
+                let Some(frame) = frame::parse(bytes, at.region, at.offset) else { break None };
+                let last = self.log.tail().last;
+                // Seals repeat the tid of the last transaction.
+                let in_order = frame.header.tid > last || matches!(frame.content, Content::Seal(_));
+                if frame.header.chain != at.chain || !in_order {
+                    break None;
+                }
+                let end = at.offset + frame::shape(bytes).expect("just parsed").len as u64;
+                let torn = match &frame.content {
+                    Content::Transaction(records) => !data_is_valid(at.region, bytes, at.offset, records),
+                    Content::Seal(_) => false,
+                };
+                if torn && self.durable_beyond(&region, end, last)?.is_none() {
+                    break None;
+                }
+                let start = at.offset;
+                at = Position { region: at.region, offset: end, chain: frame.crc };
+                {
+                    let mut t = self.log.tail();
+                    (t.base, t.chain) = (at.offset, at.chain);
+                }
+                match frame.content {
+                    Content::Seal(next) => break Some(next),
+                    Content::Transaction(records) => {
+                        self.apply(at.region, start, &frame.header, records)?;
+                        frames += 1;
+                    }
+                }
+            };
+            let Some(next) = next else {
+                let last = self.log.tail().last;
+                if let Some(seen) = self.durable_beyond(&region, at.offset, last)? {
+                    return Err(Error::Corrupt {
+                        place: format!("{}, region {:x} at byte {}", self.volume.name(), at.region, at.offset),
+                        what: "frame of the log",
+                        expected: format!("transactions between {last} and {seen}, which were durable"),
+                        found: "damaged bytes".into(),
+                    });
+                }
+                let dirty_end = frame::shape(window.bytes(at.offset)).is_some();
+                return Ok(Replayed { frames, dirty_end });
+            };
+            at = self.follow(at, next)?;
+        }
+    }
+
+    /// Goes to the segment that a seal names.
+    fn follow(&self, sealed: Position, next: RegionRef) -> Result<Position> {
+        let region = self.volume.open(next)?;
+        self.next_region.fetch_max(next.id + 1, Ordering::Relaxed);
+        self.regions.write().insert(next.id, region.clone());
+        let mut t = self.log.tail();
+        let mut segments = self.segments.lock();
+        if let Some(s) = segments.last_mut() {
+            s.end = sealed.offset;
+        }
+        segments.push(Segment { at: next, end: 0, after: t.last, trimmed: false });
+        t.segment = region;
+        t.base = segment::HEADER;
+        t.chain = sealed.chain;
+        Ok(Position { region: next.id, offset: segment::HEADER, chain: sealed.chain })
+    }
+
+    fn verify_header(&self, region: &dyn Region) -> Result<()> {
+        let mut header = vec![0; segment::HEADER as usize];
+        region.read_at(&mut header, 0)?;
+        match segment::verify(&header, &self.uuid, region.place()) {
+            // A crash may have lost the header of a segment that holds nothing durable.
+            Err(_) if header.iter().all(|b| *b == 0) => Ok(()),
+            verdict => verdict.map(|_| ()),
+        }
+    }
+
+    /// Looks for a later frame that says that something after `last` had been durable; returns that tid.
+    fn durable_beyond(&self, region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
+        const STEP: u64 = 4 << 20;
+        let at = region.place();
+        let mut start = from;
+        while start + (frame::HEADER as u64) < at.size {
+            let len = (STEP + self.frame_max() as u64).min(at.size - start) as usize;
+            let mut bytes = vec![0; len];
+            region.read_at(&mut bytes, start)?;
+            if bytes.iter().all(|b| *b == 0) {
+                break;
+            }
+            for i in (0..len.min(STEP as usize)).step_by(8) {
+                if frame::shape(&bytes[i..]).is_none() {
+                    continue;
+                }
+                if let Some(f) = frame::parse(&bytes[i..], at.id, start + i as u64) {
+                    if f.header.durable > last && f.header.tid > last {
+                        return Ok(Some(f.header.durable));
+                    }
+                }
+            }
+            start += STEP;
+        }
+        Ok(None)
+    }
+
+    fn apply(&self, region: u64, at: u64, h: &frame::Header, records: Vec<Record>) -> Result<()> {
+        let mut fold = Fold::new(h.fileset, h.tid);
+        for r in records {
+            fold.record(self, region, at, &r)?;
+        }
+        self.next_object.fetch_max(h.next_object, Ordering::Relaxed);
+        let mut t = self.log.tail();
+        t.last = h.tid;
+        t.objects = t.objects.saturating_add_signed(h.objects);
+        t.live = t.live.saturating_add_signed(h.live);
+        drop(t);
+        self.insert(h.tid, fold.finish());
+        Ok(())
+    }
+
+    /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash.
+    fn settle(&self, replayed: Replayed) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let all: Vec<RegionRef> = {
+            let segments = self.segments.lock();
+            let tables = self.index.read().levels.tables().map(|t| t.reference().region).collect::<Vec<_>>();
+            let manifest = self.superblock.lock().manifest;
+            segments.iter().map(|s| s.at).chain(tables).chain([manifest]).collect()
+        };
+        self.volume.keep_only(&all)?;
+        if replayed.frames == 0 && !replayed.dirty_end {
+            return Ok(());
+        }
+        let region = self.log.tail().segment.clone();
+        region.flush()?;
+        let mut tail = self.log.tail();
+        let end = tail.end();
+        tail.buf.clear();
+        let segment = self.create_segment()?;
+        let at = segment.place();
+        tail.chain = 0;
+        let header = segment::header(&self.uuid, at, tail.last);
+        tail.switch(segment.clone(), header);
+        self.regions.write().insert(at.id, segment);
+        let mut segments = self.segments.lock();
+        if let Some(s) = segments.last_mut() {
+            s.end = end;
+        }
+        segments.push(Segment { at, end: 0, after: tail.last, trimmed: false });
+        drop((segments, tail));
+        self.checkpoint()
+    }
+}
+
+/// Whether the bytes of a frame's extents are as they were written.
+pub(crate) fn data_is_valid(region: u64, frame: &[u8], at: u64, records: &[Record]) -> bool {
+    records.iter().all(|r| match r.body {
+        Body::Extent { len, codec, data_at, stored, .. } => {
+            let bytes = &frame[data_at as usize..(data_at + stored) as usize];
+            extent_is_valid(region, at + u64::from(data_at), bytes, codec, len as usize)
+        }
+        _ => true,
+    })
+}
+
+/// Whether stored bytes carry their own checksums.
+pub(crate) fn extent_is_valid(region: u64, at: u64, stored: &[u8], codec: Codec, len: usize) -> bool {
+    let sealed = |at: u64, bytes: &[u8]| match bytes.split_last_chunk::<4>() {
+        Some((data, crc)) => crc_at(region, at, data).to_le_bytes() == *crc,
+        None => false,
+    };
+    match codec {
+        Codec::Lz4 => sealed(at, stored),
+        Codec::Raw if stored.len() != crate::extent::raw_size(len) => false,
+        Codec::Raw => {
+            let blocks = stored.chunks(BLOCK + 4).enumerate();
+            blocks.into_iter().all(|(i, b)| sealed(at + (i * (BLOCK + 4)) as u64, b))
+        }
+    }
+}
+
+/// A part of a segment in memory, read ahead while frames are taken from it.
+pub(crate) struct Window {
+    region: Arc<dyn Region>,
+    start: u64,
+    buf: Vec<u8>,
+}
+
+impl Window {
+    const SIZE: u64 = 8 << 20;
+
+    pub fn new(region: Arc<dyn Region>, start: u64) -> Window {
+        Window { region, start, buf: Vec::new() }
+    }
+
+    /// What is read from byte `at` on.
+    pub fn bytes(&self, at: u64) -> &[u8] {
+        at.checked_sub(self.start).and_then(|i| self.buf.get(i as usize..)).unwrap_or_default()
+    }
+
+    /// Makes the frame at byte `at` available to [`Window::bytes`], if there is one.
+    pub fn fill_frame(&mut self, at: u64) -> Result<()> {
+        self.fill(at, frame::HEADER as u64)?;
+        match frame::shape(self.bytes(at)) {
+            Some(shape) => self.fill(at, shape.len as u64),
+            None => Ok(()),
+        }
+    }
+
+    fn fill(&mut self, at: u64, len: u64) -> Result<()> {
+        let size = self.region.place().size;
+        if (self.bytes(at).len() as u64) >= len || at.checked_add(len).is_none_or(|end| end > size) {
+            return Ok(());
+        }
+        self.buf.resize(Window::SIZE.max(len).min(size - at) as usize, 0);
+        self.start = at;
+        self.region.read_at(&mut self.buf, at)
+    }
+}

@@ -1,0 +1,59 @@
+//! Segments: the regions of the log. docs/format.md §Segment.
+//!
+//! A header of [`HEADER`] bytes that says whose segment it is, then frames up to a seal or the end of the log.
+
+use crate::codec::{Reader, crc_at};
+use crate::volume::RegionRef;
+use crate::{Error, Result, Tid};
+
+/// Bytes of a segment header; frames begin behind it.
+pub const HEADER: u64 = 4096;
+const MAGIC: &[u8; 8] = b"DARNSEG1";
+
+/// What the manifest knows of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub at: RegionRef,
+    /// End of its last valid frame; 0 while frames are appended.
+    pub end: u64,
+    /// Tid of the newest transaction before it.
+    pub after: Tid,
+    /// In memory only: what it did not use was given back.
+    pub trimmed: bool,
+}
+
+/// The header of a new segment.
+pub fn header(store: &[u8; 16], at: RegionRef, after: Tid) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER as usize);
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(store);
+    for v in [at.id, at.size, after.0] {
+        out.extend_from_slice(&v.to_le_bytes());
+    }
+    out.resize(HEADER as usize - 4, 0);
+    let crc = crc_at(at.id, 0, &out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// Verifies a header; returns the tid that it starts after.
+pub fn verify(bytes: &[u8], store: &[u8; 16], at: RegionRef) -> Result<Tid> {
+    let corrupt = |expected: String, found: String| Error::Corrupt {
+        place: format!("region {:x} at byte 0", at.id),
+        what: "segment header",
+        expected,
+        found,
+    };
+    let (body, crc) = bytes.split_at(bytes.len() - 4);
+    let expected = u32::from_le_bytes(crc.try_into().expect("4 bytes"));
+    let found = crc_at(at.id, 0, body);
+    if found != expected {
+        return Err(corrupt(format!("crc {expected:08x}"), format!("crc {found:08x}")));
+    }
+    let mut r = Reader::new(body);
+    let mut parse = || Some((r.take(8)?, r.take(16)?, r.u64()?, r.u64()?, r.u64()?));
+    match parse() {
+        Some((magic, uuid, id, _, after)) if magic == MAGIC && uuid == store && id == at.id => Ok(Tid(after)),
+        _ => Err(corrupt("a segment of this store".into(), "something else".into())),
+    }
+}

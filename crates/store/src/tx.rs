@@ -1,0 +1,199 @@
+//! A transaction being made. docs/format.md §Frame.
+
+use parking_lot::MutexGuard;
+
+use crate::extent::{self, CHUNK, PIECES_MAX, Piece, Place};
+use crate::fold::Fold;
+use crate::frame::{self, Body, Heads, Record};
+use crate::log::Tail;
+use crate::store::Store;
+use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
+
+/// A transaction: nothing of it is visible until [`Tx::commit`]; dropped, it never was.
+/// Reads through the store meanwhile see the state before it; [`Tx::map`] sees its own writes.
+pub struct Tx<'s> {
+    store: &'s Store,
+    tail: MutexGuard<'s, Tail>,
+    start: usize,
+    heads: Heads,
+    fold: Fold,
+    objects: i64,
+    live: i64,
+}
+
+impl<'s> Tx<'s> {
+    /// The tail has room for a frame of [`Store::frame_max`] bytes.
+    pub(crate) fn new(store: &'s Store, mut tail: MutexGuard<'s, Tail>, fileset: FilesetId, tid: Tid) -> Tx<'s> {
+        let start = tail.buf.len();
+        tail.buf.resize(start + frame::HEADER, 0);
+        Tx { store, tail, start, heads: Heads::default(), fold: Fold::new(fileset, tid), objects: 0, live: 0 }
+    }
+
+    /// The tid that all of this will carry (nanoseconds: fit for mtime and ctime).
+    pub fn tid(&self) -> Tid {
+        self.fold.tid
+    }
+
+    /// Sets a record. A second put of the same key in one transaction replaces the first.
+    pub fn put(&mut self, object: ObjectId, kind: Kind, suffix: &[u8], value: &[u8]) {
+        self.fold.put(object, kind, suffix, Some(value));
+        self.add(Record { object, kind, body: Body::Put { suffix, value } });
+    }
+
+    /// Writes a tombstone. One for an object's [`Kind::ATTR`] kills the whole object, extents and all, in O(1).
+    pub fn delete(&mut self, object: ObjectId, kind: Kind, suffix: &[u8]) {
+        self.fold.put(object, kind, suffix, None);
+        self.add(Record { object, kind, body: Body::Tombstone { suffix } });
+    }
+
+    fn add(&mut self, r: Record) {
+        self.heads.add(self.fold.tid, &r);
+    }
+
+    /// Writes file bytes. Returns by how many bytes the object's data (not its holes) grew.
+    pub fn write(&mut self, object: ObjectId, mut offset: u64, mut data: &[u8]) -> Result<i64> {
+        let mut grown = 0;
+        while !data.is_empty() {
+            let n = data.len().min((CHUNK - offset % CHUNK) as usize);
+            let (part, rest) = data.split_at(n);
+            grown += self.write_extent(object, offset, part)?;
+            let chunk = offset / CHUNK;
+            if self.fold.chunk(self.store, object, chunk)?.spans.len() > PIECES_MAX {
+                self.consolidate(object, chunk)?;
+            }
+            (offset, data) = (offset + n as u64, rest);
+        }
+        Ok(grown)
+    }
+
+    /// `data` lies within one chunk.
+    fn write_extent(&mut self, object: ObjectId, offset: u64, data: &[u8]) -> Result<i64> {
+        self.fits(extent::raw_size(data.len()))?;
+        let tail = &mut *self.tail;
+        let region = tail.segment.place().id;
+        let at = tail.buf.len();
+        let codec = extent::store(data, region, tail.base, &mut tail.buf);
+        let len = data.len() as u32;
+        let place = Place {
+            region,
+            offset: tail.base + at as u64,
+            stored: (tail.buf.len() - at) as u32,
+            extent_len: len,
+            skip: 0,
+            codec,
+            tid: self.fold.tid,
+        };
+        let data_at = (at - self.start) as u32;
+        let body = Body::Extent { offset, len, codec, data_at, stored: place.stored };
+        self.add(Record { object, kind: Kind::EXTENT, body });
+        self.fold.overlay(self.store, object, offset, len, Some(place))
+    }
+
+    /// Writes a chunk of many small pieces anew: one extent per run of data.
+    fn consolidate(&mut self, object: ObjectId, chunk: u64) -> Result<()> {
+        let base = chunk * CHUNK;
+        let mut pieces = Vec::new();
+        self.fold.chunk(self.store, object, chunk)?.pieces(object.0, base, 0, CHUNK as u32, &mut pieces);
+        for run in pieces.split(|p| !p.is_data()).filter(|run| run.len() > 1) {
+            let mut data = vec![0; run.iter().map(|p| p.len as usize).sum()];
+            let mut at = 0;
+            for p in run {
+                let end = at + p.len as usize;
+                self.store.read_piece(Some(&self.tail), p, &mut data[at..end])?;
+                at = end;
+            }
+            self.write_extent(object, run[0].offset, &data)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a range a hole (truncation: `len` up to `u64::MAX - offset`). Returns by how much the data grew (≤ 0).
+    /// Costs in proportion to the chunks that have data there.
+    pub fn punch(&mut self, object: ObjectId, offset: u64, len: u64) -> Result<i64> {
+        if len == 0 {
+            return Ok(0);
+        }
+        self.add(Record { object, kind: Kind::EXTENT, body: Body::Hole { offset, len } });
+        self.fold.punch(self.store, object, offset, len)
+    }
+
+    /// Puts pieces mapped from any object of this store at `offset`, sharing their bytes; holes punch.
+    /// Returns the growth as [`Tx::write`] does.
+    pub fn share(&mut self, object: ObjectId, mut offset: u64, pieces: &[Piece]) -> Result<i64> {
+        let mut grown = 0;
+        for p in pieces {
+            let Some(mut place) = p.place else {
+                grown += self.punch(object, offset, p.len)?;
+                offset += p.len;
+                continue;
+            };
+            let mut left = p.len;
+            while left > 0 {
+                let len = left.min(CHUNK - offset % CHUNK) as u32;
+                self.fits(0)?;
+                self.add(Record { object, kind: Kind::EXTENT, body: Body::Shared { offset, len, place } });
+                grown += self.fold.overlay(self.store, object, offset, len, Some(place))?;
+                place.skip += len;
+                offset += u64::from(len);
+                left -= u64::from(len);
+            }
+        }
+        Ok(grown)
+    }
+
+    /// As [`Store::map`] of the live tree, this transaction's own changes included.
+    pub fn map(&self, object: ObjectId, offset: u64, len: u64) -> Result<Vec<Piece>> {
+        self.store.map_with(Some(&self.fold), self.fold.fileset, object, offset, len, Tid::MAX)
+    }
+
+    /// Adjusts the counts of [`crate::Usage::objects`] and [`crate::Usage::live`]; kept with the transaction.
+    pub fn count(&mut self, objects: i64, live_bytes: i64) {
+        self.objects += objects;
+        self.live += live_bytes;
+    }
+
+    fn fits(&self, more: usize) -> Result<()> {
+        let len = self.tail.buf.len() - self.start + self.heads.len() + more;
+        if len + 1024 <= self.store.frame_max() { Ok(()) } else { Err(Error::TooLarge) }
+    }
+
+    /// Makes it visible, all at once. Durable after a later [`Store::sync`].
+    pub fn commit(mut self) -> Result<Tid> {
+        self.tail.check()?;
+        self.fits(0)?;
+        let tid = self.fold.tid;
+        let header = frame::Header {
+            tid,
+            fileset: self.fold.fileset,
+            chain: self.tail.chain,
+            durable: self.store.durable(),
+            next_object: self.store.next_object(),
+            objects: self.objects,
+            live: self.live,
+        };
+        let region = self.tail.segment.place().id;
+        let (start, tail) = (self.start, &mut *self.tail);
+        let crc = frame::finish(&mut tail.buf, start, region, tail.base, &header, &self.heads);
+        tail.chain = crc;
+        tail.last = tid;
+        tail.appended += (tail.buf.len() - start) as u64;
+        tail.objects = tail.objects.saturating_add_signed(self.objects);
+        tail.live = tail.live.saturating_add_signed(self.live);
+        let fold = std::mem::replace(&mut self.fold, Fold::new(FilesetId(0), tid));
+        self.store.insert(tid, fold.finish());
+        if self.tail.committed() {
+            self.store.wake();
+        }
+        // From here on the frame is part of the log; Drop must not take it back.
+        self.start = usize::MAX;
+        Ok(tid)
+    }
+}
+
+impl Drop for Tx<'_> {
+    fn drop(&mut self) {
+        if self.start != usize::MAX {
+            self.tail.buf.truncate(self.start);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! A directory volume: every region is a file. The embedded default. docs/format.md §Directory volume.
+//!
+//! `super.0`, `super.1` are the superblock slots, `region-<16 hex digits>` the regions.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Region, RegionRef, SUPER_SIZE, Volume, disk};
+use crate::{Error, Result};
+
+/// A volume in a directory of some other filesystem.
+pub struct DirVolume {
+    path: PathBuf,
+    write: bool,
+    /// Sum of the regions' sizes.
+    used: AtomicU64,
+}
+
+impl DirVolume {
+    /// The volume in an existing directory.
+    pub fn open(path: &Path, write: bool) -> DirVolume {
+        DirVolume { path: path.to_owned(), write, used: AtomicU64::new(0) }
+    }
+
+    fn file_path(&self, id: u64) -> PathBuf {
+        self.path.join(format!("region-{id:016x}"))
+    }
+
+    fn sync_dir(&self) -> Result<()> {
+        let r = File::open(&self.path).and_then(|d| d.sync_all());
+        io("flush", &self.path, r)
+    }
+}
+
+fn io<T>(action: &'static str, path: &Path, r: std::io::Result<T>) -> Result<T> {
+    r.map_err(|e| Error::Io { place: path.display().to_string(), action, source: Arc::new(e) })
+}
+
+impl Volume for DirVolume {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn read_super(&self, slot: usize) -> Result<[u8; SUPER_SIZE]> {
+        let path = self.path.join(format!("super.{slot}"));
+        let mut buf = [0; SUPER_SIZE];
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let n = bytes.len().min(SUPER_SIZE);
+                buf[..n].copy_from_slice(&bytes[..n]);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return io("read", &path, Err(e)),
+        }
+        Ok(buf)
+    }
+
+    fn write_super(&self, slot: usize, bytes: &[u8; SUPER_SIZE]) -> Result<()> {
+        let path = self.path.join(format!("super.{slot}"));
+        let is_new = !path.exists();
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let r = file.and_then(|f| {
+            f.write_all_at(bytes, 0)?;
+            f.sync_data()
+        });
+        io("write", &path, r)?;
+        if is_new { self.sync_dir() } else { Ok(()) }
+    }
+
+    fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
+        let path = self.file_path(id);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = io("create", &path, file)?;
+        // SAFETY: a plain system call on an open descriptor.
+        let rc = unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size as i64) };
+        if rc != 0 {
+            let e = std::io::Error::last_os_error();
+            match e.raw_os_error() {
+                // Filesystems without preallocation: space shows as missing when it is written.
+                Some(libc::EOPNOTSUPP | libc::ENOSYS) => {}
+                Some(libc::ENOSPC | libc::EDQUOT) => {
+                    let _ = fs::remove_file(&path);
+                    let (used, size) = self.usage(0)?;
+                    return Err(Error::NoSpace { used, size });
+                }
+                _ => {
+                    let _ = fs::remove_file(&path);
+                    return io("create", &path, Err(e));
+                }
+            }
+        }
+        self.sync_dir()?;
+        self.used.fetch_add(size, Ordering::Relaxed);
+        Ok(Arc::new(FileRegion { file, path, at: RegionRef { id, start: 0, size } }))
+    }
+
+    fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
+        let path = self.file_path(at.id);
+        let file = io("open", &path, OpenOptions::new().read(true).write(self.write).open(&path))?;
+        Ok(Arc::new(FileRegion { file, path, at }))
+    }
+
+    fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef> {
+        if size < at.size {
+            let path = self.file_path(at.id);
+            let file = io("open", &path, OpenOptions::new().write(true).open(&path))?;
+            io("shrink", &path, file.set_len(size))?;
+            self.used.fetch_sub(at.size - size, Ordering::Relaxed);
+        }
+        Ok(RegionRef { size: size.min(at.size), ..at })
+    }
+
+    fn remove(&self, at: RegionRef) -> Result<()> {
+        let path = self.file_path(at.id);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => io("remove", &path, Err(e)),
+            _ => {
+                self.used.fetch_sub(at.size, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    fn keep_only(&self, regions: &[RegionRef]) -> Result<()> {
+        self.used.store(regions.iter().map(|r| r.size).sum(), Ordering::Relaxed);
+        if !self.write {
+            return Ok(());
+        }
+        for entry in io("list", &self.path, fs::read_dir(&self.path))? {
+            let entry = io("list", &self.path, entry)?;
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|n| u64::from_str_radix(n.strip_prefix("region-")?, 16).ok());
+            if id.is_some_and(|id| regions.iter().all(|r| r.id != id)) {
+                io("remove", &entry.path(), fs::remove_file(entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn usage(&self, limit: u64) -> Result<(u64, u64)> {
+        let used = self.used.load(Ordering::Relaxed) + 2 * SUPER_SIZE as u64;
+        if limit > 0 {
+            return Ok((used, limit));
+        }
+        let path = std::ffi::CString::new(self.path.as_os_str().as_encoded_bytes()).expect("paths have no NUL");
+        // SAFETY: zeroes are a valid statvfs; the call fills it.
+        let mut st: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: both pointers are valid for the call.
+        if unsafe { libc::statvfs(path.as_ptr(), &mut st) } != 0 {
+            return io("statfs", &self.path, Err(std::io::Error::last_os_error()));
+        }
+        Ok((used, used + st.f_bavail * st.f_frsize))
+    }
+}
+
+struct FileRegion {
+    file: File,
+    path: PathBuf,
+    at: RegionRef,
+}
+
+impl FileRegion {
+    fn io<T>(&self, action: &'static str, offset: u64, r: std::io::Result<T>) -> Result<T> {
+        r.map_err(|e| Error::Io {
+            place: format!("{} at byte {offset}", self.path.display()),
+            action,
+            source: Arc::new(e),
+        })
+    }
+}
+
+impl Region for FileRegion {
+    fn place(&self) -> RegionRef {
+        self.at
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        // A file is as long as what was written to it; the rest of its region reads as zeroes, as on a raw volume.
+        let mut done = 0;
+        while done < buf.len() {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return self.io("read", offset, Err(e)),
+            }
+        }
+        buf[done..].fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.io("write", offset, self.file.write_all_at(bytes, offset))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.io("flush", 0, self.file.sync_data())
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        disk::will_need(&self.file, offset, len);
+    }
+
+    fn gains_from_zeroes_ahead(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,100 @@
+//! A flat run of bytes that can be read, written and flushed: a block device, an image file, or the simulator's.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
+
+/// What a raw volume needs of the world.
+pub trait Disk: Send + Sync {
+    /// What users call it.
+    fn name(&self) -> String;
+    /// Its size in bytes.
+    fn len(&self) -> std::io::Result<u64>;
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> std::io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Fills `buf` from `offset`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()>;
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()>;
+    /// Makes what was written durable.
+    fn flush(&self) -> std::io::Result<()>;
+    /// Hints that these bytes will be read soon.
+    fn will_need(&self, _offset: u64, _len: u64) {}
+    /// Hints that these bytes hold nothing.
+    fn discard(&self, _offset: u64, _len: u64) {}
+}
+
+/// A block device or image file.
+pub struct FileDisk {
+    file: File,
+    name: String,
+    is_device: bool,
+}
+
+impl FileDisk {
+    /// Opens an existing device or file; `write` false opens it for reading only.
+    pub fn open(path: &Path, write: bool) -> std::io::Result<FileDisk> {
+        let file = OpenOptions::new().read(true).write(write).open(path)?;
+        let is_device = file.metadata()?.file_type().is_block_device();
+        Ok(FileDisk { file, name: path.display().to_string(), is_device })
+    }
+
+    /// The open file, for locks.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Disk for FileDisk {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        use std::io::{Seek, SeekFrom};
+        (&self.file).seek(SeekFrom::End(0))
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        will_need(&self.file, offset, len);
+    }
+
+    fn discard(&self, offset: u64, len: u64) {
+        if !self.is_device {
+            // A sparse image gives its space back to the filesystem that holds it; only a hint, so failure is fine.
+            punch(&self.file, offset, len);
+        }
+    }
+}
+
+/// Asks the kernel to read ahead.
+pub(super) fn will_need(file: &File, offset: u64, len: u64) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: a plain system call on an open descriptor.
+    unsafe {
+        libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED);
+    }
+}
+
+fn punch(file: &File, offset: u64, len: u64) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: a plain system call on an open descriptor.
+    unsafe {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        libc::fallocate(file.as_raw_fd(), mode, offset as i64, len as i64);
+    }
+}

@@ -1,0 +1,85 @@
+//! Volumes: places to keep regions. docs/format.md §Volumes.
+//!
+//! A *region* is a numbered run of bytes: a segment of the log, a table of the index, or a manifest. Region numbers are
+//! never reused. A volume has two superblock slots besides. All I/O of the store passes through these traits; nothing
+//! is mapped into memory.
+
+mod dir;
+mod disk;
+mod raw;
+pub mod sim;
+
+use std::sync::Arc;
+
+pub use dir::DirVolume;
+pub use disk::{Disk, FileDisk};
+pub use raw::RawVolume;
+
+use crate::Result;
+use crate::codec::{Reader, put_varint};
+
+/// Bytes of a superblock slot.
+pub const SUPER_SIZE: usize = 4096;
+
+/// Where a region is: its number, and on volumes without names the bytes it occupies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionRef {
+    /// Its number.
+    pub id: u64,
+    /// First byte on a raw volume; 0 on a directory.
+    pub start: u64,
+    /// Bytes reserved for it.
+    pub size: u64,
+}
+
+impl RegionRef {
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.id);
+        put_varint(out, self.start);
+        put_varint(out, self.size);
+    }
+
+    pub(crate) fn get(r: &mut Reader) -> Option<RegionRef> {
+        Some(RegionRef { id: r.varint()?, start: r.varint()?, size: r.varint()? })
+    }
+}
+
+/// An open region. Offsets are relative to its start.
+pub trait Region: Send + Sync {
+    /// Where it is.
+    fn place(&self) -> RegionRef;
+    /// Fills `buf`; a short read is an error.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+    /// Writes all of `bytes`; durable after [`Region::flush`].
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
+    /// Makes what was written durable.
+    fn flush(&self) -> Result<()>;
+    /// Hints that bytes from `offset` on will be read soon.
+    fn will_need(&self, _offset: u64, _len: u64) {}
+    /// Whether overwriting already written bytes makes [`Region::flush`] cheaper here (files: no journal commit).
+    fn gains_from_zeroes_ahead(&self) -> bool {
+        false
+    }
+}
+
+/// A place that keeps regions.
+pub trait Volume: Send + Sync {
+    /// What users call it.
+    fn name(&self) -> String;
+    /// Reads a superblock slot (0 or 1).
+    fn read_super(&self, slot: usize) -> Result<[u8; SUPER_SIZE]>;
+    /// Writes a superblock slot; durable on return.
+    fn write_super(&self, slot: usize, bytes: &[u8; SUPER_SIZE]) -> Result<()>;
+    /// Reserves a region of `size` bytes; its space is guaranteed on return, [`crate::Error::NoSpace`] if there is none.
+    fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>>;
+    /// Opens a region that a manifest or a seal names.
+    fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>>;
+    /// Gives back what lies beyond `size` bytes.
+    fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef>;
+    /// Gives a region's space back. Open handles may still read it on a directory; not on a raw volume.
+    fn remove(&self, at: RegionRef) -> Result<()>;
+    /// Tells which regions exist (after open); all others are gone.
+    fn keep_only(&self, regions: &[RegionRef]) -> Result<()>;
+    /// (bytes in use, bytes there are). `limit`: the size that the store was made with, 0 for none.
+    fn usage(&self, limit: u64) -> Result<(u64, u64)>;
+}

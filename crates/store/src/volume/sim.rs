@@ -1,0 +1,221 @@
+//! The simulator's disk: memory that remembers every write and flush, loses, tears and reorders what was not flushed,
+//! fails the n-th operation, and flips bits.
+
+use std::collections::HashMap;
+use std::io::{Error, ErrorKind, Result};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Disk;
+
+/// Unit of atomicity: a write is torn between sectors, never within one.
+const SECTOR: u64 = 512;
+const PAGE: u64 = 4096;
+
+/// What the disk was asked to do.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Bytes at an offset.
+    Write(u64, Arc<[u8]>),
+    /// All earlier writes became durable.
+    Flush,
+}
+
+/// How an operation is to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// EIO.
+    Io,
+    /// ENOSPC.
+    NoSpace,
+}
+
+#[derive(Default, Clone)]
+struct Pages(HashMap<u64, Box<[u8; PAGE as usize]>>);
+
+impl Pages {
+    fn write(&mut self, bytes: &[u8], offset: u64) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let (page, within) = (at / PAGE, (at % PAGE) as usize);
+            let n = (PAGE as usize - within).min(bytes.len() - done);
+            let page = self.0.entry(page).or_insert_with(|| Box::new([0; PAGE as usize]));
+            page[within..within + n].copy_from_slice(&bytes[done..done + n]);
+            done += n;
+        }
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let (page, within) = (at / PAGE, (at % PAGE) as usize);
+            let n = (PAGE as usize - within).min(buf.len() - done);
+            match self.0.get(&page) {
+                Some(page) => buf[done..done + n].copy_from_slice(&page[within..within + n]),
+                None => buf[done..done + n].fill(0),
+            }
+            done += n;
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    pages: Pages,
+    /// Events since the disk was made, when recorded.
+    events: Vec<Event>,
+    record: bool,
+    operations: u64,
+    fail_at: Option<(u64, Fault)>,
+}
+
+/// A disk in memory. Clones share it.
+#[derive(Clone)]
+pub struct SimDisk {
+    len: u64,
+    state: Arc<Mutex<State>>,
+}
+
+impl SimDisk {
+    /// An empty (zero) disk of `len` bytes; memory is used for what is written.
+    pub fn new(len: u64) -> SimDisk {
+        SimDisk { len, state: Arc::default() }
+    }
+
+    /// From now on, remembers every write and flush for [`SimDisk::crashed`].
+    pub fn record(&self) {
+        let mut s = self.state.lock();
+        s.record = true;
+        s.events.clear();
+    }
+
+    /// Number of recorded events: the points at which the power may fail.
+    pub fn events(&self) -> usize {
+        self.state.lock().events.len()
+    }
+
+    /// Number of flushes among the first `n` events.
+    pub fn flushes(&self, n: usize) -> usize {
+        self.state.lock().events[..n].iter().filter(|e| matches!(e, Event::Flush)).count()
+    }
+
+    /// The disk as found after the power failed once `n` events were issued: what was flushed is there; of the
+    /// sectors written since, each is there or not, as `keep` says (`keep(i)` for the i-th such sector), in any order.
+    pub fn crashed(base: &SimDisk, log: &SimDisk, n: usize, keep: &mut dyn FnMut(usize) -> bool) -> SimDisk {
+        let log = log.state.lock();
+        let mut pages = base.state.lock().pages.clone();
+        let events = &log.events[..n];
+        let durable = events.iter().rposition(|e| matches!(e, Event::Flush)).map_or(0, |i| i + 1);
+        for e in &events[..durable] {
+            if let Event::Write(at, bytes) = e {
+                pages.write(bytes, *at);
+            }
+        }
+        let mut i = 0;
+        for e in &events[durable..] {
+            let Event::Write(at, bytes) = e else { continue };
+            let mut done = 0u64;
+            while done < bytes.len() as u64 {
+                let n = (SECTOR - (at + done) % SECTOR).min(bytes.len() as u64 - done);
+                if keep(i) {
+                    pages.write(&bytes[done as usize..(done + n) as usize], at + done);
+                }
+                i += 1;
+                done += n;
+            }
+        }
+        let state = State { pages, ..State::default() };
+        SimDisk { len: base.len, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// A copy that shares nothing.
+    pub fn fork(&self) -> SimDisk {
+        let state = State { pages: self.state.lock().pages.clone(), ..State::default() };
+        SimDisk { len: self.len, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Operations so far.
+    pub fn operations(&self) -> u64 {
+        self.state.lock().operations
+    }
+
+    /// The n-th operation from now (1 = the next), and it alone, fails.
+    pub fn fail_nth(&self, n: u64, fault: Fault) {
+        let mut s = self.state.lock();
+        s.fail_at = Some((s.operations + n, fault));
+    }
+
+    /// Flips one bit.
+    pub fn flip(&self, offset: u64, bit: u8) {
+        let mut b = [0];
+        let mut s = self.state.lock();
+        s.pages.read(&mut b, offset);
+        b[0] ^= 1 << (bit & 7);
+        s.pages.write(&b, offset);
+    }
+
+    /// Offsets of the 4 KiB pages that were ever written, ascending.
+    pub fn written_pages(&self) -> Vec<u64> {
+        let mut v: Vec<u64> = self.state.lock().pages.0.keys().map(|p| p * PAGE).collect();
+        v.sort_unstable();
+        v
+    }
+}
+
+impl State {
+    fn operate(&mut self) -> Result<()> {
+        self.operations += 1;
+        match self.fail_at {
+            Some((at, fault)) if at == self.operations => Err(match fault {
+                Fault::Io => Error::from_raw_os_error(libc::EIO),
+                Fault::NoSpace => Error::from_raw_os_error(libc::ENOSPC),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Disk for SimDisk {
+    fn name(&self) -> String {
+        "simulated disk".into()
+    }
+
+    fn len(&self) -> Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let mut s = self.state.lock();
+        s.operate()?;
+        if offset + buf.len() as u64 > self.len {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        s.pages.read(buf, offset);
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let mut s = self.state.lock();
+        s.operate()?;
+        if offset + bytes.len() as u64 > self.len {
+            return Err(Error::from_raw_os_error(libc::ENOSPC));
+        }
+        s.pages.write(bytes, offset);
+        if s.record {
+            s.events.push(Event::Write(offset, bytes.into()));
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        let mut s = self.state.lock();
+        s.operate()?;
+        if s.record {
+            s.events.push(Event::Flush);
+        }
+        Ok(())
+    }
+}
