@@ -1,2 +1,7 @@
 //! The darner command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    darner::cmd::main()
+}

@@ -1,1 +1,56 @@
-//! darner-fs
+//! What open, write, rename, xattr, … *mean*, on records.
+//!
+//! A filesystem ([`Fs`]) lives in one fileset of a [`darner_store::Store`]. Each operation is plain data ([`Op`]) with a
+//! plain answer ([`Reply`]); each change is one transaction with one tid, which is also its mtime and ctime. Given
+//! `(op, tid)` the outcome is determined. Absent on purpose: FUSE, sockets, threads, clocks. This is the only crate
+//! that knows errno ([`FsError`]).
+
+mod acl;
+mod attr;
+mod change;
+mod codec;
+mod copy;
+mod create;
+mod dirent;
+mod error;
+mod fallocate;
+mod file;
+mod fs;
+mod label;
+mod log;
+mod lookup;
+mod name;
+mod node;
+mod op;
+mod orphan;
+mod points;
+mod readdir;
+mod rename;
+mod setattr;
+mod statfs;
+mod unlink;
+mod view;
+pub mod when;
+mod xattr;
+
+pub use attr::{Attr, Time};
+pub use create::Created;
+pub use dirent::{dirent_suffix, parse_dirent_suffix};
+pub use error::{FsError, Result};
+pub use fallocate::FallocateMode;
+pub use file::{Seek, Written};
+pub use fs::{FILESET, Fs, META, ROOT};
+pub use label::Label;
+pub use log::{LogEntry, What};
+pub use lookup::Entry;
+pub use name::NAME_MAX;
+pub use node::Node;
+pub use op::{Caller, Op, Reply};
+pub use readdir::DirEntry;
+pub use rename::RenameMode;
+pub use setattr::{SetAttr, SetTime};
+pub use statfs::StatFs;
+pub use view::Moment;
+pub use xattr::{Found, SetXattr};
+
+pub use darner_store::{ObjectId, Tid};

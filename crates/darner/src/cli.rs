@@ -1,0 +1,281 @@
+//! The command line: the one definition from which help, man pages and completions are made.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A filesystem that never forgets
+///
+/// Every write is kept. In a mounted directory, NAME@@WHEN is NAME as it was: notes.txt@@-10m, src@@yesterday,
+/// @@2026-11-22T09:30/. WHEN is -10m, -1h30m, yesterday, a date, a date and time, a label, or 0x<tid>.
+#[derive(Parser, Debug)]
+#[command(name = "darner", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Make an empty store: a directory, an image file or a block device
+    Create(Create),
+    /// Mount a store on a directory
+    Mount(Mount),
+    /// End a mount; returns when everything is durable and the store can be mounted again
+    Unmount(Unmount),
+    /// What a store holds, who serves it, and how full it is
+    Status(Status),
+    /// The versions of a file or directory, deleted ones too
+    Log(Log),
+    /// What differs between two trees, of any two moments
+    Diff(Diff),
+    /// Bring back what PATH was at a moment
+    Restore(Restore),
+    /// Name a moment; list or remove such names
+    Snapshot(Snapshot),
+    /// Print the segments and records of a store that is not mounted
+    Inspect(Inspect),
+    /// Read and verify everything in a store that is not mounted; changes nothing
+    Check(Check),
+    /// Write the man pages to a directory
+    #[command(hide = true)]
+    Man(Man),
+    /// Print completions for a shell
+    Completions(Completions),
+    /// The daemon behind `mount`
+    #[command(hide = true)]
+    Daemon(Mount),
+}
+
+/// `darner create`
+#[derive(Args, Debug)]
+pub struct Create {
+    /// A new or empty directory, an image file, or a block device
+    pub store: PathBuf,
+    /// Bytes that the store may use (10G, 500M, …); without it, all there are
+    #[arg(long, value_parser = size)]
+    pub size: Option<u64>,
+    /// Make STORE an image file of --size bytes
+    #[arg(long)]
+    pub image: bool,
+    /// Overwrite what is on the file or device
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `darner mount`
+#[derive(Args, Debug, Clone)]
+pub struct Mount {
+    /// Make the store if it does not exist
+    #[arg(long)]
+    pub create: bool,
+    /// Bytes that a created store may use (10G, 500M, …); without it, all there are
+    #[arg(long, value_parser = size)]
+    pub size: Option<u64>,
+    /// Mount the past: the tree as of WHEN, read-only
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub as_of: Option<String>,
+    /// Change nothing
+    #[arg(long)]
+    pub read_only: bool,
+    /// Stay in the foreground
+    #[arg(long)]
+    pub foreground: bool,
+    /// Memory for index, cache and buffers
+    #[arg(long, value_parser = size, default_value = "256M")]
+    pub memory: u64,
+    /// Serving threads
+    #[arg(long, default_value_t = 4)]
+    pub threads: usize,
+    /// Microseconds to poll for the next request before sleeping; 0 saves power, 50 is several times faster
+    #[arg(long, default_value_t = 50)]
+    pub poll: u64,
+    /// Write the daemon's log to this file (RUST_LOG chooses what)
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Mount options as in fstab: ro, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, create, size=…
+    #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Nothing is printed but errors (mount(8) passes these)
+    #[arg(short = 'v', hide = true)]
+    pub verbose: bool,
+    /// Filesystem type, as mount(8) passes it
+    #[arg(short = 't', hide = true)]
+    pub kind: Option<String>,
+    /// The store
+    pub store: PathBuf,
+    /// Where
+    pub mountpoint: PathBuf,
+}
+
+/// `darner unmount`
+#[derive(Args, Debug)]
+pub struct Unmount {
+    /// Detach now, end when nothing uses it any more
+    #[arg(long)]
+    pub lazy: bool,
+    /// Where it is mounted
+    pub mountpoint: PathBuf,
+}
+
+/// `darner status`
+#[derive(Args, Debug)]
+pub struct Status {
+    /// A mount point, a path in a mount, or a store
+    pub mnt: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner log`
+#[derive(Args, Debug)]
+pub struct Log {
+    /// A path in a mount; it need not exist any more
+    pub path: PathBuf,
+    /// Every write by itself, not runs of writes as one
+    #[arg(long)]
+    pub all: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner diff`
+#[derive(Args, Debug)]
+pub struct Diff {
+    /// A tree or file, such as mnt@@-1d or mnt/@@yesterday/src
+    pub a: PathBuf,
+    /// Another, such as mnt
+    pub b: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner restore`
+#[derive(Args, Debug)]
+pub struct Restore {
+    /// PATH@@WHEN: what to bring back
+    pub source: PathBuf,
+    /// Put it there instead of in place
+    #[arg(long, value_name = "DEST")]
+    pub to: Option<PathBuf>,
+}
+
+/// `darner snapshot`
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Snapshot {
+    /// List or remove
+    #[command(subcommand)]
+    pub action: Option<SnapshotAction>,
+    /// A mount point
+    #[arg(required = true)]
+    pub mnt: Option<PathBuf>,
+    /// The name
+    #[arg(required = true)]
+    pub label: Option<String>,
+    /// Name this moment instead of now
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub at: Option<String>,
+}
+
+/// What else to do with labels.
+#[derive(Subcommand, Debug)]
+pub enum SnapshotAction {
+    /// All labels
+    List {
+        /// A mount point
+        mnt: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget a label; history stays
+    Remove {
+        /// A mount point
+        mnt: PathBuf,
+        /// The name
+        label: String,
+    },
+}
+
+/// `darner inspect`
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// The store
+    pub store: PathBuf,
+    /// Only this segment
+    #[arg(long, value_name = "REGION")]
+    pub segment: Option<String>,
+    /// Records too, not only the structures around them
+    #[arg(long)]
+    pub records: bool,
+    /// As JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner check`
+#[derive(Args, Debug)]
+pub struct Check {
+    /// The store
+    pub store: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner man`
+#[derive(Args, Debug)]
+pub struct Man {
+    /// Where the pages go
+    pub directory: PathBuf,
+}
+
+/// `darner completions`
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// For which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `10G`, `500M`, `4096`: bytes, with binary suffixes.
+pub fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        "p" => 50,
+        _ => return Err("not a size: use a number with K, M, G, T or P".into()),
+    };
+    let n: u64 = digits.parse().map_err(|_| "not a size: use a number with K, M, G, T or P".to_string())?;
+    n.checked_mul(1 << shift).filter(|n| *n < 1 << 62).ok_or_else(|| "too large".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("10G"), Ok(10 << 30));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert_eq!(size("3mb"), Ok(3 << 20));
+        assert!(size("x").is_err() && size("").is_err() && size("10Q").is_err() && size("99999999P").is_err());
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,88 @@
+//! One file per command.
+
+mod create;
+mod log;
+mod manual;
+mod mount;
+mod snapshot;
+mod status;
+mod unmount;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::error::{Failure, Result};
+
+/// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse_from(arguments());
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("darner: {e}");
+            ExitCode::from(e.code())
+        }
+    }
+}
+
+/// mount(8) calls `mount.fuse.darner STORE MNT -o …`, mount.fuse(8) calls `darner STORE MNT -o …`: both mean `mount`.
+fn arguments() -> Vec<std::ffi::OsString> {
+    let mut args: Vec<_> = std::env::args_os().collect();
+    let name = args.first().map(|a| std::path::Path::new(a).file_name().unwrap_or_default().to_os_string());
+    let as_helper = name.is_some_and(|n| n.to_string_lossy().starts_with("mount."));
+    let is_command = |a: &std::ffi::OsString| {
+        use clap::CommandFactory;
+        let a = a.to_string_lossy();
+        a.starts_with('-') || a == "help" || Cli::command().get_subcommands().any(|c| c.get_name() == a)
+    };
+    let as_program = args.len() >= 4 && !is_command(&args[1]) && args.iter().any(|a| a == "-o");
+    if as_helper || as_program {
+        args.insert(1, "mount".into());
+    }
+    args
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Create(c) => create::run(&c),
+        Command::Mount(c) => mount::run(c),
+        Command::Daemon(c) => mount::daemon(c),
+        Command::Unmount(c) => unmount::run(&c),
+        Command::Status(c) => status::run(&c),
+        Command::Log(c) => log::run(&c),
+        Command::Snapshot(c) => snapshot::run(&c),
+        Command::Man(c) => manual::pages(&c),
+        Command::Completions(c) => manual::completions(&c),
+        Command::Diff(_) | Command::Restore(_) | Command::Inspect(_) | Command::Check(_) => {
+            Err(Failure::new("not in this build"))
+        }
+    }
+}
+
+/// Prints lines; a reader that went away (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Prints a value as JSON.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// Bytes as people read them.
+pub(crate) fn human(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}

@@ -1,0 +1,216 @@
+//! `darner mount`: asks the daemon that has the store, or starts one.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use darner_store::OpenOptions;
+
+use crate::cli::{Mount, size};
+use crate::control::{self, MountRequest, Request, Response};
+use crate::error::{Context, Failure, Result};
+use crate::place::{self, Make, Place};
+use crate::{daemon, mounts};
+
+/// How long to wait for a daemon that is closing the store.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The descriptor on which a started daemon reports; its number is in this variable.
+const READY: &str = "DARNER_READY_FD";
+
+pub fn run(c: Mount) -> Result<()> {
+    let (c, request) = settle(c)?;
+    let place = if c.create {
+        let make = Make { size: c.size, existing_is_fine: true, ..Make::default() };
+        let place = place::create(&c.store, &make)?;
+        if !c.mountpoint.exists() {
+            std::fs::create_dir(&c.mountpoint).cant(|| format!("make {}", c.mountpoint.display()))?;
+        }
+        place
+    } else {
+        Place::at(&c.store)?
+    };
+    let mountpoint = mounts::absolute(&c.mountpoint)?;
+    if mounts::all()?.iter().any(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse")) {
+        return Err(Failure::new(format!("{} has something mounted on it already", mountpoint.display())));
+    }
+    let request = MountRequest { mountpoint, ..request };
+    let start = Instant::now();
+    loop {
+        match control::call(&place, &Request::Mount(request.clone()))? {
+            Some(Response::Done) => return answers(&request.mountpoint),
+            Some(_) => {}
+            None if c.foreground => return serve(&c, place, &request, || ()),
+            None => match start_daemon(&c, &place, &request) {
+                Err(e) if e.to_string().contains("is already open") && start.elapsed() < PATIENCE => {
+                    // Its daemon may be closing it, or another mount command started one just now.
+                    if !closing(&place) && start.elapsed() > Duration::from_secs(3) {
+                        return Err(e);
+                    }
+                }
+                Err(e) => return Err(e),
+                Ok(()) => return answers(&request.mountpoint),
+            },
+        }
+        if start.elapsed() > PATIENCE {
+            return Err(Failure::new(format!("the daemon of {} does not finish closing it", place.path.display())));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn closing(place: &Place) -> bool {
+    matches!(control::call(place, &Request::Status), Ok(Some(Response::Closing)))
+}
+
+fn answers(mountpoint: &Path) -> Result<()> {
+    std::fs::metadata(mountpoint).cant(|| format!("look at {}, just mounted", mountpoint.display()))?;
+    Ok(())
+}
+
+/// Folds `-o` options into the others.
+fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
+    let mut r = MountRequest { threads: c.threads, poll_us: c.poll, ..MountRequest::default() };
+    for option in std::mem::take(&mut c.options) {
+        let (name, value) = option.split_once('=').unwrap_or((&option, ""));
+        let bad = |why: String| Failure::new(format!("mount option {option}: {why}"));
+        match name {
+            "ro" => c.read_only = true,
+            "allow_other" => r.allow_other = Some(true),
+            "subtype" => r.subtype = Some(value.to_string()),
+            "nosuid" => r.nosuid = true,
+            "nodev" => r.nodev = true,
+            "noexec" => r.noexec = true,
+            "writeback" => r.writeback = true,
+            "as_of" => c.as_of = Some(value.to_string()),
+            "create" => c.create = true,
+            "size" => c.size = Some(size(value).map_err(bad)?),
+            "memory" => c.memory = size(value).map_err(bad)?,
+            "threads" => r.threads = value.parse().map_err(|e| bad(format!("{e}")))?,
+            "poll" => r.poll_us = value.parse().map_err(|e| bad(format!("{e}")))?,
+            "rw" | "suid" | "dev" | "exec" | "default_permissions" | "noatime" | "relatime" | "atime" | "nodiratime" | "auto"
+            | "noauto" | "user" | "nouser" | "users" | "owner" | "_netdev" | "nofail" | "defaults" | "sync" | "async"
+            | "diratime" | "strictatime" | "lazytime" | "dirsync" | "" => {}
+            _ if name.starts_with("x-") || name.starts_with("comment") => {}
+            _ => return Err(bad("unknown".into())),
+        }
+    }
+    r.as_of = c.as_of.clone();
+    r.read_only = c.read_only;
+    Ok((c, r))
+}
+
+fn serve(c: &Mount, place: Place, request: &MountRequest, ready: impl FnOnce()) -> Result<()> {
+    start_log(c)?;
+    let options = OpenOptions { memory: c.memory, read_only: c.read_only && c.as_of.is_none() };
+    daemon::run(place, &options, request, ready)
+}
+
+fn start_log(c: &Mount) -> Result<()> {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    match &c.log {
+        Some(path) => {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            log.with_writer(std::sync::Mutex::new(file.cant(|| format!("open the log {}", path.display()))?)).init();
+        }
+        None => log.with_writer(std::io::stderr).init(),
+    }
+    Ok(())
+}
+
+/// Starts a daemon in the background and waits until it has mounted or says why not.
+fn start_daemon(c: &Mount, place: &Place, request: &MountRequest) -> Result<()> {
+    let (mut reader, writer) = std::io::pipe()?;
+    let fd = writer.as_raw_fd();
+    let program = std::env::current_exe().cant(|| "find this program".into())?;
+    let mut daemon = Command::new(program);
+    daemon.arg("daemon").args(arguments(c, request)).arg(&place.path).arg(&request.mountpoint);
+    daemon.env(READY, fd.to_string()).current_dir("/");
+    daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe {
+        daemon.pre_exec(move || {
+            libc::setsid();
+            // The pipe is to survive exec, in the daemon only.
+            if libc::fcntl(fd, libc::F_SETFD, 0) == -1 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let mut child = daemon.spawn().cant(|| "start the daemon".into())?;
+    drop(writer);
+    let mut report = String::new();
+    reader.read_to_string(&mut report)?;
+    match report.strip_prefix("ready") {
+        Some(_) => Ok(()),
+        None => {
+            let status = child.wait()?;
+            let why = report.trim();
+            Err(Failure::new(if why.is_empty() { format!("the daemon ended without a word ({status})") } else { why.into() }))
+        }
+    }
+}
+
+fn arguments(c: &Mount, r: &MountRequest) -> Vec<std::ffi::OsString> {
+    let mut args: Vec<std::ffi::OsString> = vec![format!("--memory={}", c.memory).into()];
+    args.push(format!("--threads={}", r.threads).into());
+    args.push(format!("--poll={}", r.poll_us).into());
+    args.extend(c.as_of.as_ref().map(|w| format!("--as-of={w}").into()));
+    args.extend(c.read_only.then(|| "--read-only".into()));
+    if let Some(log) = &c.log {
+        args.push("--log".into());
+        args.push(std::path::absolute(log).unwrap_or_else(|_| log.clone()).into());
+    }
+    let flags = [
+        (r.allow_other == Some(true), "allow_other"),
+        (r.nosuid, "nosuid"),
+        (r.nodev, "nodev"),
+        (r.noexec, "noexec"),
+        (r.writeback, "writeback"),
+    ];
+    for (_, name) in flags.into_iter().filter(|(on, _)| *on) {
+        args.push(format!("-o{name}").into());
+    }
+    args.extend(r.subtype.as_ref().map(|s| format!("-osubtype={s}").into()));
+    args
+}
+
+/// The hidden command that `start_daemon` runs.
+pub fn daemon(c: Mount) -> Result<()> {
+    let fd: i32 = std::env::var(READY).ok().and_then(|v| v.parse().ok()).unwrap_or(-1);
+    // SAFETY: the parent made this descriptor for us alone; nothing else in this process knows it.
+    let report = (fd > 2).then(|| std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
+    // SAFETY: as above; programs that the daemon starts (fusermount3) must not hold the pipe open.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    let (c, request) = settle(c)?;
+    let request = MountRequest { mountpoint: c.mountpoint.clone(), ..request };
+    let place = Place::at(&c.store)?;
+    let tell = |text: &str| {
+        if let Some(mut pipe) = report.as_ref() {
+            let _ = pipe.write_all(text.as_bytes());
+        }
+    };
+    let told = std::cell::Cell::new(false);
+    let report_fd = report.as_ref().map(AsRawFd::as_raw_fd);
+    let outcome = serve(&c, place, &request, || {
+        tell("ready");
+        told.set(true);
+        if let Some(fd) = report_fd {
+            // SAFETY: redirects our own descriptor, so that the reader sees its end.
+            unsafe {
+                let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                libc::dup3(null, fd, libc::O_CLOEXEC);
+                libc::close(null);
+            }
+        }
+    });
+    if let (Err(e), false) = (&outcome, told.get()) {
+        tell(&e.to_string());
+    }
+    outcome
+}

@@ -1,0 +1,35 @@
+//! `darner snapshot`
+
+use std::fmt::Write;
+
+use crate::cli::{Snapshot, SnapshotAction};
+use crate::control::{self, LabelLine, Request, Response};
+use crate::error::{Failure, Result};
+use crate::mounts;
+
+pub fn run(c: &Snapshot) -> Result<()> {
+    let (mnt, request) = match (&c.action, &c.mnt, &c.label) {
+        (Some(SnapshotAction::List { mnt, .. }), ..) => (mnt, Request::Labels),
+        (Some(SnapshotAction::Remove { mnt, label }), ..) => (mnt, Request::RemoveLabel { name: label.clone() }),
+        (None, Some(mnt), Some(label)) => (mnt, Request::AddLabel { name: label.clone(), when: c.at.clone() }),
+        (None, ..) => return Err(Failure::new("a mount point and a label are needed")),
+    };
+    let place = mounts::store_of(mnt)?;
+    let labels = match control::must_call(&place, &request)? {
+        Response::Labels(labels) => labels,
+        Response::Done => return Ok(()),
+        _ => return Err(Failure::new("the daemon gave an answer of another kind")),
+    };
+    match &c.action {
+        Some(SnapshotAction::List { json: true, .. }) => super::print_json(&labels),
+        _ => super::print(&table(&labels)),
+    }
+}
+
+fn table(labels: &[LabelLine]) -> String {
+    let mut out = String::new();
+    for l in labels {
+        writeln!(out, "{}  {:<18}  {}", l.when, l.tid, l.label).expect("strings take all");
+    }
+    out
+}

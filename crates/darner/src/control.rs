@@ -1,0 +1,251 @@
+//! How commands talk to the daemon that has a store open: one JSON line each way over a local socket. Peers are
+//! root or the daemon's own user. (Its successor is syslink.)
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Failure, Result};
+use crate::place::Place;
+
+/// What a command asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "kebab-case")]
+pub enum Request {
+    /// Another mount.
+    Mount(MountRequest),
+    /// End a mount; answered when it is gone, and the store with it if it was the last.
+    Unmount {
+        /// Where.
+        mountpoint: PathBuf,
+        /// Detach although it is in use.
+        lazy: bool,
+    },
+    /// See [`Status`].
+    Status,
+    /// Make everything durable.
+    Sync,
+    /// Versions of a path, relative to the root.
+    Log {
+        /// Components, as bytes.
+        path: Vec<Vec<u8>>,
+        /// Consecutive writes as one.
+        coalesce: bool,
+    },
+    /// Label the newest or a past moment.
+    AddLabel {
+        /// Its name.
+        name: String,
+        /// WHEN; `None`: now.
+        when: Option<String>,
+    },
+    /// Forget a label.
+    RemoveLabel {
+        /// Its name.
+        name: String,
+    },
+    /// All labels.
+    Labels,
+    /// What tid a WHEN means.
+    Resolve {
+        /// WHEN.
+        when: String,
+    },
+}
+
+/// A mount to be made.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// Absolute.
+    pub mountpoint: PathBuf,
+    /// WHEN, for a mount of the past.
+    pub as_of: Option<String>,
+    /// Change nothing through it.
+    pub read_only: bool,
+    /// `None`: root yes, others no.
+    pub allow_other: Option<bool>,
+    /// `None`: `darner`.
+    pub subtype: Option<String>,
+    /// Kernel mount flags.
+    pub nosuid: bool,
+    /// Kernel mount flags.
+    pub nodev: bool,
+    /// Kernel mount flags.
+    pub noexec: bool,
+    /// The kernel gathers writes (faster, coarser history).
+    pub writeback: bool,
+    /// Serving threads.
+    pub threads: usize,
+    /// Microseconds of polling before sleep.
+    pub poll_us: u64,
+}
+
+/// A version of a path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Its transaction, `0x…`.
+    pub tid: String,
+    /// When, RFC 3339, local.
+    pub when: String,
+    /// What happened.
+    pub what: String,
+    /// Inode number.
+    pub inode: u64,
+    /// Bytes afterwards.
+    pub size: u64,
+}
+
+/// A label.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LabelLine {
+    /// Its name.
+    pub label: String,
+    /// The moment it names, `0x…`.
+    pub tid: String,
+    /// The same, RFC 3339, local.
+    pub when: String,
+}
+
+/// A mount of a store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountLine {
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// As of when, for one of the past.
+    pub as_of: Option<String>,
+    /// Whether it changes nothing.
+    pub read_only: bool,
+}
+
+/// A volume of a store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeLine {
+    /// Its number.
+    pub id: u32,
+    /// Where.
+    pub path: String,
+    /// Bytes there are.
+    pub size_bytes: u64,
+    /// Bytes in use.
+    pub used_bytes: u64,
+}
+
+/// What `status` tells.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The store.
+    pub store: PathBuf,
+    /// Its identity, hexadecimal.
+    pub uuid: String,
+    /// Newest transaction, `0x…`.
+    pub tid: String,
+    /// Newest transaction that survives a power failure.
+    pub durable_tid: String,
+    /// When it was made, RFC 3339, local.
+    pub created: String,
+    /// Bytes there are.
+    pub size_bytes: u64,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Of those, what the live tree needs.
+    pub live_bytes: u64,
+    /// Of those, the past and the index.
+    pub history_bytes: u64,
+    /// Bytes that can still be written.
+    pub free_bytes: u64,
+    /// Live files, directories and so on.
+    pub objects: u64,
+    /// The daemon.
+    pub daemon_pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Resident memory of the daemon, bytes.
+    pub resident_bytes: u64,
+    /// Volumes.
+    pub volumes: Vec<VolumeLine>,
+    /// Mounts.
+    pub mounts: Vec<MountLine>,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// Done.
+    Done,
+    /// It failed, and why.
+    Failed(String),
+    /// The daemon is on its way out: try again.
+    Closing,
+    /// Answer to [`Request::Status`].
+    Status(Box<Status>),
+    /// Answer to [`Request::Log`].
+    Log(Vec<LogLine>),
+    /// Answer to [`Request::Labels`] and [`Request::AddLabel`].
+    Labels(Vec<LabelLine>),
+    /// Answer to [`Request::Resolve`].
+    Tid(Option<u64>),
+}
+
+/// Calls the daemon that has the store; `None` if there is none.
+pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
+    let Ok(stream) = UnixStream::connect_addr(&place.socket()?) else { return Ok(None) };
+    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+    let mut line = serde_json::to_string(request)?;
+    line.push('\n');
+    let lost = || format!("reach the daemon of {}", place.path.display());
+    (&stream).write_all(line.as_bytes()).cant(lost)?;
+    let mut answer = String::new();
+    BufReader::new(&stream).read_line(&mut answer).cant(lost)?;
+    if answer.is_empty() {
+        // It ended between connection and answer.
+        return Ok(Some(Response::Closing));
+    }
+    match serde_json::from_str(&answer)? {
+        Response::Failed(why) => Err(Failure::new(why)),
+        response => Ok(Some(response)),
+    }
+}
+
+/// As [`call`], where a daemon must be there.
+pub fn must_call(place: &Place, request: &Request) -> Result<Response> {
+    match call(place, request)? {
+        Some(Response::Closing) | None => {
+            Err(Failure::new(format!("{} is not mounted (no daemon has it open)", place.path.display())))
+        }
+        Some(response) => Ok(response),
+    }
+}
+
+/// Reads a request, if the peer may make one.
+pub fn receive(stream: &UnixStream) -> Result<Request> {
+    if !peer_is_allowed(stream) {
+        return Err(Failure::new("only root and the user who mounted may command this daemon"));
+    }
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut line = String::new();
+    std::io::Read::take(&mut BufReader::new(stream), 1 << 20).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// Answers.
+pub fn answer(mut stream: &UnixStream, response: &Response) -> Result<()> {
+    let mut line = serde_json::to_string(response)?;
+    line.push('\n');
+    Ok(stream.write_all(line.as_bytes())?)
+}
+
+fn peer_is_allowed(stream: &UnixStream) -> bool {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the pointers are valid for the call, `len` is the buffer's size.
+    let rc = unsafe {
+        libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &mut len)
+    };
+    // SAFETY: this call can't fail.
+    rc == 0 && (peer.uid == 0 || peer.uid == unsafe { libc::geteuid() })
+}

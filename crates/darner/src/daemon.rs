@@ -1,0 +1,378 @@
+//! The daemon: one process that has one store open, and serves all of its mounts.
+//!
+//! Threads: per mount the serving ones; one writes the log and syncs it every second; one does the store's upkeep; one
+//! answers commands. It ends when its last mount does, with everything durable.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use darner_fs::{Fs, Tid};
+use darner_fuse::{Config, MountOptions, Session, abi};
+use darner_store::{OpenOptions, Progress, Store};
+use parking_lot::{Condvar, Mutex};
+
+use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status, VolumeLine};
+use crate::error::{Context, Failure, Result};
+use crate::frontend::{Frontend, now_ns};
+use crate::nodes::Nodes;
+use crate::place::Place;
+use crate::when::local;
+
+/// After this long at the latest, what was written survives a power failure without fsync too.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+struct Mount {
+    line: MountLine,
+    live: bool,
+}
+
+#[derive(Default)]
+struct State {
+    mounts: HashMap<PathBuf, Mount>,
+    closing: bool,
+    closed: bool,
+}
+
+/// See the module.
+pub struct Daemon {
+    place: Place,
+    fs: Arc<Fs>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Opens the store, mounts, calls `ready`, and serves until the last mount ends.
+pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: impl FnOnce()) -> Result<()> {
+    let (store, lock) = place.open(options)?;
+    let fs = Arc::new(Fs::open(store.clone())?);
+    if !store.is_read_only() {
+        let n = fs.reap_orphans(now_ns())?;
+        tracing::info!(orphans = n, tid = %store.tid(), "store open");
+    }
+    let listener = UnixListener::bind_addr(&place.socket()?).cant(|| "listen for commands".into())?;
+    let daemon = Arc::new(Daemon { place, fs, state: Mutex::default(), changed: Condvar::new() });
+    let workers = daemon.start_workers()?;
+    let outcome = daemon.mount(first);
+    if outcome.is_ok() {
+        let commands = daemon.clone();
+        thread::Builder::new().name("commands".into()).spawn(move || commands.listen(&listener))?;
+        ready();
+        let mut state = daemon.state.lock();
+        while !state.mounts.is_empty() {
+            daemon.changed.wait(&mut state);
+        }
+    }
+    daemon.state.lock().closing = true;
+    for worker in workers {
+        store.wake();
+        if worker.join().is_err() {
+            tracing::error!("a worker thread panicked");
+        }
+    }
+    let closed = store.close();
+    daemon.release(lock);
+    outcome?;
+    Ok(closed?)
+}
+
+impl Daemon {
+    /// Gives the store back, then tells those who wait for that.
+    fn release(&self, lock: File) {
+        drop(lock);
+        self.state.lock().closed = true;
+        self.changed.notify_all();
+        // Those who asked for the unmount are answered by their own threads.
+        thread::sleep(Duration::from_millis(20));
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        self.fs.store()
+    }
+
+    fn start_workers(self: &Arc<Daemon>) -> Result<Vec<thread::JoinHandle<()>>> {
+        if self.store().is_read_only() {
+            return Ok(Vec::new());
+        }
+        let (writer, upkeep) = (self.clone(), self.clone());
+        Ok(vec![
+            thread::Builder::new().name("log-writer".into()).spawn(move || writer.write_log())?,
+            thread::Builder::new().name("upkeep".into()).spawn(move || upkeep.keep_up())?,
+        ])
+    }
+
+    fn write_log(&self) {
+        let mut synced = Instant::now();
+        let mut complained = false;
+        while !self.state.lock().closing {
+            self.store().wait_for_work(SYNC_EVERY);
+            let mut outcome = self.store().write_out();
+            if outcome.is_ok() && synced.elapsed() >= SYNC_EVERY {
+                outcome = self.store().sync().map(|_| ());
+                synced = Instant::now();
+            }
+            if let Err(e) = outcome {
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::error!("the log can't be written: {e}");
+                }
+                thread::sleep(SYNC_EVERY);
+            }
+        }
+    }
+
+    fn keep_up(&self) {
+        while !self.state.lock().closing {
+            match self.store().step() {
+                Ok(Progress::Worked) => continue,
+                Ok(Progress::Idle) => thread::sleep(Duration::from_millis(100)),
+                Err(e) => {
+                    tracing::error!("upkeep failed: {e}");
+                    thread::sleep(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    /// Mounts, and returns when the mount answers.
+    fn mount(self: &Arc<Daemon>, m: &MountRequest) -> Result<()> {
+        let as_of = match &m.as_of {
+            Some(when) => Some(self.moment(when)?),
+            None => None,
+        };
+        let live = as_of.is_none();
+        let read_only = m.read_only || !live || self.store().is_read_only();
+        let shared = {
+            let state = self.state.lock();
+            if state.closing {
+                return Err(Failure::new("the daemon is on its way out; try again"));
+            }
+            let other = state.mounts.values().find(|o| o.live);
+            if let (Some(other), false) = (other, read_only) {
+                return Err(Failure::new(format!(
+                    "{} is mounted on {} already; further mounts of it need --read-only or --as-of",
+                    self.place.path.display(),
+                    other.line.mountpoint.display()
+                )));
+            }
+            live && other.is_some()
+        };
+        let root = darner_fs::Node::AsOf(darner_fs::ROOT, as_of.unwrap_or(Tid::MAX));
+        self.fs.getattr(if live { self.fs.root() } else { root })?;
+        let mut options = MountOptions {
+            source: self.place.path.display().to_string(),
+            subtype: Some(m.subtype.clone().unwrap_or_else(|| "darner".into())),
+            read_only,
+            nosuid: m.nosuid,
+            nodev: m.nodev,
+            noexec: m.noexec,
+            ..MountOptions::default()
+        };
+        options.allow_other = m.allow_other.unwrap_or(options.allow_other);
+        let fd = darner_fuse::mount(&m.mountpoint, &options)?;
+        let mut config = Config::default();
+        if m.writeback && !read_only {
+            config = config.with(abi::init::WRITEBACK_CACHE);
+        }
+        if shared {
+            config = config.without(abi::init::EXPLICIT_INVAL_DATA).with(abi::init::AUTO_INVAL_DATA);
+        }
+        let session = Session::init(fd, config).inspect_err(|_| {
+            let _ = darner_fuse::unmount(&m.mountpoint, true);
+        })?;
+        tracing::info!(mountpoint = %m.mountpoint.display(), negotiated = %session.negotiated(), "mounted");
+        let notifier = session.notifier();
+        // Not from a serving thread: invalidation may wait for requests that only those can answer.
+        let (stale, ids) = std::sync::mpsc::channel::<u64>();
+        thread::Builder::new().name("notifier".into()).spawn(move || {
+            for id in ids {
+                if let Err(e) = notifier.inval_inode(id, 0, 0) {
+                    tracing::debug!("inode {id}: {e}");
+                }
+            }
+        })?;
+        let stale = Mutex::new(stale);
+        let frontend = Frontend::new(
+            self.fs.clone(),
+            Nodes::new(as_of),
+            shared,
+            read_only,
+            Box::new(move |id| drop(stale.lock().send(id))),
+        );
+        let line = MountLine {
+            mountpoint: m.mountpoint.clone(),
+            as_of: as_of.map(|t| t.to_string()),
+            read_only,
+        };
+        self.state.lock().mounts.insert(m.mountpoint.clone(), Mount { line, live });
+        let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
+        let (threads, poll) = (m.threads.max(2), Duration::from_micros(m.poll_us));
+        thread::Builder::new().name("serve".into()).spawn(move || {
+            match session.run(threads, poll, &frontend) {
+                Ok(_) => tracing::info!(mountpoint = %mountpoint.display(), "unmounted"),
+                Err(e) => tracing::error!(mountpoint = %mountpoint.display(), "serving ended: {e}"),
+            }
+            if !daemon.store().is_read_only() {
+                if let Err(e) = daemon.fs.sync() {
+                    tracing::error!("the last writes may be lost: {e}");
+                }
+            }
+            daemon.state.lock().mounts.remove(&mountpoint);
+            daemon.changed.notify_all();
+        })?;
+        Ok(())
+    }
+
+    fn moment(&self, when: &str) -> Result<Tid> {
+        let found = self.fs.resolve_when(when, now_ns())?;
+        found.ok_or_else(|| {
+            Failure::new(format!(
+                "{when:?} is no moment of this filesystem: it is no time, label or tid, lies in the future, or before {}",
+                local(self.store().birth())
+            ))
+        })
+    }
+
+    fn listen(self: &Arc<Daemon>, listener: &UnixListener) {
+        for stream in listener.incoming().flatten() {
+            let daemon = self.clone();
+            let spawned = thread::Builder::new().name("command".into()).spawn(move || daemon.converse(&stream));
+            if let Err(e) = spawned {
+                tracing::error!("can't serve a command: {e}");
+            }
+        }
+    }
+
+    fn converse(self: &Arc<Daemon>, stream: &UnixStream) {
+        let response = match control::receive(stream).and_then(|r| self.serve(r)) {
+            Ok(response) => response,
+            Err(e) => Response::Failed(e.to_string()),
+        };
+        if let Err(e) = control::answer(stream, &response) {
+            tracing::debug!("the command went away: {e}");
+        }
+    }
+
+    fn serve(self: &Arc<Daemon>, request: Request) -> Result<Response> {
+        if self.state.lock().closing {
+            return Ok(Response::Closing);
+        }
+        Ok(match request {
+            Request::Mount(m) => {
+                self.mount(&m)?;
+                Response::Done
+            }
+            Request::Unmount { mountpoint, lazy } => {
+                self.unmount(&mountpoint, lazy)?;
+                Response::Done
+            }
+            Request::Status => Response::Status(Box::new(self.status()?)),
+            Request::Sync => {
+                self.fs.sync()?;
+                Response::Done
+            }
+            Request::Log { path, coalesce } => {
+                let path: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
+                let entries = self.fs.log(&path, coalesce)?;
+                Response::Log(entries.iter().map(log_line).collect())
+            }
+            Request::AddLabel { name, when } => {
+                let at = when.map(|w| self.moment(&w)).transpose()?;
+                let label = self.fs.add_label(&name, at, now_ns())?;
+                self.fs.sync()?;
+                Response::Labels(vec![label_line(&label)])
+            }
+            Request::RemoveLabel { name } => {
+                self.fs.remove_label(&name, now_ns())?;
+                self.fs.sync()?;
+                Response::Done
+            }
+            Request::Labels => Response::Labels(self.fs.labels()?.iter().map(label_line).collect()),
+            Request::Resolve { when } => Response::Tid(self.fs.resolve_when(&when, now_ns())?.map(|t| t.0)),
+        })
+    }
+
+    /// Ends a mount; returns when it is gone, and if it was the last, when the store is closed.
+    fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<()> {
+        let mut state = self.state.lock();
+        if !state.mounts.contains_key(mountpoint) {
+            return Err(Failure::new(format!("{} is not mounted", mountpoint.display())));
+        }
+        drop(state);
+        darner_fuse::unmount(mountpoint, lazy)?;
+        state = self.state.lock();
+        while state.mounts.contains_key(mountpoint) && !lazy {
+            self.changed.wait(&mut state);
+        }
+        while state.mounts.is_empty() && !state.closed {
+            self.changed.wait(&mut state);
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Result<Status> {
+        let store = self.store();
+        let usage = store.usage()?;
+        let path = store.volume_name();
+        let volume = VolumeLine { id: 0, path, size_bytes: usage.size, used_bytes: usage.used };
+        let state = self.state.lock();
+        let mut mounts: Vec<MountLine> = state.mounts.values().map(|m| m.line.clone()).collect();
+        mounts.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+        Ok(Status {
+            store: self.place.path.clone(),
+            uuid: store.uuid().iter().map(|b| format!("{b:02x}")).collect(),
+            tid: store.tid().to_string(),
+            durable_tid: store.durable().to_string(),
+            created: local(store.birth()),
+            size_bytes: usage.size,
+            used_bytes: usage.used,
+            live_bytes: usage.live,
+            history_bytes: usage.used.saturating_sub(usage.live),
+            free_bytes: usage.free,
+            objects: usage.objects,
+            daemon_pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            resident_bytes: resident_bytes(),
+            volumes: vec![volume],
+            mounts,
+        })
+    }
+}
+
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    // SAFETY: this call can't fail for this name.
+    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64
+}
+
+fn log_line(e: &darner_fs::LogEntry) -> LogLine {
+    LogLine {
+        tid: e.tid.to_string(),
+        when: local(e.tid),
+        what: what(e.what).into(),
+        inode: e.ino.0,
+        size: e.attr.size,
+    }
+}
+
+fn what(w: darner_fs::What) -> &'static str {
+    use darner_fs::What;
+    match w {
+        What::Created => "created",
+        What::Written => "written",
+        What::Attributes => "attributes",
+        What::RenamedHere => "renamed here",
+        What::Linked => "linked",
+        What::RenamedAway => "renamed away",
+        What::Removed => "removed",
+        What::Replaced => "replaced",
+    }
+}
+
+fn label_line(l: &darner_fs::Label) -> LabelLine {
+    LabelLine { label: l.name.clone(), tid: l.tid.to_string(), when: local(l.tid) }
+}

@@ -1,0 +1,383 @@
+//! FUSE requests become operations, replies become answers. Decides nothing but how long the kernel may remember.
+//!
+//! OPEN, OPENDIR, FLUSH and CREATE are declined (ENOSYS): on one machine nothing depends on them, and each is a round
+//! trip. The kernel then makes files by MKNOD, which also spares the RELEASE. Locks are the kernel's own.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use darner_fs::{
+    Attr, Caller, Entry, FallocateMode, Found, Fs, FsError, Node, Op, RenameMode, Reply as Answer, Seek, SetAttr, SetTime, SetXattr, Time,
+};
+use darner_fuse::{self as fuse, Ctx, DirBuffer, Handler, Operation, Reply, Request, abi};
+
+use crate::nodes::Nodes;
+
+/// How long the kernel may believe what it was told: only it changes the live tree, and the past never changes.
+const LONG: Duration = Duration::from_secs(24 * 3600);
+/// A second mount of the live tree sees the first one's changes this late.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// Bytes of a directory entry besides its name, without and with attributes.
+const HEAD: usize = 24;
+const PLUS_HEAD: usize = 152;
+
+/// Serves one mount.
+pub struct Frontend {
+    fs: Arc<Fs>,
+    nodes: Nodes,
+    valid: Duration,
+    read_only: bool,
+    /// Called where an append did not go where the kernel thought: (node id).
+    stale: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+thread_local! {
+    static DATA: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+type Outcome = Result<Answer, FsError>;
+
+/// Nanoseconds since 1970.
+pub fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+impl Frontend {
+    /// `shared`: another mount may change the same live tree.
+    pub fn new(fs: Arc<Fs>, nodes: Nodes, shared: bool, read_only: bool, stale: Box<dyn Fn(u64) + Send + Sync>) -> Frontend {
+        let valid = if shared { SHORT } else { LONG };
+        Frontend { fs, nodes, valid, read_only, stale }
+    }
+
+    fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
+        let time = |t: Time| fuse::Time { secs: t.secs, nsec: t.nanos };
+        fuse::Attr {
+            ino: self.nodes.shown_ino(node),
+            size: a.size,
+            blocks: a.blocks(),
+            atime: time(a.atime),
+            mtime: time(a.mtime),
+            ctime: time(a.ctime),
+            mode: a.mode,
+            nlink: a.nlink,
+            uid: a.uid,
+            gid: a.gid,
+            rdev: a.rdev,
+            blksize: 64 << 10,
+        }
+    }
+
+    /// A name's entry, counted as a lookup.
+    fn entry(&self, e: &Entry) -> Option<fuse::Entry> {
+        let nodeid = self.nodes.looked_up(e.node)?;
+        let entry_valid = if e.steady { self.valid } else { Duration::ZERO };
+        let attr = self.attr(e.node, &e.attr);
+        Some(fuse::Entry { nodeid, generation: 0, entry_valid, attr_valid: self.attr_valid(e.node), attr })
+    }
+
+    fn attr_valid(&self, node: Node) -> Duration {
+        match node {
+            Node::Live(_) => self.valid,
+            Node::AsOf(..) => LONG,
+            Node::Points(_) => Duration::ZERO,
+        }
+    }
+
+    fn lookup(&self, dir: Node, name: &[u8], caller: &Caller, reply: Reply<'_>) {
+        match self.run(caller, Op::Lookup { dir, name }) {
+            // The absence of an ordinary name may be remembered; what an as-of name leads to depends on the clock.
+            Err(e) if e.errno() == libc::ENOENT && !name.contains(&b'@') => {
+                reply.entry(&fuse::Entry { entry_valid: self.valid, ..fuse::Entry::default() });
+            }
+            outcome => self.answer_entry(outcome, reply),
+        }
+    }
+
+    fn run(&self, caller: &Caller, op: Op<'_>) -> Outcome {
+        self.fs.run(caller, now_ns(), op)
+    }
+
+    fn answer_entry(&self, outcome: Outcome, reply: Reply<'_>) {
+        match outcome {
+            Ok(Answer::Entry(e)) => match self.entry(&e) {
+                Some(entry) => reply.entry(&entry),
+                None => reply.error(libc::ENFILE),
+            },
+            Ok(other) => unexpected(&other, reply),
+            Err(e) => reply.error(e.errno()),
+        }
+    }
+
+    fn answer_attr(&self, node: Node, outcome: Outcome, reply: Reply<'_>) {
+        match outcome {
+            Ok(Answer::Attr(a)) => reply.attr(&self.attr(node, &a), self.attr_valid(node)),
+            Ok(other) => unexpected(&other, reply),
+            Err(e) => reply.error(e.errno()),
+        }
+    }
+
+    fn read(&self, node: Node, offset: u64, size: u32, reply: Reply<'_>) {
+        DATA.with_borrow_mut(|buf| {
+            let size = size as usize;
+            if buf.len() < size {
+                buf.resize(size, 0);
+            }
+            match self.fs.read_into(node, offset, &mut buf[..size]) {
+                Ok(n) => reply.data(&buf[..n]),
+                Err(e) => reply.error(e.errno()),
+            }
+        });
+    }
+
+    fn readdir(&self, dir: Node, after: u64, size: u32, plus: bool, caller: &Caller, reply: Reply<'_>) {
+        let head = if plus { PLUS_HEAD } else { HEAD };
+        let op = Op::ReadDir { dir, after, room: size as usize, head, plus };
+        let entries = match self.run(caller, op) {
+            Ok(Answer::Entries(entries)) => entries,
+            Ok(other) => return unexpected(&other, reply),
+            Err(e) => return reply.error(e.errno()),
+        };
+        let mut out = DirBuffer::new(size);
+        for e in &entries {
+            let ino = self.nodes.shown_ino(e.node);
+            let mode = u32::from(e.d_type) << 12;
+            let added = match &e.attr {
+                Some(attr) if plus && e.name != b"." && e.name != b".." => {
+                    let found = Entry { node: e.node, attr: *attr, steady: !e.name.contains(&b'@') };
+                    let Some(entry) = self.entry(&found) else { break };
+                    let added = out.add_plus(&entry, e.cookie, &e.name);
+                    if !added {
+                        self.forget(entry.nodeid, 1);
+                    }
+                    added
+                }
+                // Node id 0: a name without a lookup.
+                _ if plus => {
+                    let attr = fuse::Attr { ino, mode, ..fuse::Attr::default() };
+                    out.add_plus(&fuse::Entry { attr, ..fuse::Entry::default() }, e.cookie, &e.name)
+                }
+                _ => out.add(ino, e.cookie, mode, &e.name),
+            };
+            if !added {
+                break;
+            }
+        }
+        reply.dir(&out);
+    }
+
+    fn forget(&self, id: u64, n: u64) {
+        if let Some(object) = self.nodes.forget(id, n) {
+            if let Err(e) = self.fs.forget(now_ns(), &[object]) {
+                tracing::warn!("object {object} stays until the next mount: {e}");
+            }
+        }
+    }
+
+    fn write(&self, id: u64, node: Node, offset: u64, data: &[u8], flags: u32, write_flags: u32, caller: &Caller, reply: Reply<'_>) {
+        // Write-back of mapped pages goes where the pages are, whatever the flags of the file.
+        let append = flags & libc::O_APPEND as u32 != 0 && write_flags & abi::flags::WRITE_CACHE == 0;
+        let kill_suidgid = write_flags & abi::flags::WRITE_KILL_SUIDGID != 0;
+        let at = if append { None } else { Some(offset) };
+        match self.run(caller, Op::Write { node, offset: at, data, kill_suidgid }) {
+            Ok(Answer::Written(w)) => {
+                reply.written(w.len as u32);
+                if w.offset != offset {
+                    (self.stale)(id);
+                }
+            }
+            Ok(other) => unexpected(&other, reply),
+            Err(e) => reply.error(e.errno()),
+        }
+    }
+}
+
+fn unexpected(answer: &Answer, reply: Reply<'_>) {
+    tracing::error!("the filesystem answered with {answer:?}");
+    reply.error(libc::EIO);
+}
+
+fn answer_done(outcome: Outcome, reply: Reply<'_>) {
+    match outcome {
+        Ok(_) => reply.empty(),
+        Err(e) => reply.error(e.errno()),
+    }
+}
+
+fn answer_found(outcome: Outcome, reply: Reply<'_>) {
+    match outcome {
+        Ok(Answer::Found(Found::Size(n))) => reply.xattr_size(n),
+        Ok(Answer::Found(Found::Bytes(b))) => reply.data(&b),
+        Ok(other) => unexpected(&other, reply),
+        Err(e) => reply.error(e.errno()),
+    }
+}
+
+fn set_time(t: fuse::SetTime) -> SetTime {
+    match t {
+        fuse::SetTime::Now => SetTime::Now,
+        fuse::SetTime::At(t) => SetTime::To(Time { secs: t.secs, nanos: t.nsec }),
+    }
+}
+
+fn set_attr(s: &fuse::Setattr) -> SetAttr {
+    SetAttr {
+        mode: s.mode,
+        uid: s.uid,
+        gid: s.gid,
+        size: s.size,
+        atime: s.atime.map(set_time),
+        mtime: s.mtime.map(set_time),
+        kill_suidgid: s.kill_suidgid,
+    }
+}
+
+/// Whether the operation would change something.
+fn changes(op: &Operation<'_>) -> bool {
+    use Operation as O;
+    matches!(
+        op,
+        O::Setattr(_) | O::Symlink { .. } | O::Mknod { .. } | O::Mkdir { .. } | O::Unlink { .. } | O::Rmdir { .. }
+            | O::Rename { .. } | O::Link { .. } | O::Write { .. } | O::Setxattr { .. } | O::Removexattr { .. }
+            | O::Fallocate { .. } | O::CopyFileRange { .. } | O::Tmpfile { .. }
+    )
+}
+
+impl Handler for Frontend {
+    fn handle(&self, request: Request<'_>, reply: Reply<'_>, ctx: &Ctx<'_>) {
+        use Operation as O;
+        let id = request.nodeid;
+        let mut caller = Caller { uid: request.uid, gid: request.gid, pid: request.pid, umask: 0 };
+        match request.op {
+            O::Forget { nlookup } => return self.forget(id, nlookup),
+            O::BatchForget(all) => return all.for_each(|(id, n)| self.forget(id, n)),
+            O::Statfs => {
+                return match self.run(&caller, Op::StatFs) {
+                    Ok(Answer::StatFs(s)) => reply.statfs(&fuse::Statfs {
+                        blocks: s.blocks,
+                        bfree: s.free,
+                        bavail: s.free,
+                        files: s.files,
+                        ffree: s.files_free,
+                        bsize: s.block,
+                        namelen: s.name_max,
+                        frsize: s.block,
+                    }),
+                    Ok(other) => unexpected(&other, reply),
+                    Err(e) => reply.error(e.errno()),
+                };
+            }
+            _ => {}
+        }
+        let Some(node) = self.nodes.node(id) else { return reply.error(libc::ESTALE) };
+        if self.read_only && changes(&request.op) {
+            return reply.error(libc::EROFS);
+        }
+        match request.op {
+            O::Lookup { name } => self.lookup(node, name, &caller, reply),
+            O::Getattr { .. } => self.answer_attr(node, self.run(&caller, Op::GetAttr { node }), reply),
+            O::Setattr(s) => self.answer_attr(node, self.run(&caller, Op::SetAttr { node, set: set_attr(&s) }), reply),
+            O::Statx { .. } => match self.run(&caller, Op::GetAttr { node }) {
+                Ok(Answer::Attr(a)) => {
+                    let btime = fuse::Time { secs: a.btime.secs, nsec: a.btime.nanos };
+                    let attr = self.attr(node, &a);
+                    let statx = fuse::Statx { attr, btime, mask: libc::STATX_BTIME, ..fuse::Statx::default() };
+                    reply.statx(&statx, self.attr_valid(node));
+                }
+                Ok(other) => unexpected(&other, reply),
+                Err(e) => reply.error(e.errno()),
+            },
+            O::Readlink => match self.run(&caller, Op::ReadLink { node }) {
+                Ok(Answer::Bytes(target)) => reply.data(&target),
+                Ok(other) => unexpected(&other, reply),
+                Err(e) => reply.error(e.errno()),
+            },
+            O::Symlink { name, target } => self.answer_entry(self.run(&caller, Op::Symlink { dir: node, name, target }), reply),
+            O::Mknod { name, mode, rdev, umask } => {
+                caller.umask = umask;
+                self.answer_entry(self.run(&caller, Op::MkNod { dir: node, name, mode, rdev }), reply);
+            }
+            O::Mkdir { name, mode, umask } => {
+                caller.umask = umask;
+                self.answer_entry(self.run(&caller, Op::MkDir { dir: node, name, mode }), reply);
+            }
+            O::Unlink { name } => answer_done(self.run(&caller, Op::Unlink { dir: node, name }), reply),
+            O::Rmdir { name } => answer_done(self.run(&caller, Op::RmDir { dir: node, name }), reply),
+            O::Rename { name, newdir, newname, flags } => {
+                let Some(new_dir) = self.nodes.node(newdir) else { return reply.error(libc::ESTALE) };
+                let rename = RenameMode::from_bits(flags)
+                    .and_then(|mode| self.run(&caller, Op::Rename { dir: node, name, new_dir, new_name: newname, mode }));
+                answer_done(rename, reply);
+            }
+            O::Link { oldnode, name } => {
+                let Some(old) = self.nodes.node(oldnode) else { return reply.error(libc::ESTALE) };
+                self.answer_entry(self.run(&caller, Op::Link { node: old, dir: node, name }), reply);
+            }
+            O::Read { offset, size, .. } => self.read(node, offset, size, reply),
+            O::Write { offset, data, write_flags, flags, .. } => {
+                self.write(id, node, offset, data, flags, write_flags, &caller, reply);
+            }
+            O::Fsync { .. } | O::Fsyncdir { .. } | O::Syncfs => {
+                ctx.will_block();
+                answer_done(self.run(&caller, Op::Sync), reply);
+            }
+            O::Setxattr { name, value, flags, setxattr_flags } => {
+                let how = SetXattr {
+                    create: flags & libc::XATTR_CREATE as u32 != 0,
+                    replace: flags & libc::XATTR_REPLACE as u32 != 0,
+                    kill_sgid: setxattr_flags & abi::flags::SETXATTR_ACL_KILL_SGID != 0,
+                };
+                answer_done(self.run(&caller, Op::SetXattr { node, name, value, how }), reply);
+            }
+            O::Getxattr { name, size } => {
+                answer_found(self.run(&caller, Op::GetXattr { node, name, room: size as usize }), reply);
+            }
+            O::Listxattr { size } => answer_found(self.run(&caller, Op::ListXattr { node, room: size as usize }), reply),
+            O::Removexattr { name } => answer_done(self.run(&caller, Op::RemoveXattr { node, name }), reply),
+            O::Readdir { offset, size, .. } => self.readdir(node, offset, size, false, &caller, reply),
+            O::Readdirplus { offset, size, .. } => self.readdir(node, offset, size, true, &caller, reply),
+            O::Fallocate { offset, length, mode, .. } => {
+                let fallocate = FallocateMode::from_bits(mode)
+                    .and_then(|mode| self.run(&caller, Op::Fallocate { node, offset, len: length, mode }));
+                answer_done(fallocate, reply);
+            }
+            O::Lseek { offset, whence, .. } => {
+                let what = match whence as i32 {
+                    libc::SEEK_DATA => Seek::Data,
+                    libc::SEEK_HOLE => Seek::Hole,
+                    _ => return reply.error(libc::EINVAL),
+                };
+                match self.run(&caller, Op::Seek { node, offset, what }) {
+                    Ok(Answer::Offset(at)) => reply.lseek(at),
+                    Ok(other) => unexpected(&other, reply),
+                    Err(e) => reply.error(e.errno()),
+                }
+            }
+            O::CopyFileRange { off_in, nodeid_out, off_out, len, .. } => {
+                let Some(to) = self.nodes.node(nodeid_out) else { return reply.error(libc::ESTALE) };
+                match self.run(&caller, Op::CopyRange { from: node, offset: off_in, to, to_offset: off_out, len }) {
+                    Ok(Answer::Copied(n)) => reply.copied(n),
+                    Ok(other) => unexpected(&other, reply),
+                    Err(e) => reply.error(e.errno()),
+                }
+            }
+            O::Tmpfile { mode, umask, .. } => {
+                caller.umask = umask;
+                match self.run(&caller, Op::TmpFile { dir: node, mode }) {
+                    Ok(Answer::Entry(e)) => match self.entry(&e) {
+                        Some(entry) => {
+                            reply.created(&entry, fuse::Opened { fh: 0, flags: abi::fopen::KEEP_CACHE | abi::fopen::NOFLUSH });
+                        }
+                        None => reply.error(libc::ENFILE),
+                    },
+                    Ok(other) => unexpected(&other, reply),
+                    Err(e) => reply.error(e.errno()),
+                }
+            }
+            O::Release { .. } | O::Releasedir { .. } | O::Destroy | O::Interrupt { .. } => reply.empty(),
+            O::Ioctl(_) => reply.error(libc::ENOTTY),
+            _ => reply.error(libc::ENOSYS),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The `darner` command and daemon: thin edges around the store, the filesystem and FUSE. Decides nothing.
+
+pub mod cli;
+pub mod cmd;
+pub mod control;
+pub mod daemon;
+pub mod error;
+pub mod frontend;
+pub mod mounts;
+pub mod nodes;
+pub mod place;
+pub mod when;

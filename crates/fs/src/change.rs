@@ -1,0 +1,230 @@
+//! A change: one operation, one transaction, one tid.
+//!
+//! Two stages. A [`Plan`] holds the write lock and looks at what is there: all checks, and reads that may wait for a disk. A
+//! [`Change`] has the transaction as well, so it holds up the log: it only writes. The attributes touched are written back
+//! once each by `commit`; dropped before that, nothing happened. Invariant: whatever `edit` hands out gets ctime = the tid.
+//!
+//! While a transaction runs, `Store::tid`, `usage` and `read` would wait for it for ever: nothing here calls them then.
+
+use std::ops::{Deref, DerefMut};
+
+use darner_store::{Kind, ObjectId, Tid, Tx};
+use parking_lot::RwLockWriteGuard;
+
+use crate::attr::{Attr, Time};
+use crate::dirent::Dirent;
+use crate::error::{Result, refuse};
+use crate::fs::{FILESET, Fs, META};
+use crate::node::Node;
+
+/// Most names a file, or subdirectories a directory, may have.
+pub(crate) const LINKS_MAX: u32 = i32::MAX as u32;
+
+/// What an operation that adds records without file data takes in the store, generously.
+pub(crate) const SMALL: u64 = 4096;
+
+/// An operation that may change things, still looking.
+pub(crate) struct Plan<'f> {
+    pub(crate) fs: &'f Fs,
+    /// The newest transaction before this.
+    pub(crate) newest: Tid,
+    touched: Vec<Touched>,
+    _live: RwLockWriteGuard<'f, ()>,
+}
+
+struct Touched {
+    ino: ObjectId,
+    attr: Attr,
+    edited: bool,
+}
+
+/// An operation that changes things.
+pub(crate) struct Change<'f> {
+    pub(crate) tx: Tx<'f>,
+    pub(crate) time: Time,
+    objects: i64,
+    bytes: i64,
+    orphaned: Vec<ObjectId>,
+    adopted: Vec<ObjectId>,
+    /// Last: the transaction ends before the lock is let go.
+    plan: Plan<'f>,
+}
+
+impl Fs {
+    /// Starts a change that takes about `grows` bytes (0 for what gives space back); waits for the one before.
+    pub(crate) fn plan(&self, grows: u64) -> Result<Plan<'_>> {
+        if self.store.is_read_only() {
+            return refuse(libc::EROFS, "the store is open for reading only");
+        }
+        self.store.admit(grows)?;
+        let live = self.live.write();
+        Ok(Plan { fs: self, newest: self.store.tid(), touched: Vec::with_capacity(4), _live: live })
+    }
+}
+
+impl<'f> Plan<'f> {
+    fn touch(&mut self, ino: ObjectId) -> Result<&mut Touched> {
+        let at = match self.touched.iter().position(|held| held.ino == ino) {
+            Some(at) => at,
+            None => {
+                let attr = self.fs.attr(Node::Live(ino))?;
+                self.touched.push(Touched { ino, attr, edited: false });
+                self.touched.len() - 1
+            }
+        };
+        Ok(&mut self.touched[at])
+    }
+
+    /// An object's attributes, as this change has left them so far.
+    pub(crate) fn attr(&mut self, ino: ObjectId) -> Result<Attr> {
+        Ok(self.touch(ino)?.attr)
+    }
+
+    /// A directory in which names are to be changed.
+    pub(crate) fn dir(&mut self, ino: ObjectId) -> Result<Attr> {
+        let attr = self.attr(ino)?;
+        if !attr.is_dir() {
+            return refuse(libc::ENOTDIR, "not a directory");
+        }
+        if attr.nlink == 0 {
+            return refuse(libc::ENOENT, "the directory has been removed");
+        }
+        Ok(attr)
+    }
+
+    /// A regular file whose data is to be changed.
+    pub(crate) fn file(&mut self, ino: ObjectId) -> Result<Attr> {
+        let attr = self.attr(ino)?;
+        attr.check_file()?;
+        Ok(attr)
+    }
+
+    /// What a name leads to before this change.
+    pub(crate) fn dirent(&self, dir: ObjectId, name: &[u8]) -> Result<Option<Dirent>> {
+        self.fs.dirent(dir, name, Tid::MAX)
+    }
+
+    /// Goes on to change things, at `now_ns` or just after the newest transaction.
+    pub(crate) fn begin(self, now_ns: u64) -> Result<Change<'f>> {
+        let tx = self.fs.store.begin(FILESET, now_ns)?;
+        let time = tx.tid().into();
+        Ok(Change { tx, time, objects: 0, bytes: 0, orphaned: Vec::new(), adopted: Vec::new(), plan: self })
+    }
+}
+
+impl<'f> Deref for Change<'f> {
+    type Target = Plan<'f>;
+
+    fn deref(&self) -> &Plan<'f> {
+        &self.plan
+    }
+}
+
+impl DerefMut for Change<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.plan
+    }
+}
+
+impl Change<'_> {
+    /// An object's attributes, to be changed.
+    pub(crate) fn edit(&mut self, ino: ObjectId) -> Result<&mut Attr> {
+        let time = self.time;
+        let held = self.plan.touch(ino)?;
+        held.edited = true;
+        held.attr.ctime = time;
+        Ok(&mut held.attr)
+    }
+
+    /// Adds an object.
+    pub(crate) fn add(&mut self, ino: ObjectId, attr: Attr) {
+        self.touched.push(Touched { ino, attr, edited: true });
+        self.objects += 1;
+    }
+
+    /// Removes an object for good.
+    pub(crate) fn kill(&mut self, ino: ObjectId) -> Result<()> {
+        let attr = self.attr(ino)?;
+        self.touched.retain(|held| held.ino != ino);
+        self.tx.delete(ino, Kind::ATTR, &[]);
+        self.objects -= 1;
+        self.bytes -= attr.bytes as i64;
+        self.adopt(ino);
+        Ok(())
+    }
+
+    /// Makes a name lead to an object. The directory's `size` is the caller's to mend.
+    pub(crate) fn put_name(&mut self, dir: ObjectId, name: &[u8], entry: Dirent) {
+        let suffix = self.fs.suffix(name);
+        self.tx.put(dir, Kind::DIRENT, &suffix, &entry.encode());
+    }
+
+    /// Takes a name away. The directory's `size` is the caller's to mend.
+    pub(crate) fn delete_name(&mut self, dir: ObjectId, name: &[u8]) {
+        let suffix = self.fs.suffix(name);
+        self.tx.delete(dir, Kind::DIRENT, &suffix);
+    }
+
+    /// Mends a directory that gained or lost names: entries and subdirectories by difference, mtime and ctime.
+    pub(crate) fn mend_dir(&mut self, dir: ObjectId, entries: i64, subdirs: i32) -> Result<()> {
+        let time = self.time;
+        let attr = self.edit(dir)?;
+        attr.size = attr.size.saturating_add_signed(entries);
+        attr.nlink = attr.nlink.saturating_add_signed(subdirs);
+        attr.mtime = time;
+        match attr.nlink > LINKS_MAX {
+            true => refuse(libc::EMLINK, "the directory has too many subdirectories"),
+            false => Ok(()),
+        }
+    }
+
+    /// Accounts for data that an object gained (or lost).
+    pub(crate) fn grew(&mut self, ino: ObjectId, bytes: i64) -> Result<()> {
+        self.bytes += bytes;
+        let attr = self.edit(ino)?;
+        attr.bytes = attr.bytes.saturating_add_signed(bytes);
+        Ok(())
+    }
+
+    /// Takes one name's worth of links from an object; the last makes it an orphan.
+    pub(crate) fn drop_link(&mut self, ino: ObjectId) -> Result<()> {
+        let attr = self.edit(ino)?;
+        attr.nlink = if attr.is_dir() { 0 } else { attr.nlink.saturating_sub(1) };
+        if attr.nlink == 0 {
+            self.orphan(ino);
+        }
+        Ok(())
+    }
+
+    /// Notes that an object has no name but may be open.
+    pub(crate) fn orphan(&mut self, ino: ObjectId) {
+        self.tx.put(META, Kind::ORPHAN, &ino.0.to_be_bytes(), &[]);
+        self.orphaned.push(ino);
+    }
+
+    /// Takes such a note back.
+    pub(crate) fn adopt(&mut self, ino: ObjectId) {
+        self.tx.delete(META, Kind::ORPHAN, &ino.0.to_be_bytes());
+        self.adopted.push(ino);
+    }
+
+    /// Makes it all visible at once.
+    pub(crate) fn commit(mut self) -> Result<Tid> {
+        let tid = self.tx.tid();
+        for held in self.plan.touched.iter().filter(|held| held.edited) {
+            self.tx.put(held.ino, Kind::ATTR, &[], &held.attr.encode(tid));
+        }
+        if self.objects != 0 || self.bytes != 0 {
+            self.tx.count(self.objects, self.bytes);
+        }
+        self.tx.commit()?;
+        if !self.orphaned.is_empty() || !self.adopted.is_empty() {
+            let mut orphans = self.plan.fs.orphans.lock();
+            orphans.extend(self.orphaned);
+            for ino in &self.adopted {
+                orphans.remove(ino);
+            }
+        }
+        Ok(tid)
+    }
+}

@@ -1,0 +1,195 @@
+//! Making objects and names: create, mknod, mkdir, symlink, tmpfile, link.
+//!
+//! A new object belongs to its caller; in a set-group-id directory it gets the directory's group, and a new directory the bit as
+//! well. The umask applies unless the directory has a default ACL.
+
+use darner_store::{Kind, ObjectId};
+
+use crate::attr::Attr;
+use crate::change::{Change, LINKS_MAX, Plan, SMALL};
+use crate::dirent::Dirent;
+use crate::error::{FsError, Result, refuse};
+use crate::fs::Fs;
+use crate::lookup::Entry;
+use crate::name;
+use crate::node::Node;
+use crate::op::Caller;
+
+const TARGET_MAX: usize = 4095;
+const EXISTS: FsError = FsError::new(libc::EEXIST, "the name exists");
+
+/// What [`Fs::create_file`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Created {
+    /// The file.
+    pub entry: Entry,
+    /// Whether it was made now; false: it was there before.
+    pub new: bool,
+}
+
+/// A new object's nature.
+#[derive(Clone, Copy)]
+struct Nature<'a> {
+    mode: u32,
+    rdev: u32,
+    target: Option<&'a [u8]>,
+}
+
+impl Fs {
+    /// Makes a regular file. If the name is there: EEXIST with `exclusive`, otherwise the file that is there.
+    pub fn create_file(&self, caller: &Caller, now_ns: u64, dir: Node, name: &[u8], mode: u32, exclusive: bool) -> Result<Created> {
+        let dir = dir.writable()?;
+        let mut plan = self.plan(SMALL)?;
+        plan.dir(dir)?;
+        if !exclusive && let Some(found) = plan.dirent(dir, name)? {
+            let attr = plan.attr(found.ino)?;
+            if attr.is_dir() {
+                return refuse(libc::EISDIR, "the name is a directory");
+            }
+            if !attr.is_file() {
+                return Err(EXISTS);
+            }
+            return Ok(Created { entry: Entry { node: Node::Live(found.ino), attr, steady: true }, new: false });
+        }
+        let past = if exclusive { EXISTS } else { FsError::new(libc::EROFS, "the past can't be changed") };
+        plan.check_free(dir, name, now_ns, past)?;
+        let nature = Nature { mode: mode & 0o7777 | libc::S_IFREG, rdev: 0, target: None };
+        Ok(Created { entry: self.born(plan.begin(now_ns)?, caller, dir, name, nature)?, new: true })
+    }
+
+    /// Makes a regular file, FIFO, socket or device file.
+    pub fn mknod(&self, caller: &Caller, now_ns: u64, dir: Node, name: &[u8], mode: u32, rdev: u32) -> Result<Entry> {
+        let mode = match mode & libc::S_IFMT {
+            0 => mode | libc::S_IFREG,
+            libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK => mode,
+            _ => return refuse(libc::EINVAL, "no such type of file can be made"),
+        };
+        let is_device = matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
+        self.make(caller, now_ns, dir, name, Nature { mode, rdev: if is_device { rdev } else { 0 }, target: None })
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, caller: &Caller, now_ns: u64, dir: Node, name: &[u8], mode: u32) -> Result<Entry> {
+        self.make(caller, now_ns, dir, name, Nature { mode: mode & 0o7777 | libc::S_IFDIR, rdev: 0, target: None })
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(&self, caller: &Caller, now_ns: u64, dir: Node, name: &[u8], target: &[u8]) -> Result<Entry> {
+        if target.is_empty() || target.contains(&0) {
+            return refuse(libc::ENOENT, "a symbolic link needs a target");
+        }
+        if target.len() > TARGET_MAX {
+            return refuse(libc::ENAMETOOLONG, "the target is longer than 4095 bytes");
+        }
+        self.make(caller, now_ns, dir, name, Nature { mode: libc::S_IFLNK | 0o777, rdev: 0, target: Some(target) })
+    }
+
+    /// Makes a regular file without a name; [`Fs::link`] can give it one, [`Fs::forget`] ends it otherwise.
+    pub fn tmpfile(&self, caller: &Caller, now_ns: u64, dir: Node, mode: u32) -> Result<Entry> {
+        let dir = dir.writable()?;
+        let mut plan = self.plan(SMALL)?;
+        plan.dir(dir)?;
+        let mut change = plan.begin(now_ns)?;
+        let nature = Nature { mode: mode & 0o7777 | libc::S_IFREG, rdev: 0, target: None };
+        let ino = self.bear(&mut change, caller, dir, nature)?;
+        change.edit(ino)?.nlink = 0;
+        change.orphan(ino);
+        finish(change, ino)
+    }
+
+    /// Gives an object another name.
+    pub fn link(&self, now_ns: u64, node: Node, dir: Node, name: &[u8]) -> Result<Entry> {
+        let (ino, dir) = (node.writable()?, dir.writable()?);
+        let mut plan = self.plan(SMALL)?;
+        let attr = plan.attr(ino)?;
+        if attr.is_dir() {
+            return refuse(libc::EPERM, "a directory can have only one name");
+        }
+        plan.dir(dir)?;
+        plan.check_free(dir, name, now_ns, EXISTS)?;
+        if attr.nlink >= LINKS_MAX {
+            return refuse(libc::EMLINK, "the file has too many names");
+        }
+        let mut change = plan.begin(now_ns)?;
+        if attr.nlink == 0 {
+            change.adopt(ino);
+        }
+        let linked = change.edit(ino)?;
+        linked.nlink += 1;
+        linked.parent = dir;
+        change.put_name(dir, name, Dirent { ino, d_type: attr.d_type() });
+        change.mend_dir(dir, 1, 0)?;
+        finish(change, ino)
+    }
+
+    fn make(&self, caller: &Caller, now_ns: u64, dir: Node, name: &[u8], nature: Nature<'_>) -> Result<Entry> {
+        let dir = dir.writable()?;
+        let mut plan = self.plan(SMALL)?;
+        plan.dir(dir)?;
+        plan.check_free(dir, name, now_ns, EXISTS)?;
+        self.born(plan.begin(now_ns)?, caller, dir, name, nature)
+    }
+
+    fn born(&self, mut change: Change<'_>, caller: &Caller, dir: ObjectId, name: &[u8], nature: Nature<'_>) -> Result<Entry> {
+        let ino = self.bear(&mut change, caller, dir, nature)?;
+        let attr = change.attr(ino)?;
+        change.put_name(dir, name, Dirent { ino, d_type: attr.d_type() });
+        change.mend_dir(dir, 1, attr.is_dir().into())?;
+        finish(change, ino)
+    }
+
+    /// Makes the object itself.
+    fn bear(&self, change: &mut Change<'_>, caller: &Caller, dir: ObjectId, nature: Nature<'_>) -> Result<ObjectId> {
+        let parent = change.attr(dir)?;
+        let ino = self.store.new_object();
+        let time = change.time;
+        let mut attr = Attr {
+            mode: nature.mode,
+            uid: caller.uid,
+            gid: caller.gid,
+            nlink: 1,
+            size: 0,
+            bytes: 0,
+            rdev: nature.rdev,
+            parent: dir,
+            flags: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        };
+        if let Some(target) = nature.target {
+            attr.size = target.len() as u64;
+            change.tx.put(ino, Kind::TARGET, &[], target);
+        } else {
+            (attr.mode, attr.flags) = change.inherit_acl(ino, dir, parent.flags, nature.mode, caller.umask)?;
+        }
+        if parent.mode & libc::S_ISGID != 0 {
+            attr.gid = parent.gid;
+        }
+        if attr.is_dir() {
+            attr.nlink = 2;
+            attr.mode |= parent.mode & libc::S_ISGID;
+        }
+        change.add(ino, attr);
+        Ok(ino)
+    }
+}
+
+impl Plan<'_> {
+    /// Checks that a name may be given and is free; `past`: what to say if it leads into the past.
+    fn check_free(&self, dir: ObjectId, name: &[u8], now_ns: u64, past: FsError) -> Result<()> {
+        name::check(name, libc::EEXIST)?;
+        if self.dirent(dir, name)?.is_some() {
+            return Err(EXISTS);
+        }
+        self.not_in_the_past(dir, name, now_ns, past)
+    }
+}
+
+/// Commits, and answers with the object as it is then.
+fn finish(mut change: Change<'_>, ino: ObjectId) -> Result<Entry> {
+    let attr = change.attr(ino)?;
+    change.commit()?;
+    Ok(Entry { node: Node::Live(ino), attr, steady: true })
+}

@@ -1,0 +1,165 @@
+//! File data: read, write, append, seek.
+//!
+//! A read resolves where its bytes are under the lock and reads them without. The end of an append is chosen here, at commit
+//! time. Reading does not change atime. Invariant: no data lies beyond a file's size.
+
+use darner_store::{Kind, ObjectId, Piece};
+
+use crate::attr::Attr;
+use crate::change::{Change, SMALL};
+use crate::error::{Result, refuse};
+use crate::fs::{FILESET, Fs};
+use crate::node::Node;
+use crate::xattr::CAPABILITY;
+
+/// Where a file must end at the latest.
+pub(crate) const FILE_MAX: u64 = i64::MAX as u64;
+
+/// Most bytes that one write takes: what fits one transaction.
+const WRITE_MAX: usize = 1 << 20;
+
+/// What a write did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// Where it went (the end, for an append).
+    pub offset: u64,
+    /// Bytes.
+    pub len: usize,
+    /// The file's size since.
+    pub size: u64,
+}
+
+/// What to seek.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seek {
+    /// SEEK_DATA.
+    Data,
+    /// SEEK_HOLE (the end of the file is one).
+    Hole,
+}
+
+impl Fs {
+    /// Reads up to `len` bytes; fewer only at the end.
+    pub fn read(&self, node: Node, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let (pieces, len) = self.locate(node, offset, len).map_err(|error| self.explain(node, error))?;
+        let mut data = vec![0; len];
+        self.fetch(node, &pieces, &mut data)?;
+        Ok(data)
+    }
+
+    /// Reads into `buf` and returns how many bytes there were; fewer than asked for only at the end.
+    pub fn read_into(&self, node: Node, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let (pieces, len) = self.locate(node, offset, buf.len()).map_err(|error| self.explain(node, error))?;
+        self.fetch(node, &pieces, &mut buf[..len])?;
+        Ok(len)
+    }
+
+    fn locate(&self, node: Node, offset: u64, len: usize) -> Result<(Vec<Piece>, usize)> {
+        let _live = self.look(node);
+        let size = self.readable(node)?.size;
+        let len = size.saturating_sub(offset).min(len as u64);
+        if len == 0 {
+            return Ok((Vec::new(), 0));
+        }
+        Ok((self.store.map(FILESET, node.object(), offset, len, node.at())?, len as usize))
+    }
+
+    fn fetch(&self, node: Node, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
+        self.store.read(pieces, buf).map_err(|error| self.explain(node, error.into()))
+    }
+
+    /// Attributes of a node whose data can be read.
+    pub(crate) fn readable(&self, node: Node) -> Result<Attr> {
+        let attr = self.attr(node)?;
+        attr.check_file()?;
+        Ok(attr)
+    }
+
+    /// Whether a node may be opened: the past not for writing.
+    pub fn open_node(&self, node: Node, write: bool) -> Result<Attr> {
+        if write {
+            node.writable()?;
+        }
+        self.attr(node)
+    }
+
+    /// Writes at `offset`, or (`None`) at the end as it is then; at most 1 MiB of it (see [`Written::len`]).
+    /// `kill_suidgid`: the caller may not keep set-id bits.
+    pub fn write(&self, now_ns: u64, node: Node, offset: Option<u64>, data: &[u8], kill_suidgid: bool) -> Result<Written> {
+        let ino = node.writable()?;
+        let data = &data[..data.len().min(WRITE_MAX)];
+        let mut plan = self.plan(data.len() as u64 + SMALL)?;
+        let size = plan.file(ino)?.size;
+        let offset = offset.unwrap_or(size);
+        if data.is_empty() {
+            return Ok(Written { offset, len: 0, size });
+        }
+        let end = end_of(offset, data.len() as u64)?;
+        let mut change = plan.begin(now_ns)?;
+        let grown = change.tx.write(ino, offset, data)?;
+        change.grew(ino, grown)?;
+        let size = change.wrote(ino, end, kill_suidgid)?;
+        change.commit()?;
+        Ok(Written { offset, len: data.len(), size })
+    }
+
+    /// Start of the next data or hole at or after `offset`. ENXIO beyond the end, or if no data follows.
+    pub fn seek(&self, node: Node, offset: u64, what: Seek) -> Result<u64> {
+        let _live = self.look(node);
+        let size = self.readable(node)?.size;
+        if offset >= size {
+            return refuse(libc::ENXIO, "the offset is beyond the end");
+        }
+        let data = self.store.next_data(FILESET, node.object(), offset, node.at())?;
+        match (what, data) {
+            (Seek::Data, Some((start, _))) if start < size => Ok(start.max(offset)),
+            (Seek::Data, _) => refuse(libc::ENXIO, "no data follows"),
+            (Seek::Hole, Some((start, end))) if start <= offset => Ok(end.min(size)),
+            (Seek::Hole, _) => Ok(offset),
+        }
+    }
+}
+
+/// Where `len` bytes at `offset` end; EFBIG beyond what a file can have.
+pub(crate) fn end_of(offset: u64, len: u64) -> Result<u64> {
+    match offset.checked_add(len) {
+        Some(end) if end <= FILE_MAX => Ok(end),
+        _ => refuse(libc::EFBIG, "a file ends at 2^63-1 bytes at the latest"),
+    }
+}
+
+/// A mode without set-user-id, and without set-group-id where the group may execute.
+pub(crate) fn without_set_ids(mode: u32) -> u32 {
+    match mode & libc::S_IXGRP {
+        0 => mode & !libc::S_ISUID,
+        _ => mode & !(libc::S_ISUID | libc::S_ISGID),
+    }
+}
+
+impl Change<'_> {
+    /// Data changed, up to `end`: size, times, privileges. Returns the size.
+    pub(crate) fn wrote(&mut self, ino: ObjectId, end: u64, kill_suidgid: bool) -> Result<u64> {
+        self.kill_privileges(ino, kill_suidgid)?;
+        let time = self.time;
+        let attr = self.edit(ino)?;
+        attr.size = attr.size.max(end);
+        attr.mtime = time;
+        Ok(attr.size)
+    }
+
+    /// Drops file capabilities and, if asked to, set-id bits.
+    pub(crate) fn kill_privileges(&mut self, ino: ObjectId, set_ids: bool) -> Result<()> {
+        let attr = self.edit(ino)?;
+        if set_ids {
+            attr.mode = without_set_ids(attr.mode);
+        }
+        if attr.flags & Attr::CAPS != 0 {
+            attr.flags &= !Attr::CAPS;
+            self.tx.delete(ino, Kind::XATTR, CAPABILITY);
+        }
+        Ok(())
+    }
+}

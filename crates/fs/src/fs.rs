@@ -1,0 +1,195 @@
+//! The filesystem: a root, and the locks around changes.
+//!
+//! One change at a time (`live`, for writing); looking at the live tree takes it for reading, so that nobody sees one half of
+//! a change; reading file data resolves where it is under the lock and reads it without. The past needs no lock at all.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use darner_store::{FilesetId, Key, Kind, ObjectId, Store, Tid};
+use jiff::tz::TimeZone;
+use parking_lot::{Mutex, RwLock};
+
+use crate::attr::{Attr, Time};
+use crate::change::SMALL;
+use crate::error::{FsError, Result, refuse};
+use crate::node::Node;
+use crate::view::Recent;
+
+/// The fileset that a store is created with.
+pub const FILESET: FilesetId = FilesetId(1);
+/// The root directory.
+pub const ROOT: ObjectId = ObjectId(1);
+/// The fileset itself: its labels and orphans are records of this object.
+pub const META: ObjectId = ObjectId(0);
+
+/// A filesystem in a store.
+pub struct Fs {
+    pub(crate) store: Arc<Store>,
+    pub(crate) hash_key: [u8; 16],
+    pub(crate) zone: TimeZone,
+    pub(crate) live: RwLock<()>,
+    /// Objects without a name that may still be open; mirrors the ORPHAN records.
+    pub(crate) orphans: Mutex<HashSet<ObjectId>>,
+    /// What relative times meant within the last second.
+    pub(crate) recent: Mutex<Recent>,
+}
+
+impl Fs {
+    /// Makes the root directory in a fresh store, owned by `uid` and `gid`.
+    pub fn create(store: Arc<Store>, uid: u32, gid: u32, mode: u32, now_ns: u64) -> Result<Fs> {
+        let fs = Fs::over(store);
+        if fs.attr_at(ROOT, Tid::MAX)?.is_some() {
+            return refuse(libc::EEXIST, "the store has a filesystem already");
+        }
+        fs.store.admit(SMALL)?;
+        let mut tx = fs.store.begin(FILESET, now_ns)?;
+        let time = Time::from(tx.tid());
+        let root = Attr {
+            mode: libc::S_IFDIR | (mode & 0o7777),
+            uid,
+            gid,
+            nlink: 2,
+            size: 0,
+            bytes: 0,
+            rdev: 0,
+            parent: ROOT,
+            flags: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        };
+        let value = root.encode(tx.tid());
+        tx.put(ROOT, Kind::ATTR, &[], &value);
+        tx.count(1, 0);
+        tx.commit()?;
+        Ok(fs)
+    }
+
+    /// Opens the filesystem of a store. Call [`Fs::reap_orphans`] before it is served to anybody.
+    pub fn open(store: Arc<Store>) -> Result<Fs> {
+        let fs = Fs::over(store);
+        if fs.attr_at(ROOT, Tid::MAX)?.is_none() {
+            return refuse(libc::ENODEV, "the store has no filesystem");
+        }
+        fs.load_orphans()?;
+        Ok(fs)
+    }
+
+    fn over(store: Arc<Store>) -> Fs {
+        Fs {
+            hash_key: store.hash_key(),
+            store,
+            zone: TimeZone::system(),
+            live: RwLock::new(()),
+            orphans: Mutex::default(),
+            recent: Mutex::default(),
+        }
+    }
+
+    /// Reads local times in `zone` instead of the system's.
+    pub fn in_zone(self, zone: TimeZone) -> Fs {
+        Fs { zone, ..self }
+    }
+
+    /// The store beneath.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The root, live.
+    pub fn root(&self) -> Node {
+        Node::Live(ROOT)
+    }
+
+    /// Returns once all that was done is durable.
+    pub fn sync(&self) -> Result<Tid> {
+        Ok(self.store.sync()?)
+    }
+
+    /// An object's attributes as of `at`, if it existed.
+    pub(crate) fn attr_at(&self, ino: ObjectId, at: Tid) -> Result<Option<Attr>> {
+        let Some(found) = self.store.get(&Key::new(FILESET, ino, Kind::ATTR, &[]), at)? else { return Ok(None) };
+        match Attr::decode(&found.value, found.tid) {
+            Some(attr) => Ok(Some(attr)),
+            None => Err(FsError::malformed(format!("the attributes of object {ino}, written at tid {}, are in no known form", found.tid))),
+        }
+    }
+
+    /// A node's attributes; ESTALE for what is no more.
+    pub(crate) fn attr(&self, node: Node) -> Result<Attr> {
+        if let Node::Points(ino) = node {
+            return Ok(self.points_attr(ino));
+        }
+        match self.attr_at(node.object(), node.at())? {
+            Some(attr) => Ok(attr),
+            None => refuse(libc::ESTALE, "the file does not exist any more"),
+        }
+    }
+
+    /// Attributes of a node.
+    pub fn getattr(&self, node: Node) -> Result<Attr> {
+        self.attr(node)
+    }
+
+    /// Where a symbolic link leads.
+    pub fn readlink(&self, node: Node) -> Result<Vec<u8>> {
+        let _live = self.live.read();
+        if !self.attr(node)?.is_symlink() {
+            return refuse(libc::EINVAL, "not a symbolic link");
+        }
+        let key = Key::new(FILESET, node.object(), Kind::TARGET, &[]);
+        match self.store.get(&key, node.at())? {
+            Some(target) => Ok(target.value.to_vec()),
+            None => Err(FsError::malformed(format!("symbolic link {} has no target", node.object()))),
+        }
+    }
+
+    /// A path for messages: names from the root down to `node`, as far as they can be found.
+    pub fn path_of(&self, node: Node) -> String {
+        let (mut ino, at) = (node.object(), node.at());
+        let mut names = Vec::new();
+        while ino != ROOT && names.len() < 4096 {
+            let parent = match self.attr_at(ino, at) {
+                Ok(Some(attr)) => attr.parent,
+                _ => break,
+            };
+            match self.name_in(parent, ino, at) {
+                Ok(Some(name)) => names.push(String::from_utf8_lossy(&name).into_owned()),
+                _ => break,
+            }
+            ino = parent;
+        }
+        names.reverse();
+        let path = names.join("/");
+        let start = if ino == ROOT { "/".to_string() } else { format!("object {ino}/") };
+        match node {
+            Node::AsOf(_, tid) => format!("{start}{path} (as of {tid})"),
+            _ => format!("{start}{path}"),
+        }
+    }
+
+    /// Adds the file's path to an error that comes from damaged or unreadable bytes, and logs it.
+    pub(crate) fn explain(&self, node: Node, error: FsError) -> FsError {
+        if error.errno() != libc::EIO {
+            return error;
+        }
+        let error = error.in_file(&self.path_of(node));
+        tracing::error!("{error}");
+        error
+    }
+
+    /// Whether anything but the records of one object follow; visits an object's records of a kind.
+    pub(crate) fn each(
+        &self,
+        object: ObjectId,
+        kind: Kind,
+        from: &[u8],
+        at: Tid,
+        mut visit: impl FnMut(&[u8], Tid, &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        Ok(self.store.scan(FILESET, object, kind, from, at, &mut visit)?)
+    }
+}

@@ -1,0 +1,162 @@
+//! The versions of a path: what happened to the objects that had this name, its deletions included.
+//!
+//! The way to the last name goes through what is there now or, where nothing is, through what was there last. The name's own
+//! records then tell which object had it when; each object's ATTR records, what happened to it meanwhile (every change
+//! of an object, its data included, writes one).
+
+use std::ops::ControlFlow;
+
+use darner_store::{Kind, ObjectId, Tid};
+
+use crate::attr::{Attr, Time};
+use crate::dirent::Dirent;
+use crate::error::{Result, refuse};
+use crate::fs::{FILESET, Fs, ROOT};
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    /// The object was made under this name.
+    Created,
+    /// Its data changed (a directory: its entries).
+    Written,
+    /// Its attributes changed (mode, owner, times, xattrs, links).
+    Attributes,
+    /// It was given this name in place of another.
+    RenamedHere,
+    /// It was given this name beside another.
+    Linked,
+    /// It was given another name in place of this.
+    RenamedAway,
+    /// This name was removed; the object may have others.
+    Removed,
+    /// Another object took the name.
+    Replaced,
+}
+
+/// A version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogEntry {
+    /// When: `NAME@@0x<tid>` shows it (unless it lost the name then).
+    pub tid: Tid,
+    /// What happened.
+    pub what: What,
+    /// To which object.
+    pub ino: ObjectId,
+    /// The object's attributes since.
+    pub attr: Attr,
+}
+
+/// A stretch of time in which a name led to one object.
+struct Tenure {
+    ino: ObjectId,
+    from: Tid,
+    /// When it ended; `None`: it lasts.
+    until: Option<Tid>,
+}
+
+impl Fs {
+    /// The versions of the object at a path (names from the root down), oldest first. With `coalesce`, of consecutive writes
+    /// only the last is told. ENOENT if nothing ever had this name.
+    pub fn log(&self, path: &[&[u8]], coalesce: bool) -> Result<Vec<LogEntry>> {
+        let Some((name, dirs)) = path.split_last() else {
+            return self.tell(&[Tenure { ino: ROOT, from: Tid::ZERO, until: None }], coalesce);
+        };
+        let mut dir = ROOT;
+        for name in dirs {
+            let tenures = self.tenures(dir, name)?;
+            let Some(newest) = tenures.last() else { return refuse(libc::ENOENT, "nothing ever had this name") };
+            dir = newest.ino;
+        }
+        let tenures = self.tenures(dir, name)?;
+        if tenures.is_empty() {
+            return refuse(libc::ENOENT, "nothing ever had this name");
+        }
+        self.tell(&tenures, coalesce)
+    }
+
+    /// Which objects had a name and when, oldest first.
+    fn tenures(&self, dir: ObjectId, name: &[u8]) -> Result<Vec<Tenure>> {
+        let suffix = self.suffix(name);
+        let mut changes = Vec::new();
+        self.store.versions(FILESET, dir, Kind::DIRENT, &suffix, &mut |found, tid, value| {
+            if found == suffix {
+                changes.push((tid, value.and_then(Dirent::decode)));
+            }
+            ControlFlow::Continue(())
+        })?;
+        changes.reverse();
+        let mut tenures: Vec<Tenure> = Vec::new();
+        for (tid, found) in changes {
+            if let Some(last) = tenures.last_mut() {
+                last.until = last.until.or(Some(tid));
+            }
+            tenures.extend(found.map(|entry| Tenure { ino: entry.ino, from: tid, until: None }));
+        }
+        Ok(tenures)
+    }
+
+    fn tell(&self, tenures: &[Tenure], coalesce: bool) -> Result<Vec<LogEntry>> {
+        let mut log = Vec::new();
+        for (nth, tenure) in tenures.iter().enumerate() {
+            let mut attrs = self.attr_versions(tenure.ino)?;
+            let later = tenure.until.map_or(attrs.len(), |until| attrs.partition_point(|(tid, _)| *tid < until));
+            let end = attrs.split_off(later);
+            let replaced = tenures.get(nth + 1).is_some_and(|next| Some(next.from) == tenure.until);
+            let mut before = None;
+            for (tid, attr) in attrs {
+                if tid >= tenure.from {
+                    log.push(LogEntry { tid, what: what(before.as_ref(), &attr, tid, tenure.from), ino: tenure.ino, attr });
+                }
+                before = Some(attr);
+            }
+            if let (Some(tid), Some(before)) = (tenure.until, before) {
+                let after = end.first().filter(|(at, _)| *at == tid).map(|(_, attr)| *attr);
+                let what = match after {
+                    Some(after) if after.nlink == before.nlink => What::RenamedAway,
+                    _ if replaced => What::Replaced,
+                    _ => What::Removed,
+                };
+                log.push(LogEntry { tid, what, ino: tenure.ino, attr: after.unwrap_or(before) });
+            }
+        }
+        if coalesce {
+            log.dedup_by(|later, earlier| {
+                let both = later.what == What::Written && earlier.what == What::Written && later.ino == earlier.ino;
+                if both {
+                    *earlier = *later;
+                }
+                both
+            });
+        }
+        Ok(log)
+    }
+
+    /// All versions of an object's attributes, oldest first.
+    fn attr_versions(&self, ino: ObjectId) -> Result<Vec<(Tid, Attr)>> {
+        let mut versions = Vec::new();
+        self.store.versions(FILESET, ino, Kind::ATTR, &[], &mut |_, tid, value| {
+            versions.extend(value.and_then(|value| Attr::decode(value, tid)).map(|attr| (tid, attr)));
+            ControlFlow::Continue(())
+        })?;
+        versions.reverse();
+        Ok(versions)
+    }
+}
+
+/// What a version of an object's attributes shows to have happened at `tid`, when it has had the name since `since`.
+fn what(before: Option<&Attr>, attr: &Attr, tid: Tid, since: Tid) -> What {
+    match before {
+        None => What::Created,
+        Some(before) if tid == since && attr.nlink > before.nlink => What::Linked,
+        Some(_) if tid == since => What::RenamedHere,
+        Some(before) if attr.size != before.size || attr.bytes != before.bytes => What::Written,
+        Some(before) if attr.mtime != before.mtime && attr.mtime == Time::from(tid) && !same_but_times(before, attr) => What::Attributes,
+        Some(before) if attr.mtime != before.mtime && attr.mtime == Time::from(tid) => What::Written,
+        Some(_) => What::Attributes,
+    }
+}
+
+fn same_but_times(a: &Attr, b: &Attr) -> bool {
+    (a.mode, a.uid, a.gid, a.flags) == (b.mode, b.uid, b.gid, b.flags)
+}

@@ -1,0 +1,75 @@
+//! The virtual directory `@@`: points in time offered for browsing.
+//!
+//! Labels, the whole hours of the last day, the midnights of the last 31 days, and the directory's own birth: those at which
+//! the directory existed. Every name listed is a WHEN that means the moment listed.
+
+use std::collections::HashSet;
+
+use darner_store::{ObjectId, Tid};
+use jiff::ToSpan;
+
+use crate::attr::{Attr, Time};
+use crate::error::Result;
+use crate::fs::Fs;
+use crate::when;
+
+const HOURS: i64 = 24;
+const DAYS: i64 = 31;
+
+impl Fs {
+    /// The points of a directory, each name with its tid.
+    pub fn points(&self, object: ObjectId, now_ns: u64) -> Result<Vec<(String, Tid)>> {
+        let mut points: Vec<(String, Tid)> = self.labels()?.into_iter().map(|label| (label.name, label.tid)).collect();
+        let mut seen = HashSet::new();
+        for name in self.midnights(now_ns).into_iter().chain(self.hours(now_ns)).chain(self.birth_of(object)?) {
+            let tid = self.moment(&name, now_ns)?.map(|moment| moment.tid);
+            points.extend(tid.filter(|tid| seen.insert(*tid)).map(|tid| (name, tid)));
+        }
+        let mut there = Vec::new();
+        for (name, tid) in points {
+            if self.attr_at(object, tid)?.is_some() {
+                there.push((name, tid));
+            }
+        }
+        Ok(there)
+    }
+
+    fn midnights(&self, now_ns: u64) -> Vec<String> {
+        let Some(now) = when::local(now_ns, &self.zone) else { return Vec::new() };
+        let days = (0..DAYS).filter_map(|days| now.date().checked_sub(days.days()).ok());
+        days.map(|date| date.to_string()).collect()
+    }
+
+    fn hours(&self, now_ns: u64) -> Vec<String> {
+        let Some(now) = when::local(now_ns, &self.zone) else { return Vec::new() };
+        let Ok(hour) = now.with().minute(0).second(0).subsec_nanosecond(0).build() else { return Vec::new() };
+        let hours = (0..HOURS).filter_map(|hours| hour.checked_sub(hours.hours()).ok());
+        hours.filter_map(|hour| when::name(when::tid_of(hour.timestamp()), &self.zone)).collect()
+    }
+
+    fn birth_of(&self, object: ObjectId) -> Result<Option<String>> {
+        let Some(attr) = self.attr_at(object, Tid::MAX)? else { return Ok(None) };
+        let nanos = attr.btime.secs as u64 * 1_000_000_000 + u64::from(attr.btime.nanos);
+        Ok(when::name(Tid(nanos), &self.zone))
+    }
+
+    /// Attributes of the virtual directory.
+    pub(crate) fn points_attr(&self, object: ObjectId) -> Attr {
+        let birth = Time::from(self.store.birth());
+        Attr {
+            mode: libc::S_IFDIR | 0o555,
+            uid: 0,
+            gid: 0,
+            nlink: 2,
+            size: 0,
+            bytes: 0,
+            rdev: 0,
+            parent: object,
+            flags: 0,
+            atime: birth,
+            mtime: birth,
+            ctime: birth,
+            btime: birth,
+        }
+    }
+}

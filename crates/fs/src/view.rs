@@ -1,0 +1,139 @@
+//! As-of names: `NAME@@WHEN`, `@@WHEN`, `@@`, and Samba's `@GMT-…`.
+//!
+//! These names mean something only where no entry has them literally. A name splits at the last `@@` that leaves a WHEN, so
+//! NAME may itself contain `@@`. NAME is looked up in the directory *as it was then*: files deleted or renamed since are found
+//! under the name they had. A moment is never later than the newest transaction, so what a resolved one shows can't change.
+
+use std::collections::HashMap;
+
+use darner_store::{ObjectId, Tid};
+
+use crate::change::Plan;
+use crate::error::{FsError, Result};
+use crate::fs::Fs;
+use crate::lookup::Entry;
+use crate::name::{NAME_MAX, is_dots};
+use crate::node::Node;
+use crate::when;
+
+/// The virtual directory of a directory's points in time.
+pub(crate) const POINTS: &[u8] = b"@@";
+const SAMBA: &[u8] = b"@GMT-";
+
+/// A moment that exists: after the filesystem's birth, not in the future.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moment {
+    /// As of this tid.
+    pub tid: Tid,
+    /// Whether the text will always mean this tid.
+    pub steady: bool,
+}
+
+/// What relative times meant lately: `(asked at, tid)`.
+pub(crate) type Recent = HashMap<String, (u64, Tid)>;
+
+const RECENT_MAX: usize = 256;
+const RECENT_NANOS: u64 = 1_000_000_000;
+
+impl Plan<'_> {
+    /// Refuses a name that is to be given, changed or taken away if it leads into the past.
+    pub(crate) fn not_in_the_past(&self, dir: ObjectId, name: &[u8], now_ns: u64, refusal: FsError) -> Result<()> {
+        match self.fs.lookup_past(dir, name, now_ns)? {
+            Some(_) => Err(refusal),
+            None => Ok(()),
+        }
+    }
+}
+
+enum Meaning {
+    NotAWhen,
+    /// Before the filesystem's birth or in the future.
+    Nowhere,
+    At(Moment),
+}
+
+impl Fs {
+    /// The tid that a WHEN means; `None` if it is none, or a moment before the filesystem's birth or in the future.
+    ///
+    /// For up to a second a relative text means the same tid, so that the steps of one walk see one moment.
+    pub fn resolve_when(&self, text: &str, now_ns: u64) -> Result<Option<Tid>> {
+        Ok(self.moment(text, now_ns)?.map(|moment| moment.tid))
+    }
+
+    /// The same, and whether it will stay so.
+    pub fn moment(&self, text: &str, now_ns: u64) -> Result<Option<Moment>> {
+        Ok(match self.meaning(text, now_ns)? {
+            Meaning::At(moment) => Some(moment),
+            Meaning::NotAWhen | Meaning::Nowhere => None,
+        })
+    }
+
+    fn meaning(&self, text: &str, now_ns: u64) -> Result<Meaning> {
+        let newest = self.store.tid();
+        let Some(when) = when::parse(text, now_ns, &self.zone) else {
+            let label = self.label_tid(text)?;
+            return Ok(label.map_or(Meaning::NotAWhen, |tid| Meaning::At(Moment { tid, steady: false })));
+        };
+        if text == "now" {
+            return Ok(Meaning::At(Moment { tid: newest, steady: false }));
+        }
+        let asked = if when.moves { self.lately(text, when.tid, now_ns) } else { when.tid };
+        if asked < self.store.birth() || asked > newest.max(Tid(now_ns)) {
+            return Ok(Meaning::Nowhere);
+        }
+        Ok(Meaning::At(Moment { tid: asked.min(newest), steady: !when.moves && asked <= newest }))
+    }
+
+    /// What a relative text meant when it was last asked, if that is less than a second ago.
+    fn lately(&self, text: &str, tid: Tid, now_ns: u64) -> Tid {
+        let mut recent = self.recent.lock();
+        if let Some((asked, tid)) = recent.get(text)
+            && now_ns.checked_sub(*asked).is_some_and(|ago| ago < RECENT_NANOS)
+        {
+            return *tid;
+        }
+        if recent.len() >= RECENT_MAX {
+            recent.clear();
+        }
+        recent.insert(text.to_string(), (now_ns, tid));
+        tid
+    }
+
+    /// What an as-of name leads to in directory `dir` (any moment of it); `None` if it is no such name or leads nowhere.
+    pub(crate) fn lookup_past(&self, dir: ObjectId, name: &[u8], now_ns: u64) -> Result<Option<Entry>> {
+        if !name.starts_with(SAMBA) && !name.windows(2).any(|pair| pair == POINTS) {
+            return Ok(None);
+        }
+        if name == POINTS {
+            let node = Node::Points(dir);
+            return Ok(Some(Entry { node, attr: self.attr(node)?, steady: true }));
+        }
+        let Some((base, moment)) = self.split(name, now_ns)? else { return Ok(None) };
+        let object = match base {
+            b"" => Some(dir),
+            _ if base.len() > NAME_MAX || is_dots(base) => None,
+            _ => self.dirent(dir, base, moment.tid)?.map(|found| found.ino),
+        };
+        let Some(object) = object else { return Ok(None) };
+        let attr = self.attr_at(object, moment.tid)?;
+        Ok(attr.map(|attr| Entry { node: Node::AsOf(object, moment.tid), attr, steady: moment.steady }))
+    }
+
+    /// Name and moment of `NAME@@WHEN` (the name is empty for the directory itself).
+    fn split<'n>(&self, name: &'n [u8], now_ns: u64) -> Result<Option<(&'n [u8], Moment)>> {
+        let marks = (0..name.len().saturating_sub(2)).rev().filter(|&at| &name[at..at + 2] == POINTS);
+        let mut splits: Vec<_> = marks.map(|at| (&name[..at], &name[at + 2..])).collect();
+        if name.starts_with(SAMBA) {
+            splits.push((b"", name));
+        }
+        for (base, text) in splits {
+            let Ok(text) = std::str::from_utf8(text) else { continue };
+            match self.meaning(text, now_ns)? {
+                Meaning::NotAWhen => {}
+                Meaning::Nowhere => return Ok(None),
+                Meaning::At(moment) => return Ok(Some((base, moment))),
+            }
+        }
+        Ok(None)
+    }
+}

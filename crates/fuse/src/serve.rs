@@ -1,0 +1,243 @@
+//! The serving loop: leader and followers.
+//!
+//! One of the threads, the leader, holds the token, reads the device and handles what it read *itself, keeping the token*:
+//! a quick request costs no hand-over and no wake-up. A handler about to block calls [`Ctx::will_block`]; another thread
+//! then leads, and this one queues up for the token when it is done.
+//!
+//! ```text
+//!   acquire token ─► read ─► decode ─► handle ──┬── still leader ──► read …
+//!        ▲             │ nothing: poll, sleep   └── gave it away ──┐
+//!        └─────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Invariants: a request that was read is handled, also after a stop; each thread has one buffer, and nothing is
+//! allocated per request.
+
+use std::{
+    cell::Cell,
+    io,
+    panic::resume_unwind,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Reply, Request,
+    abi::opcode,
+    buffer::Buffer,
+    pace::Pace,
+    request::Malformed,
+    session::{Session, read, sleep},
+    token::Token,
+};
+
+/// A filesystem's front end.
+pub trait Handler {
+    /// Carries the request out and answers it, or defers the answer.
+    ///
+    /// While this runs, no other request is read unless [`Ctx::will_block`] was called. A panic ends the session.
+    fn handle(&self, request: Request<'_>, reply: Reply<'_>, ctx: &Ctx<'_>);
+}
+
+impl<F: Fn(Request<'_>, Reply<'_>, &Ctx<'_>)> Handler for F {
+    fn handle(&self, request: Request<'_>, reply: Reply<'_>, ctx: &Ctx<'_>) {
+        self(request, reply, ctx)
+    }
+}
+
+/// Why serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The mount is gone.
+    Unmounted,
+    /// [`Stopper::stop`](crate::Stopper::stop); the mount waits for a successor.
+    Stopped,
+}
+
+/// What a handler can tell the thread that runs it.
+pub struct Ctx<'a> {
+    token: &'a Token,
+    leads: Cell<bool>,
+    thread: usize,
+}
+
+impl Ctx<'_> {
+    /// To be called before anything slow (a disk read, a flush, a wait): another thread reads requests meanwhile.
+    /// Calling it again does nothing. With one thread, nobody is there to take over.
+    pub fn will_block(&self) {
+        if self.leads.replace(false) {
+            self.token.release();
+        }
+    }
+
+    /// Which of the serving threads this is, from 0; for buffers by thread.
+    pub fn thread(&self) -> usize {
+        self.thread
+    }
+}
+
+/// One serving thread.
+struct Server<'a, H> {
+    session: &'a Session,
+    handler: &'a H,
+    token: &'a Token,
+    buffer: Buffer,
+    pace: Pace,
+    thread: usize,
+}
+
+/// What the leader's read brought.
+enum Received {
+    Message(usize),
+    Ended(Ended),
+}
+
+pub(crate) fn run<H: Handler + Sync>(
+    session: &Session,
+    threads: usize,
+    poll: Duration,
+    handler: &H,
+) -> io::Result<Ended> {
+    let token = Token::default();
+    let max_write = session.negotiated().max_write;
+    let server = |thread| {
+        let (buffer, pace) = (Buffer::new(max_write), Pace::new(poll));
+        Server {
+            session,
+            handler,
+            token: &token,
+            buffer,
+            pace,
+            thread,
+        }
+        .serve()
+    };
+    thread::scope(|scope| {
+        let spawn = |thread| {
+            let name = format!("fuse-{thread}");
+            let spawned = thread::Builder::new()
+                .name(name)
+                .spawn_scoped(scope, move || server(thread));
+            spawned.inspect_err(|_| token.finish())
+        };
+        let spawned = (0..threads.max(1))
+            .map(spawn)
+            .collect::<io::Result<Vec<_>>>()?;
+        let mut result = Ok(None);
+        for thread in spawned {
+            match thread.join().unwrap_or_else(|panic| resume_unwind(panic)) {
+                Ok(Some(ended)) => result = result.and(Ok(Some(ended))),
+                Ok(None) => {}
+                Err(error) => result = Err(error),
+            }
+        }
+        Ok(result?.expect("one thread saw the end"))
+    })
+}
+
+/// Sends the other threads home when this one ends, be it by panic.
+struct FinishOnDrop<'a>(&'a Token);
+
+impl Drop for FinishOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+impl<H: Handler> Server<'_, H> {
+    /// `Some` in the thread that was told the end.
+    fn serve(mut self) -> io::Result<Option<Ended>> {
+        let _finish = FinishOnDrop(self.token);
+        while self.token.acquire() {
+            let ctx = Ctx {
+                token: self.token,
+                leads: Cell::new(true),
+                thread: self.thread,
+            };
+            while ctx.leads.get() {
+                match self.receive()? {
+                    Received::Message(len) => self.dispatch(len, &ctx),
+                    Received::Ended(ended) => return Ok(Some(ended)),
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn dispatch(&mut self, len: usize, ctx: &Ctx<'_>) {
+        let fd = &self.session.fd;
+        match Request::decode(
+            &self.buffer.space()[..len],
+            self.session.negotiated().dialect(),
+        ) {
+            Ok(request) if request.opcode == opcode::INIT => {
+                tracing::error!("INIT on a FUSE session that was adopted as initialised; refused");
+                Reply::new(fd, request.raw_unique(), request.opcode).error(libc::EIO);
+            }
+            Ok(request) => {
+                let reply = Reply::new(fd, request.raw_unique(), request.opcode);
+                self.handler.handle(request, reply, ctx);
+            }
+            Err(malformed) => refuse(fd, &malformed),
+        }
+    }
+
+    /// Waits for a message: tries, polls if that has been paying, sleeps.
+    fn receive(&mut self) -> io::Result<Received> {
+        loop {
+            if self.session.stop.is_set() {
+                return Ok(Received::Ended(Ended::Stopped));
+            }
+            if let Some(received) = self.try_receive()? {
+                return Ok(received);
+            }
+            if self.pace.polls()
+                && let Some(received) = self.poll()?
+            {
+                self.pace.hit();
+                return Ok(received);
+            }
+            let asleep = Instant::now();
+            sleep(&self.session.fd, Some(&self.session.stop))?;
+            self.pace.woke(asleep.elapsed());
+        }
+    }
+
+    fn poll(&mut self) -> io::Result<Option<Received>> {
+        let start = Instant::now();
+        let mut last = start;
+        loop {
+            thread::yield_now();
+            if let Some(received) = self.try_receive()? {
+                return Ok(Some(received));
+            }
+            let now = Instant::now();
+            if !self.pace.goes_on(now - start, now - last) {
+                return Ok(None);
+            }
+            last = now;
+        }
+    }
+
+    fn try_receive(&mut self) -> io::Result<Option<Received>> {
+        match read(&self.session.fd, self.buffer.space()) {
+            Ok(len) => Ok(Some(Received::Message(len))),
+            Err(error) => match error.raw_os_error() {
+                // ENOENT: the request was interrupted while it was being read.
+                Some(libc::EAGAIN | libc::EINTR | libc::ENOENT) => Ok(None),
+                Some(libc::ENODEV | libc::ECONNABORTED) => {
+                    Ok(Some(Received::Ended(Ended::Unmounted)))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+fn refuse(fd: &Arc<std::os::fd::OwnedFd>, malformed: &Malformed) {
+    tracing::error!(%malformed, "the kernel sent what we can't read");
+    if let Some(unique) = malformed.unique {
+        Reply::new(fd, unique, malformed.opcode).error(libc::EIO);
+    }
+}
