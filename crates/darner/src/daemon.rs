@@ -26,6 +26,9 @@ use crate::when::local;
 /// After this long at the latest, what was written survives a power failure without fsync too.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
+/// After this long, what was written survives the death of the daemon.
+const WRITE_EVERY: Duration = Duration::from_millis(20);
+
 struct Mount {
     line: MountLine,
     live: bool,
@@ -106,11 +109,16 @@ impl Daemon {
     }
 
     fn write_log(&self) {
-        let mut synced = Instant::now();
+        let (mut seen, mut synced) = (self.store().tid(), Instant::now());
         let mut complained = false;
         while !self.state.lock().closing {
-            self.store().wait_for_work(SYNC_EVERY);
+            let last = self.store().wait_for_work(seen, SYNC_EVERY);
             let mut outcome = self.store().write_out();
+            if last != seen {
+                thread::sleep(WRITE_EVERY);
+                outcome = outcome.and_then(|()| self.store().write_all());
+            }
+            seen = last;
             if outcome.is_ok() && synced.elapsed() >= SYNC_EVERY {
                 outcome = self.store().sync().map(|_| ());
                 synced = Instant::now();
@@ -200,13 +208,11 @@ impl Daemon {
             Nodes::new(as_of),
             shared,
             read_only,
-            Box::new(move |id| drop(stale.lock().send(id))),
+            Box::new(move |id| {
+                let _ = stale.lock().send(id);
+            }),
         );
-        let line = MountLine {
-            mountpoint: m.mountpoint.clone(),
-            as_of: as_of.map(|t| t.to_string()),
-            read_only,
-        };
+        let line = MountLine { mountpoint: m.mountpoint.clone(), as_of: as_of.map(|t| t.to_string()), read_only };
         self.state.lock().mounts.insert(m.mountpoint.clone(), Mount { line, live });
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.max(2), Duration::from_micros(m.poll_us));
@@ -350,13 +356,7 @@ fn resident_bytes() -> u64 {
 }
 
 fn log_line(e: &darner_fs::LogEntry) -> LogLine {
-    LogLine {
-        tid: e.tid.to_string(),
-        when: local(e.tid),
-        what: what(e.what).into(),
-        inode: e.ino.0,
-        size: e.attr.size,
-    }
+    LogLine { tid: e.tid.to_string(), when: local(e.tid), what: what(e.what).into(), inode: e.ino.0, size: e.attr.size }
 }
 
 fn what(w: darner_fs::What) -> &'static str {

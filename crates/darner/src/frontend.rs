@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use darner_fs::{
-    Attr, Caller, Entry, FallocateMode, Found, Fs, FsError, Node, Op, RenameMode, Reply as Answer, Seek, SetAttr, SetTime, SetXattr, Time,
+    Attr, Caller, Entry, FallocateMode, Found, Fs, FsError, Node, Op, RenameMode, Reply as Answer, Seek, SetAttr,
+    SetTime, SetXattr, Time,
 };
 use darner_fuse::{self as fuse, Ctx, DirBuffer, Handler, Operation, Reply, Request, abi};
 
@@ -46,7 +47,13 @@ pub fn now_ns() -> u64 {
 
 impl Frontend {
     /// `shared`: another mount may change the same live tree.
-    pub fn new(fs: Arc<Fs>, nodes: Nodes, shared: bool, read_only: bool, stale: Box<dyn Fn(u64) + Send + Sync>) -> Frontend {
+    pub fn new(
+        fs: Arc<Fs>,
+        nodes: Nodes,
+        shared: bool,
+        read_only: bool,
+        stale: Box<dyn Fn(u64) + Send + Sync>,
+    ) -> Frontend {
         let valid = if shared { SHORT } else { LONG };
         Frontend { fs, nodes, valid, read_only, stale }
     }
@@ -175,7 +182,17 @@ impl Frontend {
         }
     }
 
-    fn write(&self, id: u64, node: Node, offset: u64, data: &[u8], flags: u32, write_flags: u32, caller: &Caller, reply: Reply<'_>) {
+    fn write(
+        &self,
+        id: u64,
+        node: Node,
+        offset: u64,
+        data: &[u8],
+        flags: u32,
+        write_flags: u32,
+        caller: &Caller,
+        reply: Reply<'_>,
+    ) {
         // Write-back of mapped pages goes where the pages are, whatever the flags of the file.
         let append = flags & libc::O_APPEND as u32 != 0 && write_flags & abi::flags::WRITE_CACHE == 0;
         let kill_suidgid = write_flags & abi::flags::WRITE_KILL_SUIDGID != 0;
@@ -238,9 +255,20 @@ fn changes(op: &Operation<'_>) -> bool {
     use Operation as O;
     matches!(
         op,
-        O::Setattr(_) | O::Symlink { .. } | O::Mknod { .. } | O::Mkdir { .. } | O::Unlink { .. } | O::Rmdir { .. }
-            | O::Rename { .. } | O::Link { .. } | O::Write { .. } | O::Setxattr { .. } | O::Removexattr { .. }
-            | O::Fallocate { .. } | O::CopyFileRange { .. } | O::Tmpfile { .. }
+        O::Setattr(_)
+            | O::Symlink { .. }
+            | O::Mknod { .. }
+            | O::Mkdir { .. }
+            | O::Unlink { .. }
+            | O::Rmdir { .. }
+            | O::Rename { .. }
+            | O::Link { .. }
+            | O::Write { .. }
+            | O::Setxattr { .. }
+            | O::Removexattr { .. }
+            | O::Fallocate { .. }
+            | O::CopyFileRange { .. }
+            | O::Tmpfile { .. }
     )
 }
 
@@ -293,7 +321,9 @@ impl Handler for Frontend {
                 Ok(other) => unexpected(&other, reply),
                 Err(e) => reply.error(e.errno()),
             },
-            O::Symlink { name, target } => self.answer_entry(self.run(&caller, Op::Symlink { dir: node, name, target }), reply),
+            O::Symlink { name, target } => {
+                self.answer_entry(self.run(&caller, Op::Symlink { dir: node, name, target }), reply)
+            }
             O::Mknod { name, mode, rdev, umask } => {
                 caller.umask = umask;
                 self.answer_entry(self.run(&caller, Op::MkNod { dir: node, name, mode, rdev }), reply);
@@ -306,8 +336,9 @@ impl Handler for Frontend {
             O::Rmdir { name } => answer_done(self.run(&caller, Op::RmDir { dir: node, name }), reply),
             O::Rename { name, newdir, newname, flags } => {
                 let Some(new_dir) = self.nodes.node(newdir) else { return reply.error(libc::ESTALE) };
-                let rename = RenameMode::from_bits(flags)
-                    .and_then(|mode| self.run(&caller, Op::Rename { dir: node, name, new_dir, new_name: newname, mode }));
+                let rename = RenameMode::from_bits(flags).and_then(|mode| {
+                    self.run(&caller, Op::Rename { dir: node, name, new_dir, new_name: newname, mode })
+                });
                 answer_done(rename, reply);
             }
             O::Link { oldnode, name } => {
@@ -333,7 +364,9 @@ impl Handler for Frontend {
             O::Getxattr { name, size } => {
                 answer_found(self.run(&caller, Op::GetXattr { node, name, room: size as usize }), reply);
             }
-            O::Listxattr { size } => answer_found(self.run(&caller, Op::ListXattr { node, room: size as usize }), reply),
+            O::Listxattr { size } => {
+                answer_found(self.run(&caller, Op::ListXattr { node, room: size as usize }), reply)
+            }
             O::Removexattr { name } => answer_done(self.run(&caller, Op::RemoveXattr { node, name }), reply),
             O::Readdir { offset, size, .. } => self.readdir(node, offset, size, false, &caller, reply),
             O::Readdirplus { offset, size, .. } => self.readdir(node, offset, size, true, &caller, reply),
@@ -367,7 +400,10 @@ impl Handler for Frontend {
                 match self.run(&caller, Op::TmpFile { dir: node, mode }) {
                     Ok(Answer::Entry(e)) => match self.entry(&e) {
                         Some(entry) => {
-                            reply.created(&entry, fuse::Opened { fh: 0, flags: abi::fopen::KEEP_CACHE | abi::fopen::NOFLUSH });
+                            reply.created(
+                                &entry,
+                                fuse::Opened { fh: 0, flags: abi::fopen::KEEP_CACHE | abi::fopen::NOFLUSH },
+                            );
                         }
                         None => reply.error(libc::ENFILE),
                     },

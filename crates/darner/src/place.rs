@@ -164,7 +164,9 @@ fn refuse_to_overwrite(place: &Place) -> Result<()> {
     let file = File::open(&place.path).cant(|| format!("open {path}"))?;
     let n = std::os::unix::fs::FileExt::read_at(&file, &mut head, 0).cant(|| format!("read {path}"))?;
     if head[..n].iter().any(|b| *b != 0) {
-        return Err(Failure::new(format!("{path} holds something (its first MiB is not empty); --force overwrites it")));
+        return Err(Failure::new(format!(
+            "{path} holds something (its first MiB is not empty); --force overwrites it"
+        )));
     }
     Ok(())
 }

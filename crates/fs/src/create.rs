@@ -9,7 +9,7 @@ use crate::attr::Attr;
 use crate::change::{Change, LINKS_MAX, Plan, SMALL};
 use crate::dirent::Dirent;
 use crate::error::{FsError, Result, refuse};
-use crate::fs::Fs;
+use crate::fs::{Fs, ROOT};
 use crate::lookup::Entry;
 use crate::name;
 use crate::node::Node;
@@ -142,6 +142,7 @@ impl Fs {
     fn bear(&self, change: &mut Change<'_>, caller: &Caller, dir: ObjectId, nature: Nature<'_>) -> Result<ObjectId> {
         let parent = change.attr(dir)?;
         let ino = self.store.new_object();
+        assert!(ino > ROOT, "the store hands out the root's number");
         let time = change.time;
         let mut attr = Attr {
             mode: nature.mode,

@@ -139,11 +139,9 @@ fn samba(text: &str) -> Option<Timestamp> {
 fn date_time(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     let mut from = Scan(text.as_bytes());
     let date = from.date(b'-')?;
-    let moment = if from.0.is_empty() {
-        date.to_datetime(jiff::civil::Time::midnight())
-    } else {
-        from.literal(b'T').or_else(|| from.literal(b' '))?;
-        from.time_of_day(date)?
+    let moment = match from.literal(b'T').or_else(|| from.literal(b' ')) {
+        Some(()) => from.time_of_day(date)?,
+        None => date.to_datetime(jiff::civil::Time::midnight()),
     };
     let zone = from.offset(zone)?;
     from.end()?;

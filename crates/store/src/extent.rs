@@ -347,7 +347,15 @@ mod tests {
     use super::*;
 
     fn place(tid: u64) -> Place {
-        Place { region: 3, offset: 4096, stored: raw_size(65536) as u32, extent_len: 65536, skip: 0, codec: Codec::Raw, tid: Tid(tid) }
+        Place {
+            region: 3,
+            offset: 4096,
+            stored: raw_size(65536) as u32,
+            extent_len: 65536,
+            skip: 0,
+            codec: Codec::Raw,
+            tid: Tid(tid),
+        }
     }
 
     #[test]

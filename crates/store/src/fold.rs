@@ -47,7 +47,14 @@ impl Fold {
     }
 
     /// Bytes `offset .. offset+len` (within one chunk) come from `place`, or are a hole. Returns by how much the data grew.
-    pub fn overlay(&mut self, store: &Store, object: ObjectId, offset: u64, len: u32, place: Option<Place>) -> Result<i64> {
+    pub fn overlay(
+        &mut self,
+        store: &Store,
+        object: ObjectId,
+        offset: u64,
+        len: u32,
+        place: Option<Place>,
+    ) -> Result<i64> {
         let map = self.chunk(store, object, offset / CHUNK)?;
         let before = map.data_len();
         map.overlay((offset % CHUNK) as u32, len, place);

@@ -23,13 +23,31 @@ pub struct Heads {
 /// What a record does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body<'a> {
-    Put { suffix: &'a [u8], value: &'a [u8] },
-    Tombstone { suffix: &'a [u8] },
+    Put {
+        suffix: &'a [u8],
+        value: &'a [u8],
+    },
+    Tombstone {
+        suffix: &'a [u8],
+    },
     /// File bytes in this frame's data area.
-    Extent { offset: u64, len: u32, codec: Codec, data_at: u32, stored: u32 },
-    Hole { offset: u64, len: u64 },
+    Extent {
+        offset: u64,
+        len: u32,
+        codec: Codec,
+        data_at: u32,
+        stored: u32,
+    },
+    Hole {
+        offset: u64,
+        len: u64,
+    },
     /// File bytes of an extent elsewhere.
-    Shared { offset: u64, len: u32, place: Place },
+    Shared {
+        offset: u64,
+        len: u32,
+        place: Place,
+    },
 }
 
 /// A decoded record.
@@ -82,17 +100,6 @@ impl Heads {
     /// Bytes so far.
     pub fn len(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.records == 0
-    }
-
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.records = 0;
     }
 }
 
@@ -275,7 +282,8 @@ mod tests {
         for r in &records {
             heads.add(tid, r);
         }
-        let h = Header { tid, fileset: FilesetId(1), chain: 5, durable: Tid(70), next_object: 10, objects: 1, live: -9 };
+        let h =
+            Header { tid, fileset: FilesetId(1), chain: 5, durable: Tid(70), next_object: 10, objects: 1, live: -9 };
         let mut out = vec![1, 2, 3, 4, 5, 6, 7, 8];
         out.resize(8 + HEADER, 0);
         let crc = finish(&mut out, 8, 3, 4096, &h, &heads);

@@ -28,8 +28,6 @@ struct Buffer {
     region: Arc<dyn Region>,
     offset: u64,
     bytes: Arc<Vec<u8>>,
-    /// The newest transaction in it.
-    last: Tid,
 }
 
 /// Where frames are appended.
@@ -112,7 +110,7 @@ impl Tail {
         self.queued += bytes.len();
         let (region, offset) = (self.segment.clone(), self.base);
         self.base += bytes.len() as u64;
-        self.queue.push_back(Buffer { region, offset, bytes: Arc::new(bytes), last: self.last });
+        self.queue.push_back(Buffer { region, offset, bytes: Arc::new(bytes) });
     }
 
     /// Goes on in another segment (whose header is `header`); the old one's frames, seal included, are queued.
@@ -185,14 +183,16 @@ impl Log {
         Ok(())
     }
 
-    /// Whether full buffers wait.
-    pub fn has_full_buffers(&self) -> bool {
-        !self.tail.lock().queue.is_empty()
-    }
-
     /// Writes the full buffers.
     pub fn write_out(&self) -> Result<()> {
         self.drain(&mut self.io.lock())
+    }
+
+    /// Hands everything committed to the volume, so that it survives this process (not yet a power failure).
+    pub fn write_all(&self) -> Result<()> {
+        let mut io = self.io.lock();
+        self.tail.lock().queue_buffer();
+        self.drain(&mut io)
     }
 
     fn drain(&self, io: &mut Io) -> Result<()> {

@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
+use crate::index::Entry;
 use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Divider, Merged, Source, run_source};
 use crate::index::table::{Builder, Table};
-use crate::index::Entry;
 use crate::manifest::{Manifest, Position};
 use crate::store::Store;
 use crate::volume::RegionRef;
@@ -179,12 +179,8 @@ impl Store {
         drop(tail);
         self.log.sync()?;
         let levels = self.index.read().levels.clone();
-        let (new_live, new_history) = self.write_tables(
-            vec![Box::new(frozen.entries().map(Ok))],
-            Family::Live,
-            levels.live.is_empty(),
-            None,
-        )?;
+        let (new_live, new_history) =
+            self.write_tables(vec![Box::new(frozen.entries().map(Ok))], Family::Live, levels.live.is_empty(), None)?;
         let mut next = (*levels).clone();
         next.live.splice(0..0, new_live);
         next.history.extend(new_history);

@@ -105,7 +105,12 @@ impl Manifest {
         let log = Position { region: r.varint()?, offset: r.varint()?, chain: u32::try_from(r.varint()?).ok()? };
         let mut segments = Vec::new();
         for _ in 0..r.varint()? {
-            segments.push(Segment { at: RegionRef::get(&mut r)?, end: r.varint()?, after: Tid(r.varint()?), trimmed: false });
+            segments.push(Segment {
+                at: RegionRef::get(&mut r)?,
+                end: r.varint()?,
+                after: Tid(r.varint()?),
+                trimmed: false,
+            });
         }
         let live = runs(&mut r)?;
         let history = runs(&mut r)?;

@@ -80,7 +80,7 @@ impl Store {
         let manifest = Manifest {
             tid: birth,
             next_region: 3,
-            next_object: 1,
+            next_object: 2,
             objects: 0,
             live_bytes: 0,
             log: Position { region: 1, offset: segment::HEADER, chain: 0 },
@@ -179,6 +179,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         next_object: AtomicU64::new(m.next_object),
         maintenance: Mutex::new(state),
         work: (Mutex::new(false), Condvar::new()),
+        idle: false.into(),
         superblock: Mutex::new(sb),
         volume,
     };

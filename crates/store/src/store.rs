@@ -21,11 +21,10 @@ use crate::index::scan;
 use crate::index::table::BlockCache;
 use crate::key::KEY_HEAD;
 use crate::log::{Log, Tail};
-use crate::manifest::Position;
 use crate::segment::{self, Segment};
 use crate::superblock::Superblock;
 use crate::tx::Tx;
-use crate::volume::{Region, RegionRef, Volume};
+use crate::volume::{Region, Volume};
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// Bytes of a record, shared with the index's memory.
@@ -83,6 +82,8 @@ pub struct Store {
     pub(crate) next_object: AtomicU64,
     pub(crate) maintenance: Mutex<crate::maintain::State>,
     pub(crate) work: (Mutex<bool>, Condvar),
+    /// Whether the writer sleeps until something is committed.
+    pub(crate) idle: std::sync::atomic::AtomicBool,
 }
 
 thread_local! {
@@ -130,7 +131,7 @@ impl Store {
         self.volume.name()
     }
 
-    /// A fresh object number, never handed out before; the first one is 1.
+    /// A fresh object number, never handed out before; the first one is 2 (1 is the first root).
     pub fn new_object(&self) -> ObjectId {
         ObjectId(self.next_object.fetch_add(1, Ordering::Relaxed))
     }
@@ -273,7 +274,13 @@ impl Store {
         Ok(())
     }
 
-    fn scan_batch(&self, prefix: &[u8], from: &[u8], at: Tid, limit: usize) -> Result<(Vec<scan::Item>, Option<Vec<u8>>)> {
+    fn scan_batch(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        at: Tid,
+        limit: usize,
+    ) -> Result<(Vec<scan::Item>, Option<Vec<u8>>)> {
         let index = self.index.read();
         let layers: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
         scan::scan(&layers, &index.levels, &self.cache, prefix, from, at, limit)
@@ -325,17 +332,28 @@ impl Store {
     }
 
     /// Live chunks of an object in `first..last` that have data.
-    pub(crate) fn chunks_with_data(&self, fileset: FilesetId, object: ObjectId, first: u64, last: u64) -> Result<Vec<u64>> {
+    pub(crate) fn chunks_with_data(
+        &self,
+        fileset: FilesetId,
+        object: ObjectId,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<u64>> {
         let mut chunks = Vec::new();
-        self.scan(fileset, object, Kind::EXTENT, &first.to_be_bytes(), Tid::MAX, &mut |suffix, _, _| {
-            match chunk_number(suffix).filter(|&c| c < last) {
+        self.scan(
+            fileset,
+            object,
+            Kind::EXTENT,
+            &first.to_be_bytes(),
+            Tid::MAX,
+            &mut |suffix, _, _| match chunk_number(suffix).filter(|&c| c < last) {
                 Some(c) => {
                     chunks.push(c);
                     ControlFlow::Continue(())
                 }
                 None => ControlFlow::Break(()),
-            }
-        })?;
+            },
+        )?;
         Ok(chunks)
     }
 
@@ -569,16 +587,27 @@ impl Store {
     /// Wakes whoever waits in [`Store::wait_for_work`].
     pub fn wake(&self) {
         *self.work.0.lock() = true;
-        self.work.1.notify_one();
+        self.work.1.notify_all();
     }
 
-    /// Waits until full buffers want writing, or for `most`.
-    pub fn wait_for_work(&self, most: Duration) {
+    /// Waits until something is committed after `seen` (then returns its tid) or buffers are full, at most for `most`.
+    pub fn wait_for_work(&self, seen: Tid, most: Duration) -> Tid {
         let mut due = self.work.0.lock();
-        if !*due {
+        self.idle.store(true, Ordering::SeqCst);
+        let last = self.tid();
+        if last == seen && !*due {
             self.work.1.wait_for(&mut due, most);
         }
+        self.idle.store(false, Ordering::SeqCst);
         *due = false;
+        self.tid()
+    }
+
+    /// Called after each commit: the first one after a pause wakes the writer.
+    pub(crate) fn committed(&self, full: bool) {
+        if full || self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::SeqCst) {
+            self.wake();
+        }
     }
 
     /// Writes full buffers of the log to the volume.
@@ -586,13 +615,9 @@ impl Store {
         self.log.write_out()
     }
 
-    /// Everything the manifest needs of the log's tail.
-    pub(crate) fn open_region(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
-        self.volume.open(at)
-    }
-
-    pub(crate) fn position(&self) -> Position {
-        self.log.tail().position()
+    /// Hands everything committed to the volume, so that it survives this process (not yet a power failure).
+    pub fn write_all(&self) -> Result<()> {
+        self.log.write_all()
     }
 }
 

@@ -181,11 +181,12 @@ impl<'s> Tx<'s> {
         tail.live = tail.live.saturating_add_signed(self.live);
         let fold = std::mem::replace(&mut self.fold, Fold::new(FilesetId(0), tid));
         self.store.insert(tid, fold.finish());
-        if self.tail.committed() {
-            self.store.wake();
-        }
+        let full = self.tail.committed();
         // From here on the frame is part of the log; Drop must not take it back.
         self.start = usize::MAX;
+        let store = self.store;
+        drop(self);
+        store.committed(full);
         Ok(tid)
     }
 }

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::RawVolume;
+use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::{CreateOptions, Error, FilesetId, Key, Kind, ObjectId, OpenOptions, Store, Tid};
 
 const FS: FilesetId = FilesetId(1);
@@ -114,7 +114,8 @@ impl Run {
                     let source = self.rng.u64(1..6);
                     let pieces = tx.map(ObjectId(source), from, len)?;
                     let mut bytes = vec![0; len as usize];
-                    let whole = files.get(&source).cloned().unwrap_or_else(|| self.model.file(source, Tid::MAX).to_vec());
+                    let whole =
+                        files.get(&source).cloned().unwrap_or_else(|| self.model.file(source, Tid::MAX).to_vec());
                     read_model(&whole, from, &mut bytes);
                     tx.share(ObjectId(object), to, &pieces)?;
                     files.insert(object, overlay(now, to, &bytes));
@@ -141,7 +142,10 @@ impl Run {
             let mut found = BTreeMap::new();
             store
                 .scan(FS, ObjectId(object), Kind::DIRENT, b"", at, &mut |suffix, _, value| {
-                    found.insert(Key::new(FS, ObjectId(object), Kind::DIRENT, suffix).as_bytes().to_vec(), value.to_vec());
+                    found.insert(
+                        Key::new(FS, ObjectId(object), Kind::DIRENT, suffix).as_bytes().to_vec(),
+                        value.to_vec(),
+                    );
                     std::ops::ControlFlow::Continue(())
                 })
                 .unwrap();
@@ -161,7 +165,11 @@ impl Run {
             store.read(&pieces, &mut found).unwrap();
             let mut whole = vec![0; FILE_MAX as usize];
             read_model(&expected, 0, &mut whole);
-            assert!(found == whole, "bytes of {object} as of {at}: first difference at {:?}", found.iter().zip(&whole).position(|(a, b)| a != b));
+            assert!(
+                found == whole,
+                "bytes of {object} as of {at}: first difference at {:?}",
+                found.iter().zip(&whole).position(|(a, b)| a != b)
+            );
             let data = store.next_data(FS, ObjectId(object), 0, at).unwrap();
             if let Some((from, _)) = data {
                 assert!(whole[..from as usize].iter().all(|b| *b == 0));
@@ -289,7 +297,8 @@ fn a_power_failure_at_any_write_or_flush_leaves_a_prefix_with_all_that_was_synce
                 run.compare(&store, Tid::MAX);
                 run.compare_some(&store, 1);
                 // It goes on, and what it says now survives the next failure.
-                let mut again = Run { rng: fastrand::Rng::with_seed(n as u64), model: clone_until(&run.model, last), now: run.now };
+                let mut again =
+                    Run { rng: fastrand::Rng::with_seed(n as u64), model: clone_until(&run.model, last), now: run.now };
                 if n % 7 == 0 {
                     again.transaction(&store).unwrap();
                     store.sync().unwrap();
@@ -379,7 +388,9 @@ fn a_flipped_bit_anywhere_never_becomes_data() {
             for n in 0..40 {
                 let key = Key::new(FS, ObjectId(object), Kind::DIRENT, format!("n{n}").as_bytes());
                 match store.get(&key, Tid::MAX) {
-                    Ok(found) => assert_eq!(found.map(|v| v.value.to_vec()).as_ref(), run.model.key(key.as_bytes(), last)),
+                    Ok(found) => {
+                        assert_eq!(found.map(|v| v.value.to_vec()).as_ref(), run.model.key(key.as_bytes(), last))
+                    }
                     Err(_) => failed += 1,
                 }
             }

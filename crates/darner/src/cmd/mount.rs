@@ -90,9 +90,31 @@ fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
             "memory" => c.memory = size(value).map_err(bad)?,
             "threads" => r.threads = value.parse().map_err(|e| bad(format!("{e}")))?,
             "poll" => r.poll_us = value.parse().map_err(|e| bad(format!("{e}")))?,
-            "rw" | "suid" | "dev" | "exec" | "default_permissions" | "noatime" | "relatime" | "atime" | "nodiratime" | "auto"
-            | "noauto" | "user" | "nouser" | "users" | "owner" | "_netdev" | "nofail" | "defaults" | "sync" | "async"
-            | "diratime" | "strictatime" | "lazytime" | "dirsync" | "" => {}
+            "rw"
+            | "suid"
+            | "dev"
+            | "exec"
+            | "default_permissions"
+            | "noatime"
+            | "relatime"
+            | "atime"
+            | "nodiratime"
+            | "auto"
+            | "noauto"
+            | "user"
+            | "nouser"
+            | "users"
+            | "owner"
+            | "_netdev"
+            | "nofail"
+            | "defaults"
+            | "sync"
+            | "async"
+            | "diratime"
+            | "strictatime"
+            | "lazytime"
+            | "dirsync"
+            | "" => {}
             _ if name.starts_with("x-") || name.starts_with("comment") => {}
             _ => return Err(bad("unknown".into())),
         }
@@ -151,7 +173,11 @@ fn start_daemon(c: &Mount, place: &Place, request: &MountRequest) -> Result<()> 
         None => {
             let status = child.wait()?;
             let why = report.trim();
-            Err(Failure::new(if why.is_empty() { format!("the daemon ended without a word ({status})") } else { why.into() }))
+            Err(Failure::new(if why.is_empty() {
+                format!("the daemon ended without a word ({status})")
+            } else {
+                why.into()
+            }))
         }
     }
 }

@@ -24,7 +24,10 @@ fn table(s: &Status) -> String {
     line("newest", s.tid.clone());
     line("durable", s.durable_tid.clone());
     line("size", human(s.size_bytes));
-    line("used", format!("{} (live {}, history and index {})", human(s.used_bytes), human(s.live_bytes), human(s.history_bytes)));
+    line(
+        "used",
+        format!("{} (live {}, history and index {})", human(s.used_bytes), human(s.live_bytes), human(s.history_bytes)),
+    );
     line("free", human(s.free_bytes));
     line("objects", s.objects.to_string());
     line("daemon", format!("process {}, version {}, {} resident", s.daemon_pid, s.version, human(s.resident_bytes)));

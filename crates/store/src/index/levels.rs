@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::memtable::Found;
 use super::table::{BlockCache, Cursor, Table};
-use crate::codec::hash_key;
 use crate::{Result, Tid};
 
 /// Tables that follow one another in order.
@@ -17,11 +16,6 @@ impl Run {
     /// Bytes on the volume.
     pub fn len(&self) -> u64 {
         self.tables.iter().map(|t| t.len()).sum()
-    }
-
-    /// Versions in it.
-    pub fn entries(&self) -> u64 {
-        self.tables.iter().map(|t| t.entries()).sum()
     }
 
     /// Number of the first table that may hold (key, at) or what follows it.
@@ -48,8 +42,7 @@ impl Run {
 
     /// Whether the regions are those of `other`.
     pub fn is(&self, other: &Run) -> bool {
-        self.tables.len() == other.tables.len()
-            && self.tables.iter().zip(&other.tables).all(|(a, b)| Arc::ptr_eq(a, b))
+        self.tables.len() == other.tables.len() && self.tables.iter().zip(&other.tables).all(|(a, b)| Arc::ptr_eq(a, b))
     }
 }
 
@@ -90,11 +83,6 @@ impl Levels {
             }
         }
         Ok(best)
-    }
-
-    /// Hash used by all filters (computed once per look-up by callers that probe many runs).
-    pub fn hash(key: &[u8]) -> u64 {
-        hash_key(key)
     }
 }
 

@@ -92,11 +92,6 @@ impl Memtable {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
-
-    /// Whether nothing was put.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
 }
 
 /// What a layer of the index knows of a key.

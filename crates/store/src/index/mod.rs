@@ -11,8 +11,8 @@ pub mod merge;
 pub mod scan;
 pub mod table;
 
-use crate::store::Value;
 use crate::Tid;
+use crate::store::Value;
 
 /// A version as the index keeps it; `value` `None` is a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -110,8 +110,7 @@ pub fn scan(
     for run in levels.live.iter().chain(history) {
         runs.push(RunCursor::seek(run, from, Tid::MAX, cache)?);
     }
-    let mut mems: Vec<_> =
-        memtables.iter().map(|m| m.range(std::ops::Bound::Included(from)).peekable()).collect();
+    let mut mems: Vec<_> = memtables.iter().map(|m| m.range(std::ops::Bound::Included(from)).peekable()).collect();
     let mut items = Vec::new();
     loop {
         let in_runs = runs.iter().filter_map(RunCursor::key).min();
@@ -158,7 +157,11 @@ pub fn versions(
             if !key.starts_with(prefix) {
                 break;
             }
-            out.extend(slot.versions().map(|(tid, value)| super::Entry { key: key.to_vec(), tid, value: value.cloned() }));
+            out.extend(slot.versions().map(|(tid, value)| super::Entry {
+                key: key.to_vec(),
+                tid,
+                value: value.cloned(),
+            }));
         }
     }
     for run in levels.live.iter().chain(&levels.history) {

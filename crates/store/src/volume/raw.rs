@@ -136,7 +136,13 @@ struct RawRegion {
 }
 
 impl RawRegion {
-    fn io<T>(&self, action: &'static str, offset: u64, len: usize, io: impl FnOnce(u64) -> std::io::Result<T>) -> Result<T> {
+    fn io<T>(
+        &self,
+        action: &'static str,
+        offset: u64,
+        len: usize,
+        io: impl FnOnce(u64) -> std::io::Result<T>,
+    ) -> Result<T> {
         let within = offset.checked_add(len as u64).is_some_and(|end| end <= self.at.size);
         let r = if within { io(self.at.start + offset) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) };
         r.map_err(|e| Error::Io {
