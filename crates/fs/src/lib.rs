@@ -8,6 +8,7 @@
 mod acl;
 mod attr;
 mod change;
+mod check;
 mod codec;
 mod copy;
 mod create;
@@ -34,6 +35,7 @@ pub mod when;
 mod xattr;
 
 pub use attr::{Attr, Time};
+pub use check::Checked;
 pub use create::Created;
 pub use dirent::{dirent_suffix, parse_dirent_suffix};
 pub use error::{FsError, Result};

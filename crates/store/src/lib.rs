@@ -3,12 +3,14 @@
 //! Everything is a record `(fileset, object, kind, key, tid) → value or tombstone`, appended to segments; the
 //! index is derived. The store knows no inode, path, socket, thread or wall clock. docs/format.md has the bytes.
 
+mod check;
 mod codec;
 mod error;
 mod extent;
 mod fold;
 mod frame;
 mod index;
+pub mod inspect;
 mod key;
 mod log;
 mod maintain;
@@ -21,6 +23,7 @@ mod tid;
 mod tx;
 pub mod volume;
 
+pub use check::Report;
 pub use error::{Error, Result};
 pub use extent::{CHUNK, Piece};
 pub use key::{FilesetId, Key, Kind, ObjectId};

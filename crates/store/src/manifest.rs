@@ -117,12 +117,6 @@ impl Manifest {
         let all = Manifest { tid, next_region, next_object, objects, live_bytes, log, segments, live, history };
         r.is_empty().then_some(all)
     }
-
-    /// All regions that it names.
-    pub fn regions(&self) -> impl Iterator<Item = RegionRef> {
-        let tables = self.live.iter().chain(&self.history).flatten().map(|t| t.region);
-        self.segments.iter().map(|s| s.at).chain(tables)
-    }
 }
 
 fn runs(r: &mut Reader) -> Option<Vec<Vec<TableRef>>> {

@@ -1,6 +1,8 @@
 //! One file per command.
 
+mod check;
 mod create;
+mod inspect;
 mod log;
 mod manual;
 mod mount;
@@ -56,9 +58,9 @@ fn run(command: Command) -> Result<()> {
         Command::Snapshot(c) => snapshot::run(&c),
         Command::Man(c) => manual::pages(&c),
         Command::Completions(c) => manual::completions(&c),
-        Command::Diff(_) | Command::Restore(_) | Command::Inspect(_) | Command::Check(_) => {
-            Err(Failure::new("not in this build"))
-        }
+        Command::Inspect(c) => inspect::run(&c),
+        Command::Check(c) => check::run(&c),
+        Command::Diff(_) | Command::Restore(_) => Err(Failure::new("not in this build")),
     }
 }
 

@@ -1,0 +1,60 @@
+//! `darner check`: exit code 0 sound, 1 damaged, as for other failures.
+
+use std::io::IsTerminal;
+
+use darner_fs::Fs;
+use darner_store::OpenOptions;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::human;
+use crate::cli::Check;
+use crate::error::{Failure, Result};
+use crate::place::Place;
+
+pub fn run(c: &Check) -> Result<()> {
+    let place = Place::at(&c.store)?;
+    let (store, _lock) = place.open(&OpenOptions { read_only: true, ..OpenOptions::default() })?;
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut report = store.check(&mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let names = Fs::open(store)?.check()?;
+    report.findings.extend(names.findings);
+    let sound = report.findings.is_empty();
+    if c.json {
+        super::print_json(&serde_json::json!({
+            "sound": sound,
+            "segments": report.segments,
+            "transactions": report.transactions,
+            "records": report.records,
+            "tables": report.tables,
+            "versions": report.versions,
+            "bytes": report.bytes,
+            "objects": names.objects,
+            "findings": report.findings,
+        }))?;
+    } else {
+        for f in &report.findings {
+            super::print(&format!("{f}\n"))?;
+        }
+        super::print(&format!(
+            "read {}: {} transactions with {} records in {} segments, {} versions in {} tables, {} objects in the live tree\n",
+            human(report.bytes),
+            report.transactions,
+            report.records,
+            report.segments,
+            report.versions,
+            report.tables,
+            names.objects,
+        ))?;
+    }
+    if sound {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("{} is damaged: {} findings", place.path.display(), report.findings.len())))
+    }
+}

@@ -1,0 +1,891 @@
+//! The filesystem against a plain model that keeps a whole tree per tid.
+//!
+//! Random operations go to both; errno and effect must agree. After each, the live tree and randomly chosen earlier trees,
+//! looked at as of their tids, must equal the model's. `DARNER_MODEL_OPS` sets how many operations (twice as many as-of
+//! comparisons), `DARNER_MODEL_SEED` replays one seed. The store is re-opened now and then through a closure, which may
+//! lose the newest transactions: the model then goes back to the tid that the store has.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use common::{START, new_disk, open_store};
+use darner_fs::{
+    Attr, Caller, FallocateMode, Found, Fs, FsError, Node, ObjectId, RenameMode, Seek, SetAttr, SetTime, SetXattr, Tid,
+    Time,
+};
+use darner_store::Store;
+
+/// A byte that is a hole.
+const HOLE: u16 = 256;
+const SIZE_MAX: u64 = 200 << 10;
+const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g@@x", "h", "longer name", "ü"];
+const ROOT: u64 = 1;
+
+#[derive(Clone, Default)]
+struct Object {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    nlink: u32,
+    data: Rc<Vec<u16>>,
+    bytes: u64,
+    target: Vec<u8>,
+    entries: BTreeMap<Vec<u8>, u64>,
+    parent: u64,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    atime: Time,
+    mtime: Time,
+    ctime: Time,
+    btime: Time,
+}
+
+impl Object {
+    fn kind(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+
+    fn is_dir(&self) -> bool {
+        self.kind() == libc::S_IFDIR
+    }
+
+    fn is_file(&self) -> bool {
+        self.kind() == libc::S_IFREG
+    }
+
+    fn size(&self) -> u64 {
+        match self.kind() {
+            libc::S_IFDIR => self.entries.len() as u64,
+            libc::S_IFLNK => self.target.len() as u64,
+            _ => self.data.len() as u64,
+        }
+    }
+
+    /// Changes the data and counts it anew.
+    fn edit(&mut self, change: impl FnOnce(&mut Vec<u16>)) {
+        change(Rc::make_mut(&mut self.data));
+        self.bytes = self.data.iter().filter(|cell| **cell != HOLE).count() as u64;
+    }
+
+    fn content(&self) -> Vec<u8> {
+        self.data.iter().map(|&cell| if cell == HOLE { 0 } else { cell as u8 }).collect()
+    }
+}
+
+type Tree = BTreeMap<u64, Rc<Object>>;
+type Outcome<T = ()> = Result<T, i32>;
+
+struct Harness<'r> {
+    rng: fastrand::Rng,
+    fs: Option<Fs>,
+    reopen: &'r mut dyn FnMut(Arc<Store>) -> Arc<Store>,
+    now: u64,
+    /// The live tree, open objects without a name included.
+    tree: Tree,
+    /// The newest trees, each with its tid, without a gap.
+    recent: VecDeque<(Tid, Tree)>,
+    /// A sample of the older ones.
+    older: Vec<(Tid, Tree)>,
+    compared: u64,
+}
+
+const RECENT: usize = 256;
+const OLDER: usize = 1024;
+
+#[test]
+fn any_operations_leave_what_the_model_says_now_and_at_every_earlier_moment() {
+    let ops: u64 = std::env::var("DARNER_MODEL_OPS").map_or(3000, |ops| ops.parse().expect("a number"));
+    let seeds = match std::env::var("DARNER_MODEL_SEED") {
+        Ok(seed) => vec![seed.parse().expect("a number")],
+        Err(_) => vec![1, 2, fastrand::u64(..)],
+    };
+    let share = ops / seeds.len() as u64;
+    for seed in seeds {
+        let disk = new_disk();
+        let mut clean = true;
+        let mut reopen = |store: Arc<Store>| {
+            if clean {
+                store.close().unwrap();
+            } else {
+                store.sync().unwrap();
+            }
+            clean = !clean;
+            drop(store);
+            open_store(&disk)
+        };
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut harness = Harness::new(seed, open_store(&disk), &mut reopen);
+            harness.run(share);
+            harness.compared
+        }));
+        match failed {
+            Ok(compared) => println!("seed {seed}: {compared} as-of trees compared"),
+            Err(panic) => {
+                eprintln!("failed with DARNER_MODEL_SEED={seed} DARNER_MODEL_OPS={share}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+}
+
+impl<'r> Harness<'r> {
+    fn new(seed: u64, store: Arc<Store>, reopen: &'r mut dyn FnMut(Arc<Store>) -> Arc<Store>) -> Harness<'r> {
+        let fs = Fs::create(store, 0, 0, 0o755, START + 1).unwrap();
+        let tid = fs.store().tid();
+        let time = Time::from(tid);
+        let root = Object {
+            mode: libc::S_IFDIR | 0o755,
+            nlink: 2,
+            parent: ROOT,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            ..Object::default()
+        };
+        let tree = Tree::from([(ROOT, Rc::new(root))]);
+        Harness {
+            rng: fastrand::Rng::with_seed(seed),
+            fs: Some(fs),
+            reopen,
+            now: START + 2,
+            recent: VecDeque::from([(tid, tree.clone())]),
+            tree,
+            older: Vec::new(),
+            compared: 0,
+        }
+    }
+
+    fn run(&mut self, ops: u64) {
+        for _ in 0..ops {
+            self.step();
+            self.remember();
+            self.compare(Node::Live(ObjectId(ROOT)), &self.tree.clone());
+            for _ in 0..2 {
+                self.compare_past();
+            }
+            let usage = self.fs().store().usage().unwrap();
+            let bytes = self.tree.values().map(|object| object.bytes).sum();
+            assert_eq!((usage.objects, usage.live), (self.tree.len() as u64, bytes), "objects and live bytes");
+        }
+    }
+
+    fn fs(&self) -> &Fs {
+        self.fs.as_ref().expect("open")
+    }
+
+    fn remember(&mut self) {
+        let tid = self.fs().store().tid();
+        if self.recent.back().is_some_and(|(newest, _)| *newest == tid) {
+            self.recent.pop_back();
+        }
+        self.recent.push_back((tid, self.tree.clone()));
+        if self.recent.len() > RECENT {
+            let old = self.recent.pop_front().expect("many");
+            if self.older.len() < OLDER {
+                self.older.push(old);
+            } else if self.rng.u8(0..4) == 0 {
+                let at = self.rng.usize(..OLDER);
+                self.older[at] = old;
+            }
+        }
+    }
+
+    // What to do.
+
+    fn step(&mut self) {
+        match self.rng.u8(0..20) {
+            0 => self.now = self.now.saturating_sub(self.rng.u64(0..1_000_000_000)).max(START + 2),
+            1..=3 => {}
+            _ => self.now += self.rng.u64(0..20_000_000),
+        }
+        match self.rng.u32(0..1000) {
+            0..5 => return self.remount(),
+            5..15 => return self.upkeep(),
+            _ => {}
+        }
+        match self.rng.u8(0..26) {
+            0..4 => self.make(),
+            4 => self.link(),
+            5..7 => self.unlink(),
+            7 => self.rmdir(),
+            8..11 => self.rename(),
+            11..15 => self.write(),
+            15 => self.truncate(),
+            16..18 => self.fallocate(),
+            18..20 => self.copy(),
+            20 => self.set_attr(),
+            21..23 => self.xattr(),
+            23 => self.tmpfile(),
+            24 => self.forget(),
+            _ => self.look(),
+        }
+    }
+
+    fn upkeep(&mut self) { eprintln!("upkeep");
+        match self.rng.bool() {
+            true => self.fs().store().checkpoint().unwrap(),
+            false => while self.fs().store().step().unwrap() == darner_store::Progress::Worked {},
+        }
+    }
+
+    fn remount(&mut self) { eprintln!("remount");
+        let store = self.fs.take().expect("open").store().clone();
+        let store = (self.reopen)(store);
+        let tid = store.tid();
+        self.recent.retain(|(at, _)| *at <= tid);
+        self.older.retain(|(at, _)| *at <= tid);
+        let (newest, tree) = self.recent.back().expect("no more than the newest trees may be lost");
+        assert_eq!(*newest, tid, "the store goes on at a transaction that was");
+        self.tree = tree.clone();
+        self.fs = Some(Fs::open(store).unwrap());
+        let orphans: Vec<u64> = self.tree.iter().filter(|(_, object)| object.nlink == 0).map(|(ino, _)| *ino).collect();
+        assert_eq!(self.fs().reap_orphans(self.now).unwrap(), orphans.len());
+        self.tree.retain(|ino, _| !orphans.contains(ino));
+    }
+
+    // Choices.
+
+    fn pick(&mut self, fits: impl Fn(&Object) -> bool) -> Option<u64> {
+        let all: Vec<u64> = self.tree.iter().filter(|(_, object)| fits(object)).map(|(ino, _)| *ino).collect();
+        self.rng.choice(all)
+    }
+
+    /// A directory: mostly one of the first, seldom a removed one.
+    fn dir(&mut self) -> u64 {
+        let removed = self.rng.u8(0..30) == 0;
+        self.pick(|object| object.is_dir() && (removed || object.nlink > 0)).expect("the root")
+    }
+
+    fn file(&mut self) -> Option<u64> {
+        let any = self.rng.u8(0..20) == 0;
+        self.pick(|object| any || object.is_file())
+    }
+
+    fn name(&mut self) -> Vec<u8> {
+        self.rng.choice(NAMES).expect("names").as_bytes().to_vec()
+    }
+
+    /// A name in a directory, rather one that is there.
+    fn used_name(&mut self, dir: u64) -> Vec<u8> {
+        let used: Vec<Vec<u8>> = self.tree[&dir].entries.keys().cloned().collect();
+        match self.rng.u8(0..5) {
+            0 => self.name(),
+            _ => self.rng.choice(used).unwrap_or_else(|| NAMES[0].into()),
+        }
+    }
+
+    fn range(&mut self, size: u64) -> (u64, u64) {
+        let near = [0, 1, 4096, 65536, 131072, size];
+        let mut point = || match self.rng.u8(0..3) {
+            0 => self.rng.choice(near).expect("some"),
+            _ => self.rng.u64(0..SIZE_MAX.min(size + 20_000)),
+        };
+        let (a, b) = (point(), point());
+        (a.min(b), a.abs_diff(b).min(SIZE_MAX - a.min(b)).max(1))
+    }
+
+    // Effects.
+
+    fn object(&mut self, ino: u64) -> &mut Object {
+        Rc::make_mut(self.tree.get_mut(&ino).expect("an object"))
+    }
+
+    /// The time of the transaction just done.
+    fn time(&self) -> Time {
+        self.fs().store().tid().into()
+    }
+
+    fn touch_dir(&mut self, ino: u64) {
+        let time = self.time();
+        let dir = self.object(ino);
+        (dir.mtime, dir.ctime) = (time, time);
+    }
+
+    fn drop_link(&mut self, ino: u64) {
+        let time = self.time();
+        let object = self.object(ino);
+        object.nlink = if object.is_dir() { 0 } else { object.nlink - 1 };
+        object.ctime = time;
+    }
+
+    fn wrote(&mut self, ino: u64, kill: bool) {
+        let time = self.time();
+        let object = self.object(ino);
+        (object.mtime, object.ctime) = (time, time);
+        if kill {
+            object.mode = without_set_ids(object.mode);
+        }
+        object.xattrs.remove(b"security.capability".as_slice());
+    }
+
+    fn born(&mut self, dir: u64, ino: u64, mode: u32, caller: &Caller) {
+        let time = self.time();
+        let parent = self.tree[&dir].clone();
+        let inherits = parent.mode & libc::S_ISGID != 0;
+        let mut object = Object {
+            mode,
+            uid: caller.uid,
+            gid: if inherits { parent.gid } else { caller.gid },
+            nlink: 1,
+            parent: dir,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            ..Object::default()
+        };
+        if object.is_dir() {
+            object.nlink = 2;
+            object.mode |= parent.mode & libc::S_ISGID;
+        }
+        self.tree.insert(ino, Rc::new(object));
+    }
+
+    fn add_entry(&mut self, dir: u64, name: &[u8], ino: u64) {
+        let subdir = u32::from(self.tree[&ino].is_dir());
+        self.touch_dir(dir);
+        let dir = self.object(dir);
+        dir.entries.insert(name.to_vec(), ino);
+        dir.nlink += subdir;
+    }
+
+    fn remove_entry(&mut self, dir: u64, name: &[u8]) -> u64 {
+        self.touch_dir(dir);
+        let ino = self.object(dir).entries.remove(name).expect("an entry");
+        let subdir = u32::from(self.tree[&ino].is_dir());
+        self.object(dir).nlink -= subdir;
+        ino
+    }
+
+    // Operations, each with the refusals that are due.
+
+    fn check_dir(&self, dir: u64) -> Outcome {
+        if self.tree[&dir].nlink == 0 { Err(libc::ENOENT) } else { Ok(()) }
+    }
+
+    fn check_free(&self, dir: u64, name: &[u8]) -> Outcome {
+        self.check_dir(dir)?;
+        if self.tree[&dir].entries.contains_key(name) { Err(libc::EEXIST) } else { Ok(()) }
+    }
+
+    fn check_there(&self, dir: u64, name: &[u8]) -> Outcome<u64> {
+        self.check_dir(dir)?;
+        self.tree[&dir].entries.get(name).copied().ok_or(libc::ENOENT)
+    }
+
+    fn check_file(&self, ino: u64) -> Outcome {
+        match self.tree[&ino].kind() {
+            libc::S_IFREG => Ok(()),
+            libc::S_IFDIR => Err(libc::EISDIR),
+            _ => Err(libc::EINVAL),
+        }
+    }
+
+    fn make(&mut self) {
+        let dir = if self.tree.len() > 60 { return self.unlink() } else { self.dir() };
+        let (name, uid, gid) = (self.name(), self.rng.u32(0..3), self.rng.u32(0..3));
+        let caller = Caller { uid, gid, pid: 0, umask: 0o022 };
+        let node = Node::Live(ObjectId(dir));
+        let expected = self.check_free(dir, &name);
+        let (fs, now) = (self.fs(), self.now);
+        let (mode, made) = match fastrand_pick(&mut self.rng.clone(), 8) {
+            0..2 => (libc::S_IFDIR | 0o755, fs.mkdir(&caller, now, node, &name, 0o777)),
+            2 => (libc::S_IFLNK | 0o777, fs.symlink(&caller, now, node, &name, b"some/where")),
+            3 => (libc::S_IFIFO | 0o644, fs.mknod(&caller, now, node, &name, libc::S_IFIFO | 0o666, 7)),
+            _ => {
+                let made = fs.create_file(&caller, now, node, &name, 0o6666, true);
+                (libc::S_IFREG | 0o6644, made.map(|created| created.entry))
+            }
+        };
+        self.rng.u64(..);
+        if let Some(entry) = agree(expected, made) {
+            let ino = entry.node.object().0;
+            self.born(dir, ino, mode, &caller);
+            if mode & libc::S_IFMT == libc::S_IFLNK {
+                self.object(ino).target = b"some/where".to_vec();
+            }
+            self.add_entry(dir, &name, ino);
+        }
+    }
+
+    fn tmpfile(&mut self) {
+        let dir = self.dir();
+        let made = self.fs().tmpfile(&Caller::default(), self.now, Node::Live(ObjectId(dir)), 0o600);
+        if let Some(entry) = agree(self.check_dir(dir), made) {
+            let ino = entry.node.object().0;
+            self.born(dir, ino, libc::S_IFREG | 0o600, &Caller::default());
+            self.object(ino).nlink = 0;
+        }
+    }
+
+    fn link(&mut self) {
+        let ino = self.pick(|_| true).expect("the root");
+        let (dir, name) = (self.dir(), self.name());
+        let expected = if self.tree[&ino].is_dir() { Err(libc::EPERM) } else { self.check_free(dir, &name) };
+        let done = self.fs().link(self.now, Node::Live(ObjectId(ino)), Node::Live(ObjectId(dir)), &name);
+        if agree(expected, done).is_some() {
+            self.add_entry(dir, &name, ino);
+            let time = self.time();
+            let object = self.object(ino);
+            object.nlink += 1;
+            object.ctime = time;
+            object.parent = dir;
+        }
+    }
+
+    fn unlink(&mut self) {
+        let dir = self.dir();
+        let name = self.used_name(dir);
+        let expected = self.check_there(dir, &name).and_then(|ino| match self.tree[&ino].is_dir() {
+            true => Err(libc::EISDIR),
+            false => Ok(()),
+        });
+        let done = self.fs().unlink(self.now, Node::Live(ObjectId(dir)), &name);
+        if agree(expected, done).is_some() {
+            let ino = self.remove_entry(dir, &name);
+            self.drop_link(ino);
+        }
+    }
+
+    fn rmdir(&mut self) {
+        let dir = self.dir();
+        let name = self.used_name(dir);
+        let expected = self.check_there(dir, &name).and_then(|ino| match &self.tree[&ino] {
+            object if !object.is_dir() => Err(libc::ENOTDIR),
+            object if !object.entries.is_empty() => Err(libc::ENOTEMPTY),
+            _ => Ok(()),
+        });
+        let done = self.fs().rmdir(self.now, Node::Live(ObjectId(dir)), &name);
+        if agree(expected, done).is_some() {
+            let ino = self.remove_entry(dir, &name);
+            self.drop_link(ino);
+        }
+    }
+
+    fn rename(&mut self) {
+        let (dir, new_dir) = (self.dir(), self.dir());
+        let name = self.used_name(dir);
+        let new_name = if self.rng.bool() { self.name() } else { self.used_name(new_dir) };
+        let mode = self.rng.choice([RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
+        let mode = mode.expect("one");
+        let expected = self.check_rename(dir, &name, new_dir, &new_name, mode);
+        let (from, to) = (Node::Live(ObjectId(dir)), Node::Live(ObjectId(new_dir)));
+        let before = self.fs().store().tid();
+        let done = self.fs().rename(self.now, from, &name, to, &new_name, mode);
+        if agree(expected, done).is_none() || self.fs().store().tid() == before {
+            return;
+        }
+        let time = self.time();
+        let ino = self.remove_entry(dir, &name);
+        let there = self.tree[&new_dir].entries.contains_key(&new_name);
+        let old = if there { Some(self.remove_entry(new_dir, &new_name)) } else { None };
+        self.add_entry(new_dir, &new_name, ino);
+        let moved = self.object(ino);
+        (moved.ctime, moved.parent) = (time, new_dir);
+        match old {
+            Some(old) if mode == RenameMode::Exchange => {
+                self.add_entry(dir, &name, old);
+                let moved = self.object(old);
+                (moved.ctime, moved.parent) = (time, dir);
+            }
+            Some(old) => self.drop_link(old),
+            None => {}
+        }
+    }
+
+    fn check_rename(&self, dir: u64, name: &[u8], new_dir: u64, new_name: &[u8], mode: RenameMode) -> Outcome {
+        let from = self.check_there(dir, name)?;
+        self.check_dir(new_dir)?;
+        let is_dir = |ino: u64| self.tree[&ino].is_dir();
+        let into_itself = |ino: u64, dir: u64| is_dir(ino) && self.ancestors(dir).contains(&ino);
+        let Some(&to) = self.tree[&new_dir].entries.get(new_name) else {
+            return match mode {
+                RenameMode::Exchange => Err(libc::ENOENT),
+                _ if into_itself(from, new_dir) => Err(libc::EINVAL),
+                _ => Ok(()),
+            };
+        };
+        if mode == RenameMode::NoReplace {
+            return Err(libc::EEXIST);
+        }
+        if from == to {
+            return Ok(());
+        }
+        if into_itself(from, new_dir) || mode == RenameMode::Exchange && into_itself(to, dir) {
+            return Err(libc::EINVAL);
+        }
+        match (is_dir(from), is_dir(to)) {
+            _ if mode == RenameMode::Exchange => Ok(()),
+            (false, true) => Err(libc::EISDIR),
+            (true, false) => Err(libc::ENOTDIR),
+            (true, true) if !self.tree[&to].entries.is_empty() => Err(libc::ENOTEMPTY),
+            _ => Ok(()),
+        }
+    }
+
+    /// A directory and all above it.
+    fn ancestors(&self, mut dir: u64) -> BTreeSet<u64> {
+        let mut all = BTreeSet::from([dir]);
+        while dir != ROOT {
+            dir = self.tree[&dir].parent;
+            all.insert(dir);
+        }
+        all
+    }
+
+    fn write(&mut self) {
+        let Some(ino) = self.file() else { return };
+        let size = self.tree[&ino].size();
+        let (offset, len) = self.range(size);
+        let len = if self.rng.bool() { len.min(self.rng.u64(0..5000)) } else { len };
+        let data: Vec<u8> = match self.rng.bool() {
+            true => std::iter::repeat_with(|| self.rng.u8(..)).take(len as usize).collect(),
+            false => vec![self.rng.u8(..); len as usize],
+        };
+        let append = size + len <= SIZE_MAX && self.rng.bool();
+        let kill = self.rng.bool();
+        let expected = self.check_file(ino);
+        let at = if append { None } else { Some(offset) };
+        let done = self.fs().write(self.now, Node::Live(ObjectId(ino)), at, &data, kill);
+        eprintln!("write {ino} {offset} {} append {append} -> {}", data.len(), self.fs().store().tid());
+        if let Some(written) = agree(expected, done) {
+            let offset = if append { size } else { offset };
+            assert_eq!((written.offset, written.len), (offset, data.len()));
+            if data.is_empty() {
+                return;
+            }
+            self.object(ino).edit(|cells| {
+                let (from, to) = (offset as usize, offset as usize + data.len());
+                cells.resize(cells.len().max(to), HOLE);
+                cells[from..to].iter_mut().zip(&data).for_each(|(cell, byte)| *cell = u16::from(*byte));
+            });
+            assert_eq!(written.size, self.tree[&ino].size());
+            self.wrote(ino, kill);
+        }
+    }
+
+    fn truncate(&mut self) {
+        let Some(ino) = self.file() else { return };
+        let (size, _) = self.range(self.tree[&ino].size());
+        let kill = self.rng.bool();
+        let set = SetAttr { size: Some(size), kill_suidgid: kill, ..SetAttr::default() };
+        let expected = self.check_file(ino);
+        let done = self.fs().setattr(self.now, Node::Live(ObjectId(ino)), &set);
+        eprintln!("{} truncate {ino} {size}", self.fs().store().tid());
+        if agree(expected, done).is_some() {
+            self.object(ino).edit(|cells| cells.resize(size as usize, HOLE));
+            self.wrote(ino, kill);
+        }
+    }
+
+    fn fallocate(&mut self) {
+        let Some(ino) = self.pick(Object::is_file) else { return };
+        let size = self.tree[&ino].size();
+        let (mut offset, mut len) = self.range(size);
+        let keep_size = self.rng.bool();
+        let mode = match self.rng.u8(0..6) {
+            0 => FallocateMode::Allocate { keep_size },
+            1 | 2 => FallocateMode::PunchHole,
+            3 => FallocateMode::ZeroRange { keep_size },
+            4 => FallocateMode::CollapseRange,
+            _ => FallocateMode::InsertRange,
+        };
+        let in_blocks = matches!(mode, FallocateMode::CollapseRange | FallocateMode::InsertRange);
+        if in_blocks && self.rng.u8(0..10) > 0 {
+            (offset, len) = (offset & !4095, (len & !4095).max(4096));
+        }
+        if mode == FallocateMode::InsertRange {
+            len = len.min((SIZE_MAX.saturating_sub(size) & !4095).max(4096));
+        }
+        let unaligned = (offset | len) % 4096 != 0;
+        let expected = match mode {
+            FallocateMode::CollapseRange if unaligned || offset + len >= size => Err(libc::EINVAL),
+            FallocateMode::InsertRange if unaligned || offset >= size => Err(libc::EINVAL),
+            _ => Ok(()),
+        };
+        let done = self.fs().fallocate(self.now, Node::Live(ObjectId(ino)), offset, len, mode);
+        if agree(expected, done).is_none() {
+            return;
+        }
+        eprintln!("{} fallocate {ino} {offset} {len} {mode:?} {size}", self.fs().store().tid());
+        let (from, to) = (offset as usize, (offset + len) as usize);
+        let grow = to > size as usize && !keep_size;
+        let time = self.time();
+        if let FallocateMode::Allocate { .. } = mode {
+            match grow {
+                true => self.wrote(ino, false),
+                false => self.object(ino).ctime = time,
+            }
+        } else {
+            self.wrote(ino, false);
+        }
+        self.object(ino).edit(|cells| match mode {
+            FallocateMode::Allocate { .. } if grow => cells.resize(to, HOLE),
+            FallocateMode::Allocate { .. } => {}
+            FallocateMode::PunchHole | FallocateMode::ZeroRange { .. } => {
+                if grow && mode != FallocateMode::PunchHole {
+                    cells.resize(to, HOLE);
+                }
+                let (from, to) = (from.min(cells.len()), to.min(cells.len()));
+                cells[from..to].fill(HOLE);
+            }
+            FallocateMode::CollapseRange => drop(cells.drain(from..to)),
+            FallocateMode::InsertRange => drop(cells.splice(from..from, std::iter::repeat_n(HOLE, to - from))),
+        });
+    }
+
+    fn copy(&mut self) {
+        let Some(to) = self.file() else { return };
+        let (from, source) = match self.rng.bool() {
+            true => {
+                let Some(ino) = self.pick(Object::is_file) else { return };
+                (Node::Live(ObjectId(ino)), self.tree[&ino].clone())
+            }
+            false => {
+                let (tid, tree) = self.past();
+                let files: Vec<u64> = tree.iter().filter(|(_, object)| object.is_file()).map(|(ino, _)| *ino).collect();
+                let Some(ino) = self.rng.choice(files) else { return };
+                (Node::AsOf(ObjectId(ino), tid), tree[&ino].clone())
+            }
+        };
+        let (offset, len) = self.range(source.size());
+        let (to_offset, _) = self.range(self.tree[&to].size());
+        let len = len.min(SIZE_MAX - to_offset);
+        let copied = source.size().saturating_sub(offset).min(len);
+        let same = from == Node::Live(ObjectId(to));
+        let overlap = same && offset < to_offset + len && to_offset < offset + len;
+        let expected = self.check_file(to).and_then(|()| if overlap { Err(libc::EINVAL) } else { Ok(()) });
+        let done = self.fs().copy_range(self.now, from, offset, Node::Live(ObjectId(to)), to_offset, len);
+        eprintln!("{} copy {from:?} {offset} -> {to} {to_offset} {len} size {} src {}", self.fs().store().tid(), self.tree[&to].size(), source.size());
+        if let Some(count) = agree(expected, done) {
+            assert_eq!(count, copied);
+            if count == 0 {
+                return;
+            }
+            self.object(to).edit(|cells| {
+                let (at, end) = (to_offset as usize, (to_offset + copied) as usize);
+                cells.resize(cells.len().max(end), HOLE);
+                cells[at..end].copy_from_slice(&source.data[offset as usize..(offset + copied) as usize]);
+            });
+            self.wrote(to, true);
+        }
+    }
+
+    fn set_attr(&mut self) {
+        let ino = self.pick(|_| true).expect("the root");
+        let maybe = |rng: &mut fastrand::Rng, most: u32| rng.bool().then(|| rng.u32(0..most));
+        let some_time = |rng: &mut fastrand::Rng| match rng.u8(0..4) {
+            0 => Some(SetTime::Now),
+            1 => Some(SetTime::To(Time { secs: rng.i64(-(1 << 40)..1 << 40), nanos: rng.u32(0..1_000_000_000) })),
+            _ => None,
+        };
+        let set = SetAttr {
+            mode: maybe(&mut self.rng, 0o10000),
+            uid: maybe(&mut self.rng, 5),
+            gid: maybe(&mut self.rng, 5),
+            atime: some_time(&mut self.rng),
+            mtime: some_time(&mut self.rng),
+            ..SetAttr::default()
+        };
+        self.fs().setattr(self.now, Node::Live(ObjectId(ino)), &set).unwrap();
+        let now = self.time();
+        let object = self.object(ino);
+        if (set.uid.is_some() || set.gid.is_some() || set == SetAttr::default()) && !object.is_dir() {
+            object.mode = without_set_ids(object.mode);
+            object.xattrs.remove(b"security.capability".as_slice());
+        }
+        object.mode = set.mode.map_or(object.mode, |mode| object.kind() | mode & 0o7777);
+        object.uid = set.uid.unwrap_or(object.uid);
+        object.gid = set.gid.unwrap_or(object.gid);
+        let value = |set| match set {
+            SetTime::Now => now,
+            SetTime::To(time) => time,
+        };
+        object.atime = set.atime.map_or(object.atime, value);
+        object.mtime = set.mtime.map_or(object.mtime, value);
+        object.ctime = now;
+    }
+
+    fn xattr(&mut self) {
+        let ino = self.pick(|object| object.is_file() || object.is_dir()).expect("the root");
+        let name = self.rng.choice(["user.a", "user.b", "trusted.c", "security.capability"]).expect("one").as_bytes();
+        let node = Node::Live(ObjectId(ino));
+        let there = self.tree[&ino].xattrs.contains_key(name);
+        let applied = if self.rng.u8(0..3) == 0 {
+            let expected = if there { Ok(()) } else { Err(libc::ENODATA) };
+            let done = agree(expected, self.fs().removexattr(self.now, node, name)).is_some();
+            done.then(|| self.object(ino).xattrs.remove(name)).is_some()
+        } else {
+            let how = SetXattr { create: self.rng.u8(0..4) == 0, replace: self.rng.u8(0..4) == 0, kill_sgid: false };
+            let value = vec![b'v'; self.rng.usize(0..300)];
+            let expected = match there {
+                true if how.create => Err(libc::EEXIST),
+                false if how.replace => Err(libc::ENODATA),
+                _ => Ok(()),
+            };
+            let done = agree(expected, self.fs().setxattr(self.now, node, name, &value, how)).is_some();
+            done.then(|| self.object(ino).xattrs.insert(name.to_vec(), value)).is_some()
+        };
+        let time = self.time();
+        if applied {
+            self.object(ino).ctime = time;
+        }
+    }
+
+    fn forget(&mut self) {
+        let ino = self.pick(|object| object.nlink == 0).unwrap_or(ROOT);
+        self.fs().forget(self.now, &[ObjectId(ino)]).unwrap();
+        if self.tree[&ino].nlink == 0 {
+            self.tree.remove(&ino);
+        }
+    }
+
+    /// Seeks, and reads a part.
+    fn look(&mut self) {
+        let Some(ino) = self.pick(Object::is_file) else { return };
+        let object = self.tree[&ino].clone();
+        let (offset, len) = self.range(object.size());
+        let node = Node::Live(ObjectId(ino));
+        let content = object.content();
+        let (from, to) = ((offset as usize).min(content.len()), ((offset + len) as usize).min(content.len()));
+        assert!(self.fs().read(node, offset, len as usize).unwrap() == content[from..to], "part of {ino}");
+        let seek = |what: Seek, wanted: bool| {
+            let end = if what == Seek::Hole { Ok(object.size()) } else { Err(libc::ENXIO) };
+            let found = object.data.iter().skip(offset as usize).position(|cell| (*cell != HOLE) == wanted);
+            let expected = if offset >= object.size() { Err(libc::ENXIO) } else { found.map_or(end, |at| Ok(offset + at as u64)) };
+            let answer = self.fs().seek(node, offset, what).map_err(|error| error.errno());
+            assert_eq!(answer, expected, "{what:?} from {offset} in {ino}");
+        };
+        seek(Seek::Data, true);
+        seek(Seek::Hole, false);
+    }
+
+    // Comparisons.
+
+    fn past(&mut self) -> (Tid, Tree) {
+        let at = self.rng.usize(..self.recent.len() + self.older.len());
+        match at.checked_sub(self.older.len()) {
+            Some(at) => self.recent[at].clone(),
+            None => self.older[at].clone(),
+        }
+    }
+
+    fn compare_past(&mut self) {
+        let (tid, tree) = self.past();
+        self.compare(Node::AsOf(ObjectId(ROOT), tid), &tree);
+        self.compared += 1;
+        self.compare_name(tid, &tree);
+    }
+
+    /// A name as of a tid, looked up in a live directory.
+    fn compare_name(&mut self, tid: Tid, tree: &Tree) {
+        let dir = self.dir();
+        let name = self.name();
+        let as_of = [name.as_slice(), b"@@", tid.to_string().as_bytes()].concat();
+        let now = self.now.max(tid.0);
+        let found = self.fs().lookup(Node::Live(ObjectId(dir)), &as_of, now).map(|entry| entry.node);
+        let expected = tree.get(&dir).and_then(|dir| dir.entries.get(&name)).map(|ino| Node::AsOf(ObjectId(*ino), tid));
+        assert_eq!(found.ok(), expected, "{} in {dir}", as_of.escape_ascii());
+    }
+
+    fn compare(&mut self, root: Node, tree: &Tree) {
+        let mut seen = BTreeSet::new();
+        let mut todo = vec![root];
+        if let Node::Live(_) = root {
+            todo.extend(tree.iter().filter(|(_, object)| object.nlink == 0).map(|(ino, _)| Node::Live(ObjectId(*ino))));
+        }
+        while let Some(node) = todo.pop() {
+            let ino = node.object().0;
+            if !seen.insert(ino) {
+                continue;
+            }
+            let object = &tree[&ino];
+            same_attr(node, &self.fs().getattr(node).unwrap(), object);
+            match object.kind() {
+                libc::S_IFDIR => self.compare_dir(node, object, tree, &mut todo),
+                libc::S_IFREG => {
+                    let data = self.fs().read(node, 0, 1 << 20).unwrap();
+                    let c = object.content();
+                    if data != c { let at = data.iter().zip(&c).position(|(a,b)| a!=b).unwrap(); let n = data.iter().zip(&c).filter(|(a,b)| a!=b).count(); let last = data.iter().zip(&c).rposition(|(a,b)| a!=b).unwrap(); eprintln!("differs at {at}..={last} ({n}), len {} {} got {} want {} hole {}", data.len(), c.len(), data[at], c[at], object.data[at]); 
+                      let pieces = self.fs().store().map(darner_fs::FILESET, ObjectId(ino), 0, c.len() as u64, match node { Node::AsOf(_, t) => t, _ => Tid::MAX}).unwrap(); for p in pieces { eprintln!("{p:?}"); } }
+                    assert!(data == object.content(), "data of {node:?}");
+                }
+                libc::S_IFLNK => assert_eq!(self.fs().readlink(node).unwrap(), object.target),
+                _ => {}
+            }
+            self.compare_xattrs(node, object);
+        }
+        let named = tree.values().filter(|object| object.nlink > 0).count();
+        let due = if let Node::Live(_) = root { tree.len() } else { named };
+        assert_eq!(seen.len(), due, "objects");
+    }
+
+    fn compare_dir(&mut self, node: Node, object: &Object, tree: &Tree, todo: &mut Vec<Node>) {
+        let room = self.rng.usize(64..600);
+        let (mut after, mut listed) = (0, BTreeMap::new());
+        loop {
+            let entries = self.fs().readdir(node, after, room, 24, self.rng.clone().bool(), self.now).unwrap();
+            let Some(last) = entries.last() else { break };
+            after = last.cookie;
+            for entry in entries {
+                if let Some(attr) = &entry.attr {
+                    same_attr(entry.node, attr, &tree[&entry.node.object().0]);
+                }
+                let again = listed.insert(entry.name, (entry.node.object().0, entry.d_type));
+                assert_eq!(again, None, "listed twice in {node:?}");
+            }
+        }
+        assert_eq!(listed.remove(b".".as_slice()).map(|(ino, _)| ino), Some(node.object().0));
+        assert_eq!(listed.remove(b"..".as_slice()).map(|(ino, _)| ino), Some(object.parent));
+        let expected = object.entries.iter().map(|(name, ino)| (name.clone(), (*ino, (tree[ino].kind() >> 12) as u8)));
+        assert_eq!(listed, expected.collect(), "entries of {node:?}");
+        todo.extend(listed.values().map(|(ino, _)| match node {
+            Node::AsOf(_, tid) => Node::AsOf(ObjectId(*ino), tid),
+            _ => Node::Live(ObjectId(*ino)),
+        }));
+    }
+
+    fn compare_xattrs(&self, node: Node, object: &Object) {
+        let bytes = |found| match found {
+            Found::Bytes(bytes) => bytes,
+            Found::Size(size) => panic!("only a size: {size}"),
+        };
+        let list = bytes(self.fs().listxattr(&Caller::default(), node, 65536).unwrap());
+        let names: BTreeSet<&[u8]> = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();
+        assert_eq!(names, object.xattrs.keys().map(Vec::as_slice).collect(), "xattrs of {node:?}");
+        for (name, value) in &object.xattrs {
+            assert_eq!(&bytes(self.fs().getxattr(node, name, 65536).unwrap()), value);
+        }
+    }
+}
+
+fn fastrand_pick(rng: &mut fastrand::Rng, most: u8) -> u8 {
+    rng.u8(..most)
+}
+
+fn without_set_ids(mode: u32) -> u32 {
+    let sgid = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | sgid)
+}
+
+/// Both succeeded: the answer; both refused for the same reason: nothing.
+#[track_caller]
+fn agree<T: std::fmt::Debug>(expected: Outcome, done: Result<T, FsError>) -> Option<T> {
+    match (expected, done) {
+        (Ok(()), Ok(answer)) => Some(answer),
+        (Err(errno), Err(error)) if error.errno() == errno => None,
+        (expected, done) => panic!("the model says {expected:?}, the filesystem {done:?}"),
+    }
+}
+
+#[track_caller]
+fn same_attr(node: Node, attr: &Attr, object: &Object) {
+    let found = (attr.mode, attr.uid, attr.gid, attr.nlink, attr.size, attr.bytes, attr.parent.0);
+    let due = (object.mode, object.uid, object.gid, object.nlink, object.size(), object.bytes, object.parent);
+    assert_eq!(found, due, "attributes of {node:?}");
+    let found = (attr.atime, attr.mtime, attr.ctime, attr.btime);
+    assert_eq!(found, (object.atime, object.mtime, object.ctime, object.btime), "times of {node:?}");
+}

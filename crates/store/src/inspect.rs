@@ -1,0 +1,258 @@
+//! Printing what is on a volume, with the field names of docs/format.md. Needs no valid store: what can't be read is said.
+
+use crate::frame::{self, Body, Content, Record};
+use crate::index::table::Table;
+use crate::manifest::Manifest;
+use crate::recover::Window;
+use crate::segment;
+use crate::superblock::Superblock;
+use crate::volume::{RegionRef, Volume};
+use crate::{Result, Tid, key};
+
+/// A structure on a volume.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Its name in docs/format.md.
+    pub structure: &'static str,
+    /// Where it is.
+    pub place: String,
+    /// Field names and values.
+    pub fields: Vec<(&'static str, String)>,
+}
+
+/// What to show.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Only this segment.
+    pub segment: Option<u64>,
+    /// Records and their data too.
+    pub records: bool,
+}
+
+type Visit<'v> = &'v mut dyn FnMut(Item);
+
+/// Visits superblocks, manifest, segments with their frames, and tables.
+pub fn inspect(volume: &dyn Volume, wanted: &Wanted, visit: Visit<'_>) -> Result<()> {
+    let supers = Superblock::read(volume)?;
+    for sb in &supers {
+        visit(superblock(sb));
+    }
+    let sb = &supers[0];
+    let manifest = Manifest::read(&*volume.open(sb.manifest)?, sb.manifest_len)?;
+    visit(manifest_item(sb.manifest, &manifest));
+    let mut segments: Vec<RegionRef> = manifest.segments.iter().map(|s| s.at).collect();
+    let mut i = 0;
+    while let Some(at) = segments.get(i).copied() {
+        i += 1;
+        // Segments newer than the manifest are found by the seal of the one before.
+        let next = match wanted.segment {
+            Some(id) if id != at.id => last_seal(volume, at),
+            _ => show_segment(volume, sb, at, wanted, visit),
+        };
+        match next {
+            Ok(Some(next)) if segments.iter().all(|s| s.id != next.id) => segments.push(next),
+            Ok(_) => {}
+            Err(e) => visit(broken("segment", at.id, &e.to_string())),
+        }
+    }
+    for (family, runs) in [("live", &manifest.live), ("history", &manifest.history)] {
+        for (run, tables) in runs.iter().enumerate() {
+            for t in tables {
+                let opened = volume.open(t.region).and_then(|r| Table::open(r, t.len));
+                match opened {
+                    Ok(table) => visit(table_item(family, run, &table)),
+                    Err(e) => visit(broken("table", t.region.id, &e.to_string())),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn broken(structure: &'static str, region: u64, error: &str) -> Item {
+    Item { structure, place: format!("region {region:x}"), fields: vec![("error", error.into())] }
+}
+
+fn superblock(sb: &Superblock) -> Item {
+    let hex = |b: &[u8]| b.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    Item {
+        structure: "superblock",
+        place: format!("slot {}", sb.generation % 2),
+        fields: vec![
+            ("generation", sb.generation.to_string()),
+            ("uuid", hex(&sb.uuid)),
+            ("hash_key", hex(&sb.hash_key)),
+            ("birth", sb.birth.to_string()),
+            ("size_limit", sb.size_limit.to_string()),
+            ("manifest", format!("{:x}", sb.manifest.id)),
+            ("manifest_len", sb.manifest_len.to_string()),
+        ],
+    }
+}
+
+fn manifest_item(at: RegionRef, m: &Manifest) -> Item {
+    let runs = |runs: &[Vec<_>]| runs.iter().map(|r| r.len().to_string()).collect::<Vec<_>>().join("+");
+    Item {
+        structure: "manifest",
+        place: format!("region {:x}", at.id),
+        fields: vec![
+            ("tid", m.tid.to_string()),
+            ("next_region", format!("{:x}", m.next_region)),
+            ("next_object", m.next_object.to_string()),
+            ("objects", m.objects.to_string()),
+            ("live_bytes", m.live_bytes.to_string()),
+            ("log", format!("region {:x} at byte {}", m.log.region, m.log.offset)),
+            ("segments", m.segments.len().to_string()),
+            ("live", runs(&m.live)),
+            ("history", runs(&m.history)),
+        ],
+    }
+}
+
+fn table_item(family: &str, run: usize, t: &Table) -> Item {
+    let (low, high) = t.tids();
+    Item {
+        structure: "table",
+        place: format!("region {:x}", t.reference().region.id),
+        fields: vec![
+            ("family", family.into()),
+            ("run", run.to_string()),
+            ("bytes", t.len().to_string()),
+            ("entries", t.entries().to_string()),
+            ("tid_min", low.to_string()),
+            ("tid_max", high.to_string()),
+            ("resident_bytes", t.resident_bytes().to_string()),
+        ],
+    }
+}
+
+fn last_seal(volume: &dyn Volume, at: RegionRef) -> Result<Option<RegionRef>> {
+    walk(volume, at, &mut |_, _| ())
+}
+
+fn show_segment(
+    volume: &dyn Volume,
+    sb: &Superblock,
+    at: RegionRef,
+    wanted: &Wanted,
+    visit: Visit<'_>,
+) -> Result<Option<RegionRef>> {
+    let mut header = vec![0; segment::HEADER as usize];
+    volume.open(at)?.read_at(&mut header, 0)?;
+    let mut fields =
+        vec![("region", format!("{:x}", at.id)), ("start", at.start.to_string()), ("size", at.size.to_string())];
+    match segment::verify(&header, &sb.uuid, at) {
+        Ok(after) => fields.push(("after", after.to_string())),
+        Err(e) => fields.push(("error", e.to_string())),
+    }
+    visit(Item { structure: "segment", place: format!("region {:x}", at.id), fields });
+    let mut frames = 0u64;
+    let mut tids: Option<(Tid, Tid)> = None;
+    let mut end = segment::HEADER;
+    let next = walk(volume, at, &mut |offset, bytes| {
+        let Some(f) = frame::parse(bytes, at.id, offset) else { return };
+        frames += 1;
+        end = offset + frame::shape(bytes).map_or(0, |s| s.len as u64);
+        if let Content::Transaction(_) = f.content {
+            tids = Some((tids.map_or(f.header.tid, |t| t.0), f.header.tid));
+        }
+        if wanted.records {
+            show_frame(at.id, offset, bytes, &f, visit);
+        }
+    })?;
+    let mut fields = vec![("frames", frames.to_string()), ("end", end.to_string())];
+    if let Some((low, high)) = tids {
+        fields.extend([("tid_min", low.to_string()), ("tid_max", high.to_string())]);
+    }
+    if let Some(next) = next {
+        fields.push(("next", format!("{:x}", next.id)));
+    }
+    visit(Item { structure: "segment end", place: format!("region {:x}", at.id), fields });
+    Ok(next)
+}
+
+/// Calls `each` with every valid frame from the start on; returns the seal's successor.
+fn walk(volume: &dyn Volume, at: RegionRef, each: &mut dyn FnMut(u64, &[u8])) -> Result<Option<RegionRef>> {
+    let mut window = Window::new(volume.open(at)?, segment::HEADER);
+    let mut offset = segment::HEADER;
+    loop {
+        window.fill_frame(offset)?;
+        let bytes = window.bytes(offset);
+        let Some(f) = frame::parse(bytes, at.id, offset) else { return Ok(None) };
+        each(offset, bytes);
+        if let Content::Seal(next) = f.content {
+            return Ok(Some(next));
+        }
+        offset += frame::shape(bytes).expect("just parsed").len as u64;
+    }
+}
+
+fn show_frame(region: u64, offset: u64, bytes: &[u8], f: &frame::Frame<'_>, visit: Visit<'_>) {
+    let h = &f.header;
+    let place = format!("region {region:x} at byte {offset}");
+    let mut fields = vec![
+        ("tid", h.tid.to_string()),
+        ("fileset", h.fileset.0.to_string()),
+        ("crc", format!("{:08x}", f.crc)),
+        ("chain", format!("{:08x}", h.chain)),
+        ("durable", h.durable.to_string()),
+        ("next_object", h.next_object.to_string()),
+    ];
+    match &f.content {
+        Content::Seal(next) => {
+            fields.push(("next", format!("{:x}", next.id)));
+            visit(Item { structure: "seal", place, fields });
+        }
+        Content::Transaction(records) => {
+            fields.extend([("objects", h.objects.to_string()), ("live", h.live.to_string())]);
+            visit(Item { structure: "frame", place, fields });
+            for r in records {
+                visit(record(region, offset, bytes, r));
+            }
+        }
+    }
+}
+
+fn record(region: u64, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
+    let text = |b: &[u8]| b.escape_ascii().to_string();
+    let mut fields = vec![("object", r.object.to_string()), ("kind", kind_name(r.kind).to_string())];
+    match &r.body {
+        Body::Put { suffix, value } => {
+            fields.extend([("what", "put".into()), ("suffix", text(suffix)), ("value", text(value))]);
+        }
+        Body::Tombstone { suffix } => fields.extend([("what", "tombstone".into()), ("suffix", text(suffix))]),
+        Body::Extent { offset, len, codec, data_at, stored } => {
+            let data = &frame[*data_at as usize..(*data_at + *stored) as usize];
+            let valid = crate::recover::extent_is_valid(region, at + u64::from(*data_at), data, *codec, *len as usize);
+            fields.extend([
+                ("what", "extent".into()),
+                ("offset", offset.to_string()),
+                ("len", len.to_string()),
+                ("codec", format!("{codec:?}").to_lowercase()),
+                ("data_at", data_at.to_string()),
+                ("stored", stored.to_string()),
+                ("data", if valid { "valid".into() } else { "damaged".into() }),
+            ]);
+        }
+        Body::Hole { offset, len } => {
+            fields.extend([("what", "hole".into()), ("offset", offset.to_string()), ("len", len.to_string())]);
+        }
+        Body::Shared { offset, len, place } => fields.extend([
+            ("what", "shared".into()),
+            ("offset", offset.to_string()),
+            ("len", len.to_string()),
+            ("region", format!("{:x}", place.region)),
+            ("place", place.offset.to_string()),
+            ("skip", place.skip.to_string()),
+        ]),
+    }
+    Item { structure: "record", place: format!("region {region:x} at byte {at}"), fields }
+}
+
+fn kind_name(kind: key::Kind) -> String {
+    let names = ["attr", "target", "xattr", "dirent", "extent", "orphan", "label"];
+    match names.get(usize::from(kind.0).wrapping_sub(1)) {
+        Some(name) => (*name).into(),
+        None => kind.0.to_string(),
+    }
+}
