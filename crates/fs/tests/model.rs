@@ -224,14 +224,14 @@ impl<'r> Harness<'r> {
         }
     }
 
-    fn upkeep(&mut self) { eprintln!("upkeep");
+    fn upkeep(&mut self) {
         match self.rng.bool() {
             true => self.fs().store().checkpoint().unwrap(),
             false => while self.fs().store().step().unwrap() == darner_store::Progress::Worked {},
         }
     }
 
-    fn remount(&mut self) { eprintln!("remount");
+    fn remount(&mut self) {
         let store = self.fs.take().expect("open").store().clone();
         let store = (self.reopen)(store);
         let tid = store.tid();
@@ -550,7 +550,6 @@ impl<'r> Harness<'r> {
         let expected = self.check_file(ino);
         let at = if append { None } else { Some(offset) };
         let done = self.fs().write(self.now, Node::Live(ObjectId(ino)), at, &data, kill);
-        eprintln!("write {ino} {offset} {} append {append} -> {}", data.len(), self.fs().store().tid());
         if let Some(written) = agree(expected, done) {
             let offset = if append { size } else { offset };
             assert_eq!((written.offset, written.len), (offset, data.len()));
@@ -574,7 +573,6 @@ impl<'r> Harness<'r> {
         let set = SetAttr { size: Some(size), kill_suidgid: kill, ..SetAttr::default() };
         let expected = self.check_file(ino);
         let done = self.fs().setattr(self.now, Node::Live(ObjectId(ino)), &set);
-        eprintln!("{} truncate {ino} {size}", self.fs().store().tid());
         if agree(expected, done).is_some() {
             self.object(ino).edit(|cells| cells.resize(size as usize, HOLE));
             self.wrote(ino, kill);
@@ -610,7 +608,6 @@ impl<'r> Harness<'r> {
         if agree(expected, done).is_none() {
             return;
         }
-        eprintln!("{} fallocate {ino} {offset} {len} {mode:?} {size}", self.fs().store().tid());
         let (from, to) = (offset as usize, (offset + len) as usize);
         let grow = to > size as usize && !keep_size;
         let time = self.time();
@@ -659,7 +656,6 @@ impl<'r> Harness<'r> {
         let overlap = same && offset < to_offset + len && to_offset < offset + len;
         let expected = self.check_file(to).and_then(|()| if overlap { Err(libc::EINVAL) } else { Ok(()) });
         let done = self.fs().copy_range(self.now, from, offset, Node::Live(ObjectId(to)), to_offset, len);
-        eprintln!("{} copy {from:?} {offset} -> {to} {to_offset} {len} size {} src {}", self.fs().store().tid(), self.tree[&to].size(), source.size());
         if let Some(count) = agree(expected, done) {
             assert_eq!(count, copied);
             if count == 0 {
@@ -808,9 +804,6 @@ impl<'r> Harness<'r> {
                 libc::S_IFDIR => self.compare_dir(node, object, tree, &mut todo),
                 libc::S_IFREG => {
                     let data = self.fs().read(node, 0, 1 << 20).unwrap();
-                    let c = object.content();
-                    if data != c { let at = data.iter().zip(&c).position(|(a,b)| a!=b).unwrap(); let n = data.iter().zip(&c).filter(|(a,b)| a!=b).count(); let last = data.iter().zip(&c).rposition(|(a,b)| a!=b).unwrap(); eprintln!("differs at {at}..={last} ({n}), len {} {} got {} want {} hole {}", data.len(), c.len(), data[at], c[at], object.data[at]); 
-                      let pieces = self.fs().store().map(darner_fs::FILESET, ObjectId(ino), 0, c.len() as u64, match node { Node::AsOf(_, t) => t, _ => Tid::MAX}).unwrap(); for p in pieces { eprintln!("{p:?}"); } }
                     assert!(data == object.content(), "data of {node:?}");
                 }
                 libc::S_IFLNK => assert_eq!(self.fs().readlink(node).unwrap(), object.target),

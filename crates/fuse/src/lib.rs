@@ -14,6 +14,7 @@
 compile_error!("darner-fuse speaks to Linux's /dev/fuse");
 
 pub mod abi;
+mod awake;
 mod buffer;
 mod decode;
 mod dir;

@@ -25,6 +25,7 @@ use std::{
 use crate::{
     Reply, Request,
     abi::opcode,
+    awake::Awake,
     buffer::Buffer,
     pace::Pace,
     request::Malformed,
@@ -84,6 +85,7 @@ struct Server<'a, H> {
     token: &'a Token,
     buffer: Buffer,
     pace: Pace,
+    awake: &'a Awake,
     thread: usize,
 }
 
@@ -100,6 +102,7 @@ pub(crate) fn run<H: Handler + Sync>(
     handler: &H,
 ) -> io::Result<Ended> {
     let token = Token::default();
+    let awake = Awake::start(!poll.is_zero());
     let max_write = session.negotiated().max_write;
     let server = |thread| {
         let (buffer, pace) = (Buffer::new(max_write), Pace::new(poll));
@@ -109,6 +112,7 @@ pub(crate) fn run<H: Handler + Sync>(
             token: &token,
             buffer,
             pace,
+            awake: &awake,
             thread,
         }
         .serve()
@@ -157,7 +161,10 @@ impl<H: Handler> Server<'_, H> {
             };
             while ctx.leads.get() {
                 match self.receive()? {
-                    Received::Message(len) => self.dispatch(len, &ctx),
+                    Received::Message(len) => {
+                        self.awake.touch();
+                        self.dispatch(len, &ctx);
+                    }
                     Received::Ended(ended) => return Ok(Some(ended)),
                 }
             }

@@ -105,8 +105,8 @@ impl Session {
 
     /// Serves requests with `threads` threads until the unmount or [`Stopper::stop`]; returns when all of them are done.
     ///
-    /// `poll` is how long the reading thread polls before it sleeps: 50 µs serve a machine with CPUs to spare; with 0 it
-    /// never polls. If the handler panics, serving stops, the request stays unanswered (for a successor's resend) and
+    /// `poll` is how long the reading thread polls before it sleeps, and whether CPUs are kept from halting while requests
+    /// come in: 50 µs serve a machine with CPUs to spare; 0 does neither. If the handler panics, serving stops, the request stays unanswered (for a successor's resend) and
     /// the panic goes on in the caller.
     pub fn run(
         &self,

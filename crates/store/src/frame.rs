@@ -212,6 +212,15 @@ pub fn shape(header: &[u8]) -> Option<Shape> {
     Some(Shape { len, data, heads })
 }
 
+/// Makes a changed frame's checksum right.
+#[cfg(test)]
+pub fn reseal(bytes: &mut [u8], s: &Shape, region: u64, at: u64) {
+    bytes[4..8].fill(0);
+    let heads = HEADER + s.data..HEADER + s.data + s.heads;
+    let crc = checksum(region, at, &bytes[..HEADER], &bytes[heads]);
+    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
 /// A decoded frame.
 pub struct Frame<'a> {
     pub header: Header,

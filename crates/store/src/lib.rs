@@ -9,6 +9,8 @@ mod error;
 mod extent;
 mod fold;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod index;
 pub mod inspect;
 mod key;

@@ -21,7 +21,7 @@ use crate::log::{Log, Tail};
 use crate::maintain::State;
 use crate::manifest::{Manifest, Position};
 use crate::segment::{self, Segment};
-use crate::store::{Index, Store};
+use crate::store::{FRAME_MAX, Index, Store};
 use crate::superblock::Superblock;
 use crate::volume::sim::SimDisk;
 use crate::volume::{RawVolume, Region, RegionRef, Volume};
@@ -408,8 +408,9 @@ impl Window {
     pub fn fill_frame(&mut self, at: u64) -> Result<()> {
         self.fill(at, frame::HEADER as u64)?;
         match frame::shape(self.bytes(at)) {
-            Some(shape) => self.fill(at, shape.len as u64),
-            None => Ok(()),
+            // A longer one was never written.
+            Some(shape) if shape.len <= FRAME_MAX => self.fill(at, shape.len as u64),
+            _ => Ok(()),
         }
     }
 

@@ -91,6 +91,9 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Bytes of the largest frame.
+pub(crate) const FRAME_MAX: usize = 2 << 20;
+
 /// Stored extents this near to one another are read in one go.
 const READ_GAP: u64 = 16 << 10;
 const READ_MAX: u64 = 2 << 20;
@@ -142,13 +145,17 @@ impl Store {
 
     /// Largest frame that is sure to fit. Operations beyond it fail with [`Error::TooLarge`].
     pub(crate) fn frame_max(&self) -> usize {
-        2 << 20
+        FRAME_MAX
     }
 
     /// Waits, with no lock held, until there is memory for another operation's data, and fails if `bytes` more would eat
     /// into the reserve that deletions need. Call it before [`Store::begin`] for whatever grows the store.
     pub fn admit(&self, bytes: u64) -> Result<()> {
         self.log.admit()?;
+        // Upkeep that lags behind gets its writers' help, so memory stays bounded.
+        while self.index.read().active.bytes() as u64 > 3 * self.memtable_max() {
+            self.step()?;
+        }
         let tail_room = self.log.tail().room();
         if bytes < tail_room / 2 && tail_room > 2 * self.frame_max() as u64 {
             return Ok(());

@@ -250,7 +250,8 @@ fn random_transactions_equal_the_model_at_every_tid_across_reopening() {
 
 /// Runs transactions with syncs on a recorded disk; returns (base, log, model, after which event what was synced).
 fn recorded(seed: u64, steps: usize) -> (SimDisk, SimDisk, Run, Vec<(usize, Tid)>) {
-    let base = SimDisk::new(1 << 30);
+    // Small, so that segments are small and the log goes from one to the next.
+    let base = SimDisk::new(192 << 20);
     create(&base);
     let disk = base.fork();
     let mut run = Run::new(seed);

@@ -424,3 +424,19 @@ impl<'c> Cursor<'c> {
         self.valid.then(|| Entry { key: self.key.clone(), tid: self.tid, value: self.value() })
     }
 }
+
+/// Makes the checksums of filter, block list, footer and first block right, where the footer leads to them.
+#[cfg(test)]
+pub fn reseal(bytes: &mut [u8], region: u64) {
+    let footer = bytes.len() - FOOTER;
+    let number = |bytes: &[u8], i: usize| {
+        u64::from_le_bytes(bytes[footer + 8 + 8 * i..footer + 16 + 8 * i].try_into().expect("8 bytes")) as usize
+    };
+    let (filter, list) = (number(bytes, 0), number(bytes, 1));
+    for (from, to) in [(filter, list), (list, footer), (footer, bytes.len())] {
+        if from + 4 <= to && to <= bytes.len() {
+            let crc = crc_at(region, from as u64, &bytes[from..to - 4]);
+            bytes[to - 4..to].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+}

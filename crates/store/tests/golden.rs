@@ -1,0 +1,108 @@
+//! A store written by an earlier version of this code opens and shows what it did, and today's code writes the same
+//! bytes. A change that makes this fail needs a new format version (docs/format.md §Versions).
+
+use std::sync::Arc;
+
+use darner_store::volume::sim::SimDisk;
+use darner_store::volume::{Disk, RawVolume};
+use darner_store::{CreateOptions, FilesetId, Key, Kind, ObjectId, OpenOptions, Store, Tid};
+
+const FS: FilesetId = FilesetId(1);
+const SIZE: u64 = 64 << 20;
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
+
+fn open(disk: &SimDisk) -> Store {
+    Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &OpenOptions::default()).unwrap()
+}
+
+fn text(n: usize) -> Vec<u8> {
+    (0..).flat_map(|i: u32| format!("line {i}\n").into_bytes()).take(n).collect()
+}
+
+/// Every structure of the format, from fixed input.
+fn written() -> SimDisk {
+    let disk = SimDisk::new(SIZE);
+    let options = CreateOptions { now_ns: 1_000, seed: Some([5; 32]), size_limit: 0 };
+    Store::create(&RawVolume::new(Arc::new(disk.clone())), &options).unwrap();
+    let store = open(&disk);
+    let (a, b) = (store.new_object(), store.new_object());
+    let mut tx = store.begin(FS, 2_000).unwrap();
+    tx.put(a, Kind::ATTR, b"", b"attributes of a");
+    tx.put(a, Kind::DIRENT, b"name", b"leads to b");
+    tx.write(b, 0, &text(100_000)).unwrap();
+    tx.write(b, 200_000, &[1, 2, 3]).unwrap();
+    tx.count(2, 100_003);
+    tx.commit().unwrap();
+    store.checkpoint().unwrap();
+    let mut tx = store.begin(FS, 3_000).unwrap();
+    tx.delete(a, Kind::DIRENT, b"name");
+    tx.write(b, 10, b"changed").unwrap();
+    tx.punch(b, 60_000, 10_000).unwrap();
+    tx.commit().unwrap();
+    store.checkpoint().unwrap();
+    let mut tx = store.begin(FS, 4_000).unwrap();
+    let pieces = tx.map(b, 0, 50_000).unwrap();
+    tx.share(a, 5, &pieces).unwrap();
+    tx.commit().unwrap();
+    // Left as a crash leaves it: the last transaction is in the log only.
+    store.sync().unwrap();
+    disk
+}
+
+fn pages(disk: &SimDisk) -> Vec<u8> {
+    let mut out = Vec::new();
+    for at in disk.written_pages() {
+        let mut page = [0; 4096];
+        disk.read_at(&mut page, at).unwrap();
+        if page.iter().any(|b| *b != 0) {
+            out.extend_from_slice(&at.to_le_bytes());
+            out.extend_from_slice(&page);
+        }
+    }
+    lz4_flex::compress_prepend_size(&out)
+}
+
+fn fixture() -> SimDisk {
+    let disk = SimDisk::new(SIZE);
+    let bytes = lz4_flex::decompress_size_prepended(&std::fs::read(FIXTURE).unwrap()).unwrap();
+    for page in bytes.chunks(8 + 4096) {
+        disk.write_at(&page[8..], u64::from_le_bytes(page[..8].try_into().unwrap())).unwrap();
+    }
+    disk
+}
+
+#[test]
+fn todays_code_writes_the_bytes_of_the_golden_image() {
+    let pages = pages(&written());
+    if std::env::var_os("DARNER_BLESS").is_some() {
+        std::fs::write(FIXTURE, &pages).unwrap();
+    }
+    assert!(pages == std::fs::read(FIXTURE).unwrap(), "the bytes on disk changed: this needs a new format version");
+}
+
+#[test]
+fn the_golden_image_opens_and_shows_every_moment() {
+    let store = open(&fixture());
+    assert_eq!((store.tid(), store.birth()), (Tid(4_000), Tid(1_000)));
+    let (a, b) = (ObjectId(2), ObjectId(3));
+    let name = Key::new(FS, a, Kind::DIRENT, b"name");
+    assert_eq!(store.get(&name, Tid(1_999)).unwrap(), None);
+    assert_eq!(&*store.get(&name, Tid(2_999)).unwrap().unwrap().value, b"leads to b");
+    assert_eq!(store.get(&name, Tid::MAX).unwrap(), None);
+    let read = |object, at| {
+        let mut buf = vec![0; 200_003];
+        store.read(&store.map(FS, object, 0, 200_003, at).unwrap(), &mut buf).unwrap();
+        buf
+    };
+    let mut first = text(100_000);
+    first.resize(200_000, 0);
+    first.extend([1, 2, 3]);
+    assert!(read(b, Tid(2_000)) == first);
+    let mut second = first.clone();
+    second[10..17].copy_from_slice(b"changed");
+    second[60_000..70_000].fill(0);
+    assert!(read(b, Tid(3_000)) == second && read(b, Tid::MAX) == second);
+    assert!(read(a, Tid::MAX)[5..50_005] == second[..50_000] && read(a, Tid(3_999)).iter().all(|b| *b == 0));
+    assert_eq!((store.usage().unwrap().objects, store.usage().unwrap().live), (2, 100_003));
+    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+}
