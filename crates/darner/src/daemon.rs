@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Fs, Tid};
+use darner_fs::{Fs, Node, ROOT, Tid};
 use darner_fuse::{Config, MountOptions, Session, abi};
 use darner_store::{OpenOptions, Progress, Store};
 use parking_lot::{Condvar, Mutex};
@@ -19,6 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status, VolumeLine};
 use crate::error::{Context, Failure, Result};
 use crate::frontend::{Frontend, now_ns};
+use crate::mounts;
 use crate::nodes::Nodes;
 use crate::place::Place;
 use crate::when::local;
@@ -28,6 +29,11 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// After this long, what was written survives the death of the daemon.
 const WRITE_EVERY: Duration = Duration::from_millis(20);
+
+/// How long an unmounted mount may take to end here.
+const UNMOUNT_MAX: Duration = Duration::from_secs(30);
+/// The kernel's readahead for a mount, bytes.
+const READAHEAD: u32 = 1 << 20;
 
 struct Mount {
     line: MountLine,
@@ -153,23 +159,57 @@ impl Daemon {
         };
         let live = as_of.is_none();
         let read_only = m.read_only || !live || self.store().is_read_only();
-        let shared = {
-            let state = self.state.lock();
+        self.fs.getattr(as_of.map_or(self.fs.root(), |tid| Node::AsOf(ROOT, tid)))?;
+        let line = MountLine { mountpoint: m.mountpoint.clone(), as_of: as_of.map(|t| t.to_string()), read_only };
+        let shared = self.reserve(Mount { line, live })?;
+        let mounted = self.mount_reserved(m, as_of, read_only, shared);
+        if mounted.is_err() {
+            self.ended(&m.mountpoint);
+        }
+        mounted
+    }
+
+    /// Notes a mount that is about to be made, so that the daemon stays; says whether another one shows the live tree.
+    fn reserve(&self, mount: Mount) -> Result<bool> {
+        let mut state = self.state.lock();
+        let deadline = Instant::now() + UNMOUNT_MAX;
+        loop {
             if state.closing {
                 return Err(Failure::new("the daemon is on its way out; try again"));
             }
-            let other = state.mounts.values().find(|o| o.live);
-            if let (Some(other), false) = (other, read_only) {
+            let here = state.mounts.get(&mount.line.mountpoint);
+            let live = state.mounts.values().find(|o| o.live);
+            let conflict = here.or(live.filter(|_| !mount.line.read_only)).map(|o| o.line.mountpoint.clone());
+            let Some(other) = conflict else {
+                let shared = mount.live && live.is_some();
+                state.mounts.insert(mount.line.mountpoint.clone(), mount);
+                return Ok(shared);
+            };
+            // One that was unmounted a moment ago may not have ended here yet.
+            let still_there = mounts::all()?.iter().any(|m| m.mountpoint == other);
+            if still_there || Instant::now() > deadline {
                 return Err(Failure::new(format!(
                     "{} is mounted on {} already; further mounts of it need --read-only or --as-of",
                     self.place.path.display(),
-                    other.line.mountpoint.display()
+                    other.display()
                 )));
             }
-            live && other.is_some()
-        };
-        let root = darner_fs::Node::AsOf(darner_fs::ROOT, as_of.unwrap_or(Tid::MAX));
-        self.fs.getattr(if live { self.fs.root() } else { root })?;
+            self.changed.wait_for(&mut state, Duration::from_millis(10));
+        }
+    }
+
+    fn ended(&self, mountpoint: &Path) {
+        self.state.lock().mounts.remove(mountpoint);
+        self.changed.notify_all();
+    }
+
+    fn mount_reserved(
+        self: &Arc<Daemon>,
+        m: &MountRequest,
+        as_of: Option<Tid>,
+        read_only: bool,
+        shared: bool,
+    ) -> Result<()> {
         let mut options = MountOptions {
             source: self.place.path.display().to_string(),
             subtype: Some(m.subtype.clone().unwrap_or_else(|| "darner".into())),
@@ -212,8 +252,6 @@ impl Daemon {
                 let _ = stale.lock().send(id);
             }),
         );
-        let line = MountLine { mountpoint: m.mountpoint.clone(), as_of: as_of.map(|t| t.to_string()), read_only };
-        self.state.lock().mounts.insert(m.mountpoint.clone(), Mount { line, live });
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.max(2), Duration::from_micros(m.poll_us));
         thread::Builder::new().name("serve".into()).spawn(move || {
@@ -226,9 +264,14 @@ impl Daemon {
                     tracing::error!("the last writes may be lost: {e}");
                 }
             }
-            daemon.state.lock().mounts.remove(&mountpoint);
-            daemon.changed.notify_all();
+            daemon.ended(&mountpoint);
         })?;
+        // SAFETY: this call can't fail.
+        if unsafe { libc::geteuid() } == 0 {
+            if let Err(e) = darner_fuse::set_readahead(&m.mountpoint, READAHEAD) {
+                tracing::debug!("readahead stays as it is: {e}");
+            }
+        }
         Ok(())
     }
 
@@ -267,10 +310,13 @@ impl Daemon {
             return Ok(Response::Closing);
         }
         Ok(match request {
-            Request::Mount(m) => {
-                self.mount(&m)?;
-                Response::Done
-            }
+            Request::Mount(m) => match self.mount(&m) {
+                Err(_) if self.state.lock().closing => Response::Closing,
+                mounted => {
+                    mounted?;
+                    Response::Done
+                }
+            },
             Request::Unmount { mountpoint, lazy } => {
                 self.unmount(&mountpoint, lazy)?;
                 Response::Done
