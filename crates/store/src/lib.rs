@@ -17,6 +17,7 @@ mod key;
 mod log;
 mod maintain;
 mod manifest;
+mod readahead;
 mod recover;
 mod segment;
 mod store;

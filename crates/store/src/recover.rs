@@ -20,6 +20,7 @@ use crate::index::table::{BlockCache, BlockWeight, Table, TableRef};
 use crate::log::{Log, Tail};
 use crate::maintain::State;
 use crate::manifest::{Manifest, Position};
+use crate::readahead::Readahead;
 use crate::segment::{self, Segment};
 use crate::store::{FRAME_MAX, Index, Store};
 use crate::superblock::Superblock;
@@ -171,6 +172,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         log: Log::new(tail),
         index: RwLock::new(Index { active: Memtable::default(), frozen: None, levels: Arc::new(levels) }),
         cache: BlockCache::with_weighter(4096, memory / 2, BlockWeight),
+        readahead: Readahead::default(),
         memory,
         regions: RwLock::new(regions),
         segments: Mutex::new(m.segments.clone()),

@@ -21,6 +21,7 @@ use crate::index::scan;
 use crate::index::table::BlockCache;
 use crate::key::KEY_HEAD;
 use crate::log::{Log, Tail};
+use crate::readahead::Readahead;
 use crate::segment::{self, Segment};
 use crate::superblock::Superblock;
 use crate::tx::Tx;
@@ -73,6 +74,7 @@ pub struct Store {
     pub(crate) log: Log,
     pub(crate) index: RwLock<Index>,
     pub(crate) cache: BlockCache,
+    pub(crate) readahead: Readahead,
     pub(crate) memory: u64,
     /// Open segments.
     pub(crate) regions: RwLock<HashMap<u64, Arc<dyn Region>>>,
@@ -548,25 +550,16 @@ impl Store {
         }
         let open = self.regions.read().get(&region).cloned();
         match open {
-            Some(r) => r.read_at(out, at),
+            Some(r) => {
+                self.readahead.note(&*r, at, out.len() as u64);
+                r.read_at(out, at)
+            }
             None => Err(Error::Corrupt {
                 place: format!("region {region:x}"),
                 what: "reference to a segment",
                 expected: "one of this store".into(),
                 found: "none of that number".into(),
             }),
-        }
-    }
-
-    /// Asks the volume to read ahead what these pieces need.
-    pub fn will_need(&self, pieces: &[Piece]) {
-        for p in pieces {
-            if let Some(place) = p.place {
-                let (at, n) = extent::needed(&place, p.len as usize);
-                if let Some(r) = self.regions.read().get(&place.region) {
-                    r.will_need(at, n as u64);
-                }
-            }
         }
     }
 

@@ -24,6 +24,10 @@ pub trait Disk: Send + Sync {
     fn will_need(&self, _offset: u64, _len: u64) {}
     /// Hints that these bytes hold nothing.
     fn discard(&self, _offset: u64, _len: u64) {}
+    /// As [`super::Region::gains_from_zeroes_ahead`].
+    fn gains_from_zeroes_ahead(&self) -> bool {
+        false
+    }
 }
 
 /// A block device or image file.
@@ -71,6 +75,10 @@ impl Disk for FileDisk {
 
     fn will_need(&self, offset: u64, len: u64) {
         will_need(&self.file, offset, len);
+    }
+
+    fn gains_from_zeroes_ahead(&self) -> bool {
+        !self.is_device
     }
 
     fn discard(&self, offset: u64, len: u64) {

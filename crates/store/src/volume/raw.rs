@@ -173,4 +173,8 @@ impl Region for RawRegion {
     fn will_need(&self, offset: u64, len: u64) {
         self.disk.will_need(self.at.start + offset, len);
     }
+
+    fn gains_from_zeroes_ahead(&self) -> bool {
+        self.disk.gains_from_zeroes_ahead()
+    }
 }
