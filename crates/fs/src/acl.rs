@@ -1,8 +1,9 @@
-//! POSIX access control lists, in the form of the `system.posix_acl_*` xattrs, and how they and the mode follow each other.
+//! POSIX access control lists, in the form of the `system.posix_acl_*` xattrs, and how they and the mode follow each
+//! other.
 //!
-//! The kernel checks permissions by them; here they are validated, kept in step with the mode, and inherited. The rules are
-//! those of Linux (fs/posix_acl.c): an access ACL that says no more than the mode is not kept; the mode's group bits are the
-//! mask where there is one.
+//! The kernel checks permissions by them; here they are validated, kept in step with the mode, and inherited. The
+//! rules are those of Linux (fs/posix_acl.c): an access ACL that says no more than the mode is not kept; the mode's
+//! group bits are the mask where there is one.
 
 use darner_store::{Key, Kind, ObjectId, Tid};
 
@@ -152,7 +153,8 @@ impl Fs {
 }
 
 impl Change<'_> {
-    /// Sets or (with `None`) removes the ACL that governs access, and the mode with it. `kill_sgid`: the caller may not keep it.
+    /// Sets or (with `None`) removes the ACL that governs access, and the mode with it. `kill_sgid`: the caller may
+    /// not keep it.
     pub(crate) fn set_access_acl(&mut self, ino: ObjectId, acl: Option<Acl>, kill_sgid: bool) -> Result<()> {
         let had = self.attr(ino)?.flags & Attr::ACL_ACCESS != 0;
         let attr = self.edit(ino)?;
@@ -203,8 +205,16 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Gives a new object what its directory's default ACL says; returns its mode and flags. Without one, the umask applies.
-    pub(crate) fn inherit_acl(&mut self, ino: ObjectId, dir: ObjectId, dir_flags: u32, mode: u32, umask: u32) -> Result<(u32, u32)> {
+    /// Gives a new object what its directory's default ACL says; returns its mode and flags. Without one, the umask
+    /// applies.
+    pub(crate) fn inherit_acl(
+        &mut self,
+        ino: ObjectId,
+        dir: ObjectId,
+        dir_flags: u32,
+        mode: u32,
+        umask: u32,
+    ) -> Result<(u32, u32)> {
         let default = match dir_flags & Attr::ACL_DEFAULT {
             0 => None,
             _ => self.fs.acl(dir, DEFAULT, Tid::MAX)?,
@@ -242,7 +252,15 @@ mod tests {
                 ("m", _) => MASK,
                 _ => OTHER,
             };
-            let perm: u16 = perm.chars().map(|c| match c { 'r' => 4, 'w' => 2, 'x' => 1, _ => 0 }).sum();
+            let perm: u16 = perm
+                .chars()
+                .map(|c| match c {
+                    'r' => 4,
+                    'w' => 2,
+                    'x' => 1,
+                    _ => 0,
+                })
+                .sum();
             out.extend(tag.to_le_bytes());
             out.extend(perm.to_le_bytes());
             out.extend(id.parse().unwrap_or(NO_ID).to_le_bytes());
@@ -256,10 +274,23 @@ mod tests {
 
     #[test]
     fn lists_in_another_order_or_without_their_mask_are_refused() {
-        for good in ["u::rwx g::rx o::", "u::rwx u:5:rw g::r m::r o::", "u::rwx g::r g:5:r g:6:r m::r o::r", "u::rwx g::r m::r o::r"] {
+        for good in [
+            "u::rwx g::rx o::",
+            "u::rwx u:5:rw g::r m::r o::",
+            "u::rwx g::r g:5:r g:6:r m::r o::r",
+            "u::rwx g::r m::r o::r",
+        ] {
             assert_eq!(decoded(good).encode(), acl(good), "{good}");
         }
-        for bad in ["u::rwx", "u::rwx o::", "g::r u::r o::", "u::rwx u:5:r g::r o::", "u::rwx g::r o:: m::r", "u::r u::r g::r o::", "u:: g:: o:: o::"] {
+        for bad in [
+            "u::rwx",
+            "u::rwx o::",
+            "g::r u::r o::",
+            "u::rwx u:5:r g::r o::",
+            "u::rwx g::r o:: m::r",
+            "u::r u::r g::r o::",
+            "u:: g:: o:: o::",
+        ] {
             assert_eq!(Acl::decode(&acl(bad)).unwrap_err().errno(), libc::EINVAL, "{bad}");
         }
         assert_eq!(Acl::decode(&acl("")).unwrap(), None);

@@ -1,8 +1,9 @@
 //! Attributes of an object, and how they are kept in its ATTR record.
 //!
-//! Invariants: a directory's `size` is its number of entries and its `nlink` is 2 + its subdirectories; `bytes` is what the
-//! store says the object's data comes to; `flags` never lack a bit whose xattr exists (so that a clear bit saves the look-up).
-//! Implements docs/format.md §Attributes. Every change sets ctime to its transaction's tid, so ctime is normally not stored.
+//! Invariants: a directory's `size` is its number of entries and its `nlink` is 2 + its subdirectories; `bytes` is
+//! what the store says the object's data comes to; `flags` never lack a bit whose xattr exists (so that a clear bit
+//! saves the look-up). Implements docs/format.md §Attributes. Every change sets ctime to its transaction's tid, so
+//! ctime is normally not stored.
 
 use darner_store::{ObjectId, Tid};
 
@@ -210,7 +211,8 @@ mod tests {
     fn times_equal_to_the_tid_cost_nothing() {
         let tid = Tid(1_790_000_000_123_456_789);
         let now = Time::from(tid);
-        let fresh = Attr { size: 0, bytes: 0, gid: 1000, flags: 0, atime: now, mtime: now, ctime: now, btime: now, ..sample() };
+        let fresh =
+            Attr { size: 0, bytes: 0, gid: 1000, flags: 0, atime: now, mtime: now, ctime: now, btime: now, ..sample() };
         assert!(fresh.encode(tid).len() <= 20, "{}", fresh.encode(tid).len());
     }
 

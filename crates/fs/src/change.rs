@@ -1,10 +1,12 @@
 //! A change: one operation, one transaction, one tid.
 //!
-//! Two stages. A [`Plan`] holds the write lock and looks at what is there: all checks, and reads that may wait for a disk. A
-//! [`Change`] has the transaction as well, so it holds up the log: it only writes. The attributes touched are written back
-//! once each by `commit`; dropped before that, nothing happened. Invariant: whatever `edit` hands out gets ctime = the tid.
+//! Two stages. A [`Plan`] holds the write lock and looks at what is there: all checks, and reads that may wait for a
+//! disk. A [`Change`] has the transaction as well, so it holds up the log: it only writes. The attributes touched are
+//! written back once each by `commit`; dropped before that, nothing happened. Invariant: whatever `edit` hands out
+//! gets ctime = the tid.
 //!
-//! While a transaction runs, `Store::tid`, `usage` and `read` would wait for it for ever: nothing here calls them then.
+//! While a transaction runs, `Store::tid`, `usage` and `read` would wait for it for ever: nothing here calls them
+//! then.
 
 use std::ops::{Deref, DerefMut};
 

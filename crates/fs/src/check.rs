@@ -44,7 +44,10 @@ impl Fs {
                     continue;
                 };
                 let Some(attr) = self.attr_at(child.ino, Tid::MAX)? else {
-                    out.findings.push(format!("name {name:?} in directory {dir} leads to object {}, which is not there", child.ino));
+                    out.findings.push(format!(
+                        "name {name:?} in directory {dir} leads to object {}, which is not there",
+                        child.ino
+                    ));
                     continue;
                 };
                 let is_dir = attr.is_dir();
@@ -57,7 +60,10 @@ impl Fs {
                     }
                     seen.entry(dir).or_default().subdirs += 1;
                     if attr.parent != dir {
-                        out.findings.push(format!("directory {} says its parent is {}, but is in {dir}", child.ino, attr.parent));
+                        out.findings.push(format!(
+                            "directory {} says its parent is {}, but is in {dir}",
+                            child.ino, attr.parent
+                        ));
                     }
                 }
             }
@@ -87,7 +93,10 @@ impl Fs {
         })?;
         let usage = self.store.usage()?;
         if usage.objects != out.objects + orphans {
-            out.findings.push(format!("{} objects are counted, but there are {} and {orphans} orphans", usage.objects, out.objects));
+            out.findings.push(format!(
+                "{} objects are counted, but there are {} and {orphans} orphans",
+                usage.objects, out.objects
+            ));
         }
         if orphans == 0 && usage.live != bytes {
             out.findings.push(format!("{} live bytes are counted, but there are {bytes}", usage.live));

@@ -14,7 +14,8 @@ const COPY_MAX: u64 = 1 << 30;
 const RUNS_MAX: u64 = 16 << 10;
 
 impl Fs {
-    /// Copies up to `len` bytes and returns how many: fewer at the source's end, and no more than one transaction takes.
+    /// Copies up to `len` bytes and returns how many: fewer at the source's end, and no more than one transaction
+    /// takes.
     pub fn copy_range(&self, now_ns: u64, from: Node, offset: u64, to: Node, to_offset: u64, len: u64) -> Result<u64> {
         let ino = to.writable()?;
         let mut plan = self.plan(SMALL)?;

@@ -1,7 +1,7 @@
 //! Making objects and names: create, mknod, mkdir, symlink, tmpfile, link.
 //!
-//! A new object belongs to its caller; in a set-group-id directory it gets the directory's group, and a new directory the bit as
-//! well. The umask applies unless the directory has a default ACL.
+//! A new object belongs to its caller; in a set-group-id directory it gets the directory's group, and a new directory
+//! the bit as well. The umask applies unless the directory has a default ACL.
 
 use darner_store::{Kind, ObjectId};
 
@@ -37,7 +37,15 @@ struct Nature<'a> {
 
 impl Fs {
     /// Makes a regular file. If the name is there: EEXIST with `exclusive`, otherwise the file that is there.
-    pub fn create_file(&self, caller: &Caller, now_ns: u64, dir: Node, name: &[u8], mode: u32, exclusive: bool) -> Result<Created> {
+    pub fn create_file(
+        &self,
+        caller: &Caller,
+        now_ns: u64,
+        dir: Node,
+        name: &[u8],
+        mode: u32,
+        exclusive: bool,
+    ) -> Result<Created> {
         let dir = dir.writable()?;
         let mut plan = self.plan(SMALL)?;
         plan.dir(dir)?;
@@ -130,7 +138,14 @@ impl Fs {
         self.born(plan.begin(now_ns)?, caller, dir, name, nature)
     }
 
-    fn born(&self, mut change: Change<'_>, caller: &Caller, dir: ObjectId, name: &[u8], nature: Nature<'_>) -> Result<Entry> {
+    fn born(
+        &self,
+        mut change: Change<'_>,
+        caller: &Caller,
+        dir: ObjectId,
+        name: &[u8],
+        nature: Nature<'_>,
+    ) -> Result<Entry> {
         let ino = self.bear(&mut change, caller, dir, nature)?;
         let attr = change.attr(ino)?;
         change.put_name(dir, name, Dirent { ino, d_type: attr.d_type() });

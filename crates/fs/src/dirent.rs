@@ -1,8 +1,8 @@
 //! Directory entries: their keys, values and cookies. docs/format.md §Directory entries.
 //!
-//! Key suffix: the name's hash (8 bytes, big-endian), then the name. Value: d_type (1 byte), object (varint).
-//! The hash (SipHash-1-3 keyed per store, 63 bits, never 0, 1 or 2) is also the cookie with which a listing goes on: it stays
-//! valid whatever is added or removed meanwhile. 1 and 2 are the cookies of `.` and `..`.
+//! Key suffix: the name's hash (8 bytes, big-endian), then the name. Value: d_type (1 byte), object (varint). The
+//! hash (SipHash-1-3 keyed per store, 63 bits, never 0, 1 or 2) is also the cookie with which a listing goes on: it
+//! stays valid whatever is added or removed meanwhile. 1 and 2 are the cookies of `.` and `..`.
 
 use std::ops::ControlFlow;
 
@@ -76,21 +76,25 @@ impl Fs {
     /// The name under which `dir` has `ino` as of `at`. Reads the whole directory: for messages only.
     pub(crate) fn name_in(&self, dir: ObjectId, ino: ObjectId, at: Tid) -> Result<Option<Vec<u8>>> {
         let mut name = None;
-        self.store.scan(FILESET, dir, Kind::DIRENT, &[], at, &mut |suffix, _, value| {
-            match (parse_dirent_suffix(suffix), Dirent::decode(value)) {
-                (Some((_, found)), Some(entry)) if entry.ino == ino => {
-                    name = Some(found.to_vec());
-                    ControlFlow::Break(())
-                }
-                _ => ControlFlow::Continue(()),
+        self.store.scan(FILESET, dir, Kind::DIRENT, &[], at, &mut |suffix, _, value| match (
+            parse_dirent_suffix(suffix),
+            Dirent::decode(value),
+        ) {
+            (Some((_, found)), Some(entry)) if entry.ino == ino => {
+                name = Some(found.to_vec());
+                ControlFlow::Break(())
             }
+            _ => ControlFlow::Continue(()),
         })?;
         Ok(name)
     }
 }
 
 pub(crate) fn malformed(dir: ObjectId, name: &[u8], tid: Tid) -> FsError {
-    FsError::malformed(format!("the entry {} of directory {dir}, written at tid {tid}, is in no known form", name.escape_ascii()))
+    FsError::malformed(format!(
+        "the entry {} of directory {dir}, written at tid {tid}, is in no known form",
+        name.escape_ascii()
+    ))
 }
 
 #[cfg(test)]

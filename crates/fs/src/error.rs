@@ -1,7 +1,7 @@
 //! What an operation says when it can't: an errno for programs and a sentence for people.
 //!
-//! A refusal (ENOENT, EEXIST, …) is a constant and costs nothing to make. Whatever the store reports becomes an errno here
-//! and nowhere else: damaged bytes are EIO, with a sentence that names the file, the byte offset and the tid.
+//! A refusal (ENOENT, EEXIST, …) is a constant and costs nothing to make. Whatever the store reports becomes an errno
+//! here and nowhere else: damaged bytes are EIO, with a sentence that names the file, the byte offset and the tid.
 
 use std::borrow::Cow;
 use std::fmt;

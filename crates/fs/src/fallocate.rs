@@ -1,7 +1,7 @@
 //! fallocate: making and removing holes, moving the rest of a file.
 //!
-//! Space is never reserved, so plain allocation only extends the size: a later write can still meet ENOSPC. Moving data
-//! (collapse, insert) shares it and copies nothing.
+//! Space is never reserved, so plain allocation only extends the size: a later write can still meet ENOSPC. Moving
+//! data (collapse, insert) shares it and copies nothing.
 
 use darner_store::{ObjectId, Tid};
 
@@ -84,7 +84,9 @@ impl Fs {
         match mode {
             FallocateMode::Allocate { keep_size } => change.extend(ino, attr.size, if keep_size { 0 } else { end })?,
             FallocateMode::PunchHole => change.zero(ino, attr.size, offset, end, 0)?,
-            FallocateMode::ZeroRange { keep_size } => change.zero(ino, attr.size, offset, end, if keep_size { 0 } else { end })?,
+            FallocateMode::ZeroRange { keep_size } => {
+                change.zero(ino, attr.size, offset, end, if keep_size { 0 } else { end })?
+            }
             FallocateMode::CollapseRange => change.collapse(ino, attr.size, offset, len)?,
             FallocateMode::InsertRange => change.insert(ino, attr.size, offset, len)?,
         }

@@ -1,7 +1,7 @@
 //! File data: read, write, append, seek.
 //!
-//! A read resolves where its bytes are under the lock and reads them without. The end of an append is chosen here, at commit
-//! time. Reading does not change atime. Invariant: no data lies beyond a file's size.
+//! A read resolves where its bytes are under the lock and reads them without. The end of an append is chosen here, at
+//! commit time. Reading does not change atime. Invariant: no data lies beyond a file's size.
 
 use darner_store::{Kind, ObjectId, Piece};
 
@@ -88,7 +88,14 @@ impl Fs {
 
     /// Writes at `offset`, or (`None`) at the end as it is then; at most 1 MiB of it (see [`Written::len`]).
     /// `kill_suidgid`: the caller may not keep set-id bits.
-    pub fn write(&self, now_ns: u64, node: Node, offset: Option<u64>, data: &[u8], kill_suidgid: bool) -> Result<Written> {
+    pub fn write(
+        &self,
+        now_ns: u64,
+        node: Node,
+        offset: Option<u64>,
+        data: &[u8],
+        kill_suidgid: bool,
+    ) -> Result<Written> {
         let ino = node.writable()?;
         let data = &data[..data.len().min(WRITE_MAX)];
         let mut plan = self.plan(data.len() as u64 + SMALL)?;

@@ -1,7 +1,8 @@
 //! The filesystem: a root, and the locks around changes.
 //!
-//! One change at a time (`live`, for writing); looking at the live tree takes it for reading, so that nobody sees one half of
-//! a change; reading file data resolves where it is under the lock and reads it without. The past needs no lock at all.
+//! One change at a time (`live`, for writing); looking at the live tree takes it for reading, so that nobody sees one
+//! half of a change; reading file data resolves where it is under the lock and reads it without. The past needs no
+//! lock at all.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -114,7 +115,10 @@ impl Fs {
         let Some(found) = self.store.get(&Key::new(FILESET, ino, Kind::ATTR, &[]), at)? else { return Ok(None) };
         match Attr::decode(&found.value, found.tid) {
             Some(attr) => Ok(Some(attr)),
-            None => Err(FsError::malformed(format!("the attributes of object {ino}, written at tid {}, are in no known form", found.tid))),
+            None => Err(FsError::malformed(format!(
+                "the attributes of object {ino}, written at tid {}, are in no known form",
+                found.tid
+            ))),
         }
     }
 
@@ -181,7 +185,7 @@ impl Fs {
         error
     }
 
-    /// Whether anything but the records of one object follow; visits an object's records of a kind.
+    /// Visits an object's records of one kind as of `at`, from the first suffix ≥ `from`.
     pub(crate) fn each(
         &self,
         object: ObjectId,

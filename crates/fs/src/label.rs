@@ -1,6 +1,8 @@
-//! Labels: names for tids. A *snapshot* is a label on a tid; making one costs one small record. docs/format.md §Labels.
+//! Labels: names for tids. A *snapshot* is a label on a tid; making one costs one small record. docs/format.md
+//! §Labels.
 //!
-//! Key: object [`META`], suffix: the name. Value: the tid (varint). A label's name is never itself a WHEN, so `@@label` has one meaning.
+//! Key: object [`META`], suffix: the name. Value: the tid (varint). A label's name is never itself a WHEN, so
+//! `@@label` has one meaning.
 
 use std::ops::ControlFlow;
 

@@ -1,7 +1,8 @@
 //! What open, write, rename, xattr, … *mean*, on records.
 //!
-//! A filesystem ([`Fs`]) lives in one fileset of a [`darner_store::Store`]. Each operation is plain data ([`Op`]) with a
-//! plain answer ([`Reply`]); each change is one transaction with one tid, which is also its mtime and ctime. Given
+//! A filesystem ([`Fs`]) lives in one fileset of a [`darner_store::Store`]. Each operation is plain data ([`Op`])
+//! with a plain answer ([`Reply`]); each change is one transaction with one tid, which is also its mtime and ctime.
+//! Given
 //! `(op, tid)` the outcome is determined. Absent on purpose: FUSE, sockets, threads, clocks. This is the only crate
 //! that knows errno ([`FsError`]).
 

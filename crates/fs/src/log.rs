@@ -1,8 +1,8 @@
 //! The versions of a path: what happened to the objects that had this name, its deletions included.
 //!
-//! The way to the last name goes through what is there now or, where nothing is, through what was there last. The name's own
-//! records then tell which object had it when; each object's ATTR records, what happened to it meanwhile (every change
-//! of an object, its data included, writes one).
+//! The way to the last name goes through what is there now or, where nothing is, through what was there last. The
+//! name's own records then tell which object had it when; each object's ATTR records, what happened to it meanwhile
+//! (every change of an object, its data included, writes one).
 
 use std::ops::ControlFlow;
 
@@ -56,8 +56,8 @@ struct Tenure {
 }
 
 impl Fs {
-    /// The versions of the object at a path (names from the root down), oldest first. With `coalesce`, of consecutive writes
-    /// only the last is told. ENOENT if nothing ever had this name.
+    /// The versions of the object at a path (names from the root down), oldest first. With `coalesce`, of consecutive
+    /// writes only the last is told. ENOENT if nothing ever had this name.
     pub fn log(&self, path: &[&[u8]], coalesce: bool) -> Result<Vec<LogEntry>> {
         let Some((name, dirs)) = path.split_last() else {
             return self.tell(&[Tenure { ino: ROOT, from: Tid::ZERO, until: None }], coalesce);
@@ -106,7 +106,12 @@ impl Fs {
             let mut before = None;
             for (tid, attr) in attrs {
                 if tid >= tenure.from {
-                    log.push(LogEntry { tid, what: what(before.as_ref(), &attr, tid, tenure.from), ino: tenure.ino, attr });
+                    log.push(LogEntry {
+                        tid,
+                        what: what(before.as_ref(), &attr, tid, tenure.from),
+                        ino: tenure.ino,
+                        attr,
+                    });
                 }
                 before = Some(attr);
             }
@@ -151,7 +156,11 @@ fn what(before: Option<&Attr>, attr: &Attr, tid: Tid, since: Tid) -> What {
         Some(before) if tid == since && attr.nlink > before.nlink => What::Linked,
         Some(_) if tid == since => What::RenamedHere,
         Some(before) if attr.size != before.size || attr.bytes != before.bytes => What::Written,
-        Some(before) if attr.mtime != before.mtime && attr.mtime == Time::from(tid) && !same_but_times(before, attr) => What::Attributes,
+        Some(before)
+            if attr.mtime != before.mtime && attr.mtime == Time::from(tid) && !same_but_times(before, attr) =>
+        {
+            What::Attributes
+        }
         Some(before) if attr.mtime != before.mtime && attr.mtime == Time::from(tid) => What::Written,
         Some(_) => What::Attributes,
     }

@@ -31,8 +31,8 @@ impl Fs {
         Ok(Entry { node, attr: self.attr(node)?, steady: true })
     }
 
-    /// Looks up `name`, which may be `.` and `..` (as NFS does with a handle: ESTALE if the object is no more), an entry, or an
-    /// as-of name.
+    /// Looks up `name`, which may be `.` and `..` (as NFS does with a handle: ESTALE if the object is no more), an
+    /// entry, or an as-of name.
     pub fn lookup(&self, dir: Node, name: &[u8], now_ns: u64) -> Result<Entry> {
         let _live = self.look(dir);
         match name {

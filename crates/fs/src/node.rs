@@ -1,7 +1,7 @@
 //! Nodes: what a path leads to.
 //!
-//! Invariant: inode numbers shown for the past have bit 63 set and differ between moments, so that the same file at two
-//! moments never looks like two links of one file; live ones are the object numbers, which stay below 2^63.
+//! Invariant: inode numbers shown for the past have bit 63 set and differ between moments, so that the same file at
+//! two moments never looks like two links of one file; live ones are the object numbers, which stay below 2^63.
 
 use darner_store::{ObjectId, Tid};
 
@@ -50,8 +50,8 @@ impl Node {
         }
     }
 
-    /// The inode number to show. `own_device`: the view has a device number of its own (a mount as of a moment), so plain
-    /// numbers can't be mistaken for live ones.
+    /// The inode number to show. `own_device`: the view has a device number of its own (a mount as of a moment), so
+    /// plain numbers can't be mistaken for live ones.
     pub fn shown_ino(self, own_device: bool) -> u64 {
         match self {
             Node::Live(ino) => ino.0,

@@ -30,8 +30,8 @@ pub struct Caller {
     pub umask: u32,
 }
 
-/// An operation. What each means is told at the method of [`Fs`] with its name (`Create`: [`Fs::create_file`], `Open`:
-/// [`Fs::open_node`]).
+/// An operation. What each means is told at the method of [`Fs`] with its name (`Create`: [`Fs::create_file`],
+/// `Open`: [`Fs::open_node`]).
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum Op<'a> {
@@ -89,11 +89,19 @@ impl Op<'_> {
     /// The node that an error is about.
     fn subject(&self) -> Option<Node> {
         match *self {
-            Op::Lookup { dir, .. } | Op::MkNod { dir, .. } | Op::MkDir { dir, .. } | Op::Symlink { dir, .. } => Some(dir),
-            Op::Create { dir, .. } | Op::TmpFile { dir, .. } | Op::Unlink { dir, .. } | Op::RmDir { dir, .. } => Some(dir),
+            Op::Lookup { dir, .. } | Op::MkNod { dir, .. } | Op::MkDir { dir, .. } | Op::Symlink { dir, .. } => {
+                Some(dir)
+            }
+            Op::Create { dir, .. } | Op::TmpFile { dir, .. } | Op::Unlink { dir, .. } | Op::RmDir { dir, .. } => {
+                Some(dir)
+            }
             Op::Rename { dir, .. } | Op::ReadDir { dir, .. } => Some(dir),
-            Op::GetAttr { node } | Op::SetAttr { node, .. } | Op::ReadLink { node } | Op::Link { node, .. } => Some(node),
-            Op::Open { node, .. } | Op::Write { node, .. } | Op::Fallocate { node, .. } | Op::Seek { node, .. } => Some(node),
+            Op::GetAttr { node } | Op::SetAttr { node, .. } | Op::ReadLink { node } | Op::Link { node, .. } => {
+                Some(node)
+            }
+            Op::Open { node, .. } | Op::Write { node, .. } | Op::Fallocate { node, .. } | Op::Seek { node, .. } => {
+                Some(node)
+            }
             Op::GetXattr { node, .. } | Op::ListXattr { node, .. } => Some(node),
             Op::SetXattr { node, .. } | Op::RemoveXattr { node, .. } => Some(node),
             Op::CopyRange { from, .. } => Some(from),
@@ -122,23 +130,33 @@ impl Fs {
             Op::MkNod { dir, name, mode, rdev } => Reply::Entry(self.mknod(caller, now, dir, name, mode, rdev)?),
             Op::MkDir { dir, name, mode } => Reply::Entry(self.mkdir(caller, now, dir, name, mode)?),
             Op::Symlink { dir, name, target } => Reply::Entry(self.symlink(caller, now, dir, name, target)?),
-            Op::Create { dir, name, mode, exclusive } => Reply::Created(self.create_file(caller, now, dir, name, mode, exclusive)?),
+            Op::Create { dir, name, mode, exclusive } => {
+                Reply::Created(self.create_file(caller, now, dir, name, mode, exclusive)?)
+            }
             Op::TmpFile { dir, mode } => Reply::Entry(self.tmpfile(caller, now, dir, mode)?),
             Op::Link { node, dir, name } => Reply::Entry(self.link(now, node, dir, name)?),
             Op::Unlink { dir, name } => done(self.unlink(now, dir, name)?),
             Op::RmDir { dir, name } => done(self.rmdir(now, dir, name)?),
-            Op::Rename { dir, name, new_dir, new_name, mode } => done(self.rename(now, dir, name, new_dir, new_name, mode)?),
+            Op::Rename { dir, name, new_dir, new_name, mode } => {
+                done(self.rename(now, dir, name, new_dir, new_name, mode)?)
+            }
             Op::Open { node, write } => Reply::Attr(self.open_node(node, write)?),
             Op::Read { node, offset, len } => Reply::Bytes(self.read(node, offset, len)?),
-            Op::Write { node, offset, data, kill_suidgid } => Reply::Written(self.write(now, node, offset, data, kill_suidgid)?),
+            Op::Write { node, offset, data, kill_suidgid } => {
+                Reply::Written(self.write(now, node, offset, data, kill_suidgid)?)
+            }
             Op::Fallocate { node, offset, len, mode } => done(self.fallocate(now, node, offset, len, mode)?),
             Op::Seek { node, offset, what } => Reply::Offset(self.seek(node, offset, what)?),
-            Op::CopyRange { from, offset, to, to_offset, len } => Reply::Copied(self.copy_range(now, from, offset, to, to_offset, len)?),
+            Op::CopyRange { from, offset, to, to_offset, len } => {
+                Reply::Copied(self.copy_range(now, from, offset, to, to_offset, len)?)
+            }
             Op::GetXattr { node, name, room } => Reply::Found(self.getxattr(node, name, room)?),
             Op::ListXattr { node, room } => Reply::Found(self.listxattr(caller, node, room)?),
             Op::SetXattr { node, name, value, how } => done(self.setxattr(now, node, name, value, how)?),
             Op::RemoveXattr { node, name } => done(self.removexattr(now, node, name)?),
-            Op::ReadDir { dir, after, room, head, plus } => Reply::Entries(self.readdir(dir, after, room, head, plus, now)?),
+            Op::ReadDir { dir, after, room, head, plus } => {
+                Reply::Entries(self.readdir(dir, after, room, head, plus, now)?)
+            }
             Op::Forget { objects } => done(self.forget(now, objects)?),
             Op::AddLabel { name, at } => Reply::Label(self.add_label(name, at, now)?),
             Op::RemoveLabel { name } => done(self.remove_label(name, now)?),

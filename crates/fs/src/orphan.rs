@@ -1,7 +1,8 @@
 //! Orphans: objects without a name that may still be open.
 //!
-//! An ORPHAN record (object [`META`], suffix: the object, 8 bytes big-endian; no value) says that an object is to go as soon as
-//! nobody has it open: when the kernel forgets it, or, after a crash, at the next mount. Going costs one tombstone.
+//! An ORPHAN record (object [`META`], suffix: the object, 8 bytes big-endian; no value) says that an object is to go
+//! as soon as nobody has it open: when the kernel forgets it, or, after a crash, at the next mount. Going costs one
+//! tombstone.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

@@ -1,7 +1,7 @@
 //! The virtual directory `@@`: points in time offered for browsing.
 //!
-//! Labels, the whole hours of the last day, the midnights of the last 31 days, and the directory's own birth: those at which
-//! the directory existed. Every name listed is a WHEN that means the moment listed.
+//! Labels, the whole hours of the last day, the midnights of the last 31 days, and the directory's own birth: those
+//! at which the directory existed. Every name listed is a WHEN that means the moment listed.
 
 use std::collections::HashSet;
 

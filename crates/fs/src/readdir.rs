@@ -1,7 +1,8 @@
 //! Listing a directory, a reply at a time.
 //!
-//! A listing goes on after a cookie, which is a hash of the last name given (`dirent.rs`), so every name that is there throughout
-//! is listed exactly once whatever happens to the others. Entries of equal hash are never split over two replies.
+//! A listing goes on after a cookie, which is a hash of the last name given (`dirent.rs`), so every name that is
+//! there throughout is listed exactly once whatever happens to the others. Entries of equal hash are never split over
+//! two replies.
 
 use std::ops::ControlFlow;
 
@@ -47,9 +48,17 @@ impl Room {
 }
 
 impl Fs {
-    /// Entries after `after` (0: from the start), as many as fit `room` bytes where each takes `head` bytes and its name,
-    /// rounded up to eight. `plus`: with attributes. An empty answer is the end.
-    pub fn readdir(&self, dir: Node, after: u64, room: usize, head: usize, plus: bool, now_ns: u64) -> Result<Vec<DirEntry>> {
+    /// Entries after `after` (0: from the start), as many as fit `room` bytes where each takes `head` bytes and its
+    /// name, rounded up to eight. `plus`: with attributes. An empty answer is the end.
+    pub fn readdir(
+        &self,
+        dir: Node,
+        after: u64,
+        room: usize,
+        head: usize,
+        plus: bool,
+        now_ns: u64,
+    ) -> Result<Vec<DirEntry>> {
         let _live = self.look(dir);
         let mut room = Room { left: room, head };
         let mut entries = self.dots(dir, after, &mut room)?;
@@ -94,7 +103,13 @@ impl Fs {
                 end = Ok(Some(cookie));
                 return ControlFlow::Break(());
             }
-            entries.push(DirEntry { name: name.to_vec(), cookie, node: dir.beside(found.ino), d_type: found.d_type, attr: None });
+            entries.push(DirEntry {
+                name: name.to_vec(),
+                cookie,
+                node: dir.beside(found.ino),
+                d_type: found.d_type,
+                attr: None,
+            });
             ControlFlow::Continue(())
         })?;
         if let Some(cut) = end? {
@@ -103,22 +118,37 @@ impl Fs {
         Ok(())
     }
 
-    fn list_points(&self, object: ObjectId, after: u64, room: &mut Room, entries: &mut Vec<DirEntry>, now_ns: u64) -> Result<()> {
+    fn list_points(
+        &self,
+        object: ObjectId,
+        after: u64,
+        room: &mut Room,
+        entries: &mut Vec<DirEntry>,
+        now_ns: u64,
+    ) -> Result<()> {
         let points = self.points(object, now_ns)?.into_iter();
-        let mut points: Vec<(u64, String, Tid)> = points.map(|(name, tid)| (cookie(&self.hash_key, name.as_bytes()), name, tid)).collect();
+        let mut points: Vec<(u64, String, Tid)> =
+            points.map(|(name, tid)| (cookie(&self.hash_key, name.as_bytes()), name, tid)).collect();
         points.sort();
         for (cookie, name, tid) in points.into_iter().filter(|(cookie, ..)| *cookie > after) {
             if !room.take(name.as_bytes()) {
                 unsplit(entries, cookie);
                 break;
             }
-            entries.push(DirEntry { name: name.into_bytes(), cookie, node: Node::AsOf(object, tid), d_type: libc::DT_DIR, attr: None });
+            entries.push(DirEntry {
+                name: name.into_bytes(),
+                cookie,
+                node: Node::AsOf(object, tid),
+                d_type: libc::DT_DIR,
+                attr: None,
+            });
         }
         Ok(())
     }
 }
 
-/// The entry with cookie `cut` had no room: nor may others of that cookie be in this reply (unless they are all there is).
+/// The entry with cookie `cut` had no room: nor may others of that cookie be in this reply (unless they are all there
+/// is).
 fn unsplit(entries: &mut Vec<DirEntry>, cut: u64) {
     let whole = entries.partition_point(|entry| entry.cookie < cut);
     if whole > 0 {

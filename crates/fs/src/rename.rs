@@ -1,7 +1,7 @@
 //! Rename: plain, without replacing, and exchanging.
 //!
-//! Two names of one file: nothing happens. What is replaced loses a link. The renamed object's ctime changes, and both
-//! directories' times. Whiteouts are not offered (EINVAL).
+//! Two names of one file: nothing happens. What is replaced loses a link. The renamed object's ctime changes, and
+//! both directories' times. Whiteouts are not offered (EINVAL).
 
 use darner_store::ObjectId;
 
@@ -46,7 +46,15 @@ struct End<'n> {
 
 impl Fs {
     /// Renames `name` in `dir` to `new_name` in `new_dir`.
-    pub fn rename(&self, now_ns: u64, dir: Node, name: &[u8], new_dir: Node, new_name: &[u8], mode: RenameMode) -> Result<()> {
+    pub fn rename(
+        &self,
+        now_ns: u64,
+        dir: Node,
+        name: &[u8],
+        new_dir: Node,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
         let (dir, new_dir) = (dir.writable()?, new_dir.writable()?);
         let mut plan = self.plan(SMALL)?;
         name::check(name, libc::EBUSY)?;
@@ -102,7 +110,9 @@ impl Plan<'_> {
         match (from.found.is_dir(), to.found.is_dir()) {
             (false, true) => refuse(libc::EISDIR, "the new name is a directory"),
             (true, false) => refuse(libc::ENOTDIR, "the new name is not a directory"),
-            (true, true) if self.attr(to.found.ino)?.size != 0 => refuse(libc::ENOTEMPTY, "the directory to be replaced is not empty"),
+            (true, true) if self.attr(to.found.ino)?.size != 0 => {
+                refuse(libc::ENOTEMPTY, "the directory to be replaced is not empty")
+            }
             _ => Ok(()),
         }
     }

@@ -1,8 +1,8 @@
 //! chmod, chown, truncate, utimensat: one request may do several.
 //!
-//! The kernel has checked who may. A chown takes set-id bits and file capabilities from whatever isn't a directory; so does
-//! one that changes neither owner nor group, which reaches us as a request that asks for nothing. ctime always changes;
-//! other times only as asked for, and mtime on truncation.
+//! The kernel has checked who may. A chown takes set-id bits and file capabilities from whatever isn't a directory;
+//! so does one that changes neither owner nor group, which reaches us as a request that asks for nothing. ctime
+//! always changes; other times only as asked for, and mtime on truncation.
 
 use darner_store::ObjectId;
 

@@ -1,8 +1,9 @@
 //! As-of names: `NAME@@WHEN`, `@@WHEN`, `@@`, and Samba's `@GMT-…`.
 //!
-//! These names mean something only where no entry has them literally. A name splits at the last `@@` that leaves a WHEN, so
-//! NAME may itself contain `@@`. NAME is looked up in the directory *as it was then*: files deleted or renamed since are found
-//! under the name they had. A moment is never later than the newest transaction, so what a resolved one shows can't change.
+//! These names mean something only where no entry has them literally. A name splits at the last `@@` that leaves a
+//! WHEN, so NAME may itself contain `@@`. NAME is looked up in the directory *as it was then*: files deleted or
+//! renamed since are found under the name they had. A moment is never later than the newest transaction, so what a
+//! resolved one shows can't change.
 
 use std::collections::HashMap;
 
@@ -99,7 +100,8 @@ impl Fs {
         tid
     }
 
-    /// What an as-of name leads to in directory `dir` (any moment of it); `None` if it is no such name or leads nowhere.
+    /// What an as-of name leads to in directory `dir` (any moment of it); `None` if it is no such name or leads
+    /// nowhere.
     pub(crate) fn lookup_past(&self, dir: ObjectId, name: &[u8], now_ns: u64) -> Result<Option<Entry>> {
         if !name.starts_with(SAMBA) && !name.windows(2).any(|pair| pair == POINTS) {
             return Ok(None);

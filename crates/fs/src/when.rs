@@ -1,7 +1,7 @@
 //! WHEN: the moments that people write after `@@`.
 //!
-//! Pure: the same text, now and zone give the same moment. Labels are not known here (see `label.rs`), nor is which moments
-//! exist (see `view.rs`).
+//! Pure: the same text, now and zone give the same moment. Labels are not known here (see `label.rs`), nor is which
+//! moments exist (see `view.rs`).
 //!
 //! | text | moment |
 //! |---|---|
@@ -47,7 +47,8 @@ pub fn parse(text: &str, now_ns: u64, zone: &TimeZone) -> Option<When> {
     }
 }
 
-/// A moment's name to the second or, if it isn't a whole one, to the nanosecond; in local time, readable by [`parse`].
+/// A moment's name to the second or, if it isn't a whole one, to the nanosecond; in local time, readable by
+/// [`parse`].
 pub fn name(tid: Tid, zone: &TimeZone) -> Option<String> {
     let time = local(tid.0, zone)?.datetime();
     let mut name = time.strftime("%Y-%m-%dT%H:%M").to_string();
@@ -130,7 +131,8 @@ fn samba(text: &str) -> Option<Timestamp> {
     let mut from = Scan(text.strip_prefix("@GMT-")?.as_bytes());
     let date = from.date(b'.')?;
     from.literal(b'-')?;
-    let (hour, minute, second) = (from.two()?, from.literal(b'.').and(from.two())?, from.literal(b'.').and(from.two())?);
+    let (hour, minute, second) =
+        (from.two()?, from.literal(b'.').and(from.two())?, from.literal(b'.').and(from.two())?);
     from.end()?;
     let time = jiff::civil::Time::new(hour, minute, second, 0).ok()?;
     date.to_datetime(time).to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
@@ -291,10 +293,42 @@ mod tests {
     #[test]
     fn what_is_no_time_is_refused() {
         for text in [
-            "", "-", "-5", "-m", "-5x", "--5m", "-1h-", "+5m", "Now", "tomorrow", "2026", "2026-11", "2026-13-01", "2026-02-30", "2026-11-22T",
-            "2026-11-22T09", "2026-11-22T24:00", "2026-11-22T09:60", "2026-11-22T09:30:61", "2026-11-22T09:30:15.", "2026-11-22T09:30:15.1234567890",
-            "2026-11-22T09:30X", "2026-11-22T09:30+", "2026-11-22T09:30+2", "2026-11-22T09:30+02:99", "2026-11-22T09:30Zz", "2026-1-2", "0x",
-            "0x+1", "0xg", "0x1ffffffffffffffff", "@GMT-2026.11.22", "@GMT-2026.11.22-09.30.15x", "GMT-2026.11.22-09.30.15", "-٣m", "２026-11-22",
+            "",
+            "-",
+            "-5",
+            "-m",
+            "-5x",
+            "--5m",
+            "-1h-",
+            "+5m",
+            "Now",
+            "tomorrow",
+            "2026",
+            "2026-11",
+            "2026-13-01",
+            "2026-02-30",
+            "2026-11-22T",
+            "2026-11-22T09",
+            "2026-11-22T24:00",
+            "2026-11-22T09:60",
+            "2026-11-22T09:30:61",
+            "2026-11-22T09:30:15.",
+            "2026-11-22T09:30:15.1234567890",
+            "2026-11-22T09:30X",
+            "2026-11-22T09:30+",
+            "2026-11-22T09:30+2",
+            "2026-11-22T09:30+02:99",
+            "2026-11-22T09:30Zz",
+            "2026-1-2",
+            "0x",
+            "0x+1",
+            "0xg",
+            "0x1ffffffffffffffff",
+            "@GMT-2026.11.22",
+            "@GMT-2026.11.22-09.30.15x",
+            "GMT-2026.11.22-09.30.15",
+            "-٣m",
+            "２026-11-22",
         ] {
             assert_eq!(utc(text), "no time", "{text}");
         }

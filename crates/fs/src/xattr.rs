@@ -1,7 +1,8 @@
 //! Extended attributes: `user.`, `trusted.`, `security.`, and the ACLs of `system.`.
 //!
-//! docs/format.md §Extended attributes: key suffix: the name; value: the bytes. Limits are the kernel's: names to 255 bytes, values
-//! and lists to 64 KiB. An object without any ([`Attr::XATTRS`] clear) is known to have none without a look.
+//! docs/format.md §Extended attributes: key suffix: the name; value: the bytes. Limits are the kernel's: names to 255
+//! bytes, values and lists to 64 KiB. An object without any ([`Attr::XATTRS`] clear) is known to have none without a
+//! look.
 
 use std::ops::ControlFlow;
 

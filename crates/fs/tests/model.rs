@@ -1,9 +1,9 @@
 //! The filesystem against a plain model that keeps a whole tree per tid.
 //!
-//! Random operations go to both; errno and effect must agree. After each, the live tree and randomly chosen earlier trees,
-//! looked at as of their tids, must equal the model's. `DARNER_MODEL_OPS` sets how many operations (twice as many as-of
-//! comparisons), `DARNER_MODEL_SEED` replays one seed. The store is re-opened now and then through a closure, which may
-//! lose the newest transactions: the model then goes back to the tid that the store has.
+//! Random operations go to both; errno and effect must agree. After each, the live tree and randomly chosen earlier
+//! trees, looked at as of their tids, must equal the model's. `DARNER_MODEL_OPS` sets how many operations (twice as
+//! many as-of comparisons), `DARNER_MODEL_SEED` replays one seed. The store is re-opened now and then through a
+//! closure, which may lose the newest transactions: the model then goes back to the tid that the store has.
 
 mod common;
 
@@ -390,8 +390,9 @@ impl<'r> Harness<'r> {
         let caller = Caller { uid, gid, pid: 0, umask: 0o022 };
         let node = Node::Live(ObjectId(dir));
         let expected = self.check_free(dir, &name);
+        let kind = self.rng.u8(0..8);
         let (fs, now) = (self.fs(), self.now);
-        let (mode, made) = match fastrand_pick(&mut self.rng.clone(), 8) {
+        let (mode, made) = match kind {
             0..2 => (libc::S_IFDIR | 0o755, fs.mkdir(&caller, now, node, &name, 0o777)),
             2 => (libc::S_IFLNK | 0o777, fs.symlink(&caller, now, node, &name, b"some/where")),
             3 => (libc::S_IFIFO | 0o644, fs.mknod(&caller, now, node, &name, libc::S_IFIFO | 0o666, 7)),
@@ -400,7 +401,6 @@ impl<'r> Harness<'r> {
                 (libc::S_IFREG | 0o6644, made.map(|created| created.entry))
             }
         };
-        self.rng.u64(..);
         if let Some(entry) = agree(expected, made) {
             let ino = entry.node.object().0;
             self.born(dir, ino, mode, &caller);
@@ -469,7 +469,8 @@ impl<'r> Harness<'r> {
         let (dir, new_dir) = (self.dir(), self.dir());
         let name = self.used_name(dir);
         let new_name = if self.rng.bool() { self.name() } else { self.used_name(new_dir) };
-        let mode = self.rng.choice([RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
+        let mode =
+            self.rng.choice([RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
         let mode = mode.expect("one");
         let expected = self.check_rename(dir, &name, new_dir, &new_name, mode);
         let (from, to) = (Node::Live(ObjectId(dir)), Node::Live(ObjectId(new_dir)));
@@ -654,7 +655,7 @@ impl<'r> Harness<'r> {
         let copied = source.size().saturating_sub(offset).min(len);
         let same = from == Node::Live(ObjectId(to));
         let overlap = same && offset < to_offset + len && to_offset < offset + len;
-        let expected = self.check_file(to).and_then(|()| if overlap { Err(libc::EINVAL) } else { Ok(()) });
+        let expected = self.check_file(to).and(if overlap { Err(libc::EINVAL) } else { Ok(()) });
         let done = self.fs().copy_range(self.now, from, offset, Node::Live(ObjectId(to)), to_offset, len);
         if let Some(count) = agree(expected, done) {
             assert_eq!(count, copied);
@@ -751,7 +752,8 @@ impl<'r> Harness<'r> {
         let seek = |what: Seek, wanted: bool| {
             let end = if what == Seek::Hole { Ok(object.size()) } else { Err(libc::ENXIO) };
             let found = object.data.iter().skip(offset as usize).position(|cell| (*cell != HOLE) == wanted);
-            let expected = if offset >= object.size() { Err(libc::ENXIO) } else { found.map_or(end, |at| Ok(offset + at as u64)) };
+            let expected =
+                if offset >= object.size() { Err(libc::ENXIO) } else { found.map_or(end, |at| Ok(offset + at as u64)) };
             let answer = self.fs().seek(node, offset, what).map_err(|error| error.errno());
             assert_eq!(answer, expected, "{what:?} from {offset} in {ino}");
         };
@@ -817,10 +819,10 @@ impl<'r> Harness<'r> {
     }
 
     fn compare_dir(&mut self, node: Node, object: &Object, tree: &Tree, todo: &mut Vec<Node>) {
-        let room = self.rng.usize(64..600);
+        let (room, plus) = (self.rng.usize(64..600), self.rng.bool());
         let (mut after, mut listed) = (0, BTreeMap::new());
         loop {
-            let entries = self.fs().readdir(node, after, room, 24, self.rng.clone().bool(), self.now).unwrap();
+            let entries = self.fs().readdir(node, after, room, 24, plus, self.now).unwrap();
             let Some(last) = entries.last() else { break };
             after = last.cookie;
             for entry in entries {
@@ -853,10 +855,6 @@ impl<'r> Harness<'r> {
             assert_eq!(&bytes(self.fs().getxattr(node, name, 65536).unwrap()), value);
         }
     }
-}
-
-fn fastrand_pick(rng: &mut fastrand::Rng, most: u8) -> u8 {
-    rng.u8(..most)
 }
 
 fn without_set_ids(mode: u32) -> u32 {

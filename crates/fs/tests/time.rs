@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::HashSet;
 
-use common::{START, SECOND, World, check, tid};
+use common::{SECOND, START, World, check, tid};
 use darner_fs::{Node, ObjectId};
 
 #[test]
@@ -391,7 +391,11 @@ fn only_texts_that_stay_may_be_cached_for_long() {
     assert!(!steady("a@@-5s") && !steady("a@@l") && !steady("a@@now"));
     let later = world.now + 100 * SECOND;
     let newest = world.fs.lookup(world.fs.root(), b"a@@2026-11-22T00:02:30", later).unwrap();
-    assert_eq!((newest.node, newest.steady), (Node::AsOf(world.node("a").unwrap().object(), tid(100)), false), "commits may still come before it");
+    assert_eq!(
+        (newest.node, newest.steady),
+        (Node::AsOf(world.node("a").unwrap().object(), tid(100)), false),
+        "commits may still come before it"
+    );
     assert_eq!(world.fs.resolve_when("now", later).unwrap(), Some(tid(100)));
 }
 

@@ -38,19 +38,9 @@ fn cpu_seconds() -> f64 {
 }
 
 fn measure(threads: usize, poll: Duration, always_block: bool, hogged: &AtomicU64) {
-    let uncached = Manners {
-        valid: Duration::ZERO,
-        always_block,
-        ..Default::default()
-    };
-    let cached = Manners {
-        always_block,
-        ..Default::default()
-    };
-    let (before, burned) = (
-        (Instant::now(), cpu_seconds()),
-        hogged.load(Ordering::Relaxed),
-    );
+    let uncached = Manners { valid: Duration::ZERO, always_block, ..Default::default() };
+    let cached = Manners { always_block, ..Default::default() };
+    let (before, burned) = ((Instant::now(), cpu_seconds()), hogged.load(Ordering::Relaxed));
     let Some(it) = Mounted::try_new(cached, Config::default(), threads, poll) else {
         return;
     };
@@ -94,9 +84,7 @@ fn measure(threads: usize, poll: Duration, always_block: bool, hogged: &AtomicU6
 }
 
 fn main() {
-    let hogs = std::env::args()
-        .nth(1)
-        .map_or(0, |arg| arg.parse().expect("a number"));
+    let hogs = std::env::args().nth(1).map_or(0, |arg| arg.parse().expect("a number"));
     let (stop, hogged) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         for _ in 0..hogs {
@@ -109,13 +97,9 @@ fn main() {
         }
         let polls = [0, 50, 200].map(Duration::from_micros);
         for threads in [1, 2, 4] {
-            polls
-                .iter()
-                .for_each(|&poll| measure(threads, poll, false, &hogged));
+            polls.iter().for_each(|&poll| measure(threads, poll, false, &hogged));
         }
-        polls
-            .iter()
-            .for_each(|&poll| measure(2, poll, true, &hogged));
+        polls.iter().for_each(|&poll| measure(2, poll, true, &hogged));
         stop.store(true, Ordering::Relaxed);
     });
 }

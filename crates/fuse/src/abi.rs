@@ -84,10 +84,7 @@ pub mod opcode {
 
     /// The operation's name, for logs.
     pub fn name(opcode: u32) -> &'static str {
-        NAMES
-            .iter()
-            .find(|(code, _)| *code == opcode)
-            .map_or("?", |(_, name)| name)
+        NAMES.iter().find(|(code, _)| *code == opcode).map_or("?", |(_, name)| name)
     }
 }
 
@@ -144,11 +141,7 @@ pub mod init {
             let found = NAMES.iter().find(|(flag, _)| *flag == 1 << bit);
             found.map_or_else(|| format!("bit {bit}"), |(_, name)| name.to_string())
         };
-        (0..64)
-            .filter(|bit| flags & (1 << bit) != 0)
-            .map(name)
-            .collect::<Vec<_>>()
-            .join(" ")
+        (0..64).filter(|bit| flags & (1 << bit) != 0).map(name).collect::<Vec<_>>().join(" ")
     }
 }
 

@@ -37,12 +37,7 @@ impl Buffer {
     pub(crate) fn space(&mut self) -> &mut [u8] {
         let start = PAGE - BEFORE_DATA;
         // SAFETY: inside the allocation, initialised (zeroed), and borrowed with the buffer.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.memory.as_ptr().add(start),
-                self.layout.size() - start,
-            )
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr().add(start), self.layout.size() - start) }
     }
 }
 

@@ -40,13 +40,7 @@ impl DirBuffer {
     /// With `entry.nodeid` 0 only number and type are told (`.`, `..`, or a node that shan't be remembered).
     #[must_use]
     pub fn add_plus(&mut self, entry: &Entry, offset: u64, name: &[u8]) -> bool {
-        self.push(
-            entry.to_wire().as_bytes(),
-            entry.attr.ino,
-            offset,
-            entry.attr.mode,
-            name,
-        )
+        self.push(entry.to_wire().as_bytes(), entry.attr.ino, offset, entry.attr.mode, name)
     }
 
     /// Whether nothing was added.
@@ -64,12 +58,7 @@ impl DirBuffer {
             return false;
         }
         let end = self.bytes.len() + len;
-        let dirent = Dirent {
-            ino,
-            off,
-            namelen: name.len() as u32,
-            kind: (mode & libc::S_IFMT) >> 12,
-        };
+        let dirent = Dirent { ino, off, namelen: name.len() as u32, kind: (mode & libc::S_IFMT) >> 12 };
         self.bytes.extend_from_slice(before);
         self.bytes.extend_from_slice(dirent.as_bytes());
         self.bytes.extend_from_slice(name);
@@ -96,14 +85,7 @@ mod tests {
     #[test]
     fn a_plus_entry_holds_the_entry_first() {
         let mut dir = DirBuffer::new(160);
-        assert!(dir.add_plus(
-            &Entry {
-                nodeid: 5,
-                ..Default::default()
-            },
-            1,
-            b"name"
-        ));
+        assert!(dir.add_plus(&Entry { nodeid: 5, ..Default::default() }, 1, b"name"));
         assert_eq!(dir.bytes().len(), 128 + 32);
         assert_eq!(dir.bytes()[0], 5);
         assert!(!dir.add_plus(&Entry::default(), 2, b"x"));

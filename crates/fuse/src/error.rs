@@ -31,9 +31,7 @@ pub enum Error {
         minor: u32,
     },
     /// The first message wasn't the one that starts a session.
-    #[error(
-        "expected INIT from /dev/fuse, found {found}; a descriptor already in use is taken over by Session::adopt"
-    )]
+    #[error("expected INIT from /dev/fuse, found {found}; a descriptor already in use is taken over by Session::adopt")]
     NoInit {
         /// What came instead.
         found: String,

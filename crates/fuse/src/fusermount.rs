@@ -20,25 +20,11 @@ pub(crate) fn mount(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd
     let (ours, theirs) = UnixStream::pair().map_err(|error| format!("socketpair: {error}"))?;
     let escape = |text: &str| text.replace('\\', "\\\\").replace(',', "\\,");
     let mut list = vec![format!("fsname={}", escape(&options.source))];
-    list.extend(
-        options
-            .subtype()
-            .map(|subtype| format!("subtype={}", escape(subtype))),
-    );
-    list.extend(
-        options
-            .flags()
-            .iter()
-            .filter(|(_, _, on)| *on)
-            .map(|(name, ..)| name.to_string()),
-    );
+    list.extend(options.subtype().map(|subtype| format!("subtype={}", escape(subtype))));
+    list.extend(options.flags().iter().filter(|(_, _, on)| *on).map(|(name, ..)| name.to_string()));
     list.extend(options.common());
     let mut command = Command::new(HELPER);
-    command
-        .arg("-o")
-        .arg(list.join(","))
-        .arg("--")
-        .arg(mountpoint);
+    command.arg("-o").arg(list.join(",")).arg("--").arg(mountpoint);
     let inherited = theirs.as_raw_fd();
     command.env("_FUSE_COMMFD", inherited.to_string());
     // SAFETY: fcntl is async-signal-safe; the descriptor is open until after the spawn.
@@ -60,20 +46,12 @@ pub(crate) fn mount(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd
 /// Unmounts what its user mounted.
 pub(crate) fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), String> {
     let mut command = Command::new(HELPER);
-    command
-        .arg("-u")
-        .args(lazy.then_some("-z"))
-        .arg("--")
-        .arg(mountpoint);
+    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
     run_helper(command, || ())
 }
 
 fn run_helper(mut command: Command, spawned: impl FnOnce()) -> Result<(), String> {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| match error.kind() {
         ErrorKind::NotFound => {
             format!("{HELPER} is missing; install the package fuse3 (or mount as root)")
@@ -83,10 +61,7 @@ fn run_helper(mut command: Command, spawned: impl FnOnce()) -> Result<(), String
     spawned();
     let mut said = String::new();
     // Unreadable words are no reason to fail: the exit status decides.
-    let _ = child
-        .stderr
-        .take()
-        .map(|mut pipe| pipe.read_to_string(&mut said));
+    let _ = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut said));
     let status = child.wait().map_err(|error| format!("{HELPER}: {error}"))?;
     match status.success() {
         true => Ok(()),
@@ -110,10 +85,7 @@ fn explain_helper(said: &str) -> String {
 /// Receives one descriptor; `None` at the end of the stream.
 fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut byte = 0u8;
-    let mut part = libc::iovec {
-        iov_base: (&raw mut byte).cast(),
-        iov_len: 1,
-    };
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let mut control = [0u64; 8];
     // SAFETY: msghdr is plain data, for which zero is valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -122,22 +94,14 @@ fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
     // SAFETY: all pointers lead to locals with the lengths given.
-    let read =
-        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let read = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     if read <= 0 {
-        return if read == 0 {
-            Ok(None)
-        } else {
-            Err(io::Error::last_os_error())
-        };
+        return if read == 0 { Ok(None) } else { Err(io::Error::last_os_error()) };
     }
     // SAFETY: the kernel filled the control buffer in; CMSG_* stay inside it. The descriptor is new and ours.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
-        if header.is_null()
-            || (*header).cmsg_level != libc::SOL_SOCKET
-            || (*header).cmsg_type != libc::SCM_RIGHTS
-        {
+        if header.is_null() || (*header).cmsg_level != libc::SOL_SOCKET || (*header).cmsg_type != libc::SCM_RIGHTS {
             return Ok(None);
         }
         let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();

@@ -66,9 +66,7 @@ impl Default for MountOptions {
 
 impl MountOptions {
     pub(crate) fn subtype(&self) -> Option<&str> {
-        self.subtype
-            .as_deref()
-            .filter(|subtype| !subtype.is_empty())
+        self.subtype.as_deref().filter(|subtype| !subtype.is_empty())
     }
 
     /// Options of the filesystem itself, as both ways of mounting take them.
@@ -100,30 +98,16 @@ impl MountOptions {
 pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd, Error> {
     let mount = || {
         let mountpoint = check_mountpoint(mountpoint)?;
-        if is_root() {
-            mount_directly(&mountpoint, options)
-        } else {
-            fusermount::mount(&mountpoint, options)
-        }
+        if is_root() { mount_directly(&mountpoint, options) } else { fusermount::mount(&mountpoint, options) }
     };
-    mount().map_err(|why| Error::Mount {
-        mountpoint: mountpoint.into(),
-        why,
-    })
+    mount().map_err(|why| Error::Mount { mountpoint: mountpoint.into(), why })
 }
 
 /// Unmounts. `lazy` takes the mount out of the tree at once and ends it when its last user is gone; otherwise EBUSY is
 /// an error. Ordinary users may unmount what they mounted.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
-    let result = if is_root() {
-        unmount_directly(mountpoint, lazy)
-    } else {
-        fusermount::unmount(mountpoint, lazy)
-    };
-    result.map_err(|why| Error::Unmount {
-        mountpoint: mountpoint.into(),
-        why,
-    })
+    let result = if is_root() { unmount_directly(mountpoint, lazy) } else { fusermount::unmount(mountpoint, lazy) };
+    result.map_err(|why| Error::Unmount { mountpoint: mountpoint.into(), why })
 }
 
 /// Lets the kernel read ahead up to `bytes` on this mount; root only.
@@ -138,12 +122,8 @@ pub fn set_readahead(mountpoint: &Path, bytes: u32) -> io::Result<()> {
         let device = fields.nth(2)?;
         (unescape(fields.nth(1)?) == mountpoint).then(|| String::from_utf8_lossy(device))
     });
-    let device =
-        device.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "nothing is mounted there"))?;
-    fs::write(
-        format!("/sys/class/bdi/{device}/read_ahead_kb"),
-        (bytes >> 10).to_string(),
-    )
+    let device = device.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "nothing is mounted there"))?;
+    fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (bytes >> 10).to_string())
 }
 
 /// Undoes the mount table's `\040` and the like.
@@ -152,8 +132,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut rest = field;
     while let [first, tail @ ..] = rest {
         let octal = tail.get(..3).filter(|_| *first == b'\\');
-        let code =
-            octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        let code = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         plain.push(code.unwrap_or(*first));
         rest = if code.is_some() { &tail[3..] } else { tail };
     }
@@ -168,10 +147,7 @@ fn is_root() -> bool {
 fn check_mountpoint(path: &Path) -> Result<PathBuf, String> {
     let explain = |error: io::Error| match error.raw_os_error() {
         Some(libc::ENOENT) => "the directory does not exist; create it first".to_string(),
-        Some(libc::ENOTCONN) => format!(
-            "a dead FUSE mount is in the way; remove it by `umount -l {}`",
-            path.display()
-        ),
+        Some(libc::ENOTCONN) => format!("a dead FUSE mount is in the way; remove it by `umount -l {}`", path.display()),
         _ => error.to_string(),
     };
     let path = path.canonicalize().map_err(explain)?;
@@ -186,49 +162,23 @@ fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, String> {
 }
 
 fn mount_directly(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd, String> {
-    let device = File::options()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .map_err(|error| match error.kind() {
-            ErrorKind::NotFound => {
-                format!("{DEVICE} is missing; load the module by `modprobe fuse`")
-            }
-            _ if error.raw_os_error() == Some(libc::ENODEV) => {
-                "the kernel has no FUSE; `modprobe fuse`".into()
-            }
-            _ => format!("{DEVICE}: {error}"),
-        })?;
+    let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            format!("{DEVICE} is missing; load the module by `modprobe fuse`")
+        }
+        _ if error.raw_os_error() == Some(libc::ENODEV) => "the kernel has no FUSE; `modprobe fuse`".into(),
+        _ => format!("{DEVICE}: {error}"),
+    })?;
     let fd = OwnedFd::from(device);
     let (user, group) = unsafe { (libc::getuid(), libc::getgid()) }; // SAFETY: always succeed.
-    let mut data = vec![format!(
-        "fd={},rootmode=40000,user_id={user},group_id={group}",
-        fd.as_raw_fd()
-    )];
+    let mut data = vec![format!("fd={},rootmode=40000,user_id={user},group_id={group}", fd.as_raw_fd())];
     data.extend(options.common());
-    let kind = options
-        .subtype()
-        .map_or("fuse".into(), |subtype| format!("fuse.{subtype}"));
-    let flags = options
-        .flags()
-        .iter()
-        .filter(|(_, _, on)| *on)
-        .fold(0, |all, (_, flag, _)| all | flag);
-    let (source, target) = (
-        c_string(&*options.source)?,
-        c_string(mountpoint.as_os_str().as_bytes())?,
-    );
+    let kind = options.subtype().map_or("fuse".into(), |subtype| format!("fuse.{subtype}"));
+    let flags = options.flags().iter().filter(|(_, _, on)| *on).fold(0, |all, (_, flag, _)| all | flag);
+    let (source, target) = (c_string(&*options.source)?, c_string(mountpoint.as_os_str().as_bytes())?);
     let (kind, data) = (c_string(kind)?, c_string(data.join(","))?);
     // SAFETY: four NUL-terminated strings that outlive the call.
-    let result = unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            flags,
-            data.as_ptr().cast(),
-        )
-    };
+    let result = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
     match result {
         0 => Ok(fd),
         _ => Err(explain_mount(&io::Error::last_os_error(), &data)),
@@ -256,9 +206,7 @@ fn unmount_directly(mountpoint: &Path, lazy: bool) -> Result<(), String> {
     }
     let error = io::Error::last_os_error();
     Err(match error.raw_os_error() {
-        Some(libc::EBUSY) => {
-            "it is in use (`fuser -vm` shows by whom); unmount lazily to detach it now".into()
-        }
+        Some(libc::EBUSY) => "it is in use (`fuser -vm` shows by whom); unmount lazily to detach it now".into(),
         Some(libc::EINVAL) => "nothing is mounted there".into(),
         Some(libc::ENOENT) => "the directory does not exist".into(),
         _ => format!("umount2(2): {error}"),
@@ -276,10 +224,7 @@ mod tests {
 
     #[test]
     fn an_empty_subtype_is_none() {
-        let options = MountOptions {
-            subtype: Some(String::new()),
-            ..Default::default()
-        };
+        let options = MountOptions { subtype: Some(String::new()), ..Default::default() };
         assert_eq!(options.subtype(), None);
     }
 }

@@ -106,9 +106,7 @@ impl Negotiated {
 
     /// How requests of this session are to be read.
     pub fn dialect(&self) -> Dialect {
-        Dialect {
-            setxattr_ext: self.has(init::SETXATTR_EXT),
-        }
+        Dialect { setxattr_ext: self.has(init::SETXATTR_EXT) }
     }
 
     /// Agrees on the intersection. `major` has to be 7.
@@ -127,11 +125,7 @@ impl Negotiated {
             flags &= u64::from(u32::MAX);
         }
         let wished = config.max_write.max(4096);
-        let max_write = if flags & init::MAX_PAGES == 0 {
-            wished.min(32 * 4096)
-        } else {
-            wished
-        };
+        let max_write = if flags & init::MAX_PAGES == 0 { wished.min(32 * 4096) } else { wished };
         Ok(Self {
             major,
             minor: minor.min(abi::MINOR),
@@ -142,11 +136,7 @@ impl Negotiated {
             max_background: config.max_background.into(),
             congestion_threshold: config.congestion_threshold.into(),
             // One more than the bytes need: a direct write seldom starts on a page.
-            max_pages: if flags & init::MAX_PAGES == 0 {
-                32
-            } else {
-                (max_write.div_ceil(4096) + 1).min(0xffff)
-            },
+            max_pages: if flags & init::MAX_PAGES == 0 { 32 } else { (max_write.div_ceil(4096) + 1).min(0xffff) },
             time_gran: config.time_gran,
         })
     }
@@ -170,34 +160,11 @@ impl Negotiated {
 
 impl fmt::Display for Negotiated {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            major,
-            minor,
-            offered,
-            flags,
-            max_write,
-            max_readahead,
-            ..
-        } = self;
-        let Self {
-            max_background,
-            congestion_threshold,
-            max_pages,
-            time_gran,
-            ..
-        } = self;
-        write!(
-            out,
-            "major={major} minor={minor} offered={offered:#x} flags={flags:#x} max_write={max_write} "
-        )?;
-        write!(
-            out,
-            "max_readahead={max_readahead} max_background={max_background} "
-        )?;
-        write!(
-            out,
-            "congestion_threshold={congestion_threshold} max_pages={max_pages} time_gran={time_gran}"
-        )
+        let Self { major, minor, offered, flags, max_write, max_readahead, .. } = self;
+        let Self { max_background, congestion_threshold, max_pages, time_gran, .. } = self;
+        write!(out, "major={major} minor={minor} offered={offered:#x} flags={flags:#x} max_write={max_write} ")?;
+        write!(out, "max_readahead={max_readahead} max_background={max_background} ")?;
+        write!(out, "congestion_threshold={congestion_threshold} max_pages={max_pages} time_gran={time_gran}")
     }
 }
 
@@ -208,9 +175,7 @@ impl FromStr for Negotiated {
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut new = Self::default();
         for word in text.split_whitespace() {
-            let wrong = || Error::Negotiated {
-                what: word.to_string(),
-            };
+            let wrong = || Error::Negotiated { what: word.to_string() };
             let (name, value) = word.split_once('=').ok_or_else(wrong)?;
             let wide = match value.strip_prefix("0x") {
                 Some(hex) => u64::from_str_radix(hex, 16),
@@ -233,9 +198,7 @@ impl FromStr for Negotiated {
             }
         }
         if new.major != abi::MAJOR || new.max_write == 0 {
-            return Err(Error::Negotiated {
-                what: text.to_string(),
-            });
+            return Err(Error::Negotiated { what: text.to_string() });
         }
         Ok(new)
     }
@@ -249,15 +212,8 @@ mod tests {
     fn only_what_is_offered_is_taken() {
         let offered = init::ASYNC_READ | init::MAX_PAGES | init::HAS_RESEND | init::ATOMIC_O_TRUNC;
         let got = Negotiated::agree(&Config::default(), 7, 99, 4096, offered).unwrap();
-        assert_eq!(
-            got.flags,
-            init::ASYNC_READ | init::MAX_PAGES,
-            "no upper half without INIT_EXT"
-        );
-        assert_eq!(
-            (got.minor, got.max_readahead, got.max_pages),
-            (abi::MINOR, 4096, 257)
-        );
+        assert_eq!(got.flags, init::ASYNC_READ | init::MAX_PAGES, "no upper half without INIT_EXT");
+        assert_eq!((got.minor, got.max_readahead, got.max_pages), (abi::MINOR, 4096, 257));
         let got = Negotiated::agree(&Config::default(), 7, 31, 4096, init::ASYNC_READ).unwrap();
         assert_eq!((got.minor, got.max_write), (31, 128 << 10));
         assert!(Negotiated::agree(&Config::default(), 7, 30, 0, u64::MAX).is_err());
@@ -267,11 +223,7 @@ mod tests {
     fn it_survives_as_text() {
         let got = Negotiated::agree(&Config::default(), 7, 45, 1 << 20, u64::MAX).unwrap();
         assert_eq!(got.to_string().parse::<Negotiated>().unwrap(), got);
-        assert!(
-            "major=7 max_write=4096 colour=blue"
-                .parse::<Negotiated>()
-                .is_err()
-        );
+        assert!("major=7 max_write=4096 colour=blue".parse::<Negotiated>().is_err());
         assert!("".parse::<Negotiated>().is_err());
     }
 }

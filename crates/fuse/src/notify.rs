@@ -33,56 +33,30 @@ impl Notifier {
     /// Drops the cached attributes of `node`, and its cached bytes from `off` on: `len` of them, all that follow if `len`
     /// is 0, none if `off` is negative. Dirty pages are written first.
     pub fn inval_inode(&self, node: u64, off: i64, len: i64) -> io::Result<()> {
-        self.send(
-            notify::INVAL_INODE,
-            &abi::InvalInodeOut {
-                ino: node,
-                off,
-                len,
-            },
-            &[&[]],
-        )
+        self.send(notify::INVAL_INODE, &abi::InvalInodeOut { ino: node, off, len }, &[&[]])
     }
 
     /// Drops the cached name, positive or negative, and what hangs on it. ENOTEMPTY, EBUSY: something is in use there.
     pub fn inval_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
-        let out = abi::InvalEntryOut {
-            parent,
-            namelen: name.len() as u32,
-            flags: 0,
-        };
+        let out = abi::InvalEntryOut { parent, namelen: name.len() as u32, flags: 0 };
         self.send(notify::INVAL_ENTRY, &out, &[name, b"\0"])
     }
 
     /// Has the name looked up again at its next use, without dropping it. Needs [`abi::init::HAS_EXPIRE_ONLY`].
     pub fn expire_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
-        let out = abi::InvalEntryOut {
-            parent,
-            namelen: name.len() as u32,
-            flags: notify::EXPIRE_ONLY,
-        };
+        let out = abi::InvalEntryOut { parent, namelen: name.len() as u32, flags: notify::EXPIRE_ONLY };
         self.send(notify::INVAL_ENTRY, &out, &[name, b"\0"])
     }
 
     /// The name was removed elsewhere, and with it `child`: as `inval_entry`, and watchers (inotify) are told.
     pub fn delete(&self, parent: u64, child: u64, name: &[u8]) -> io::Result<()> {
-        let out = abi::DeleteOut {
-            parent,
-            child,
-            namelen: name.len() as u32,
-            padding: 0,
-        };
+        let out = abi::DeleteOut { parent, child, namelen: name.len() as u32, padding: 0 };
         self.send(notify::DELETE, &out, &[name, b"\0"])
     }
 
     /// Puts `data` into the page cache of `node`, as if it had been read.
     pub fn store(&self, node: u64, offset: u64, data: &[u8]) -> io::Result<()> {
-        let out = abi::StoreOut {
-            nodeid: node,
-            offset,
-            size: data.len() as u32,
-            padding: 0,
-        };
+        let out = abi::StoreOut { nodeid: node, offset, size: data.len() as u32, padding: 0 };
         self.send(notify::STORE, &out, &[data])
     }
 
@@ -99,20 +73,10 @@ impl Notifier {
         self.send(notify::RESEND, &(), &[])
     }
 
-    fn send(
-        &self,
-        code: i32,
-        out: &(impl IntoBytes + Immutable),
-        tail: &[&[u8]],
-    ) -> io::Result<()> {
+    fn send(&self, code: i32, out: &(impl IntoBytes + Immutable), tail: &[&[u8]]) -> io::Result<()> {
         let out = out.as_bytes();
-        let len =
-            size_of::<OutHeader>() + out.len() + tail.iter().map(|part| part.len()).sum::<usize>();
-        let header = OutHeader {
-            len: len as u32,
-            error: code,
-            unique: 0,
-        };
+        let len = size_of::<OutHeader>() + out.len() + tail.iter().map(|part| part.len()).sum::<usize>();
+        let header = OutHeader { len: len as u32, error: code, unique: 0 };
         let mut message = [IoSlice::new(&[]); 4];
         message[0] = IoSlice::new(header.as_bytes());
         message[1] = IoSlice::new(out);

@@ -48,12 +48,7 @@ impl<'a> Reply<'a> {
     /// For answering later, when the request buffer is long in other use.
     pub fn defer(self) -> DeferredReply {
         let this = ManuallyDrop::new(self);
-        DeferredReply {
-            fd: Arc::clone(this.fd),
-            unique: this.unique,
-            opcode: this.opcode,
-            answered: false,
-        }
+        DeferredReply { fd: Arc::clone(this.fd), unique: this.unique, opcode: this.opcode, answered: false }
     }
 
     /// Fails with a (positive) errno.
@@ -74,25 +69,14 @@ impl<'a> Reply<'a> {
     /// Attributes, and for how long they may be cached: GETATTR, SETATTR.
     pub fn attr(self, attr: &Attr, valid: Duration) {
         let (attr_valid, attr_valid_nsec) = (valid.as_secs(), valid.subsec_nanos());
-        self.wire(&abi::AttrOut {
-            attr_valid,
-            attr_valid_nsec,
-            dummy: 0,
-            attr: attr.to_wire(),
-        });
+        self.wire(&abi::AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr.to_wire() });
     }
 
     /// As [`attr`](Self::attr), for STATX.
     pub fn statx(self, statx: &Statx, valid: Duration) {
         let (attr_valid, attr_valid_nsec) = (valid.as_secs(), valid.subsec_nanos());
         let stat = statx.to_wire();
-        self.wire(&abi::StatxOut {
-            attr_valid,
-            attr_valid_nsec,
-            flags: 0,
-            spare: [0; 2],
-            stat,
-        });
+        self.wire(&abi::StatxOut { attr_valid, attr_valid_nsec, flags: 0, spare: [0; 2], stat });
     }
 
     /// An open file or directory.
@@ -102,10 +86,7 @@ impl<'a> Reply<'a> {
 
     /// A new node and its open file: CREATE, TMPFILE.
     pub fn created(self, entry: &Entry, opened: Opened) {
-        self.wire(&abi::CreateOut {
-            entry: entry.to_wire(),
-            open: opened.to_wire(),
-        });
+        self.wire(&abi::CreateOut { entry: entry.to_wire(), open: opened.to_wire() });
     }
 
     /// How many bytes were written.
@@ -153,12 +134,7 @@ impl<'a> Reply<'a> {
 
     /// The lock in the way, or one of kind `F_UNLCK`: GETLK.
     pub fn lock(self, lock: FileLock) {
-        self.wire(&abi::LockWire {
-            start: lock.start,
-            end: lock.end,
-            kind: lock.kind,
-            pid: lock.pid,
-        });
+        self.wire(&abi::LockWire { start: lock.start, end: lock.end, kind: lock.kind, pid: lock.pid });
     }
 
     /// The block's number on the device.
@@ -168,21 +144,13 @@ impl<'a> Reply<'a> {
 
     /// The ioctl's result and output.
     pub fn ioctl(self, result: i32, data: &[u8]) {
-        let out = abi::IoctlOut {
-            result,
-            flags: 0,
-            in_iovs: 0,
-            out_iovs: 0,
-        };
+        let out = abi::IoctlOut { result, flags: 0, in_iovs: 0, out_iovs: 0 };
         self.data_pieces(&[IoSlice::new(out.as_bytes()), IoSlice::new(data)]);
     }
 
     /// `POLLIN`, `POLLOUT`….
     pub fn poll(self, revents: u32) {
-        self.wire(&abi::PollOut {
-            revents,
-            padding: 0,
-        });
+        self.wire(&abi::PollOut { revents, padding: 0 });
     }
 
     fn wire(self, value: &(impl IntoBytes + Immutable)) {
@@ -196,11 +164,7 @@ impl<'a> Reply<'a> {
             return;
         }
         let len = size_of::<OutHeader>() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
-        let header = OutHeader {
-            len: len as u32,
-            error: -errno,
-            unique: this.unique,
-        };
+        let header = OutHeader { len: len as u32, error: -errno, unique: this.unique };
         let header = IoSlice::new(header.as_bytes());
         let mut few = [header; 16];
         let written = if let Some(room) = few.get_mut(1..=pieces.len()) {
@@ -209,10 +173,7 @@ impl<'a> Reply<'a> {
         } else if pieces.len() < libc::UIO_MAXIOV as usize {
             write_message(this.fd, &[&[header], pieces].concat())
         } else {
-            let joined: Vec<u8> = pieces
-                .iter()
-                .flat_map(|piece| piece.iter().copied())
-                .collect();
+            let joined: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
             write_message(this.fd, &[header, IoSlice::new(&joined)])
         };
         if let Err(error) = written
@@ -235,23 +196,14 @@ fn answerable(opcode: u32, errno: i32) -> bool {
 
 /// ENOENT: the request was interrupted or aborted; the others: the mount is gone.
 fn nobody_waits(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOENT | libc::ENODEV | libc::ENOTCONN | libc::ECONNABORTED)
-    )
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENOTCONN | libc::ECONNABORTED))
 }
 
 /// Writes one message, whole or not at all.
 pub(crate) fn write_message(fd: &OwnedFd, message: &[IoSlice<'_>]) -> io::Result<()> {
     loop {
         // SAFETY: IoSlice has the layout of iovec; the slices outlive the call.
-        let written = unsafe {
-            libc::writev(
-                fd.as_raw_fd(),
-                message.as_ptr().cast(),
-                message.len() as libc::c_int,
-            )
-        };
+        let written = unsafe { libc::writev(fd.as_raw_fd(), message.as_ptr().cast(), message.len() as libc::c_int) };
         if written >= 0 {
             return Ok(());
         }
@@ -268,11 +220,7 @@ impl Drop for Reply<'_> {
         if std::thread::panicking() || !answerable(opcode, 0) {
             return;
         }
-        tracing::error!(
-            operation = op::name(opcode),
-            unique,
-            "a FUSE request was dropped unanswered; answering EIO"
-        );
+        tracing::error!(operation = op::name(opcode), unique, "a FUSE request was dropped unanswered; answering EIO");
         Reply { fd, unique, opcode }.error(libc::EIO);
     }
 }

@@ -12,14 +12,7 @@ fn message(opcode: u32, answer: impl FnOnce(Reply<'_>)) -> Option<Vec<u8>> {
     drop(fd);
     let mut buffer = vec![0; 1 << 16];
     // SAFETY: the buffer is ours for the call.
-    let read = unsafe {
-        libc::recv(
-            ours.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            libc::MSG_DONTWAIT,
-        )
-    };
+    let read = unsafe { libc::recv(ours.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
     buffer.truncate(usize::try_from(read).ok()?);
     Some(buffer)
 }
@@ -29,44 +22,23 @@ fn give_up(reply: Reply<'_>) {
 }
 
 fn header(len: u32, error: i32) -> Vec<u8> {
-    OutHeader {
-        len,
-        error,
-        unique: 7,
-    }
-    .as_bytes()
-    .to_vec()
+    OutHeader { len, error, unique: 7 }.as_bytes().to_vec()
 }
 
 #[test]
 fn errors_travel_negative_and_alone() {
-    assert_eq!(
-        message(op::LOOKUP, |reply| reply.error(libc::ENOENT)).unwrap(),
-        header(16, -libc::ENOENT)
-    );
-    assert_eq!(
-        message(op::UNLINK, |reply| reply.empty()).unwrap(),
-        header(16, 0)
-    );
+    assert_eq!(message(op::LOOKUP, |reply| reply.error(libc::ENOENT)).unwrap(), header(16, -libc::ENOENT));
+    assert_eq!(message(op::UNLINK, |reply| reply.empty()).unwrap(), header(16, 0));
 }
 
 #[test]
 fn fixed_bodies_have_the_kernels_sizes() {
     let sizes = |answer: fn(Reply<'_>)| message(op::LOOKUP, answer).unwrap().len();
     assert_eq!(sizes(|reply| reply.entry(&Entry::default())), 16 + 128);
-    assert_eq!(
-        sizes(|reply| reply.attr(&Attr::default(), Duration::ZERO)),
-        16 + 104
-    );
-    assert_eq!(
-        sizes(|reply| reply.created(&Entry::default(), Opened::default())),
-        16 + 144
-    );
+    assert_eq!(sizes(|reply| reply.attr(&Attr::default(), Duration::ZERO)), 16 + 104);
+    assert_eq!(sizes(|reply| reply.created(&Entry::default(), Opened::default())), 16 + 144);
     assert_eq!(sizes(|reply| reply.statfs(&Statfs::default())), 16 + 80);
-    assert_eq!(
-        sizes(|reply| reply.statx(&Statx::default(), Duration::ZERO)),
-        16 + 288
-    );
+    assert_eq!(sizes(|reply| reply.statx(&Statx::default(), Duration::ZERO)), 16 + 288);
 }
 
 #[test]
@@ -75,11 +47,7 @@ fn pieces_arrive_in_order_however_many() {
         let numbers: Vec<[u8; 2]> = (0..pieces as u16).map(u16::to_le_bytes).collect();
         let slices: Vec<_> = numbers.iter().map(|number| IoSlice::new(number)).collect();
         let got = message(op::READ, |reply| reply.data_pieces(&slices)).unwrap();
-        assert_eq!(
-            got[..16],
-            header(16 + 2 * pieces as u32, 0),
-            "{pieces} pieces"
-        );
+        assert_eq!(got[..16], header(16 + 2 * pieces as u32, 0), "{pieces} pieces");
         assert_eq!(got[16..], numbers.concat(), "{pieces} pieces");
     }
 }
@@ -103,21 +71,9 @@ fn forgets_are_never_answered_and_interrupts_seldom() {
 #[test]
 fn a_dropped_reply_answers_eio_once() {
     assert_eq!(message(op::READ, give_up).unwrap(), header(16, -libc::EIO));
-    assert_eq!(
-        message(op::READ, |reply| drop(reply.defer())).unwrap(),
-        header(16, -libc::EIO)
-    );
-    assert_eq!(
-        message(op::READ, |reply| reply
-            .defer()
-            .answer(|reply| reply.empty()))
-        .unwrap(),
-        header(16, 0)
-    );
-    assert_eq!(
-        message(op::READ, |reply| reply.defer().answer(give_up)).unwrap(),
-        header(16, -libc::EIO)
-    );
+    assert_eq!(message(op::READ, |reply| drop(reply.defer())).unwrap(), header(16, -libc::EIO));
+    assert_eq!(message(op::READ, |reply| reply.defer().answer(|reply| reply.empty())).unwrap(), header(16, 0));
+    assert_eq!(message(op::READ, |reply| reply.defer().answer(give_up)).unwrap(), header(16, -libc::EIO));
 }
 
 #[test]

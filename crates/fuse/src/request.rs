@@ -54,15 +54,13 @@ pub struct Malformed {
 impl<'a> Request<'a> {
     /// Reads one request, as read(2) on /dev/fuse delivers it.
     pub fn decode(bytes: &'a [u8], dialect: Dialect) -> Result<Self, Malformed> {
-        let (header, _) = InHeader::read_from_prefix(bytes)
-            .map_err(|_| Malformed::nobody("shorter than its header"))?;
+        let (header, _) =
+            InHeader::read_from_prefix(bytes).map_err(|_| Malformed::nobody("shorter than its header"))?;
         let malformed = |what| Malformed::from_header(&header, what);
         if header.len as usize != bytes.len() {
             return Err(malformed("its length is not that of the message"));
         }
-        let args_end = bytes
-            .len()
-            .checked_sub(usize::from(header.total_extlen) * 8);
+        let args_end = bytes.len().checked_sub(usize::from(header.total_extlen) * 8);
         let args = args_end.and_then(|end| bytes.get(size_of::<InHeader>()..end));
         let args = args.ok_or(malformed("extensions longer than the message"))?;
         Ok(Self {
@@ -90,28 +88,17 @@ impl<'a> Request<'a> {
 
 impl Malformed {
     fn nobody(what: &'static str) -> Self {
-        Self {
-            unique: None,
-            opcode: 0,
-            what,
-        }
+        Self { unique: None, opcode: 0, what }
     }
 
     fn from_header(header: &InHeader, what: &'static str) -> Self {
         let unique = wants_reply(header.opcode).then_some(header.unique);
-        Self {
-            unique,
-            opcode: header.opcode,
-            what,
-        }
+        Self { unique, opcode: header.opcode, what }
     }
 }
 
 fn wants_reply(opcode: u32) -> bool {
-    !matches!(
-        opcode,
-        op::FORGET | op::BATCH_FORGET | op::INTERRUPT | op::NOTIFY_REPLY
-    )
+    !matches!(opcode, op::FORGET | op::BATCH_FORGET | op::INTERRUPT | op::NOTIFY_REPLY)
 }
 
 #[cfg(test)]

@@ -106,28 +106,15 @@ pub(crate) fn run<H: Handler + Sync>(
     let max_write = session.negotiated().max_write;
     let server = |thread| {
         let (buffer, pace) = (Buffer::new(max_write), Pace::new(poll));
-        Server {
-            session,
-            handler,
-            token: &token,
-            buffer,
-            pace,
-            awake: &awake,
-            thread,
-        }
-        .serve()
+        Server { session, handler, token: &token, buffer, pace, awake: &awake, thread }.serve()
     };
     thread::scope(|scope| {
         let spawn = |thread| {
             let name = format!("fuse-{thread}");
-            let spawned = thread::Builder::new()
-                .name(name)
-                .spawn_scoped(scope, move || server(thread));
+            let spawned = thread::Builder::new().name(name).spawn_scoped(scope, move || server(thread));
             spawned.inspect_err(|_| token.finish())
         };
-        let spawned = (0..threads.max(1))
-            .map(spawn)
-            .collect::<io::Result<Vec<_>>>()?;
+        let spawned = (0..threads.max(1)).map(spawn).collect::<io::Result<Vec<_>>>()?;
         let mut result = Ok(None);
         for thread in spawned {
             match thread.join().unwrap_or_else(|panic| resume_unwind(panic)) {
@@ -154,11 +141,7 @@ impl<H: Handler> Server<'_, H> {
     fn serve(mut self) -> io::Result<Option<Ended>> {
         let _finish = FinishOnDrop(self.token);
         while self.token.acquire() {
-            let ctx = Ctx {
-                token: self.token,
-                leads: Cell::new(true),
-                thread: self.thread,
-            };
+            let ctx = Ctx { token: self.token, leads: Cell::new(true), thread: self.thread };
             while ctx.leads.get() {
                 match self.receive()? {
                     Received::Message(len) => {
@@ -174,10 +157,7 @@ impl<H: Handler> Server<'_, H> {
 
     fn dispatch(&mut self, len: usize, ctx: &Ctx<'_>) {
         let fd = &self.session.fd;
-        match Request::decode(
-            &self.buffer.space()[..len],
-            self.session.negotiated().dialect(),
-        ) {
+        match Request::decode(&self.buffer.space()[..len], self.session.negotiated().dialect()) {
             Ok(request) if request.opcode == opcode::INIT => {
                 tracing::error!("INIT on a FUSE session that was adopted as initialised; refused");
                 Reply::new(fd, request.raw_unique(), request.opcode).error(libc::EIO);
@@ -233,9 +213,7 @@ impl<H: Handler> Server<'_, H> {
             Err(error) => match error.raw_os_error() {
                 // ENOENT: the request was interrupted while it was being read.
                 Some(libc::EAGAIN | libc::EINTR | libc::ENOENT) => Ok(None),
-                Some(libc::ENODEV | libc::ECONNABORTED) => {
-                    Ok(Some(Received::Ended(Ended::Unmounted)))
-                }
+                Some(libc::ENODEV | libc::ECONNABORTED) => Ok(Some(Received::Ended(Ended::Unmounted))),
                 _ => Err(error),
             },
         }

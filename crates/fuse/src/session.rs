@@ -57,8 +57,7 @@ impl Session {
         set_nonblocking(&fd).map_err(Error::io("preparing /dev/fuse"))?;
         let mut buffer = vec![0u64; 64 << 7];
         let negotiated = loop {
-            let read = read_blocking(&fd, buffer.as_mut_bytes())
-                .map_err(Error::io("reading INIT from /dev/fuse"))?;
+            let read = read_blocking(&fd, buffer.as_mut_bytes()).map_err(Error::io("reading INIT from /dev/fuse"))?;
             if let Some(negotiated) = handshake(&fd, &config, &buffer.as_bytes()[..read])? {
                 break negotiated;
             }
@@ -71,11 +70,7 @@ impl Session {
     pub fn adopt(fd: OwnedFd, negotiated: Negotiated) -> Result<Self, Error> {
         set_nonblocking(&fd).map_err(Error::io("preparing /dev/fuse"))?;
         let stop = Arc::new(Stop::new().map_err(Error::io("making an eventfd"))?);
-        Ok(Self {
-            fd: Arc::new(fd),
-            stop,
-            negotiated,
-        })
+        Ok(Self { fd: Arc::new(fd), stop, negotiated })
     }
 
     /// What was agreed; give it to whoever is to adopt the descriptor.
@@ -108,51 +103,27 @@ impl Session {
     /// `poll` is how long the reading thread polls before it sleeps, and whether CPUs are kept from halting while requests
     /// come in: 50 µs serve a machine with CPUs to spare; 0 does neither. If the handler panics, serving stops, the request stays unanswered (for a successor's resend) and
     /// the panic goes on in the caller.
-    pub fn run(
-        &self,
-        threads: usize,
-        poll: Duration,
-        handler: &(impl Handler + Sync),
-    ) -> io::Result<Ended> {
+    pub fn run(&self, threads: usize, poll: Duration, handler: &(impl Handler + Sync)) -> io::Result<Ended> {
         serve::run(self, threads, poll, handler)
     }
 }
 
 /// `None`: the kernel's major version is newer; it will ask again with ours.
 fn handshake(fd: &OwnedFd, config: &Config, bytes: &[u8]) -> Result<Option<Negotiated>, Error> {
-    let request = Request::decode(bytes, Dialect::default()).map_err(|bad| Error::NoInit {
-        found: bad.to_string(),
-    })?;
-    let Operation::Init {
-        major,
-        minor,
-        max_readahead,
-        flags,
-    } = request.op
-    else {
-        return Err(Error::NoInit {
-            found: opcode::name(request.opcode).to_string(),
-        });
+    let request = Request::decode(bytes, Dialect::default()).map_err(|bad| Error::NoInit { found: bad.to_string() })?;
+    let Operation::Init { major, minor, max_readahead, flags } = request.op else {
+        return Err(Error::NoInit { found: opcode::name(request.opcode).to_string() });
     };
     let newer = major > abi::MAJOR;
     let agreed = match newer {
-        true => Ok(Negotiated {
-            major: abi::MAJOR,
-            minor: abi::MINOR,
-            ..Default::default()
-        }),
+        true => Ok(Negotiated { major: abi::MAJOR, minor: abi::MINOR, ..Default::default() }),
         false => Negotiated::agree(config, major, minor, max_readahead, flags),
     };
     let body = agreed.as_ref().map(|agreed| agreed.to_wire()).ok();
     let body = body.as_ref().map_or(&[][..], |body| body.as_bytes());
     let error = if agreed.is_ok() { 0 } else { -libc::EPROTO };
-    let header = OutHeader {
-        len: (size_of::<OutHeader>() + body.len()) as u32,
-        error,
-        unique: request.raw_unique(),
-    };
-    write_message(fd, &[IoSlice::new(header.as_bytes()), IoSlice::new(body)])
-        .map_err(Error::io("answering INIT"))?;
+    let header = OutHeader { len: (size_of::<OutHeader>() + body.len()) as u32, error, unique: request.raw_unique() };
+    write_message(fd, &[IoSlice::new(header.as_bytes()), IoSlice::new(body)]).map_err(Error::io("answering INIT"))?;
     agreed.map(|agreed| (!newer).then_some(agreed))
 }
 
@@ -161,10 +132,7 @@ impl Stop {
         // SAFETY: no memory is involved.
         let event = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         // SAFETY: the descriptor is new and ours.
-        Ok(Self {
-            flag: AtomicBool::new(false),
-            event: unsafe { OwnedFd::from_raw_fd(event) },
-        })
+        Ok(Self { flag: AtomicBool::new(false), event: unsafe { OwnedFd::from_raw_fd(event) } })
     }
 
     pub(crate) fn set(&self) {
@@ -194,22 +162,8 @@ pub(crate) fn read(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// Sleeps until the descriptor has something, its mount is gone, or the stop is set.
 pub(crate) fn sleep(fd: &OwnedFd, stop: Option<&Stop>) -> io::Result<()> {
-    let wait = |fd: &OwnedFd| libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let mut waits = [
-        wait(fd),
-        stop.map_or(
-            libc::pollfd {
-                fd: -1,
-                events: 0,
-                revents: 0,
-            },
-            |stop| wait(&stop.event),
-        ),
-    ];
+    let wait = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut waits = [wait(fd), stop.map_or(libc::pollfd { fd: -1, events: 0, revents: 0 }, |stop| wait(&stop.event))];
     // SAFETY: two pollfds, ours for the call.
     match check(unsafe { libc::poll(waits.as_mut_ptr(), 2, -1) }) {
         Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
@@ -220,12 +174,7 @@ pub(crate) fn sleep(fd: &OwnedFd, stop: Option<&Stop>) -> io::Result<()> {
 fn read_blocking(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match read(fd, buffer) {
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAGAIN | libc::EINTR | libc::ENOENT)
-                ) =>
-            {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOENT)) => {
                 sleep(fd, None)?;
             }
             result => return result,
@@ -241,9 +190,5 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
 }
 
 fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

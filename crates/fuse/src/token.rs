@@ -23,8 +23,7 @@ impl Token {
     /// Waits to become the leader; `false`: the session is over.
     pub(crate) fn acquire(&self) -> bool {
         let mut state = self.state.lock();
-        self.free
-            .wait_while(&mut state, |state| state.held && !state.finished);
+        self.free.wait_while(&mut state, |state| state.held && !state.finished);
         state.held |= !state.finished;
         !state.finished
     }

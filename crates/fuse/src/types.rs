@@ -158,21 +158,13 @@ impl Entry {
 
 impl Opened {
     pub(crate) fn to_wire(self) -> abi::OpenOut {
-        abi::OpenOut {
-            fh: self.fh,
-            open_flags: self.flags,
-            padding: 0,
-        }
+        abi::OpenOut { fh: self.fh, open_flags: self.flags, padding: 0 }
     }
 }
 
 impl Time {
     fn to_wire(self) -> abi::SxTime {
-        abi::SxTime {
-            tv_sec: self.secs,
-            tv_nsec: self.nsec,
-            reserved: 0,
-        }
+        abi::SxTime { tv_sec: self.secs, tv_nsec: self.nsec, reserved: 0 }
     }
 }
 

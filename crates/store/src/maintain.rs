@@ -22,6 +22,8 @@ const LOG_MAX: u64 = 256 << 20;
 /// Newer runs together at least this share (1/n) of the next one: merge them.
 const MERGE_RATIO: u64 = 3;
 const RUNS_MIN: usize = 3;
+/// With less free space than this, no segment is made ahead.
+const SPARE_MIN: u64 = 64 << 20;
 
 /// What the last checkpoint said.
 pub(crate) struct State {
@@ -131,7 +133,8 @@ impl Store {
             let t = self.log.tail();
             t.room() < t.segment.place().size / 2
         };
-        if !half_full || self.spare.lock().is_some() {
+        // On a nearly full volume the reserve is for those who delete, when they need it.
+        if !half_full || self.spare.lock().is_some() || self.usage()?.free < SPARE_MIN {
             return Ok(());
         }
         match self.create_segment() {

@@ -288,7 +288,7 @@ impl Store {
         let at = region.place();
         let mut start = from;
         while start + (frame::HEADER as u64) < at.size {
-            let len = (STEP + self.frame_max() as u64).min(at.size - start) as usize;
+            let len = (STEP + FRAME_MAX as u64).min(at.size - start) as usize;
             let mut bytes = vec![0; len];
             region.read_at(&mut bytes, start)?;
             if bytes.iter().all(|b| *b == 0) {

@@ -95,6 +95,12 @@ thread_local! {
 
 /// Bytes of the largest frame.
 pub(crate) const FRAME_MAX: usize = 2 << 20;
+/// Bytes of the smallest segment.
+const SEGMENT_MIN: u64 = 1 << 20;
+/// On a full volume a segment with this much room left is still used.
+const SMALL_ROOM: u64 = 64 << 10;
+/// Room that a segment keeps for its seal.
+pub(crate) const SEAL_ROOM: u64 = 4096;
 
 /// Stored extents this near to one another are read in one go.
 const READ_GAP: u64 = 16 << 10;
@@ -145,11 +151,6 @@ impl Store {
         self.next_object.load(Ordering::Relaxed)
     }
 
-    /// Largest frame that is sure to fit. Operations beyond it fail with [`Error::TooLarge`].
-    pub(crate) fn frame_max(&self) -> usize {
-        FRAME_MAX
-    }
-
     /// Waits, with no lock held, until there is memory for another operation's data, and fails if `bytes` more would eat
     /// into the reserve that deletions need. Call it before [`Store::begin`] for whatever grows the store.
     pub fn admit(&self, bytes: u64) -> Result<()> {
@@ -159,7 +160,7 @@ impl Store {
             self.step()?;
         }
         let tail_room = self.log.tail().room();
-        if bytes < tail_room / 2 && tail_room > 2 * self.frame_max() as u64 {
+        if bytes < tail_room / 2 && tail_room > 2 * FRAME_MAX as u64 {
             return Ok(());
         }
         let u = self.usage()?;
@@ -173,8 +174,13 @@ impl Store {
         }
         let mut tail = self.log.tail();
         tail.check()?;
-        if tail.room() < 2 * self.frame_max() as u64 {
-            self.next_segment(&mut tail)?;
+        let wanted = (2 * FRAME_MAX as u64).min(tail.segment.place().size / 2);
+        if tail.room() < wanted {
+            match self.next_segment(&mut tail) {
+                // What is left of this one still serves small transactions, such as deletions.
+                Err(Error::NoSpace { .. }) if tail.room() >= SMALL_ROOM => {}
+                outcome => outcome?,
+            }
         }
         let tid = tail.last.next(now_ns);
         Ok(Tx::new(self, tail, fileset, tid))
@@ -216,13 +222,18 @@ impl Store {
         let (used, size) = self.volume.usage(limit)?;
         let most = (size / 16).next_power_of_two().clamp(8 << 20, 1 << 30);
         let mut len = (used / 32).next_power_of_two().clamp(16 << 20, 1 << 30).min(most);
-        if limit > 0 && used + len > size {
-            len = (8 << 20).min(len);
-            if used + len > size {
-                return Err(Error::NoSpace { used, size });
+        loop {
+            let created = if limit > 0 && used + len > size {
+                Err(Error::NoSpace { used, size })
+            } else {
+                self.create_region(len)
+            };
+            match created {
+                // On a full or crowded volume a small one will do.
+                Err(Error::NoSpace { .. }) if len > SEGMENT_MIN => len /= 2,
+                outcome => return outcome,
             }
         }
-        self.create_region(len)
     }
 
     pub(crate) fn create_region(&self, size: u64) -> Result<Arc<dyn Region>> {
@@ -568,6 +579,12 @@ impl Store {
         self.log.sync()
     }
 
+    pub(crate) fn no_space(&self) -> Error {
+        let limit = self.superblock.lock().size_limit;
+        let (used, size) = self.volume.usage(limit).unwrap_or_default();
+        Error::NoSpace { used, size }
+    }
+
     /// How full it is.
     pub fn usage(&self) -> Result<Usage> {
         let limit = self.superblock.lock().size_limit;
@@ -580,7 +597,7 @@ impl Store {
         let used = reserved.saturating_sub(room + spare);
         // Deletions, the index and its merges must go on when users can write no more.
         let reserve = (size / 32).min(1 << 30).max(24 << 20);
-        let free = size.saturating_sub(reserved + reserve) + room.saturating_sub(4 * self.frame_max() as u64);
+        let free = size.saturating_sub(reserved + reserve) + room.saturating_sub(4 * FRAME_MAX as u64);
         Ok(Usage { size, used, free, live, objects })
     }
 

@@ -6,7 +6,7 @@ use crate::extent::{self, CHUNK, PIECES_MAX, Piece, Place};
 use crate::fold::Fold;
 use crate::frame::{self, Body, Heads, Record};
 use crate::log::Tail;
-use crate::store::Store;
+use crate::store::{FRAME_MAX, SEAL_ROOM, Store};
 use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
 
 /// A transaction: nothing of it is visible until [`Tx::commit`]; dropped, it never was.
@@ -22,7 +22,6 @@ pub struct Tx<'s> {
 }
 
 impl<'s> Tx<'s> {
-    /// The tail has room for a frame of [`Store::frame_max`] bytes.
     pub(crate) fn new(store: &'s Store, mut tail: MutexGuard<'s, Tail>, fileset: FilesetId, tid: Tid) -> Tx<'s> {
         let start = tail.buf.len();
         tail.buf.resize(start + frame::HEADER, 0);
@@ -153,8 +152,15 @@ impl<'s> Tx<'s> {
     }
 
     fn fits(&self, more: usize) -> Result<()> {
-        let len = self.tail.buf.len() - self.start + self.heads.len() + more;
-        if len + 1024 <= self.store.frame_max() { Ok(()) } else { Err(Error::TooLarge) }
+        let len = self.tail.buf.len() - self.start + self.heads.len() + more + 1024;
+        if len > FRAME_MAX {
+            return Err(Error::TooLarge);
+        }
+        let segment = self.tail.segment.place();
+        if self.tail.base + (self.start + len) as u64 + SEAL_ROOM > segment.size {
+            return Err(self.store.no_space());
+        }
+        Ok(())
     }
 
     /// Makes it visible, all at once. Durable after a later [`Store::sync`].

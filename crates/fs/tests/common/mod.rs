@@ -1,8 +1,8 @@
 //! A small script language for tests of the filesystem: one command per line, answers after `=>`.
 //!
-//! Time is in seconds since 2026-11-22T00:00:00Z (the store is born at 0, the zone is UTC); each command is one second after the
-//! one before unless it starts with `t=SECONDS`. Paths may contain as-of names; `#h` is a node kept by `hold h PATH`.
-//! A command that fails answers with the errno's name; one that has nothing to say with nothing.
+//! Time is in seconds since 2026-11-22T00:00:00Z (the store is born at 0, the zone is UTC); each command is one
+//! second after the one before unless it starts with `t=SECONDS`. Paths may contain as-of names; `#h` is a node kept
+//! by `hold h PATH`. A command that fails answers with the errno's name; one that has nothing to say with nothing.
 
 #![allow(dead_code)]
 
@@ -285,7 +285,9 @@ impl World {
     fn xattr(&self, words: &[&str]) -> Answer {
         let found = |reply| match reply {
             Reply::Found(Found::Size(size)) => size.to_string(),
-            Reply::Found(Found::Bytes(bytes)) => String::from_utf8_lossy(&bytes).trim_end_matches('\0').replace('\0', " "),
+            Reply::Found(Found::Bytes(bytes)) => {
+                String::from_utf8_lossy(&bytes).trim_end_matches('\0').replace('\0', " ")
+            }
             other => panic!("{other:?}"),
         };
         let room = |word: Option<&&str>| word.map_or(65536, |room| number(room) as usize);
@@ -513,7 +515,8 @@ fn acl_text(bytes: &[u8]) -> String {
         };
         let id = u32::from_le_bytes(e[4..8].try_into().unwrap());
         let id = if id == u32::MAX { String::new() } else { id.to_string() };
-        let perm: String = ["r", "w", "x"].iter().zip([4, 2, 1]).filter(|(_, bit)| e[2] & bit != 0).map(|(c, _)| *c).collect();
+        let perm: String =
+            ["r", "w", "x"].iter().zip([4, 2, 1]).filter(|(_, bit)| e[2] & bit != 0).map(|(c, _)| *c).collect();
         format!("{tag}:{id}:{perm}")
     };
     bytes[4..].chunks(8).map(entry).collect::<Vec<_>>().join(",")

@@ -28,14 +28,7 @@ pub struct Manners {
 impl Default for Manners {
     fn default() -> Self {
         let valid = Duration::from_secs(3600);
-        Self {
-            no_open: true,
-            create_flags: 0,
-            valid,
-            log: false,
-            statx: true,
-            always_block: false,
-        }
+        Self { no_open: true, create_flags: 0, valid, log: false, statx: true, always_block: false }
     }
 }
 
@@ -69,33 +62,15 @@ impl Nodes {
     }
 
     fn child(&mut self, parent: u64, name: &[u8]) -> Answer<u64> {
-        self.get(parent)?
-            .names
-            .get(name)
-            .copied()
-            .ok_or(libc::ENOENT)
+        self.get(parent)?.names.get(name).copied().ok_or(libc::ENOENT)
     }
 
     fn make(&mut self, mode: u32) -> u64 {
         self.last += 1;
         // SAFETY: always succeed.
         let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-        let attr = Attr {
-            ino: self.last,
-            mode,
-            nlink: 1,
-            uid,
-            gid,
-            blksize: 4096,
-            ..Default::default()
-        };
-        self.nodes.insert(
-            self.last,
-            Node {
-                attr,
-                ..Default::default()
-            },
-        );
+        let attr = Attr { ino: self.last, mode, nlink: 1, uid, gid, blksize: 4096, ..Default::default() };
+        self.nodes.insert(self.last, Node { attr, ..Default::default() });
         self.last
     }
 
@@ -121,10 +96,7 @@ impl Nodes {
 
 impl MemFs {
     pub fn new(manners: Manners) -> Self {
-        let mut nodes = Nodes {
-            nodes: HashMap::new(),
-            last: 0,
-        };
+        let mut nodes = Nodes { nodes: HashMap::new(), last: 0 };
         nodes.make(libc::S_IFDIR | 0o755);
         Self {
             manners,
@@ -152,23 +124,14 @@ impl MemFs {
 
     fn entry(&self, nodes: &mut Nodes, id: u64) -> Answer<Entry> {
         let valid = self.manners.valid;
-        Ok(Entry {
-            nodeid: id,
-            generation: 0,
-            entry_valid: valid,
-            attr_valid: valid,
-            attr: nodes.get(id)?.attr,
-        })
+        Ok(Entry { nodeid: id, generation: 0, entry_valid: valid, attr_valid: valid, attr: nodes.get(id)?.attr })
     }
 
     fn lookup(&self, parent: u64, name: &[u8]) -> Answer<Entry> {
         let mut nodes = self.nodes.lock();
         match nodes.child(parent, name) {
             Ok(id) => self.entry(&mut nodes, id),
-            Err(libc::ENOENT) => Ok(Entry {
-                entry_valid: self.manners.valid,
-                ..Default::default()
-            }),
+            Err(libc::ENOENT) => Ok(Entry { entry_valid: self.manners.valid, ..Default::default() }),
             Err(errno) => Err(errno),
         }
     }
@@ -191,10 +154,7 @@ impl MemFs {
         }
         node.attr.uid = set.uid.unwrap_or(node.attr.uid);
         node.attr.gid = set.gid.unwrap_or(node.attr.gid);
-        for (now, time) in [
-            (&mut node.attr.atime, set.atime),
-            (&mut node.attr.mtime, set.mtime),
-        ] {
+        for (now, time) in [(&mut node.attr.atime, set.atime), (&mut node.attr.mtime, set.mtime)] {
             match time {
                 Some(SetTime::At(at)) => *now = at,
                 Some(SetTime::Now) => now.secs += 1,
@@ -204,14 +164,7 @@ impl MemFs {
         Ok(node.attr)
     }
 
-    fn rename(
-        &self,
-        parent: u64,
-        name: &[u8],
-        newdir: u64,
-        newname: &[u8],
-        flags: u32,
-    ) -> Answer<()> {
+    fn rename(&self, parent: u64, name: &[u8], newdir: u64, newname: &[u8], flags: u32) -> Answer<()> {
         let mut nodes = self.nodes.lock();
         let id = nodes.child(parent, name)?;
         if flags & libc::RENAME_NOREPLACE != 0 && nodes.child(newdir, newname).is_ok() {
@@ -236,16 +189,9 @@ impl MemFs {
 
     fn readdir(&self, id: u64, offset: u64, size: u32, plus: bool) -> Answer<DirBuffer> {
         let mut nodes = self.nodes.lock();
-        let names: Vec<_> = nodes
-            .get(id)?
-            .names
-            .iter()
-            .map(|(name, id)| (name.clone(), *id))
-            .collect();
+        let names: Vec<_> = nodes.get(id)?.names.iter().map(|(name, id)| (name.clone(), *id)).collect();
         let mut dir = DirBuffer::new(size);
-        let all = [(b".".to_vec(), id), (b"..".to_vec(), 1)]
-            .into_iter()
-            .chain(names);
+        let all = [(b".".to_vec(), id), (b"..".to_vec(), 1)].into_iter().chain(names);
         for (index, (name, id)) in all.enumerate().skip(offset as usize) {
             let mut entry = self.entry(&mut nodes, id)?;
             if index < 2 {
@@ -265,29 +211,20 @@ impl MemFs {
 
     fn note(&self, request: &Request<'_>) {
         let name = match request.op {
-            Operation::Lookup { name }
-            | Operation::Create { name, .. }
-            | Operation::Mkdir { name, .. } => name,
+            Operation::Lookup { name } | Operation::Create { name, .. } | Operation::Mkdir { name, .. } => name,
             Operation::Getxattr { name, .. } | Operation::Setxattr { name, .. } => name,
             _ => b"",
         };
         let fh = match request.op {
-            Operation::Release { fh, .. }
-            | Operation::Read { fh, .. }
-            | Operation::Write { fh, .. } => format!("fh={fh}"),
+            Operation::Release { fh, .. } | Operation::Read { fh, .. } | Operation::Write { fh, .. } => {
+                format!("fh={fh}")
+            }
             Operation::Flush { fh, .. } | Operation::Fsync { fh, .. } => format!("fh={fh}"),
             _ => String::new(),
         };
-        let (name, resent) = (
-            String::from_utf8_lossy(name),
-            if request.resent { " (resent)" } else { "" },
-        );
+        let (name, resent) = (String::from_utf8_lossy(name), if request.resent { " (resent)" } else { "" });
         let opcode = opcode::name(request.opcode);
-        self.log.lock().push(
-            format!("{opcode} {name}{fh}{resent}")
-                .trim()
-                .replace("  ", " "),
-        );
+        self.log.lock().push(format!("{opcode} {name}{fh}{resent}").trim().replace("  ", " "));
     }
 
     fn wait_at_gate(&self, request: &Request<'_>, ctx: &Ctx<'_>) {
@@ -318,10 +255,7 @@ impl Handler for MemFs {
         }
         self.wait_at_gate(&request, ctx);
         let node = request.nodeid;
-        let opened = Opened {
-            fh: 77,
-            flags: self.manners.create_flags,
-        };
+        let opened = Opened { fh: 77, flags: self.manners.create_flags };
         macro_rules! answer {
             ($result:expr, $ok:pat => $send:expr) => {
                 match $result {
@@ -351,9 +285,7 @@ impl Handler for MemFs {
             Operation::Mkdir { name, mode, umask } => {
                 answer!(self.make(node, name, libc::S_IFDIR | mode & !umask), entry => reply.entry(&entry))
             }
-            Operation::Mknod {
-                name, mode, umask, ..
-            } => {
+            Operation::Mknod { name, mode, umask, .. } => {
                 answer!(self.make(node, name, mode & !umask), entry => reply.entry(&entry))
             }
             Operation::Symlink { name, target } => {
@@ -365,9 +297,7 @@ impl Handler for MemFs {
             Operation::Readlink => {
                 answer!(self.nodes.lock().get(node), found => reply.data(&found.data))
             }
-            Operation::Create {
-                name, mode, umask, ..
-            } => {
+            Operation::Create { name, mode, umask, .. } => {
                 answer!(self.make(node, name, libc::S_IFREG | mode & 0o7777 & !umask), entry => {
                     reply.created(&entry, opened)
                 })
@@ -379,38 +309,21 @@ impl Handler for MemFs {
             }
             Operation::Link { oldnode, name } => {
                 let mut nodes = self.nodes.lock();
-                nodes
-                    .get(node)
-                    .expect("directory")
-                    .names
-                    .insert(name.to_vec(), oldnode);
+                nodes.get(node).expect("directory").names.insert(name.to_vec(), oldnode);
                 answer!(self.entry(&mut nodes, oldnode), entry => reply.entry(&entry))
             }
             Operation::Unlink { name } | Operation::Rmdir { name } => {
                 answer!(self.nodes.lock().remove(node, name), () => reply.empty())
             }
-            Operation::Rename {
-                name,
-                newdir,
-                newname,
-                flags,
-            } => {
+            Operation::Rename { name, newdir, newname, flags } => {
                 answer!(self.rename(node, name, newdir, newname, flags), () => reply.empty())
             }
-            Operation::Open { .. } | Operation::Opendir { .. } | Operation::Flush { .. }
-                if self.manners.no_open =>
-            {
+            Operation::Open { .. } | Operation::Opendir { .. } | Operation::Flush { .. } if self.manners.no_open => {
                 reply.error(libc::ENOSYS)
             }
-            Operation::Open { .. } | Operation::Opendir { .. } => {
-                reply.opened(Opened { fh: 78, flags: 0 })
-            }
-            Operation::Flush { .. } | Operation::Release { .. } | Operation::Releasedir { .. } => {
-                reply.empty()
-            }
-            Operation::Fsync { .. } | Operation::Fsyncdir { .. } | Operation::Syncfs => {
-                reply.empty()
-            }
+            Operation::Open { .. } | Operation::Opendir { .. } => reply.opened(Opened { fh: 78, flags: 0 }),
+            Operation::Flush { .. } | Operation::Release { .. } | Operation::Releasedir { .. } => reply.empty(),
+            Operation::Fsync { .. } | Operation::Fsyncdir { .. } | Operation::Syncfs => reply.empty(),
             Operation::Read { offset, size, .. } => answer!(self.nodes.lock().get(node), found => {
                 let end = found.data.len().min(offset as usize + size as usize);
                 reply.data(found.data.get(offset as usize..end).unwrap_or(&[]))
@@ -424,13 +337,9 @@ impl Handler for MemFs {
             Operation::Readdirplus { offset, size, .. } => {
                 answer!(self.readdir(node, offset, size, true), dir => reply.dir(&dir))
             }
-            Operation::Statfs => reply.statfs(&Statfs {
-                blocks: 1000,
-                bsize: 4096,
-                frsize: 4096,
-                namelen: 255,
-                ..Default::default()
-            }),
+            Operation::Statfs => {
+                reply.statfs(&Statfs { blocks: 1000, bsize: 4096, frsize: 4096, namelen: 255, ..Default::default() })
+            }
             Operation::Setxattr { name, value, .. } => {
                 answer!(self.nodes.lock().get(node), found => {
                     found.xattrs.insert(name.to_vec(), value.to_vec());

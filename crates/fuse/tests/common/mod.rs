@@ -27,22 +27,11 @@ pub struct Mounted {
 
 impl Mounted {
     /// `None`, loudly, if this machine can't.
-    pub fn try_new(
-        manners: Manners,
-        config: Config,
-        threads: usize,
-        poll: Duration,
-    ) -> Option<Self> {
+    pub fn try_new(manners: Manners, config: Config, threads: usize, poll: Duration) -> Option<Self> {
         // An ordinary user needn't be able to open it: fusermount3 does.
         // SAFETY: always succeeds.
         let root = unsafe { libc::geteuid() == 0 };
-        if root
-            && File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/fuse")
-                .is_err()
-        {
+        if root && File::options().read(true).write(true).open("/dev/fuse").is_err() {
             eprintln!(
                 "
 *** SKIPPED: /dev/fuse is missing or not ours to open ***
@@ -51,11 +40,7 @@ impl Mounted {
             return None;
         }
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let options = MountOptions {
-            source: "mem".into(),
-            subtype: Some("darner".into()),
-            ..Default::default()
-        };
+        let options = MountOptions { source: "mem".into(), subtype: Some("darner".into()), ..Default::default() };
         let fd = match mount(dir.path(), &options) {
             Ok(fd) => fd,
             Err(error) => {
@@ -67,13 +52,7 @@ impl Mounted {
         let fs = Arc::new(MemFs::new(manners));
         let path = dir.path().canonicalize().expect("path");
         let serving = Some(serve(&session, &fs, threads, poll));
-        Some(Self {
-            fs,
-            session,
-            path,
-            serving,
-            _dir: dir,
-        })
+        Some(Self { fs, session, path, serving, _dir: dir })
     }
 
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
@@ -86,13 +65,7 @@ impl Mounted {
         let fd = old.duplicate().expect("duplicate");
         let negotiated = old.negotiated().to_string().parse().expect("as text");
         old.stopper().stop();
-        let ended = self
-            .serving
-            .take()
-            .expect("serving")
-            .join()
-            .expect("no panic")
-            .expect("no error");
+        let ended = self.serving.take().expect("serving").join().expect("no panic").expect("no error");
         self.session = Arc::new(Session::adopt(fd, negotiated).expect("adopt"));
         self.session.resend().expect("resend");
         self.serving = Some(serve(&self.session, &fs, 2, Duration::ZERO));
@@ -103,12 +76,7 @@ impl Mounted {
     /// Unmounts and returns how serving ended.
     pub fn unmount(mut self) -> Ended {
         unmount(&self.path, false).expect("unmount");
-        self.serving
-            .take()
-            .expect("serving")
-            .join()
-            .expect("no panic")
-            .expect("no error")
+        self.serving.take().expect("serving").join().expect("no panic").expect("no error")
     }
 }
 
@@ -121,12 +89,7 @@ impl Drop for Mounted {
     }
 }
 
-fn serve(
-    session: &Arc<Session>,
-    fs: &Arc<MemFs>,
-    threads: usize,
-    poll: Duration,
-) -> JoinHandle<io::Result<Ended>> {
+fn serve(session: &Arc<Session>, fs: &Arc<MemFs>, threads: usize, poll: Duration) -> JoinHandle<io::Result<Ended>> {
     let (session, fs) = (Arc::clone(session), Arc::clone(fs));
     std::thread::spawn(move || session.run(threads, poll, &*fs))
 }

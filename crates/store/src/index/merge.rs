@@ -124,6 +124,7 @@ impl Divider {
             }
             return !self.bottom;
         }
-        self.dead.as_deref() != Some(object)
+        // Above the bottom an older live version may lie beneath: then it must stay hidden by this one.
+        !self.bottom || self.dead.as_deref() != Some(object)
     }
 }
