@@ -194,8 +194,7 @@ pub fn swap(new: &Path, old: &Path) -> Result<bool> {
     let (Ok(from), Ok(to)) = (from, to) else { return Err(Failure::new("a path holds a NUL")) };
     let rename = |flags: libc::c_uint| {
         // SAFETY: both paths are NUL-terminated.
-        let rc =
-            unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) };
+        let rc = unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) };
         if rc == 0 { Ok(()) } else { Err(Error::last_os_error()) }
     };
     let what = || format!("put the restored copy in the place of {}", old.display());

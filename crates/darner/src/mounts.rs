@@ -124,6 +124,7 @@ pub struct Past {
 /// stands for `MNT/@@WHEN`. An error for a WHEN that is no moment of the mount's filesystem.
 pub fn locate(path: &Path) -> Result<Located> {
     let whole = std::path::absolute(path).cant(|| format!("find {}", path.display()))?;
+    let whole = name_the_directory_itself(&whole);
     let (mut out, mut live, mut tid) = (PathBuf::new(), PathBuf::new(), None);
     let mut components = whole.components().peekable();
     while let Some(c) = components.next() {
@@ -157,7 +158,34 @@ pub fn locate(path: &Path) -> Result<Located> {
             }
         }
     }
-    Ok(Located { path: out, past: tid.map(|tid| Past { live, tid }) })
+    let Some(tid) = tid else { return Ok(Located { path: out, past: None }) };
+    if std::fs::symlink_metadata(&out).is_err() {
+        out = from_the_root(&live, tid).unwrap_or(out);
+    }
+    Ok(Located { path: out, past: Some(Past { live, tid }) })
+}
+
+/// What had a live path then, if the directories that it is in are gone, or others now.
+fn from_the_root(live: &Path, tid: Tid) -> Option<PathBuf> {
+    let (mount, within) = containing(live).ok()?;
+    let path = mount.mountpoint.join(format!("@@{tid}")).join(within);
+    std::fs::symlink_metadata(&path).is_ok().then_some(path)
+}
+
+/// `DIR/.@@WHEN` means what `DIR@@WHEN` does.
+fn name_the_directory_itself(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for c in path.components() {
+        match c.as_os_str().as_bytes().strip_prefix(b".").filter(|rest| rest.starts_with(MARK)) {
+            Some(rest) if out.file_name().is_some() => {
+                let mut name = out.file_name().unwrap_or_default().to_os_string();
+                name.push(OsStr::from_bytes(rest));
+                out.set_file_name(name);
+            }
+            _ => out.push(c),
+        }
+    }
+    out
 }
 
 const MARK: &[u8] = b"@@";
@@ -188,13 +216,15 @@ fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &[u8])]) -> Result<Option<Moment<'
         let (Ok(when), base) = (std::str::from_utf8(when), OsStr::from_bytes(base)) else { continue };
         let beside = dir.join(base);
         let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty());
-        let itself = base == "." || base == "" || root.is_some();
         let Some((mount, _)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
         let store = Place::at(&mount.source)?;
         match control::must_call(&store, &Request::Resolve { when: when.into() })? {
             Response::Tid(Some(tid)) => {
-                let place = root.map(|(m, _)| m.mountpoint).or_else(|| (base == ".").then(|| dir.to_owned()));
-                return Ok(Some((if itself { OsStr::new("") } else { base }, place, Tid(tid))));
+                let (place, base) = match root {
+                    Some((m, _)) => (Some(m.mountpoint), OsStr::new("")),
+                    None => (None, base),
+                };
+                return Ok(Some((base, place, Tid(tid))));
             }
             _ => asked = asked.or(Some((mount.mountpoint, when))),
         }
@@ -224,6 +254,7 @@ mod tests {
     fn a_path_without_marks_or_without_a_mount_stays_as_it_is() {
         let path = PathBuf::from("/no/such/file@@-1d");
         assert_eq!(locate(&path).unwrap(), Located { path, past: None });
+        assert_eq!(name_the_directory_itself(Path::new("/a/.@@-1d/b")), PathBuf::from("/a@@-1d/b"));
         let path = PathBuf::from("/usr/bin");
         assert_eq!(locate(&path).unwrap(), Located { path, past: None });
     }

@@ -43,9 +43,8 @@ pub fn all(path: &Path) -> Result<Xattrs> {
     for name in names.split_inclusive(|b| *b == 0) {
         let name = CStr::from_bytes_with_nul(name).map_err(Error::other)?;
         // SAFETY: as above.
-        let value = sized(|buf| unsafe {
-            libc::lgetxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
-        });
+        let value =
+            sized(|buf| unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) });
         match value {
             // Removed since they were listed.
             Err(e) if e.raw_os_error() == Some(libc::ENODATA) => {}

@@ -38,11 +38,10 @@ pub fn run(c: &Diff) -> Result<()> {
 /// Prints what differs and says whether anything does.
 fn compare(c: &Diff) -> Result<bool> {
     let (a, b) = (mounts::locate(&c.a)?.path, mounts::locate(&c.b)?.path);
-    let look = |path: &Path, typed: &Path| {
-        fs::symlink_metadata(path).cant(|| format!("look at {}", typed.display()))
-    };
+    let look = |path: &Path, typed: &Path| fs::symlink_metadata(path).cant(|| format!("look at {}", typed.display()));
     let (in_a, in_b) = (look(&a, &c.a)?, look(&b, &c.b)?);
     let mut walk = Walk {
+        top: if in_a.is_dir() || in_b.is_dir() { ".".into() } else { c.b.clone() },
         devices: (in_a.dev(), in_b.dev()),
         a,
         b,
@@ -63,6 +62,8 @@ fn compare(c: &Diff) -> Result<bool> {
 }
 
 struct Walk {
+    /// How the two paths themselves are shown.
+    top: PathBuf,
     a: PathBuf,
     b: PathBuf,
     devices: (u64, u64),
@@ -75,7 +76,7 @@ struct Walk {
 impl Walk {
     fn tell(&mut self, change: char, at: &Path, what: Vec<String>) -> Result<()> {
         self.differ = true;
-        let shown = if at.as_os_str().is_empty() { Path::new(".") } else { at };
+        let shown = if at.as_os_str().is_empty() { &self.top } else { at };
         match &mut self.json {
             Some(lines) => {
                 lines.push(Line { change, path: shown.to_string_lossy().into_owned(), what });

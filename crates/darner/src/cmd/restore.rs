@@ -44,13 +44,10 @@ fn restore_to(source: &Located, dest: &Path) -> Result<()> {
 
 fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     let Some(past) = &source.past else {
-        return Err(Failure::new(format!(
-            "{0} is the present: say as of when to restore it, as in {0}@@-10m",
-            c.source.display()
-        )));
+        return Err(Failure::new(format!("say as of when to restore {0}, as in {0}@@-10m", c.source.display())));
     };
-    let target = mounts::absolute(past.live.parent().unwrap_or(&past.live))?
-        .join(past.live.file_name().unwrap_or_default());
+    let target =
+        mounts::absolute(past.live.parent().unwrap_or(&past.live))?.join(past.live.file_name().unwrap_or_default());
     let (mount, within) = mounts::containing(&target)?;
     if within.as_os_str().is_empty() {
         return Err(Failure::new(format!(
@@ -73,7 +70,8 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     }
     super::print(&message)?;
     if replaced {
-        let left = |e| Failure::new(format!("it is restored, but what it replaced stays as {}: {e}", copy.path.display()));
+        let left =
+            |e| Failure::new(format!("it is restored, but what it replaced stays as {}: {e}", copy.path.display()));
         copy::remove(&copy.path).map_err(left)?;
     }
     Ok(())
