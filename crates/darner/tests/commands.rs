@@ -334,6 +334,53 @@ fn an_image_file_is_a_store_too() {
     assert_eq!(m.read("mnt/a"), "one");
 }
 
+/// Ends the daemon as an out-of-memory killer would, and mounts again.
+fn kill_daemon(m: &Mounted) {
+    let pid = m.json(&["status", "--json", "mnt"])["daemon_pid"].as_u64().expect("a number");
+    // SAFETY: a plain system call; the process is our own daemon.
+    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
+    let dead = || fs::metadata(m.at("mnt")).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
+    for _ in 0..500 {
+        if dead() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(dead(), "a dead mount says so");
+    m.ok(&["unmount", "mnt"]);
+    m.ok(&["mount", "store", "mnt"]);
+}
+
+#[test]
+fn a_killed_daemon_loses_nothing_that_was_synced() {
+    let Some(m) = Mounted::new() else { return };
+    m.write("mnt/early", "not synced, but long ago");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    m.write("mnt/synced", "synced");
+    fs::File::open(m.at("mnt/synced")).and_then(|f| f.sync_all()).expect("it syncs");
+    m.write("mnt/late", "perhaps");
+    kill_daemon(&m);
+    assert_eq!((m.read("mnt/early").as_str(), m.read("mnt/synced").as_str()), ("not synced, but long ago", "synced"));
+}
+
+#[test]
+fn a_full_store_says_so_and_deleting_still_works() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted { dir: tempfile::tempdir().expect("a directory") };
+    m.ok(&["mount", "--create", "--size", "100M", "store", "mnt"]);
+    let noise: Vec<u8> = (0..1 << 20).map(|_| fastrand::u8(..)).collect();
+    let full = (0..200).find_map(|i| fs::write(m.at(&format!("mnt/{i}")), &noise).err());
+    assert_eq!(full.and_then(|e| e.raw_os_error()), Some(libc::ENOSPC));
+    for i in 0..20 {
+        fs::remove_file(m.at(&format!("mnt/{i}"))).expect("deleting works");
+    }
+    m.ok(&["unmount", "mnt"]);
+    m.ok(&["mount", "store", "mnt"]);
+    assert!(!m.at("mnt/0").exists() && m.at("mnt/20").exists());
+}
+
 #[test]
 fn man_pages_and_completions_cover_every_command() {
     let dir = tempfile::tempdir().expect("a directory");
