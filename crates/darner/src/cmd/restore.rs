@@ -123,10 +123,10 @@ impl Copy {
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        if !self.keep.get() {
-            if let Err(e) = copy::remove(&self.path) {
-                eprintln!("darner: the unfinished copy {} stays: {e}", self.path.display());
-            }
+        if !self.keep.get()
+            && let Err(e) = copy::remove(&self.path)
+        {
+            eprintln!("darner: the unfinished copy {} stays: {e}", self.path.display());
         }
     }
 }
