@@ -168,12 +168,19 @@ fn set_times(to: &Path, meta: &Metadata) -> std::io::Result<()> {
     }
 }
 
-/// Removes whatever is at a path, read-only directories too. Nothing there is fine.
+/// Removes whatever is at a path, read-only directories too, but enters no other filesystem. Nothing there is fine.
 pub fn remove(path: &Path) -> Result<()> {
-    let meta = match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        found => found.cant(|| format!("look at {}", path.display()))?,
-    };
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        found => remove_within(path, found.cant(|| format!("look at {}", path.display()))?.dev()),
+    }
+}
+
+fn remove_within(path: &Path, device: u64) -> Result<()> {
+    let meta = fs::symlink_metadata(path).cant(|| format!("look at {}", path.display()))?;
+    if meta.dev() != device {
+        return Err(Failure::new(format!("something is mounted on {}", path.display())));
+    }
     if !meta.is_dir() {
         return fs::remove_file(path).cant(|| format!("remove {}", path.display()));
     }
@@ -182,7 +189,7 @@ pub fn remove(path: &Path) -> Result<()> {
         let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
     }
     for entry in fs::read_dir(path).cant(|| format!("list {}", path.display()))? {
-        remove(&entry.cant(|| format!("list {}", path.display()))?.path())?;
+        remove_within(&entry.cant(|| format!("list {}", path.display()))?.path(), device)?;
     }
     fs::remove_dir(path).cant(|| format!("remove {}", path.display()))
 }

@@ -94,7 +94,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        for mnt in ["past", "mnt"] {
+        for mnt in ["mnt/tree/deep", "past", "mnt"] {
             if self.run(&["unmount", mnt]).code != 0 {
                 self.run(&["unmount", "--lazy", mnt]);
             }
@@ -275,6 +275,12 @@ fn a_restore_that_fails_leaves_nothing_behind() {
     m.fails(1, "mount point", &["restore", "mnt@@before"]);
     m.fails(1, "as of when", &["restore", "mnt/tree"]);
     m.fails(1, "did not exist", &["restore", "mnt/big@@before"]);
+    m.ok(&["unmount", "past"]);
+    m.ok(&["mount", "small", "mnt/tree/deep"]);
+    m.write("mnt/tree/deep/other", "of another filesystem");
+    m.fails(1, "unmount it first", &["restore", "mnt/tree@@before"]);
+    assert_eq!(m.read("mnt/tree/deep/other"), "of another filesystem");
+    m.ok(&["unmount", "mnt/tree/deep"]);
     assert_eq!(m.read("mnt/tree/file"), "other");
 }
 
