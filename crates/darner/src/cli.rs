@@ -160,7 +160,7 @@ pub struct Diff {
 pub struct Restore {
     /// PATH@@WHEN: what to bring back
     pub source: PathBuf,
-    /// Put it there instead of in place
+    /// Put it there, under a new name, instead of in place
     #[arg(long, value_name = "DEST")]
     pub to: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
 //! How commands talk to the daemon that has a store open: one JSON line each way over a local socket. Peers are
 //! root or the daemon's own user. (Its successor is syslink.)
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -197,14 +197,14 @@ pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
     stream.set_read_timeout(Some(Duration::from_secs(120)))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
-    let lost = || format!("reach the daemon of {}", place.path.display());
-    (&stream).write_all(line.as_bytes()).cant(lost)?;
     let mut answer = String::new();
-    BufReader::new(&stream).read_line(&mut answer).cant(lost)?;
-    if answer.is_empty() {
-        // It ended between connection and answer.
+    let talk = (&stream).write_all(line.as_bytes()).and_then(|()| BufReader::new(&stream).read_line(&mut answer));
+    // It may end between connection and answer.
+    let ended = talk.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe));
+    if ended || matches!(talk, Ok(0)) {
         return Ok(Some(Response::Closing));
     }
+    talk.cant(|| format!("reach the daemon of {}", place.path.display()))?;
     match serde_json::from_str(&answer)? {
         Response::Failed(why) => Err(Failure::new(why)),
         response => Ok(Some(response)),

@@ -16,6 +16,11 @@ impl Failure {
         Failure { message: message.to_string(), code: 1 }
     }
 
+    /// Nothing went wrong, but scripts are to see this exit code (`diff` found differences).
+    pub fn silent(code: u8) -> Failure {
+        Failure { message: String::new(), code }
+    }
+
     /// `check` and `diff` found something: exit code `code`.
     pub fn found(code: u8, message: impl std::fmt::Display) -> Failure {
         Failure { message: message.to_string(), code }

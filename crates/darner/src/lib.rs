@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod cmd;
 pub mod control;
+pub mod copy;
 pub mod daemon;
 pub mod error;
 pub mod frontend;
@@ -10,3 +11,4 @@ pub mod mounts;
 pub mod nodes;
 pub mod place;
 pub mod when;
+pub mod xattr;

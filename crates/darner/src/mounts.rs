@@ -1,9 +1,13 @@
-//! Which mounts the kernel has, from /proc/self/mountinfo, and which store is behind one.
+//! Which mounts the kernel has, from /proc/self/mountinfo, which store is behind one, and what a path in one means.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use darner_fs::Tid;
+
+use crate::control::{self, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::Place;
 
@@ -95,5 +99,171 @@ pub fn store_of(path: &Path) -> Result<Place> {
             Ok(place) if place.holds_store()? => Ok(place),
             _ => Err(not_mounted),
         },
+    }
+}
+
+/// What a user means by a path that may lead into the past.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// A path that the kernel can follow. Moments are given as tids, so that a walk sees one moment however long it takes.
+    pub path: PathBuf,
+    /// For a path into the past: the same without its moments, and the last of them.
+    pub past: Option<Past>,
+}
+
+/// The moment in a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// Where it is, or was, in the live tree.
+    pub live: PathBuf,
+    /// As of when.
+    pub tid: Tid,
+}
+
+/// Finds out what a path means. `MNT@@WHEN` beside a mount point can't be a name in that directory, which is not ours: it
+/// stands for `MNT/@@WHEN`. An error for a WHEN that is no moment of the mount's filesystem.
+pub fn locate(path: &Path) -> Result<Located> {
+    let whole = std::path::absolute(path).cant(|| format!("find {}", path.display()))?;
+    let whole = name_the_directory_itself(&whole);
+    let (mut out, mut live, mut tid) = (PathBuf::new(), PathBuf::new(), None);
+    let mut components = whole.components().peekable();
+    while let Some(c) = components.next() {
+        let name = c.as_os_str().as_bytes();
+        // `@@` lists moments; the next name is one of them, without marks.
+        let listed = name == MARK && components.peek().is_some();
+        let marked = listed || name.starts_with(SAMBA) || name.windows(2).any(|w| w == MARK);
+        if !marked || name == MARK && !listed || !listed && is_literal(&out.join(c)) {
+            out.push(c);
+            live.push(c);
+            continue;
+        }
+        let texts = match listed {
+            true => vec![(&b""[..], components.next().expect("it is there").as_os_str().as_bytes())],
+            false => splits(name),
+        };
+        match moment(&live, &texts)? {
+            Some((base, dir, found)) => {
+                let mut name = base.to_os_string();
+                name.push(format!("@@{found}"));
+                out = dir.clone().unwrap_or(out).join(name);
+                live = dir.unwrap_or(live);
+                if !base.is_empty() {
+                    live.push(base);
+                }
+                tid = Some(found);
+            }
+            None => {
+                out.push(c);
+                live.push(c);
+            }
+        }
+    }
+    let Some(tid) = tid else { return Ok(Located { path: out, past: None }) };
+    if std::fs::symlink_metadata(&out).is_err() {
+        out = from_the_root(&live, tid).unwrap_or(out);
+    }
+    Ok(Located { path: out, past: Some(Past { live, tid }) })
+}
+
+/// What had a live path then, if the directories that it is in are gone, or others now.
+fn from_the_root(live: &Path, tid: Tid) -> Option<PathBuf> {
+    let (mount, within) = containing(live).ok()?;
+    let path = mount.mountpoint.join(format!("@@{tid}")).join(within);
+    std::fs::symlink_metadata(&path).is_ok().then_some(path)
+}
+
+/// `DIR/.@@WHEN` means what `DIR@@WHEN` does.
+fn name_the_directory_itself(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for c in path.components() {
+        match c.as_os_str().as_bytes().strip_prefix(b".").filter(|rest| rest.starts_with(MARK)) {
+            Some(rest) if out.file_name().is_some() => {
+                let mut name = out.file_name().unwrap_or_default().to_os_string();
+                name.push(OsStr::from_bytes(rest));
+                out.set_file_name(name);
+            }
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+const MARK: &[u8] = b"@@";
+const SAMBA: &[u8] = b"@GMT-";
+
+/// Whether a name is there by itself, not by leading into the past (whose inode numbers have bit 63).
+fn is_literal(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.ino() >> 63 == 0)
+}
+
+/// The ways to read a name as NAME and WHEN, the last mark first.
+fn splits(name: &[u8]) -> Vec<(&[u8], &[u8])> {
+    let marks = (0..name.len().saturating_sub(2)).rev().filter(|&at| &name[at..at + 2] == MARK);
+    let mut splits: Vec<_> = marks.map(|at| (&name[..at], &name[at + 2..])).collect();
+    if name.starts_with(SAMBA) {
+        splits.push((b"", name));
+    }
+    splits
+}
+
+type Moment<'n> = (&'n OsStr, Option<PathBuf>, Tid);
+
+/// The first reading of a name in directory `dir` that names a moment: what is before the mark, the directory in which to
+/// look if that is another one (a mount point), and the tid. `None` where no darner mount can be asked.
+fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &[u8])]) -> Result<Option<Moment<'n>>> {
+    let mut asked = None;
+    for (base, when) in texts {
+        let (Ok(when), base) = (std::str::from_utf8(when), OsStr::from_bytes(base)) else { continue };
+        let beside = dir.join(base);
+        let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty());
+        let Some((mount, _)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
+        let store = Place::at(&mount.source)?;
+        match control::must_call(&store, &Request::Resolve { when: when.into() })? {
+            Response::Tid(Some(tid)) => {
+                let (place, base) = match root {
+                    Some((m, _)) => (Some(m.mountpoint), OsStr::new("")),
+                    None => (None, base),
+                };
+                return Ok(Some((base, place, Tid(tid))));
+            }
+            _ => asked = asked.or(Some((mount.mountpoint, when))),
+        }
+    }
+    match asked {
+        Some((mountpoint, when)) => Err(Failure::new(format!(
+            "{when:?} is no moment of {}: it is no time, label or tid, lies in the future, or before the filesystem was made",
+            mountpoint.display()
+        ))),
+        None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_split_at_its_last_mark_first() {
+        assert_eq!(splits(b"a@@b@@-1d"), [(&b"a@@b"[..], &b"-1d"[..]), (b"a", b"b@@-1d")]);
+        assert_eq!(splits(b"@@x"), [(&b""[..], &b"x"[..])]);
+        assert_eq!(splits(b"x@@"), []);
+        assert_eq!(splits(b"@GMT-2026.11.22-09.30.15"), [(&b""[..], &b"@GMT-2026.11.22-09.30.15"[..])]);
+    }
+
+    #[test]
+    fn a_path_without_marks_or_without_a_mount_stays_as_it_is() {
+        let path = PathBuf::from("/no/such/file@@-1d");
+        assert_eq!(locate(&path).unwrap(), Located { path, past: None });
+        assert_eq!(name_the_directory_itself(Path::new("/a/.@@-1d/b")), PathBuf::from("/a@@-1d/b"));
+        let path = PathBuf::from("/usr/bin");
+        assert_eq!(locate(&path).unwrap(), Located { path, past: None });
+    }
+
+    #[test]
+    fn the_mount_tables_escapes_are_undone() {
+        let line = br"36 35 98:0 / /a\040b\134 rw - fuse.darner /s\011t rw";
+        let m = parse(line).unwrap();
+        assert_eq!((m.mountpoint, m.source), (PathBuf::from("/a b\\"), PathBuf::from("/s\tt")));
+        assert!(parse(b"").is_none() && parse(b"1 2 3 - x").is_none());
     }
 }

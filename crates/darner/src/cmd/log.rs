@@ -2,21 +2,17 @@
 
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use super::human;
 use crate::cli::Log;
-use crate::control::{self, Request, Response};
+use crate::control::{self, LogLine, Request, Response};
 use crate::error::{Failure, Result};
 use crate::mounts;
 use crate::place::Place;
 
 pub fn run(c: &Log) -> Result<()> {
-    let (mount, within) = mounts::containing(&c.path)?;
-    let path = within.iter().map(|name| name.as_bytes().to_vec()).collect();
-    let place = Place::at(&mount.source)?;
-    let Response::Log(lines) = control::must_call(&place, &Request::Log { path, coalesce: !c.all })? else {
-        return Err(Failure::new("the daemon gave an answer of another kind"));
-    };
+    let lines = versions(c)?;
     if c.json {
         return super::print_json(&lines);
     }
@@ -26,4 +22,29 @@ pub fn run(c: &Log) -> Result<()> {
             .expect("strings take all");
     }
     super::print(&out)
+}
+
+/// The versions of a path; of `PATH@@WHEN`, those up to that moment.
+fn versions(c: &Log) -> Result<Vec<LogLine>> {
+    let literally = ask(&c.path, !c.all);
+    let Ok(located) = mounts::locate(&c.path) else { return literally };
+    let (Err(_), Some(past)) = (&literally, located.past) else { return literally };
+    let mut lines = ask(&past.live, !c.all)?;
+    lines.retain(|l| number(&l.tid).is_none_or(|tid| tid <= past.tid.0));
+    Ok(lines)
+}
+
+fn ask(path: &Path, coalesce: bool) -> Result<Vec<LogLine>> {
+    let (mount, within) = mounts::containing(path)?;
+    let names = within.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let place = Place::at(&mount.source)?;
+    match control::must_call(&place, &Request::Log { path: names, coalesce }) {
+        Ok(Response::Log(lines)) => Ok(lines),
+        Ok(_) => Err(Failure::new("the daemon gave an answer of another kind")),
+        Err(e) => Err(Failure::new(format!("{}: {e}", path.display()))),
+    }
+}
+
+fn number(tid: &str) -> Option<u64> {
+    u64::from_str_radix(tid.strip_prefix("0x")?, 16).ok()
 }

@@ -2,10 +2,12 @@
 
 mod check;
 mod create;
+mod diff;
 mod inspect;
 mod log;
 mod manual;
 mod mount;
+mod restore;
 mod snapshot;
 mod status;
 mod unmount;
@@ -18,13 +20,17 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 use crate::error::{Failure, Result};
 
-/// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage.
+/// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage (`diff`:
+/// 0 the same, 1 different, 2 failed).
 pub fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments());
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("darner: {e}");
+            let message = e.to_string();
+            if !message.is_empty() {
+                eprintln!("darner: {message}");
+            }
             ExitCode::from(e.code())
         }
     }
@@ -58,9 +64,10 @@ fn run(command: Command) -> Result<()> {
         Command::Snapshot(c) => snapshot::run(&c),
         Command::Man(c) => manual::pages(&c),
         Command::Completions(c) => manual::completions(&c),
+        Command::Diff(c) => diff::run(&c),
+        Command::Restore(c) => restore::run(&c),
         Command::Inspect(c) => inspect::run(&c),
         Command::Check(c) => check::run(&c),
-        Command::Diff(_) | Command::Restore(_) => Err(Failure::new("not in this build")),
     }
 }
 
@@ -70,6 +77,16 @@ pub(crate) fn print(text: &str) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
+}
+
+/// Shows on a terminal that long work goes on; elsewhere nothing.
+pub(crate) fn spinner(what: &'static str) -> indicatif::ProgressBar {
+    let bar = indicatif::ProgressBar::new_spinner();
+    let style = indicatif::ProgressStyle::with_template("{spinner} {prefix} {human_pos} {msg} ({elapsed})");
+    bar.set_style(style.expect("the template is well-formed"));
+    bar.set_prefix(what);
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    bar
 }
 
 /// Prints a value as JSON.

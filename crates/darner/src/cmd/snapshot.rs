@@ -15,7 +15,11 @@ pub fn run(c: &Snapshot) -> Result<()> {
         (None, ..) => return Err(Failure::new("a mount point and a label are needed")),
     };
     let place = mounts::store_of(mnt)?;
-    let labels = match control::must_call(&place, &request)? {
+    let about = |e: Failure| match &request {
+        Request::AddLabel { name, .. } | Request::RemoveLabel { name } => Failure::new(format!("label {name:?}: {e}")),
+        _ => e,
+    };
+    let labels = match control::must_call(&place, &request).map_err(about)? {
         Response::Labels(labels) => labels,
         Response::Done => return Ok(()),
         _ => return Err(Failure::new("the daemon gave an answer of another kind")),

@@ -1,0 +1,150 @@
+//! `darner restore`: builds a copy of what was beside what is, then swaps them in one rename: one transaction, which can be
+//! undone like any other. A failure or an interrupt before that removes the copy and changes nothing.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::human;
+use crate::cli::Restore;
+use crate::control::{self, Request, Response};
+use crate::copy::{self, Copier};
+use crate::error::{Failure, Result};
+use crate::mounts::{self, Located};
+use crate::when::local;
+
+pub fn run(c: &Restore) -> Result<()> {
+    let source = mounts::locate(&c.source)?;
+    if fs::symlink_metadata(&source.path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Err(Failure::new(match &source.past {
+            Some(past) => format!("{} did not exist at {}", past.live.display(), local(past.tid)),
+            None => format!("{} does not exist", c.source.display()),
+        }));
+    }
+    match &c.to {
+        Some(dest) => restore_to(&source, dest),
+        None => restore_in_place(&source, c),
+    }
+}
+
+fn restore_to(source: &Located, dest: &Path) -> Result<()> {
+    if fs::symlink_metadata(dest).is_ok() {
+        return Err(Failure::new(format!(
+            "{} exists already; --to wants a new name (without --to, what is there is replaced)",
+            dest.display()
+        )));
+    }
+    let dest = mounts::absolute(dest)?;
+    let copy = Copy::make(&source.path, &dest)?;
+    copy::settle(&copy.path, &dest)?;
+    copy.keep();
+    super::print(&format!("restored to {}\n", dest.display()))
+}
+
+fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
+    let Some(past) = &source.past else {
+        return Err(Failure::new(format!("say as of when to restore {0}, as in {0}@@-10m", c.source.display())));
+    };
+    let target =
+        mounts::absolute(past.live.parent().unwrap_or(&past.live))?.join(past.live.file_name().unwrap_or_default());
+    let (mount, within) = mounts::containing(&target)?;
+    if within.as_os_str().is_empty() {
+        return Err(Failure::new(format!(
+            "{} is a mount point, which can't be replaced: restore what is in it, or use --to",
+            target.display()
+        )));
+    }
+    if !target.parent().is_some_and(Path::is_dir) {
+        let dir = target.parent().unwrap_or(&target).display();
+        return Err(Failure::new(format!("{dir} does not exist any more: restore that first, or use --to")));
+    }
+    if let Some(m) = mounts::all()?.into_iter().find(|m| m.mountpoint.starts_with(&target)) {
+        return Err(Failure::new(format!("{} is mounted there: unmount it first", m.mountpoint.display())));
+    }
+    let copy = Copy::make(&source.path, &target)?;
+    let before = newest(&mount);
+    let replaced = copy::swap(&copy.path, &target)?;
+    copy.keep();
+    let name = target.display();
+    let mut message = format!("restored {name} as of {}\n", local(past.tid));
+    if let (true, Some(tid)) = (replaced, before) {
+        message += &format!("undo: darner restore {name}@@{tid}\n");
+    }
+    super::print(&message)?;
+    if replaced {
+        let left =
+            |e| Failure::new(format!("it is restored, but what it replaced stays as {}: {e}", copy.path.display()));
+        copy::remove(&copy.path).map_err(left)?;
+    }
+    Ok(())
+}
+
+/// The newest transaction, for the message only.
+fn newest(mount: &mounts::Mounted) -> Option<String> {
+    let place = crate::place::Place::at(&mount.source).ok()?;
+    match control::must_call(&place, &Request::Status) {
+        Ok(Response::Status(s)) => Some(s.tid),
+        _ => None,
+    }
+}
+
+/// A copy under a name of its own, which goes with this value unless it is kept.
+struct Copy {
+    path: PathBuf,
+    keep: Cell<bool>,
+}
+
+impl Copy {
+    fn make(from: &Path, beside: &Path) -> Result<Copy> {
+        let dir = beside.parent().ok_or_else(|| Failure::new("the root directory can't be replaced"))?;
+        let name = (0..).map(|n| dir.join(format!(".darner-restore-{}-{n}", std::process::id())));
+        let path = name.into_iter().find(|p| fs::symlink_metadata(p).is_err()).expect("numbers don't end");
+        let copy = Copy { path, keep: Cell::new(false) };
+        let bar = super::spinner("restored");
+        let bytes = Cell::new(0);
+        heed_interrupts();
+        let progress = |n: u64| {
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                return Err(Failure::new("interrupted; nothing was changed"));
+            }
+            bytes.set(bytes.get() + n);
+            bar.inc(u64::from(n == 0));
+            bar.set_message(format!("files, {}", human(bytes.get())));
+            Ok(())
+        };
+        let made = Copier::new(&progress).copy(from, &copy.path);
+        bar.finish_and_clear();
+        made.map(|()| copy)
+    }
+
+    /// It has another name now, or is no longer ours to remove unasked.
+    fn keep(&self) {
+        self.keep.set(true);
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if !self.keep.get()
+            && let Err(e) = copy::remove(&self.path)
+        {
+            eprintln!("darner: the unfinished copy {} stays: {e}", self.path.display());
+        }
+    }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_interrupt(_: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Turns the usual signals into an error of the copy, so that it cleans up after itself.
+fn heed_interrupts() {
+    let note: extern "C" fn(libc::c_int) = note_interrupt;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic.
+        unsafe { libc::signal(signal, note as libc::sighandler_t) };
+    }
+}

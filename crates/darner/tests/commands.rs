@@ -1,0 +1,401 @@
+//! Every command as users and scripts meet it: the real program, a real mount, exit codes and messages.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// A directory with `store` mounted on `mnt`; unmounted, lazily if need be, whatever happens to the test.
+struct Mounted {
+    dir: TempDir,
+}
+
+/// What a command did.
+struct Done {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn darner(dir: &Path, args: &[&str]) -> Done {
+    let Output { status, stdout, stderr } =
+        Command::new(env!("CARGO_BIN_EXE_darner")).args(args).current_dir(dir).output().expect("darner starts");
+    let text = |bytes| String::from_utf8(bytes).expect("messages are UTF-8");
+    Done { code: status.code().unwrap_or(-1), out: text(stdout), err: text(stderr) }
+}
+
+/// Says loudly why a test that needs a mount does nothing.
+fn can_mount() -> bool {
+    // SAFETY: this call can't fail.
+    let able = Path::new("/dev/fuse").exists() && unsafe { libc::geteuid() } == 0;
+    if !able {
+        eprintln!("SKIPPED: this test mounts, which needs /dev/fuse and root");
+    }
+    able
+}
+
+impl Mounted {
+    /// `None` where nothing can be mounted.
+    fn new() -> Option<Mounted> {
+        can_mount().then(|| {
+            let m = Mounted { dir: tempfile::tempdir().expect("a directory") };
+            m.ok(&["mount", "--create", "store", "mnt"]);
+            m
+        })
+    }
+
+    fn run(&self, args: &[&str]) -> Done {
+        darner(self.dir.path(), args)
+    }
+
+    /// Runs a command that must succeed; returns what it printed.
+    fn ok(&self, args: &[&str]) -> String {
+        let done = self.run(args);
+        assert_eq!((done.code, done.err.as_str()), (0, ""), "darner {}", args.join(" "));
+        done.out
+    }
+
+    /// Runs a command that must fail with this code and a message that holds `word`.
+    fn fails(&self, code: i32, word: &str, args: &[&str]) {
+        let done = self.run(args);
+        let told = done.err.contains(word) && done.err.lines().count() <= if code == 1 { 1 } else { 9 };
+        assert!(done.code == code && told, "darner {}: {} {:?}", args.join(" "), done.code, done.err);
+    }
+
+    fn json(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(args)).expect("JSON")
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        fs::write(self.at(path), text).expect(path);
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.at(path)).expect(path)
+    }
+
+    /// What `diff` prints, which must find something.
+    fn diff(&self, a: &str, b: &str) -> String {
+        let done = self.run(&["diff", a, b]);
+        assert_eq!((done.code, done.err.as_str()), (1, ""), "{a} {b}");
+        done.out
+    }
+
+    fn same(&self, a: &str, b: &str) {
+        assert_eq!(self.ok(&["diff", a, b]), "", "{a} and {b}");
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        for mnt in ["mnt/tree/deep", "past", "mnt"] {
+            if self.run(&["unmount", mnt]).code != 0 {
+                self.run(&["unmount", "--lazy", mnt]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_written_is_there_after_an_unmount_and_another_mount() {
+    let Some(m) = Mounted::new() else { return };
+    m.write("mnt/a", "one");
+    m.ok(&["unmount", "mnt"]);
+    assert!(!m.at("mnt/a").exists());
+    m.ok(&["mount", "store", "mnt"]);
+    assert_eq!(m.read("mnt/a"), "one");
+    m.ok(&["mount", "--create", "store", "past", "--read-only"]);
+    assert_eq!(m.read("past/a"), "one");
+    assert!(fs::write(m.at("past/a"), "two").is_err());
+}
+
+#[test]
+fn status_tells_scripts_what_they_rely_on() {
+    let Some(m) = Mounted::new() else { return };
+    m.write("mnt/a", "one");
+    for path in ["mnt", "mnt/a", "store"] {
+        let s = m.json(&["status", "--json", path]);
+        assert!(s["tid"].as_str().is_some_and(|t| t.starts_with("0x")));
+        for field in ["size_bytes", "used_bytes", "history_bytes", "free_bytes", "daemon_pid"] {
+            assert!(s[field].is_u64(), "{field}");
+        }
+        let pid = s["daemon_pid"].as_u64().expect("a number");
+        assert!(Path::new(&format!("/proc/{pid}")).exists());
+        let volume = &s["volumes"][0];
+        let store = m.at("store").canonicalize().expect("it exists");
+        assert_eq!((volume["id"].as_u64(), volume["path"].as_str()), (Some(0), store.to_str()));
+    }
+    assert!(m.ok(&["status", "mnt"]).contains("(live)"));
+}
+
+#[test]
+fn labels_are_added_listed_and_removed() {
+    let Some(m) = Mounted::new() else { return };
+    m.write("mnt/a", "one");
+    m.ok(&["snapshot", "mnt", "first"]);
+    m.write("mnt/a", "two");
+    m.ok(&["snapshot", "mnt", "second"]);
+    m.ok(&["snapshot", "mnt", "again", "--at", "first"]);
+    assert_eq!((m.read("mnt/a@@first"), m.read("mnt/@@second/a")), ("one".into(), "two".into()));
+    let labels = m.json(&["snapshot", "list", "mnt", "--json"]);
+    let names: Vec<_> = labels.as_array().expect("a list").iter().map(|l| l["label"].as_str()).collect();
+    assert_eq!(names, [Some("again"), Some("first"), Some("second")]);
+    m.fails(1, "\"first\"", &["snapshot", "mnt", "first"]);
+    m.ok(&["snapshot", "remove", "mnt", "first"]);
+    m.fails(1, "\"first\"", &["snapshot", "remove", "mnt", "first"]);
+    assert!(!m.ok(&["snapshot", "list", "mnt"]).contains("first"));
+}
+
+#[test]
+fn the_log_tells_the_versions_of_a_path_up_to_a_moment() {
+    let Some(m) = Mounted::new() else { return };
+    m.write("mnt/a", "one");
+    m.ok(&["snapshot", "mnt", "first"]);
+    m.write("mnt/a", "twotwo");
+    fs::remove_file(m.at("mnt/a")).expect("it is there");
+    let all = m.json(&["log", "--json", "mnt/a"]);
+    let what: Vec<_> = all.as_array().expect("a list").iter().map(|l| l["what"].as_str().unwrap_or("")).collect();
+    assert_eq!((what.first(), what.last()), (Some(&"created"), Some(&"removed")));
+    let until = m.json(&["log", "--json", "--all", "mnt/a@@first"]);
+    assert_eq!(until.as_array().and_then(|l| l.last()).map(|l| &l["size"]), Some(&3.into()));
+    assert!(m.ok(&["log", "mnt"]).contains("created"));
+    m.fails(1, "mnt/b: ", &["log", "mnt/b"]);
+}
+
+/// A tree with one of everything.
+fn grow(m: &Mounted, top: &str) {
+    let at = |name: &str| m.at(top).join(name);
+    fs::create_dir_all(at("deep/er")).expect("new");
+    fs::write(at("file"), "bytes").expect("new");
+    fs::hard_link(at("file"), at("deep/twin")).expect("new");
+    symlink("../file", at("deep/link")).expect("new");
+    let sparse = fs::File::create(at("sparse")).expect("new");
+    std::os::unix::fs::FileExt::write_at(&sparse, b"island", 3 << 20).expect("room");
+    sparse.set_len(20 << 20).expect("room");
+    let fifo = std::ffi::CString::new(at("fifo").to_str().expect("UTF-8")).expect("no NUL");
+    // SAFETY: the path is NUL-terminated.
+    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o640) }, 0);
+    std::os::unix::fs::chown(at("file"), Some(1234), Some(56)).expect("we are root");
+    fs::set_permissions(at("file"), fs::Permissions::from_mode(0o4711)).expect("ours");
+    let file = std::ffi::CString::new(at("file").to_str().expect("UTF-8")).expect("no NUL");
+    // SAFETY: all pointers are valid, the length is the value's.
+    let rc = unsafe { libc::setxattr(file.as_ptr(), c"user.colour".as_ptr(), b"red".as_ptr().cast(), 3, 0) };
+    assert_eq!(rc, 0);
+    fs::set_permissions(at("deep/er"), fs::Permissions::from_mode(0o555)).expect("ours");
+}
+
+#[test]
+fn diff_tells_what_came_went_and_changed_and_its_exit_code_can_be_trusted() {
+    let Some(m) = Mounted::new() else { return };
+    grow(&m, "mnt/tree");
+    m.ok(&["snapshot", "mnt", "before"]);
+    m.same("mnt@@before", "mnt");
+    m.same("mnt/tree/@@before", "mnt/tree");
+    m.write("mnt/tree/new", "");
+    fs::remove_dir_all(m.at("mnt/tree/deep")).expect("it is there");
+    m.write("mnt/tree/deep", "a file now");
+    fs::set_permissions(m.at("mnt/tree/fifo"), fs::Permissions::from_mode(0o600)).expect("ours");
+    m.write("mnt/tree/file", "BYTES");
+    let told = m.diff("mnt@@before", "mnt");
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "M tree/deep  type directory → file",
+            "- tree/deep/er",
+            "- tree/deep/link",
+            "- tree/deep/twin",
+            "M tree/fifo  mode 0640 → 0600",
+            "M tree/file  content, mtime",
+            "+ tree/new",
+        ]
+    );
+    let json = m.run(&["diff", "--json", "mnt@@before", "mnt"]);
+    let changes: serde_json::Value = serde_json::from_str(&json.out).expect("JSON");
+    assert_eq!((json.code, &changes[6]["change"], &changes[6]["path"]), (1, &"+".into(), &"tree/new".into()));
+    m.fails(2, "no/such", &["diff", "mnt", "no/such"]);
+    m.fails(2, "\"nonsense\"", &["diff", "mnt@@nonsense", "mnt"]);
+    m.fails(2, "required", &["diff", "mnt"]);
+}
+
+#[test]
+fn a_tree_is_restored_in_place_whole_and_that_can_be_undone() {
+    let Some(m) = Mounted::new() else { return };
+    grow(&m, "mnt/tree");
+    m.ok(&["snapshot", "mnt", "before"]);
+    fs::remove_dir_all(m.at("mnt/tree/deep")).expect("it is there");
+    m.write("mnt/tree/file", "other");
+    m.ok(&["snapshot", "mnt", "after"]);
+    let told = m.ok(&["restore", "mnt/tree@@before"]);
+    m.same("mnt/tree@@before", "mnt/tree");
+    let meta = |path: &str| fs::symlink_metadata(m.at(path)).expect(path);
+    assert_eq!(meta("mnt/tree/file").ino(), meta("mnt/tree/deep/twin").ino());
+    assert!(meta("mnt/tree/sparse").blocks() < 1000, "holes stay holes");
+    assert!(meta("mnt/tree/fifo").file_type().is_fifo());
+    assert_eq!(fs::read_dir(m.at("mnt")).expect("it is there").count(), 1, "nothing else is left");
+    let undo = told.lines().last().and_then(|l| l.strip_prefix("undo: darner restore ")).expect("how to undo it");
+    m.ok(&["restore", undo]);
+    m.same("mnt/tree@@after", "mnt/tree");
+}
+
+#[test]
+fn what_is_gone_comes_back_and_copies_can_go_elsewhere() {
+    let Some(m) = Mounted::new() else { return };
+    grow(&m, "mnt/tree");
+    m.ok(&["snapshot", "mnt", "before"]);
+    fs::remove_dir_all(m.at("mnt/tree")).expect("it is there");
+    m.fails(1, "does not exist any more", &["restore", "mnt/tree/deep@@before"]);
+    m.ok(&["restore", "mnt/tree@@before"]);
+    m.same("mnt@@before/tree", "mnt/tree");
+    m.ok(&["restore", "mnt/tree/file@@before", "--to", "mnt/copy"]);
+    m.same("mnt/tree/file@@before", "mnt/copy");
+    m.ok(&["restore", "mnt@@before", "--to", "outside"]);
+    m.same("mnt@@before", "outside");
+}
+
+#[test]
+fn a_restore_that_fails_leaves_nothing_behind() {
+    let Some(m) = Mounted::new() else { return };
+    grow(&m, "mnt/tree");
+    m.ok(&["snapshot", "mnt", "before"]);
+    m.write("mnt/tree/file", "other");
+    m.ok(&["mount", "--create", "--size", "100M", "small", "past"]);
+    let big = fs::File::create(m.at("mnt/big")).expect("new");
+    let noise: Vec<u8> = (0..1 << 20).map(|_| fastrand::u8(..)).collect();
+    (0..100).for_each(|i| std::os::unix::fs::FileExt::write_all_at(&big, &noise, i << 20).expect("room"));
+    m.fails(1, "No space left", &["restore", "mnt@@now", "--to", "past/copy"]);
+    assert_eq!(fs::read_dir(m.at("past")).expect("it is there").count(), 0);
+    m.fails(1, "exists already", &["restore", "mnt/tree@@before", "--to", "mnt/big"]);
+    m.fails(1, "mount point", &["restore", "mnt@@before"]);
+    m.fails(1, "as of when", &["restore", "mnt/tree"]);
+    m.fails(1, "did not exist", &["restore", "mnt/big@@before"]);
+    m.ok(&["unmount", "past"]);
+    m.ok(&["mount", "small", "mnt/tree/deep"]);
+    m.write("mnt/tree/deep/other", "of another filesystem");
+    m.fails(1, "unmount it first", &["restore", "mnt/tree@@before"]);
+    assert_eq!(m.read("mnt/tree/deep/other"), "of another filesystem");
+    m.ok(&["unmount", "mnt/tree/deep"]);
+    assert_eq!(m.read("mnt/tree/file"), "other");
+}
+
+#[test]
+fn the_past_can_be_mounted_beside_the_present() {
+    let Some(m) = Mounted::new() else { return };
+    grow(&m, "mnt/tree");
+    m.ok(&["snapshot", "mnt", "before"]);
+    m.write("mnt/tree/file", "other");
+    fs::create_dir(m.at("past")).expect("new");
+    m.ok(&["mount", "--as-of", "before", "store", "past"]);
+    m.same("past", "mnt@@before");
+    assert!(fs::write(m.at("past/new"), "").is_err());
+    assert_eq!(m.json(&["status", "--json", "past"])["mounts"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn mistakes_are_told_in_one_line_and_leave_nothing_mounted() {
+    let Some(m) = Mounted::new() else { return };
+    fs::create_dir(m.at("empty")).expect("new");
+    fs::create_dir(m.at("dir")).expect("new");
+    m.fails(1, "can't find the store nowhere", &["mount", "nowhere", "dir"]);
+    m.fails(1, "holds no darner store", &["mount", "empty", "dir"]);
+    m.fails(1, "is mounted on", &["mount", "store", "dir"]);
+    m.fails(1, "mounted on it already", &["mount", "store", "mnt"]);
+    m.fails(1, "no moment of this filesystem", &["mount", "--as-of", "1999-01-01", "store", "dir"]);
+    m.fails(1, "mount option nonsense", &["mount", "-o", "nonsense", "store", "dir"]);
+    m.fails(1, "is not mounted", &["unmount", "dir"]);
+    m.fails(1, "is not in a darner mount", &["status", "dir"]);
+    m.fails(1, "is already open in process", &["create", "store"]);
+    m.fails(1, "is not empty", &["create", "."]);
+    m.fails(1, "a store needs", &["mount", "--create", "--size", "1M", "tiny", "dir"]);
+    assert!(!m.at("tiny").exists());
+    m.fails(2, "not a size", &["mount", "--create", "--size", "10Q", "q", "dir"]);
+    m.ok(&["unmount", "mnt"]);
+    m.fails(1, "missing", &["mount", "store", "missing"]);
+    m.fails(1, "is not mounted", &["status", "store"]);
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("it is there");
+    assert!(!mounts.contains(m.dir.path().to_str().expect("UTF-8")), "something stayed mounted");
+    m.ok(&["mount", "store", "mnt"]);
+}
+
+#[test]
+fn an_image_file_is_a_store_too() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted { dir: tempfile::tempdir().expect("a directory") };
+    m.fails(1, "--size", &["create", "--image", "disk"]);
+    m.ok(&["create", "--image", "--size", "100M", "disk"]);
+    m.fails(1, "holds a store already", &["create", "disk"]);
+    fs::create_dir(m.at("mnt")).expect("new");
+    m.ok(&["mount", "disk", "mnt"]);
+    m.write("mnt/a", "one");
+    m.ok(&["unmount", "mnt"]);
+    m.ok(&["mount", "disk", "mnt"]);
+    assert_eq!(m.read("mnt/a"), "one");
+}
+
+/// Ends the daemon as an out-of-memory killer would, and mounts again.
+fn kill_daemon(m: &Mounted) {
+    let pid = m.json(&["status", "--json", "mnt"])["daemon_pid"].as_u64().expect("a number");
+    // SAFETY: a plain system call; the process is our own daemon.
+    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
+    let dead = || fs::metadata(m.at("mnt")).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
+    for _ in 0..500 {
+        if dead() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(dead(), "a dead mount says so");
+    m.ok(&["unmount", "mnt"]);
+    m.ok(&["mount", "store", "mnt"]);
+}
+
+#[test]
+fn a_killed_daemon_loses_nothing_that_was_synced() {
+    let Some(m) = Mounted::new() else { return };
+    m.write("mnt/early", "not synced, but long ago");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    m.write("mnt/synced", "synced");
+    fs::File::open(m.at("mnt/synced")).and_then(|f| f.sync_all()).expect("it syncs");
+    m.write("mnt/late", "perhaps");
+    kill_daemon(&m);
+    assert_eq!((m.read("mnt/early").as_str(), m.read("mnt/synced").as_str()), ("not synced, but long ago", "synced"));
+}
+
+#[test]
+fn a_full_store_says_so_and_deleting_still_works() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted { dir: tempfile::tempdir().expect("a directory") };
+    m.ok(&["mount", "--create", "--size", "100M", "store", "mnt"]);
+    let noise: Vec<u8> = (0..1 << 20).map(|_| fastrand::u8(..)).collect();
+    let full = (0..200).find_map(|i| fs::write(m.at(&format!("mnt/{i}")), &noise).err());
+    assert_eq!(full.and_then(|e| e.raw_os_error()), Some(libc::ENOSPC));
+    for i in 0..20 {
+        fs::remove_file(m.at(&format!("mnt/{i}"))).expect("deleting works");
+    }
+    m.ok(&["unmount", "mnt"]);
+    m.ok(&["mount", "store", "mnt"]);
+    assert!(!m.at("mnt/0").exists() && m.at("mnt/20").exists());
+}
+
+#[test]
+fn man_pages_and_completions_cover_every_command() {
+    let dir = tempfile::tempdir().expect("a directory");
+    assert_eq!(darner(dir.path(), &["man", "pages"]).code, 0);
+    let bash = darner(dir.path(), &["completions", "bash"]).out;
+    for command in ["create", "mount", "unmount", "status", "log", "diff", "restore", "snapshot", "inspect", "check"] {
+        assert!(dir.path().join(format!("pages/darner-{command}.1")).exists(), "{command}");
+        assert!(bash.contains(command));
+    }
+    assert_eq!(darner(dir.path(), &["completions", "nosuchshell"]).code, 2);
+    assert_eq!(darner(dir.path(), &["--version"]).code, 0);
+}
