@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod bench;
 mod create;
 mod log;
 mod manual;
@@ -54,6 +55,7 @@ fn run(command: Command) -> Result<()> {
         Command::Status(c) => status::run(&c),
         Command::Log(c) => log::run(&c),
         Command::Snapshot(c) => snapshot::run(&c),
+        Command::Bench(c) => bench::run(&c),
         Command::Man(c) => manual::pages(&c),
         Command::Completions(c) => manual::completions(&c),
         Command::Diff(_) | Command::Restore(_) | Command::Inspect(_) | Command::Check(_) => {
