@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::darner::Darner;
 use super::probe::{Probe, Tracing};
@@ -72,6 +73,7 @@ pub fn compare(dir: &Path, o: &Options) -> Result<(String, serde_json::Value, bo
         selected.iter().filter(|(_, named)| *named).map(|(w, _)| Line::new(w, systems.len())).collect();
     let mut run = Run { scale, kit, lines: &mut lines };
     for round in 0..=o.rounds {
+        let start = Instant::now();
         for (workload, _) in &selected {
             // Round 0 is for the counters.
             let first = if round == 0 { 0 } else { round as usize % systems.len() };
@@ -81,6 +83,7 @@ pub fn compare(dir: &Path, o: &Options) -> Result<(String, serde_json::Value, bo
                 run.one(round, workload, which, &mut *systems[which])?;
             }
         }
+        note(&format!("round {round} took {:.0} s", start.elapsed().as_secs_f64()));
     }
     let report = Report { head, lines };
     let fine = report.lines.iter().all(|l| l.errors[0].is_none());
@@ -121,8 +124,13 @@ impl Run<'_> {
     }
 
     fn attempt(&self, round: u64, w: &Workload, system: &mut dyn System) -> Result<Sample> {
-        if w.cold {
+        if w.cold || !system.is_mounted() {
             system.remount()?;
+        }
+        if !system.is_mounted() {
+            return Err(Failure::new("it is not mounted"));
+        }
+        if w.cold {
             stage::drop_caches();
             // What is looked up on the way to the mount is not what is measured.
             std::fs::metadata(system.dir())?;

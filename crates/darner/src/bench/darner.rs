@@ -98,10 +98,17 @@ impl System for Darner {
 
     fn remount(&mut self) -> Result<()> {
         // A daemon that died is reported by the workload that saw it; the next ones get a fresh one.
-        if self.unmount().is_err() {
+        if let Err(e) = self.unmount() {
+            eprintln!("unmounting {}: {e}", self.name);
             let _ = darner_fuse::unmount(&self.mnt, true);
         }
-        self.mount().map(drop)
+        let mounted = self.mount();
+        if let Err(e) = &mounted {
+            eprintln!("mounting {}: {e}; once more", self.name);
+            std::thread::sleep(Duration::from_secs(1));
+            return self.mount().map(drop);
+        }
+        mounted.map(drop)
     }
 
     fn daemon(&self) -> Option<u32> {

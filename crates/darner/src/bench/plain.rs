@@ -38,6 +38,10 @@ impl System for Plain {
         &self.dir
     }
 
+    fn is_mounted(&self) -> bool {
+        true
+    }
+
     fn remount(&mut self) -> Result<()> {
         Ok(())
     }

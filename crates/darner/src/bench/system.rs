@@ -16,6 +16,10 @@ pub trait System {
     fn dir(&self) -> &Path;
     /// Empties the caches that only a new mount empties; those of the kernel are the caller's.
     fn remount(&mut self) -> Result<()>;
+    /// Whether [`dir`](System::dir) is this filesystem and not the directory below.
+    fn is_mounted(&self) -> bool {
+        crate::mounts::all().is_ok_and(|all| all.iter().any(|m| m.mountpoint == self.dir()))
+    }
     /// The process that serves it, if it is ours to look into.
     fn daemon(&self) -> Option<u32> {
         None

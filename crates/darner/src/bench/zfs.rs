@@ -47,6 +47,20 @@ impl ZfsFuse {
     }
 }
 
+impl ZfsFuse {
+    /// Just after use the pool may still be busy for a moment.
+    fn destroy(&self) {
+        for attempt in 0..50 {
+            match zpool(&["destroy", "-f", &self.pool]) {
+                Ok(_) => return,
+                Err(e) if attempt == 49 => eprintln!("darner: {e}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+        unmount(&self.dir);
+    }
+}
+
 fn zpool(args: &[&str]) -> Result<String> {
     shell::run("zpool", args)
 }
@@ -98,10 +112,7 @@ impl System for ZfsFuse {
 impl Drop for ZfsFuse {
     fn drop(&mut self) {
         if self.made {
-            if let Err(e) = zpool(&["destroy", "-f", &self.pool]) {
-                eprintln!("darner: {e}");
-                unmount(&self.dir);
-            }
+            self.destroy();
         }
         if let Some(child) = &mut self.daemon {
             // SAFETY: a plain system call; the child is ours and not yet waited for.
