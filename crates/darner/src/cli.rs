@@ -39,6 +39,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Read and verify everything in a store that is not mounted; changes nothing
     Check(Check),
+    /// Measure speed beside other filesystems on the same disk, or as a store grows
+    Bench(Bench),
     /// Write the man pages to a directory
     #[command(hide = true)]
     Man(Man),
@@ -224,6 +226,41 @@ pub struct Inspect {
 pub struct Check {
     /// The store
     pub store: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner bench`
+///
+/// Everything is set up in a directory of its own within --dir and removed at the end, also after an interrupt.
+/// See docs/benchmarks.md.
+#[derive(Args, Debug)]
+pub struct Bench {
+    /// A directory on the disk to be measured, with some 30 GB free (--quick: 10) [default: the current one]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// To compare with: btrfs, zfs-fuse, ext4 (the disk's own), darner+OPTION+…, or the path of another build of darner
+    #[arg(long, value_delimiter = ',', default_value = "btrfs,zfs-fuse,ext4")]
+    pub peers: Vec<String>,
+    /// Only these workloads
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub only: Vec<String>,
+    /// Timed rounds [default: 5; with --quick 2]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rounds: Option<u64>,
+    /// Small sizes: shows that it works, not how fast
+    #[arg(long)]
+    pub quick: bool,
+    /// Instead: how speed changes with the number of files, and of versions of a file
+    #[arg(long, conflicts_with_all = ["peers", "only", "rounds"])]
+    pub growth: bool,
+    /// With --growth: to 10^7 files and 10^6 versions
+    #[arg(long, requires = "growth")]
+    pub long: bool,
+    /// Mount options for darner
+    #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
     /// As JSON
     #[arg(long)]
     pub json: bool,

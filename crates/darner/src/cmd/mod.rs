@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod check;
+mod bench;
 mod create;
 mod diff;
 mod inspect;
@@ -62,6 +63,7 @@ fn run(command: Command) -> Result<()> {
         Command::Status(c) => status::run(&c),
         Command::Log(c) => log::run(&c),
         Command::Snapshot(c) => snapshot::run(&c),
+        Command::Bench(c) => bench::run(&c),
         Command::Man(c) => manual::pages(&c),
         Command::Completions(c) => manual::completions(&c),
         Command::Diff(c) => diff::run(&c),
