@@ -1,7 +1,7 @@
 //! How commands talk to the daemon that has a store open: one JSON line each way over a local socket. Peers are
 //! root or the daemon's own user. (Its successor is syslink.)
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -198,12 +198,13 @@ pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     let lost = || format!("reach the daemon of {}", place.path.display());
-    (&stream).write_all(line.as_bytes()).cant(lost)?;
     let mut answer = String::new();
-    BufReader::new(&stream).read_line(&mut answer).cant(lost)?;
-    if answer.is_empty() {
+    let exchanged = (&stream).write_all(line.as_bytes()).and_then(|()| BufReader::new(&stream).read_line(&mut answer));
+    match exchanged {
+        Err(e) if !matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => return Err(e).cant(lost),
         // It ended between connection and answer.
-        return Ok(Some(Response::Closing));
+        Err(_) | Ok(0) => return Ok(Some(Response::Closing)),
+        Ok(_) => {}
     }
     match serde_json::from_str(&answer)? {
         Response::Failed(why) => Err(Failure::new(why)),

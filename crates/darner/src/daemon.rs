@@ -19,7 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status, VolumeLine};
 use crate::error::{Context, Failure, Result};
 use crate::frontend::{Frontend, now_ns};
-use crate::nodes::Nodes;
+use crate::nodes::{Holders, Nodes};
 use crate::place::Place;
 use crate::when::local;
 
@@ -45,6 +45,8 @@ struct State {
 pub struct Daemon {
     place: Place,
     fs: Arc<Fs>,
+    /// The nodes of the live mounts.
+    holders: Holders,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -58,7 +60,7 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
         tracing::info!(orphans = n, tid = %store.tid(), "store open");
     }
     let listener = UnixListener::bind_addr(&place.socket()?).cant(|| "listen for commands".into())?;
-    let daemon = Arc::new(Daemon { place, fs, state: Mutex::default(), changed: Condvar::new() });
+    let daemon = Arc::new(Daemon { place, fs, holders: Holders::default(), state: Mutex::default(), changed: Condvar::new() });
     let workers = daemon.start_workers()?;
     let outcome = daemon.mount(first);
     if outcome.is_ok() {
@@ -203,9 +205,14 @@ impl Daemon {
             }
         })?;
         let stale = Mutex::new(stale);
+        let nodes = Arc::new(Nodes::new(as_of));
+        if live {
+            self.holders.add(&nodes);
+        }
         let frontend = Frontend::new(
             self.fs.clone(),
-            Nodes::new(as_of),
+            nodes.clone(),
+            self.holders.clone(),
             shared,
             read_only,
             Box::new(move |id| {
@@ -221,7 +228,11 @@ impl Daemon {
                 Ok(_) => tracing::info!(mountpoint = %mountpoint.display(), "unmounted"),
                 Err(e) => tracing::error!(mountpoint = %mountpoint.display(), "serving ended: {e}"),
             }
+            let orphans = daemon.holders.remove(&nodes);
             if !daemon.store().is_read_only() {
+                if let Err(e) = daemon.fs.forget(now_ns(), &orphans) {
+                    tracing::warn!("unlinked files stay until the next mount: {e}");
+                }
                 if let Err(e) = daemon.fs.sync() {
                     tracing::error!("the last writes may be lost: {e}");
                 }

@@ -328,7 +328,7 @@ fn extended_attributes_and_acls_through_the_usual_tools() {
     w.sh("touch f; setfattr -n user.colour -v green f; setfattr -n trusted.t -v 1 f; setfattr -n user.empty f");
     let attrs = w.sh("getfattr -d -m - f");
     assert!(attrs.contains("user.colour=\"green\"") && attrs.contains("trusted.t=\"1\"") && attrs.contains("user.empty"));
-    w.sh("head -c 60000 /dev/urandom | base64 -w0 | head -c 60000 > $DIR/v; setfattr -n user.big -v $(head -c 30000 $DIR/v) f");
+    w.sh("setfattr -n user.big -v $(head -c 20000 /dev/urandom | base64 -w0) f");
     w.sh("setfattr -x user.colour f; ! getfattr -n user.colour f 2>/dev/null");
 
     // A default ACL is inherited and takes the place of the umask.
@@ -360,7 +360,7 @@ fn renames_flags_are_kept() {
     assert_eq!(fs::read(w.path("d")).unwrap(), b"a");
     assert_eq!(fs::read(w.path("c/in")).unwrap(), b"in");
     assert_eq!(rename(&w.path("c"), &w.path("none"), libc::RENAME_EXCHANGE), Err(libc::ENOENT));
-    assert_eq!(rename(&w.path("c"), &w.path("c/in/x"), 0), Err(libc::EINVAL));
+    assert_eq!(rename(&w.path("c"), &w.path("c/x"), 0), Err(libc::EINVAL));
     let whiteout = rename(&w.path("d"), &w.path("w"), libc::RENAME_WHITEOUT);
     assert!(whiteout == Ok(0) || whiteout == Err(libc::EINVAL), "{whiteout:?}");
 }
@@ -379,7 +379,7 @@ fn set_id_bits_go_when_somebody_else_writes_and_the_sticky_bit_protects() {
     w.sh("chmod 6755 f; echo x >> f; test $(stat -c %a f) = 6755; chown daemon f; test $(stat -c %a f) = 755");
     w.sh("mkdir -m 1777 s; touch s/of-root");
     w.sh(&format!("! {nobody} rm -f s/of-root 2>/dev/null; {nobody} touch s/mine; {nobody} rm s/mine"));
-    w.sh(&format!("! {nobody} mv s/of-root s/x 2>/dev/null; {nobody} touch f && ! {nobody} chmod 700 f 2>/dev/null"));
+    w.sh(&format!("! {nobody} mv s/of-root s/x 2>/dev/null; ! {nobody} chmod 700 g 2>/dev/null"));
 }
 
 #[test]
