@@ -19,6 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status, VolumeLine};
 use crate::error::{Context, Failure, Result};
 use crate::frontend::{Frontend, now_ns};
+use crate::mounts;
 use crate::nodes::{Holders, Nodes};
 use crate::place::Place;
 use crate::when::local;
@@ -160,15 +161,11 @@ impl Daemon {
             if state.closing {
                 return Err(Failure::new("the daemon is on its way out; try again"));
             }
-            let other = state.mounts.values().find(|o| o.live);
-            if let (Some(other), false) = (other, read_only) {
-                return Err(Failure::new(format!(
-                    "{} is mounted on {} already; further mounts of it need --read-only or --as-of",
-                    self.place.path.display(),
-                    other.line.mountpoint.display()
-                )));
+            if live && !m.read_only {
+                self.may_write(&state)?;
             }
-            live && other.is_some()
+            // Nothing but the one writable mount changes the live tree.
+            live && read_only && !self.store().is_read_only()
         };
         let root = darner_fs::Node::AsOf(darner_fs::ROOT, as_of.unwrap_or(Tid::MAX));
         self.fs.getattr(if live { self.fs.root() } else { root })?;
@@ -243,6 +240,30 @@ impl Daemon {
         Ok(())
     }
 
+    /// Whether a mount that is in the way has been taken away already, and only we have not seen the end of it.
+    fn one_is_leaving(&self, m: &MountRequest) -> Result<bool> {
+        let table = mounts::all()?;
+        let state = self.state.lock();
+        let there = |at: &Path| table.iter().any(|t| t.mountpoint == at && t.source == self.place.path);
+        let in_the_way = |at: &Path, o: &Mount| at == m.mountpoint || (!m.read_only && o.live && !o.line.read_only);
+        Ok(state.mounts.iter().any(|(at, o)| in_the_way(at, o) && !there(at)))
+    }
+
+    /// Whether a writable mount may be added.
+    fn may_write(&self, state: &State) -> Result<()> {
+        let path = self.place.path.display();
+        if self.store().is_read_only() {
+            return Err(Failure::new(format!("{path} is mounted read-only; unmount that before it is mounted writable")));
+        }
+        match state.mounts.values().find(|o| o.live && !o.line.read_only) {
+            Some(other) => Err(Failure::new(format!(
+                "{path} is mounted on {} already; further mounts of it need --read-only or --as-of",
+                other.line.mountpoint.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn moment(&self, when: &str) -> Result<Tid> {
         let found = self.fs.resolve_when(when, now_ns())?;
         found.ok_or_else(|| {
@@ -279,6 +300,9 @@ impl Daemon {
         }
         Ok(match request {
             Request::Mount(m) => {
+                if self.one_is_leaving(&m)? {
+                    return Ok(Response::Closing);
+                }
                 self.mount(&m)?;
                 Response::Done
             }

@@ -169,10 +169,23 @@ impl World {
         String::from_utf8_lossy(&out.stdout).trim_end().to_string()
     }
 
+    /// The same, failing or not.
     pub fn try_sh(&self, script: &str) -> Output {
+        self.bash(script, &self.mnt)
+    }
+
+    /// Runs a bash script beside the mount, which it does not keep busy.
+    #[track_caller]
+    pub fn sh_outside(&self, script: &str) -> String {
+        let out = self.bash(script, &self.dir);
+        assert!(out.status.success(), "{script}\n{}", said(&out));
+        String::from_utf8_lossy(&out.stdout).trim_end().to_string()
+    }
+
+    fn bash(&self, script: &str, within: &Path) -> Output {
         let mut command = Command::new("timeout");
         command.args(["-k", "5", "120", "bash", "-euo", "pipefail", "-c", script]);
-        command.current_dir(&self.mnt).env("MNT", &self.mnt).env("DIR", &self.dir).env("DARNER", DARNER);
+        command.current_dir(within).env("MNT", &self.mnt).env("DIR", &self.dir).env("DARNER", DARNER);
         command.output().unwrap()
     }
 
