@@ -48,6 +48,8 @@ pub struct Daemon {
     fs: Arc<Fs>,
     /// The nodes of the live mounts.
     holders: Holders,
+    /// Held while a mount is made: one at a time, and none while the daemon decides to end.
+    mounting: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -61,17 +63,14 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
         tracing::info!(orphans = n, tid = %store.tid(), "store open");
     }
     let listener = UnixListener::bind_addr(&place.socket()?).cant(|| "listen for commands".into())?;
-    let daemon = Arc::new(Daemon { place, fs, holders: Holders::default(), state: Mutex::default(), changed: Condvar::new() });
+    let daemon = Arc::new(Daemon { place, fs, holders: Holders::default(), mounting: Mutex::default(), state: Mutex::default(), changed: Condvar::new() });
     let workers = daemon.start_workers()?;
     let outcome = daemon.mount(first);
     if outcome.is_ok() {
         let commands = daemon.clone();
         thread::Builder::new().name("commands".into()).spawn(move || commands.listen(&listener))?;
         ready();
-        let mut state = daemon.state.lock();
-        while !state.mounts.is_empty() {
-            daemon.changed.wait(&mut state);
-        }
+        daemon.wait_for_the_last_mount();
     }
     daemon.state.lock().closing = true;
     for worker in workers {
@@ -87,6 +86,23 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
 }
 
 impl Daemon {
+    /// Returns when no mount is left and no further one will be.
+    fn wait_for_the_last_mount(&self) {
+        loop {
+            let mut state = self.state.lock();
+            while !state.mounts.is_empty() {
+                self.changed.wait(&mut state);
+            }
+            drop(state);
+            let _no_mount_begins = self.mounting.lock();
+            let mut state = self.state.lock();
+            if state.mounts.is_empty() {
+                state.closing = true;
+                return;
+            }
+        }
+    }
+
     /// Gives the store back, then tells those who wait for that.
     fn release(&self, lock: File) {
         drop(lock);
@@ -158,9 +174,6 @@ impl Daemon {
         let read_only = m.read_only || !live || self.store().is_read_only();
         let shared = {
             let state = self.state.lock();
-            if state.closing {
-                return Err(Failure::new("the daemon is on its way out; try again"));
-            }
             if live && !m.read_only {
                 self.may_write(&state)?;
             }
@@ -300,7 +313,8 @@ impl Daemon {
         }
         Ok(match request {
             Request::Mount(m) => {
-                if self.one_is_leaving(&m)? {
+                let _one_at_a_time = self.mounting.lock();
+                if self.state.lock().closing || self.one_is_leaving(&m)? {
                     return Ok(Response::Closing);
                 }
                 self.mount(&m)?;
