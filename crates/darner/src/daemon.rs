@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Fs, Node, ROOT, Tid};
+use darner_fs::{Fs, Tid};
 use darner_fuse::{Config, MountOptions, Session, abi};
 use darner_store::{OpenOptions, Progress, Store};
 use parking_lot::{Condvar, Mutex};
@@ -20,7 +20,7 @@ use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request,
 use crate::error::{Context, Failure, Result};
 use crate::frontend::{Frontend, now_ns};
 use crate::mounts;
-use crate::nodes::Nodes;
+use crate::nodes::{Holders, Nodes};
 use crate::place::Place;
 use crate::when::local;
 
@@ -30,8 +30,6 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// After this long, what was written survives the death of the daemon.
 const WRITE_EVERY: Duration = Duration::from_millis(20);
 
-/// How long an unmounted mount may take to end here.
-const UNMOUNT_MAX: Duration = Duration::from_secs(30);
 /// The kernel's readahead for a mount, bytes.
 const READAHEAD: u32 = 1 << 20;
 
@@ -51,6 +49,10 @@ struct State {
 pub struct Daemon {
     place: Place,
     fs: Arc<Fs>,
+    /// The nodes of the live mounts.
+    holders: Holders,
+    /// Held while a mount is made: one at a time, and none while the daemon decides to end.
+    mounting: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -64,17 +66,21 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
         tracing::info!(orphans = n, tid = %store.tid(), "store open");
     }
     let listener = UnixListener::bind_addr(&place.socket()?).cant(|| "listen for commands".into())?;
-    let daemon = Arc::new(Daemon { place, fs, state: Mutex::default(), changed: Condvar::new() });
+    let daemon = Arc::new(Daemon {
+        place,
+        fs,
+        holders: Holders::default(),
+        mounting: Mutex::default(),
+        state: Mutex::default(),
+        changed: Condvar::new(),
+    });
     let workers = daemon.start_workers()?;
     let outcome = daemon.mount(first);
     if outcome.is_ok() {
         let commands = daemon.clone();
         thread::Builder::new().name("commands".into()).spawn(move || commands.listen(&listener))?;
         ready();
-        let mut state = daemon.state.lock();
-        while !state.mounts.is_empty() {
-            daemon.changed.wait(&mut state);
-        }
+        daemon.wait_for_the_last_mount();
     }
     daemon.state.lock().closing = true;
     for worker in workers {
@@ -90,6 +96,23 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
 }
 
 impl Daemon {
+    /// Returns when no mount is left and no further one will be.
+    fn wait_for_the_last_mount(&self) {
+        loop {
+            let mut state = self.state.lock();
+            while !state.mounts.is_empty() {
+                self.changed.wait(&mut state);
+            }
+            drop(state);
+            let _no_mount_begins = self.mounting.lock();
+            let mut state = self.state.lock();
+            if state.mounts.is_empty() {
+                state.closing = true;
+                return;
+            }
+        }
+    }
+
     /// Gives the store back, then tells those who wait for that.
     fn release(&self, lock: File) {
         drop(lock);
@@ -159,57 +182,16 @@ impl Daemon {
         };
         let live = as_of.is_none();
         let read_only = m.read_only || !live || self.store().is_read_only();
-        self.fs.getattr(as_of.map_or(self.fs.root(), |tid| Node::AsOf(ROOT, tid)))?;
-        let line = MountLine { mountpoint: m.mountpoint.clone(), as_of: as_of.map(|t| t.to_string()), read_only };
-        let shared = self.reserve(Mount { line, live })?;
-        let mounted = self.mount_reserved(m, as_of, read_only, shared);
-        if mounted.is_err() {
-            self.ended(&m.mountpoint);
-        }
-        mounted
-    }
-
-    /// Notes a mount that is about to be made, so that the daemon stays; says whether another one shows the live tree.
-    fn reserve(&self, mount: Mount) -> Result<bool> {
-        let mut state = self.state.lock();
-        let deadline = Instant::now() + UNMOUNT_MAX;
-        loop {
-            if state.closing {
-                return Err(Failure::new("the daemon is on its way out; try again"));
+        let shared = {
+            let state = self.state.lock();
+            if live && !m.read_only {
+                self.may_write(&state)?;
             }
-            let here = state.mounts.get(&mount.line.mountpoint);
-            let live = state.mounts.values().find(|o| o.live);
-            let conflict = here.or(live.filter(|_| !mount.line.read_only)).map(|o| o.line.mountpoint.clone());
-            let Some(other) = conflict else {
-                let shared = mount.live && live.is_some();
-                state.mounts.insert(mount.line.mountpoint.clone(), mount);
-                return Ok(shared);
-            };
-            // One that was unmounted a moment ago may not have ended here yet.
-            let still_there = mounts::all()?.iter().any(|m| m.mountpoint == other);
-            if still_there || Instant::now() > deadline {
-                return Err(Failure::new(format!(
-                    "{} is mounted on {} already; further mounts of it need --read-only or --as-of",
-                    self.place.path.display(),
-                    other.display()
-                )));
-            }
-            self.changed.wait_for(&mut state, Duration::from_millis(10));
-        }
-    }
-
-    fn ended(&self, mountpoint: &Path) {
-        self.state.lock().mounts.remove(mountpoint);
-        self.changed.notify_all();
-    }
-
-    fn mount_reserved(
-        self: &Arc<Daemon>,
-        m: &MountRequest,
-        as_of: Option<Tid>,
-        read_only: bool,
-        shared: bool,
-    ) -> Result<()> {
+            // Nothing but the one writable mount changes the live tree.
+            live && read_only && !self.store().is_read_only()
+        };
+        let root = darner_fs::Node::AsOf(darner_fs::ROOT, as_of.unwrap_or(Tid::MAX));
+        self.fs.getattr(if live { self.fs.root() } else { root })?;
         let mut options = MountOptions {
             source: self.place.path.display().to_string(),
             subtype: Some(m.subtype.clone().unwrap_or_else(|| "darner".into())),
@@ -243,15 +225,22 @@ impl Daemon {
             }
         })?;
         let stale = Mutex::new(stale);
+        let nodes = Arc::new(Nodes::new(as_of));
+        if live {
+            self.holders.add(&nodes);
+        }
         let frontend = Frontend::new(
             self.fs.clone(),
-            Nodes::new(as_of),
+            nodes.clone(),
+            self.holders.clone(),
             shared,
             read_only,
             Box::new(move |id| {
                 let _ = stale.lock().send(id);
             }),
         );
+        let line = MountLine { mountpoint: m.mountpoint.clone(), as_of: as_of.map(|t| t.to_string()), read_only };
+        self.state.lock().mounts.insert(m.mountpoint.clone(), Mount { line, live });
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.max(2), Duration::from_micros(m.poll_us));
         thread::Builder::new().name("serve".into()).spawn(move || {
@@ -259,12 +248,17 @@ impl Daemon {
                 Ok(_) => tracing::info!(mountpoint = %mountpoint.display(), "unmounted"),
                 Err(e) => tracing::error!(mountpoint = %mountpoint.display(), "serving ended: {e}"),
             }
+            let orphans = daemon.holders.remove(&nodes);
             if !daemon.store().is_read_only() {
+                if let Err(e) = daemon.fs.forget(now_ns(), &orphans) {
+                    tracing::warn!("unlinked files stay until the next mount: {e}");
+                }
                 if let Err(e) = daemon.fs.sync() {
                     tracing::error!("the last writes may be lost: {e}");
                 }
             }
-            daemon.ended(&mountpoint);
+            daemon.state.lock().mounts.remove(&mountpoint);
+            daemon.changed.notify_all();
         })?;
         // SAFETY: this call can't fail.
         if unsafe { libc::geteuid() } == 0 {
@@ -273,6 +267,32 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Whether a mount that is in the way has been taken away already, and only we have not seen the end of it.
+    fn one_is_leaving(&self, m: &MountRequest) -> Result<bool> {
+        let table = mounts::all()?;
+        let state = self.state.lock();
+        let there = |at: &Path| table.iter().any(|t| t.mountpoint == at && t.source == self.place.path);
+        let in_the_way = |at: &Path, o: &Mount| at == m.mountpoint || (!m.read_only && o.live && !o.line.read_only);
+        Ok(state.mounts.iter().any(|(at, o)| in_the_way(at, o) && !there(at)))
+    }
+
+    /// Whether a writable mount may be added.
+    fn may_write(&self, state: &State) -> Result<()> {
+        let path = self.place.path.display();
+        if self.store().is_read_only() {
+            return Err(Failure::new(format!(
+                "{path} is mounted read-only; unmount that before it is mounted writable"
+            )));
+        }
+        match state.mounts.values().find(|o| o.live && !o.line.read_only) {
+            Some(other) => Err(Failure::new(format!(
+                "{path} is mounted on {} already; further mounts of it need --read-only or --as-of",
+                other.line.mountpoint.display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn moment(&self, when: &str) -> Result<Tid> {
@@ -310,13 +330,14 @@ impl Daemon {
             return Ok(Response::Closing);
         }
         Ok(match request {
-            Request::Mount(m) => match self.mount(&m) {
-                Err(_) if self.state.lock().closing => Response::Closing,
-                mounted => {
-                    mounted?;
-                    Response::Done
+            Request::Mount(m) => {
+                let _one_at_a_time = self.mounting.lock();
+                if self.state.lock().closing || self.one_is_leaving(&m)? {
+                    return Ok(Response::Closing);
                 }
-            },
+                self.mount(&m)?;
+                Response::Done
+            }
             Request::Unmount { mountpoint, lazy } => {
                 self.unmount(&mountpoint, lazy)?;
                 Response::Done

@@ -13,7 +13,7 @@ use darner_fs::{
 };
 use darner_fuse::{self as fuse, Ctx, DirBuffer, Handler, Operation, Reply, Request, abi};
 
-use crate::nodes::Nodes;
+use crate::nodes::{Holders, Nodes};
 
 /// How long the kernel may believe what it was told: only it changes the live tree, and the past never changes.
 const LONG: Duration = Duration::from_secs(24 * 3600);
@@ -27,7 +27,8 @@ const PLUS_HEAD: usize = 152;
 /// Serves one mount.
 pub struct Frontend {
     fs: Arc<Fs>,
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
+    holders: Holders,
     valid: Duration,
     read_only: bool,
     /// Called where an append did not go where the kernel thought: (node id).
@@ -49,13 +50,14 @@ impl Frontend {
     /// `shared`: another mount may change the same live tree.
     pub fn new(
         fs: Arc<Fs>,
-        nodes: Nodes,
+        nodes: Arc<Nodes>,
+        holders: Holders,
         shared: bool,
         read_only: bool,
         stale: Box<dyn Fn(u64) + Send + Sync>,
     ) -> Frontend {
         let valid = if shared { SHORT } else { LONG };
-        Frontend { fs, nodes, valid, read_only, stale }
+        Frontend { fs, nodes, holders, valid, read_only, stale }
     }
 
     fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
@@ -175,7 +177,7 @@ impl Frontend {
     }
 
     fn forget(&self, id: u64, n: u64) {
-        if let Some(object) = self.nodes.forget(id, n) {
+        if let Some(object) = self.nodes.forget(id, n).filter(|o| !self.holders.hold(*o)) {
             if let Err(e) = self.fs.forget(now_ns(), &[object]) {
                 tracing::warn!("object {object} stays until the next mount: {e}");
             }
@@ -193,6 +195,11 @@ impl Frontend {
         caller: &Caller,
         reply: Reply<'_>,
     ) {
+        if matches!(node, Node::AsOf(..)) {
+            // A mapped page, or one gathered by the kernel, is not to be shown as the past.
+            (self.stale)(id);
+            return reply.error(libc::EROFS);
+        }
         // Write-back of mapped pages goes where the pages are, whatever the flags of the file.
         let append = flags & libc::O_APPEND as u32 != 0 && write_flags & abi::flags::WRITE_CACHE == 0;
         let kill_suidgid = write_flags & abi::flags::WRITE_KILL_SUIDGID != 0;

@@ -5,8 +5,10 @@
 //! its nodes. The virtual `@@` directory is `1 << 62 | object`. Invariant: an object that lost its last name is reaped only when
 //! its count is 0: with OPEN declined, that is how the last close is known.
 
+use std::sync::Arc;
+
 use darner_fs::{Node, ObjectId, Tid};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 
 const PAST: u64 = 1 << 63;
@@ -27,6 +29,32 @@ struct State {
 struct View {
     tid: Tid,
     lookups: u64,
+}
+
+/// The nodes of all live mounts: an object without a name stays as long as one of them holds it.
+#[derive(Clone, Default)]
+pub struct Holders(Arc<RwLock<Vec<Arc<Nodes>>>>);
+
+impl Holders {
+    /// A mount begins.
+    pub fn add(&self, nodes: &Arc<Nodes>) {
+        self.0.write().push(nodes.clone());
+    }
+
+    /// A mount has ended. Returns the objects that only it held, if others go on.
+    pub fn remove(&self, nodes: &Arc<Nodes>) -> Vec<ObjectId> {
+        let mut all = self.0.write();
+        all.retain(|n| !Arc::ptr_eq(n, nodes));
+        let mut objects = nodes.forget_all();
+        objects.retain(|o| !all.iter().any(|n| n.holds(*o)));
+        // The next one to open the store does it.
+        if all.is_empty() { Vec::new() } else { objects }
+    }
+
+    /// Whether any mount holds an object.
+    pub fn hold(&self, object: ObjectId) -> bool {
+        self.0.read().iter().any(|n| n.holds(object))
+    }
 }
 
 /// The nodes that the kernel of one mount knows.
@@ -84,6 +112,17 @@ impl Nodes {
                 Some(ino.0)
             }
         }
+    }
+
+    /// Whether the kernel knows a live object through this mount.
+    pub fn holds(&self, object: ObjectId) -> bool {
+        self.base.is_none() && self.state.lock().live.contains_key(&object.0)
+    }
+
+    /// The mount has ended: everything is forgotten. Returns the live objects.
+    pub fn forget_all(&self) -> Vec<ObjectId> {
+        let state = std::mem::take(&mut *self.state.lock());
+        if self.base.is_some() { Vec::new() } else { state.live.into_keys().map(ObjectId).collect() }
     }
 
     /// The kernel forgot `n` lookups of a node. Returns the object if it holds it no more and it is live.

@@ -34,7 +34,7 @@ mod types;
 
 pub use dir::DirBuffer;
 pub use error::Error;
-pub use mount::{MountOptions, mount, set_readahead, unmount};
+pub use mount::{MountOptions, mount, remount, set_readahead, unmount};
 pub use negotiate::{Config, Negotiated};
 pub use notify::Notifier;
 pub use operation::{Forgets, Ioctl, Operation, SetTime, Setattr};

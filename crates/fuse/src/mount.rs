@@ -90,6 +90,12 @@ impl MountOptions {
             ("noatime", libc::MS_NOATIME, self.noatime),
         ]
     }
+
+    fn flag_bits(&self) -> libc::c_ulong {
+        let flags = self.flags();
+        let wanted = flags.iter().filter(|(_, _, on)| *on);
+        wanted.fold(0, |all, (_, flag, _)| all | flag)
+    }
 }
 
 /// Mounts on a directory and returns the descriptor for [`Session::init`](crate::Session::init).
@@ -108,6 +114,21 @@ pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd, Error
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     let result = if is_root() { unmount_directly(mountpoint, lazy) } else { fusermount::unmount(mountpoint, lazy) };
     result.map_err(|why| Error::Unmount { mountpoint: mountpoint.into(), why })
+}
+
+/// Changes the flags of a mount (`ro`, `nosuid`, …) to those of `options`; the rest stays as it was mounted. Root only.
+pub fn remount(mountpoint: &Path, options: &MountOptions) -> Result<(), Error> {
+    let remount = || {
+        let path = c_string(mountpoint.as_os_str().as_bytes())?;
+        let flags = options.flag_bits() | libc::MS_REMOUNT;
+        // SAFETY: a NUL-terminated string that outlives the call; the others are not looked at.
+        let result = unsafe { libc::mount(std::ptr::null(), path.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
+        match result {
+            0 => Ok(()),
+            _ => Err(format!("remount: {}", io::Error::last_os_error())),
+        }
+    };
+    remount().map_err(|why| Error::Mount { mountpoint: mountpoint.into(), why })
 }
 
 /// Lets the kernel read ahead up to `bytes` on this mount; root only.
@@ -174,7 +195,7 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd, 
     let mut data = vec![format!("fd={},rootmode=40000,user_id={user},group_id={group}", fd.as_raw_fd())];
     data.extend(options.common());
     let kind = options.subtype().map_or("fuse".into(), |subtype| format!("fuse.{subtype}"));
-    let flags = options.flags().iter().filter(|(_, _, on)| *on).fold(0, |all, (_, flag, _)| all | flag);
+    let flags = options.flag_bits();
     let (source, target) = (c_string(&*options.source)?, c_string(mountpoint.as_os_str().as_bytes())?);
     let (kind, data) = (c_string(kind)?, c_string(data.join(","))?);
     // SAFETY: four NUL-terminated strings that outlive the call.

@@ -1,7 +1,7 @@
 //! One file per command.
 
-mod check;
 mod bench;
+mod check;
 mod create;
 mod diff;
 mod inspect;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
-use crate::error::{Failure, Result};
+use crate::error::Result;
 
 /// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage (`diff`:
 /// 0 the same, 1 different, 2 failed).

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use darner_fuse::MountOptions;
 use darner_store::OpenOptions;
 
 use crate::cli::{Mount, size};
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const READY: &str = "DARNER_READY_FD";
 
 pub fn run(c: Mount) -> Result<()> {
+    if c.options.iter().any(|o| o == "remount") {
+        return remount(&c);
+    }
     let (c, request) = settle(c)?;
     let place = if c.create {
         let make = Make { size: c.size, existing_is_fine: true, ..Make::default() };
@@ -59,6 +63,20 @@ pub fn run(c: Mount) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// `mount -o remount,ro MNT`: mount(8) passes all options in force together with the new ones.
+fn remount(c: &Mount) -> Result<()> {
+    let on = |name: &str| c.options.iter().any(|o| o == name);
+    let options = MountOptions {
+        read_only: c.read_only || on("ro"),
+        nosuid: on("nosuid"),
+        nodev: on("nodev"),
+        noexec: on("noexec"),
+        noatime: on("noatime"),
+        ..MountOptions::default()
+    };
+    Ok(darner_fuse::remount(&mounts::absolute(&c.mountpoint)?, &options)?)
 }
 
 fn closing(place: &Place) -> bool {

@@ -1,0 +1,299 @@
+//! A store and its mounts for one test: the real program, the real kernel. Whatever the test does, they are gone afterwards.
+//!
+//! A watchdog kills the daemon and detaches the mounts if a test takes too long: then its system calls fail rather than hang.
+
+#![allow(dead_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub const DARNER: &str = env!("CARGO_BIN_EXE_darner");
+
+/// No test may take longer.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+pub struct World {
+    pub dir: PathBuf,
+    /// Mount point of the live tree.
+    pub mnt: PathBuf,
+    pub store: PathBuf,
+    watchdog: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// Whether this machine can mount; says so loudly if not.
+fn can_mount() -> bool {
+    // SAFETY: this call can't fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    if root && device.is_ok() {
+        return true;
+    }
+    eprintln!("SKIPPED: {} needs root and /dev/fuse", thread::current().name().unwrap_or("a test"));
+    false
+}
+
+/// Whether a program is there; says so loudly if not.
+pub fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program} >/dev/null")]).status();
+    let found = found.is_ok_and(|s| s.success());
+    if !found {
+        eprintln!("SKIPPED: {} needs {program}", thread::current().name().unwrap_or("a test"));
+    }
+    found
+}
+
+/// Whether the long forms are wanted.
+pub fn long() -> bool {
+    std::env::var_os("DARNER_LONG").is_some()
+}
+
+impl World {
+    /// A new store, not mounted; `None` where nothing can be mounted.
+    pub fn unmounted() -> Option<World> {
+        if !can_mount() {
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("darner-").tempdir().unwrap().keep();
+        // Other users walk through it.
+        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let (stop, stopped) = channel();
+        let guarded = dir.clone();
+        let watchdog = thread::spawn(move || {
+            if stopped.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("a test took longer than {PATIENCE:?}: its daemons are killed");
+                clean_up(&guarded);
+            }
+        });
+        let world = World { mnt: dir.join("mnt"), store: dir.join("store"), dir, watchdog: Some((stop, watchdog)) };
+        Some(world)
+    }
+
+    /// A new store, mounted on `mnt`.
+    pub fn new() -> Option<World> {
+        let world = World::unmounted()?;
+        world.mount();
+        Some(world)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.mnt.join(name)
+    }
+
+    /// Mounts the live tree on `mnt`.
+    #[track_caller]
+    pub fn mount(&self) {
+        self.mount_at("mnt", &["--create"]).unwrap();
+    }
+
+    /// Mounts with options on a directory of the test's; the error is what the command said.
+    pub fn mount_at(&self, name: &str, options: &[&str]) -> Result<PathBuf, String> {
+        let mountpoint = self.dir.join(name);
+        std::fs::create_dir_all(&mountpoint).map_err(|e| e.to_string())?;
+        let log = self.dir.join("daemon.log");
+        let mut command = Command::new("timeout");
+        command.args(["60", DARNER, "mount"]).args(options).arg("--log").arg(log).arg(&self.store).arg(&mountpoint);
+        let out = command.output().unwrap();
+        match out.status.success() {
+            true => Ok(mountpoint),
+            false => Err(String::from_utf8_lossy(&out.stderr).into_owned()),
+        }
+    }
+
+    /// `darner unmount`.
+    #[track_caller]
+    pub fn unmount(&self) {
+        self.darner(&["unmount", self.mnt.to_str().unwrap()]);
+    }
+
+    #[track_caller]
+    pub fn remount(&self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// Kills the daemon without warning, and takes the dead mount away.
+    pub fn kill(&self) {
+        // SAFETY: a plain system call.
+        unsafe { libc::kill(self.daemon_pid(), libc::SIGKILL) };
+        self.detach();
+    }
+
+    /// Takes a dead mount away.
+    pub fn detach(&self) {
+        detach(&self.mnt);
+    }
+
+    pub fn daemon_pid(&self) -> i32 {
+        self.status()["daemon_pid"].as_i64().unwrap() as i32
+    }
+
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.darner(&["status", "--json", self.store.to_str().unwrap()])).unwrap()
+    }
+
+    /// The newest moment, as a name takes it: `0x…`.
+    #[track_caller]
+    pub fn now(&self) -> String {
+        self.status()["tid"].as_str().unwrap().to_string()
+    }
+
+    /// Live objects.
+    #[track_caller]
+    pub fn objects(&self) -> u64 {
+        self.status()["objects"].as_u64().unwrap()
+    }
+
+    /// Runs darner; returns what it printed.
+    #[track_caller]
+    pub fn darner(&self, args: &[&str]) -> String {
+        let out = Command::new("timeout").args(["60", DARNER]).args(args).output().unwrap();
+        assert!(out.status.success(), "darner {args:?}: {}", said(&out));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Runs a bash script in the mount (`$MNT`; `$DIR` is outside); returns what it printed.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> String {
+        let out = self.try_sh(script);
+        assert!(out.status.success(), "{script}\n{}", said(&out));
+        String::from_utf8_lossy(&out.stdout).trim_end().to_string()
+    }
+
+    /// The same, failing or not.
+    pub fn try_sh(&self, script: &str) -> Output {
+        self.bash(script, &self.mnt)
+    }
+
+    /// Runs a bash script beside the mount, which it does not keep busy.
+    #[track_caller]
+    pub fn sh_outside(&self, script: &str) -> String {
+        let out = self.bash(script, &self.dir);
+        assert!(out.status.success(), "{script}\n{}", said(&out));
+        String::from_utf8_lossy(&out.stdout).trim_end().to_string()
+    }
+
+    fn bash(&self, script: &str, within: &Path) -> Output {
+        let mut command = Command::new("timeout");
+        command.args(["-k", "5", "120", "bash", "-euo", "pipefail", "-c", script]);
+        command.current_dir(within).env("MNT", &self.mnt).env("DIR", &self.dir).env("DARNER", DARNER);
+        command.output().unwrap()
+    }
+
+    /// What the daemons wrote to their log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default()
+    }
+}
+
+fn said(out: &Output) -> String {
+    format!("{}{}({})", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr), out.status)
+}
+
+fn detach(mountpoint: &Path) {
+    let path = c_string(mountpoint);
+    // SAFETY: a NUL-terminated string that outlives the call.
+    while unsafe { libc::umount2(path.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) } == 0 {}
+}
+
+/// Kills the daemons whose command line names the directory, and detaches all that is mounted in it.
+fn clean_up(dir: &Path) {
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+        let ours = words.get(1) == Some(&&b"daemon"[..])
+            && words.iter().any(|w| w.starts_with(dir.join("store").as_os_str().as_bytes()));
+        if ours {
+            // SAFETY: a plain system call.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mounts = table.lines().filter_map(|l| l.split(' ').nth(1)).map(PathBuf::from);
+    mounts.filter(|m| m.starts_with(dir)).for_each(|m| detach(&m));
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- log of the daemon ---\n{}", self.log());
+        }
+        clean_up(&self.dir);
+        let log = self.log();
+        if let Some((stop, watchdog)) = self.watchdog.take() {
+            drop(stop);
+            let _ = watchdog.join();
+        }
+        let busy = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        // Never delete through a mount that would not go.
+        if !busy.contains(self.dir.to_str().unwrap()) {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+        if !thread::panicking() {
+            assert!(!log.contains("panicked") && !log.contains(" ERROR "), "the daemon complained:\n{log}");
+        }
+    }
+}
+
+/// Waits until something holds.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}: not within 20 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub fn c_string(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap()
+}
+
+/// A system call's result, or its errno.
+pub fn sys(result: i64) -> Result<i64, i32> {
+    match result {
+        -1 => Err(io::Error::last_os_error().raw_os_error().unwrap()),
+        n => Ok(n),
+    }
+}
+
+/// lseek(2)
+pub fn seek(file: &impl AsRawFd, offset: i64, whence: i32) -> Result<i64, i32> {
+    // SAFETY: a plain system call.
+    sys(unsafe { libc::lseek(file.as_raw_fd(), offset, whence) })
+}
+
+/// renameat2(2)
+pub fn rename(from: &Path, to: &Path, flags: u32) -> Result<i64, i32> {
+    let (from, to) = (c_string(from), c_string(to));
+    // SAFETY: NUL-terminated strings that outlive the call.
+    sys(i64::from(unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) }))
+}
+
+/// Runs a check in a forked child, which shares no locks with this process; the child's answer is its exit code.
+///
+/// The child may only make system calls: other threads of this process do not exist in it.
+pub fn in_child(check: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child makes system calls only and leaves by _exit.
+    unsafe {
+        match libc::fork() {
+            -1 => panic!("fork: {}", io::Error::last_os_error()),
+            0 => libc::_exit(check()),
+            child => {
+                let mut status = 0;
+                libc::waitpid(child, &mut status, 0);
+                libc::WEXITSTATUS(status)
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Mounting and unmounting: the contract that scripts rely on.
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{DARNER, World, c_string, eventually, has, sys};
+
+/// Type and options of what is mounted there.
+fn mounted(at: &std::path::Path) -> Option<(String, String)> {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = table.lines().find(|l| l.split(' ').nth(1) == at.to_str())?;
+    let mut fields = line.split(' ').skip(2).map(str::to_string);
+    Some((fields.next()?, fields.next()?))
+}
+
+#[test]
+fn one_command_makes_a_store_and_mounts_it_and_doing_it_again_harms_nothing() {
+    let Some(w) = World::unmounted() else { return };
+    w.mount();
+    fs::write(w.path("f"), "kept").unwrap();
+    let again = w.mount_at("mnt", &["--create"]).unwrap_err();
+    assert!(again.contains("already"), "{again}");
+    assert_eq!(again.lines().count(), 1, "one clear message: {again}");
+    w.remount();
+    assert_eq!(fs::read(w.path("f")).unwrap(), b"kept");
+    assert_eq!(mounted(&w.mnt).unwrap().0, "fuse.darner");
+    let status = w.status();
+    for field in ["tid", "size_bytes", "used_bytes", "history_bytes", "free_bytes", "daemon_pid"] {
+        assert!(!status[field].is_null(), "{field}");
+    }
+    let volume = &status["volumes"][0];
+    assert!(!volume["id"].is_null() && volume["size_bytes"].is_u64() && volume["used_bytes"].is_u64());
+    assert_eq!(volume["path"].as_str().unwrap(), w.store.to_str().unwrap());
+}
+
+#[test]
+fn a_mount_that_fails_says_why_once_and_leaves_nothing_mounted() {
+    let Some(w) = World::unmounted() else { return };
+    let cases: [(&[&str], &str); 3] = [
+        (&[], "store"),
+        (&["--create", "--as-of", "2001-01-01"], "no moment"),
+        (&["--create", "-o", "nonsense"], "nonsense"),
+    ];
+    for (options, says) in cases {
+        let said = w.mount_at("mnt", options).unwrap_err();
+        assert!(said.contains(says) && said.lines().count() == 1, "{options:?}: {said}");
+        assert_eq!(mounted(&w.mnt), None);
+    }
+    w.mount();
+}
+
+#[test]
+fn the_subtype_can_be_left_away() {
+    let Some(w) = World::unmounted() else { return };
+    w.mount_at("mnt", &["--create", "-o", "subtype="]).unwrap();
+    assert_eq!(mounted(&w.mnt).unwrap().0, "fuse");
+    assert_eq!(w.status()["mounts"][0]["mountpoint"], w.mnt.to_str().unwrap());
+    fs::write(w.path("f"), "x").unwrap();
+    w.unmount();
+}
+
+#[test]
+fn a_second_writable_mount_is_refused_and_told_where_the_first_is() {
+    let Some(w) = World::new() else { return };
+    let said = w.mount_at("second", &[]).unwrap_err();
+    assert!(said.contains(w.mnt.to_str().unwrap()), "{said}");
+    assert_eq!(mounted(&w.dir.join("second")), None);
+    // Also where no daemon of ours answers but somebody has the store.
+    w.unmount();
+    let lock = fs::File::open(&w.store).unwrap();
+    // SAFETY: a plain system call.
+    sys(i64::from(unsafe { libc::flock(std::os::fd::AsRawFd::as_raw_fd(&lock), libc::LOCK_EX) })).unwrap();
+    let said = w.mount_at("mnt", &[]).unwrap_err();
+    assert!(said.contains(&format!("process {}", std::process::id())), "{said}");
+}
+
+#[test]
+fn a_read_only_mount_sees_the_live_one_and_changes_nothing() {
+    let Some(w) = World::new() else { return };
+    fs::write(w.path("f"), "one").unwrap();
+    let other = w.mount_at("other", &["--read-only"]).unwrap();
+    assert_eq!(fs::read(other.join("f")).unwrap(), b"one");
+    fs::write(w.path("f"), "two, longer").unwrap();
+    fs::write(w.path("g"), "new").unwrap();
+    eventually("the change is seen", || {
+        fs::read(other.join("f")).unwrap() == b"two, longer" && other.join("g").exists()
+    });
+    let refused = fs::write(other.join("g"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    // The live one may end and come back meanwhile.
+    w.unmount();
+    assert_eq!(fs::read(other.join("g")).unwrap(), b"new");
+    w.mount();
+    fs::write(w.path("h"), "more").unwrap();
+    eventually("the new mount's change is seen", || other.join("h").exists());
+    // The read-only one may have come first, and the writable one is still the only one.
+    assert!(w.mount_at("third", &[]).unwrap_err().contains("already"));
+    // Alone, it does not even move time.
+    w.unmount();
+    w.darner(&["unmount", other.to_str().unwrap()]);
+    w.mount();
+    let then = w.now();
+    w.unmount();
+    let alone = w.mount_at("other", &["--read-only"]).unwrap();
+    assert_eq!(fs::read(alone.join("h")).unwrap(), b"more");
+    assert_eq!(fs::remove_file(alone.join("h")).unwrap_err().raw_os_error(), Some(libc::EROFS));
+    assert_eq!(w.now(), then);
+    let said = w.mount_at("mnt", &[]).unwrap_err();
+    assert!(said.contains("read-only"), "a writable mount does not silently become another: {said}");
+    w.darner(&["unmount", alone.to_str().unwrap()]);
+    w.mount();
+}
+
+#[test]
+fn every_way_to_unmount_ends_with_everything_durable() {
+    let Some(w) = World::new() else { return };
+    for (n, how) in ["umount $MNT", "fusermount3 -u $MNT", "$DARNER unmount $MNT"].into_iter().enumerate() {
+        fs::write(w.path(&format!("f{n}")), format!("{n}")).unwrap();
+        w.sh_outside(how);
+        assert_eq!(mounted(&w.mnt), None);
+        w.mount();
+        for m in 0..=n {
+            assert_eq!(fs::read_to_string(w.path(&format!("f{m}"))).unwrap(), m.to_string(), "after {how}");
+        }
+    }
+}
+
+#[test]
+fn unmounted_means_that_it_can_be_mounted_again_at_once() {
+    let Some(w) = World::unmounted() else { return };
+    for n in 0..30 {
+        w.mount();
+        fs::write(w.path("count"), format!("{n}")).unwrap();
+        w.unmount();
+        let lock = fs::File::open(&w.store).unwrap();
+        // SAFETY: a plain system call.
+        let free = unsafe { libc::flock(std::os::fd::AsRawFd::as_raw_fd(&lock), libc::LOCK_EX | libc::LOCK_NB) };
+        assert_eq!(free, 0, "round {n}: the store is closed when unmount returns");
+    }
+    // umount(8) can't wait for the daemon, but the next mount does.
+    for n in 0..10 {
+        w.mount();
+        fs::write(w.path("count"), format!("{n}")).unwrap();
+        w.sh_outside("umount $MNT");
+    }
+}
+
+#[test]
+fn a_mount_in_use_stays_unless_it_is_unmounted_lazily() {
+    let Some(w) = World::new() else { return };
+    let open = fs::File::create(w.path("f")).unwrap();
+    let said = Command::new(DARNER).arg("unmount").arg(&w.mnt).output().unwrap();
+    assert!(!said.status.success() && String::from_utf8_lossy(&said.stderr).contains("in use"), "{said:?}");
+    std::io::Write::write_all(&mut &open, b"still works").unwrap();
+    let pid = w.daemon_pid();
+    let lazily = Command::new("timeout").args(["5", DARNER, "unmount", "--lazy"]).arg(&w.mnt).output().unwrap();
+    assert!(lazily.status.success(), "{lazily:?}");
+    assert_eq!(mounted(&w.mnt), None);
+    std::io::Write::write_all(&mut &open, b", and now too").unwrap();
+    drop(open);
+    eventually("the daemon ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+    w.mount();
+    assert_eq!(fs::read(w.path("f")).unwrap(), b"still works, and now too");
+}
+
+#[test]
+fn after_the_daemons_death_the_mount_is_removed_like_any_and_mounted_again() {
+    let Some(w) = World::new() else { return };
+    for how in ["umount $MNT", "fusermount3 -u $MNT", "$DARNER unmount $MNT"] {
+        fs::write(w.path("f"), how).unwrap();
+        fs::File::open(w.path("f")).unwrap().sync_all().unwrap();
+        // SAFETY: a plain system call.
+        unsafe { libc::kill(w.daemon_pid(), libc::SIGKILL) };
+        // (What the kernel has cached goes on being answered.)
+        eventually("it is dead", || fs::write(w.path("new"), "").is_err());
+        let said = w.mount_at_dead();
+        assert!(said.contains("mounted") || said.contains("umount"), "{said}");
+        w.sh_outside(how);
+        let start = Instant::now();
+        w.mount();
+        assert!(start.elapsed() < Duration::from_secs(3));
+        assert_eq!(fs::read_to_string(w.path("f")).unwrap(), how);
+    }
+}
+
+impl World {
+    /// What mounting on a dead mount says.
+    fn mount_at_dead(&self) -> String {
+        let out =
+            Command::new("timeout").args(["20", DARNER, "mount"]).arg(&self.store).arg(&self.mnt).output().unwrap();
+        assert!(!out.status.success());
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    }
+}
+
+#[test]
+fn mount_8_finds_its_helper_and_changes_flags_later() {
+    let Some(w) = World::unmounted() else { return };
+    let helper = w.dir.join("mount.fuse.darner");
+    std::os::unix::fs::symlink(DARNER, &helper).unwrap();
+    fs::create_dir(&w.mnt).unwrap();
+    w.darner(&["create", w.store.to_str().unwrap()]);
+    let run = |options: &str| {
+        let out =
+            Command::new("timeout").arg("20").arg(&helper).args([&w.store, &w.mnt]).args(["-o", options]).output();
+        let out = out.unwrap();
+        assert!(out.status.success(), "{options}: {out:?}");
+    };
+    run("rw,noatime,nosuid,_netdev,x-systemd.automount");
+    assert!(mounted(&w.mnt).unwrap().1.contains("nosuid"));
+    fs::write(w.path("f"), "x").unwrap();
+    run("ro,remount,nosuid,relatime,user_id=0,group_id=0,default_permissions,allow_other");
+    assert_eq!(fs::write(w.path("f"), "y").unwrap_err().raw_os_error(), Some(libc::EROFS));
+    run("rw,remount,nosuid,relatime,user_id=0,group_id=0");
+    fs::write(w.path("f"), "y").unwrap();
+    w.unmount();
+}
+
+#[test]
+fn an_ordinary_user_mounts_through_fusermount3() {
+    if !(has("fusermount3") && has("setpriv")) {
+        return;
+    }
+    let Some(w) = World::unmounted() else { return };
+    let (home, as_user) = (w.dir.join("home"), "setpriv --reuid nobody --regid nogroup --clear-groups");
+    fs::create_dir_all(home.join("mnt")).unwrap();
+    fs::copy(DARNER, w.dir.join("darner")).unwrap();
+    let script = format!(
+        "chown -R nobody:nogroup {home}; cd {home}; {as_user} {dir}/darner mount --create {home}/store {home}/mnt
+        {as_user} sh -c 'cd mnt; echo mine > f; cat f@@-0s; mkdir d; chmod 700 d'
+        ls mnt 2>/dev/null && echo root may look || echo root may not look
+        {as_user} {dir}/darner status --json mnt | grep daemon_pid > /dev/null
+        {as_user} {dir}/darner unmount mnt; {as_user} {dir}/darner mount store mnt; {as_user} cat mnt/f
+        {as_user} fusermount3 -u mnt",
+        home = home.display(),
+        dir = w.dir.display()
+    );
+    let out = Command::new("timeout").args(["60", "bash", "-euc", &script]).output().unwrap();
+    let _ = Command::new("umount").args(["-l", "-f"]).arg(home.join("mnt")).output();
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "mine\nroot may not look\nmine\n");
+}
+
+#[test]
+fn the_size_of_a_store_is_a_limit_and_full_is_only_full() {
+    let Some(w) = World::unmounted() else { return };
+    w.mount_at("mnt", &["--create", "--size", "64M"]).unwrap();
+    let path = c_string(&w.mnt);
+    // SAFETY: a valid path and a buffer of the right type.
+    let total = unsafe {
+        let mut s: libc::statvfs = std::mem::zeroed();
+        assert_eq!(libc::statvfs(path.as_ptr(), &mut s), 0);
+        s.f_blocks * s.f_frsize
+    };
+    assert!(total <= 64 << 20, "{total}");
+    let out = w.try_sh("head -c 200M /dev/urandom > big");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("No space left"), "{out:?}");
+    // Names still go, and all is well after a remount.
+    w.sh("rm big; ls");
+    w.remount();
+    assert!(!w.path("big").exists());
+}
