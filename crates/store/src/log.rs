@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::manifest::Position;
+use crate::store::FRAME_MAX;
 use crate::volume::Region;
 use crate::{Error, Result, Tid};
 
@@ -22,6 +23,12 @@ const QUEUE_MAX: usize = 48 << 20;
 /// After a small sync, this much is zeroed ahead where that makes the next ones cheaper.
 const ZEROES: u64 = 1 << 20;
 const SMALL_SYNC: u64 = 128 << 10;
+
+const UNUSED_MAX: usize = 4;
+
+fn fresh() -> Vec<u8> {
+    Vec::with_capacity(BUFFER + FRAME_MAX)
+}
 
 /// A full buffer.
 struct Buffer {
@@ -49,6 +56,8 @@ pub struct Tail {
     pub appended: u64,
     queue: VecDeque<Buffer>,
     queued: usize,
+    /// Written buffers, to be used again: fresh memory would be faulted in page by page.
+    unused: Vec<Vec<u8>>,
     stopped: Option<Error>,
 }
 
@@ -58,7 +67,7 @@ impl Tail {
         Tail {
             segment,
             base: at.offset,
-            buf: Vec::with_capacity(BUFFER + (BUFFER >> 1)),
+            buf: fresh(),
             chain: at.chain,
             last,
             objects,
@@ -66,6 +75,7 @@ impl Tail {
             appended: 0,
             queue: VecDeque::new(),
             queued: 0,
+            unused: Vec::new(),
             stopped: None,
         }
     }
@@ -106,7 +116,8 @@ impl Tail {
         if self.buf.is_empty() {
             return;
         }
-        let bytes = std::mem::replace(&mut self.buf, Vec::with_capacity(BUFFER + (BUFFER >> 1)));
+        let next = self.unused.pop().unwrap_or_else(fresh);
+        let bytes = std::mem::replace(&mut self.buf, next);
         self.queued += bytes.len();
         let (region, offset) = (self.segment.clone(), self.base);
         self.base += bytes.len() as u64;
@@ -211,8 +222,12 @@ impl Log {
             }
             t.queue.pop_front();
             t.queued -= bytes.len();
-            drop(t);
             io.since_sync += bytes.len() as u64;
+            if let Some(mut used) = Arc::into_inner(bytes).filter(|_| t.unused.len() < UNUSED_MAX) {
+                used.clear();
+                t.unused.push(used);
+            }
+            drop(t);
             if io.dirty.last().is_none_or(|r| r.place().id != region.place().id) {
                 io.dirty.push(region);
             }

@@ -173,6 +173,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         index: RwLock::new(Index { active: Memtable::default(), frozen: None, levels: Arc::new(levels) }),
         cache: BlockCache::with_weighter(4096, memory / 2, BlockWeight),
         readahead: Readahead::default(),
+        allowance: 0.into(),
         memory,
         regions: RwLock::new(regions),
         segments: Mutex::new(m.segments.clone()),

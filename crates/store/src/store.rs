@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -75,6 +75,8 @@ pub struct Store {
     pub(crate) index: RwLock<Index>,
     pub(crate) cache: BlockCache,
     pub(crate) readahead: Readahead,
+    /// Bytes that may still be written before free space is looked at.
+    pub(crate) allowance: AtomicI64,
     pub(crate) memory: u64,
     /// Open segments.
     pub(crate) regions: RwLock<HashMap<u64, Arc<dyn Region>>>,
@@ -99,6 +101,8 @@ pub(crate) const FRAME_MAX: usize = 2 << 20;
 const SEGMENT_MIN: u64 = 1 << 20;
 /// On a full volume a segment with this much room left is still used.
 const SMALL_ROOM: u64 = 64 << 10;
+/// Bytes that may be written before free space is looked at again.
+const ALLOWANCE: u64 = 32 << 20;
 /// Room that a segment keeps for its seal.
 pub(crate) const SEAL_ROOM: u64 = 4096;
 
@@ -159,12 +163,17 @@ impl Store {
         while self.index.read().active.bytes() as u64 > 3 * self.memtable_max() {
             self.step()?;
         }
-        let tail_room = self.log.tail().room();
-        if bytes < tail_room / 2 && tail_room > 2 * FRAME_MAX as u64 {
+        let wanted = bytes as i64;
+        if self.allowance.fetch_sub(wanted, Ordering::Relaxed) >= wanted {
             return Ok(());
         }
+        // Looking costs system calls: some is allowed at a time.
         let u = self.usage()?;
-        if u.free < bytes { Err(Error::NoSpace { used: u.used, size: u.size }) } else { Ok(()) }
+        if u.free < bytes {
+            return Err(Error::NoSpace { used: u.used, size: u.size });
+        }
+        self.allowance.store((u.free / 2).min(ALLOWANCE) as i64 - wanted, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Starts a transaction at `max(newest + 1, now_ns)`. Waits for a running one to end.
