@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 /// A filesystem that never forgets
 ///
 /// Every write is kept. In a mounted directory, NAME@@WHEN is NAME as it was: notes.txt@@-10m, src@@yesterday,
-/// @@2026-11-22T09:30/. WHEN is -10m, -1h30m, yesterday, a date, a date and time, a label, or 0x<tid>.
+/// @@2026-11-22T09:30/. WHEN is -10m, -1h30m, yesterday, a date, a date and time, a label, or 0x… (an exact transaction).
 #[derive(Parser, Debug)]
 #[command(name = "darner", version, max_term_width = 100)]
 pub struct Cli {
