@@ -15,7 +15,7 @@ use crate::error::{Failure, Result};
 
 /// What to compare.
 pub struct Options {
-    /// Peers' names, see [`set_up`].
+    /// Peers' names, as system.rs reads them.
     pub peers: Vec<String>,
     /// Workloads' names; none: all.
     pub only: Vec<String>,
