@@ -15,7 +15,7 @@ use crate::error::{Failure, Result};
 
 /// What to compare.
 pub struct Options {
-    /// Peers' names, see [`set_up`].
+    /// Peers' names, as system.rs reads them.
     pub peers: Vec<String>,
     /// Workloads' names; none: all.
     pub only: Vec<String>,
@@ -135,7 +135,7 @@ impl Run<'_> {
             // What is looked up on the way to the mount is not what is measured.
             std::fs::metadata(system.dir())?;
         }
-        let probe = if round == 0 { system.daemon().map(Probe::new) } else { None };
+        let probe = if round == 0 { system.daemon().map(|pid| Probe::new(pid, &self.kit.tar)) } else { None };
         let stage = Stage { dir: system.dir(), scale: &self.scale, kit: &self.kit, round, probe: probe.as_ref() };
         Ok((w.run)(&stage)?)
     }

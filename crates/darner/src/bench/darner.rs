@@ -122,10 +122,8 @@ impl Drop for Darner {
             eprintln!("darner: {e}");
             let _ = darner_fuse::unmount(&self.mnt, true);
         }
-        if let Some(place) = self.store.parent() {
-            if crate::mounts::all().is_ok_and(|all| all.iter().all(|m| m.mountpoint != self.mnt)) {
-                let _ = std::fs::remove_dir_all(place);
-            }
+        if let Some(place) = self.store.parent().filter(|_| !self.is_mounted()) {
+            let _ = std::fs::remove_dir_all(place);
         }
     }
 }

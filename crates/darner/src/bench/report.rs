@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::probe::Counts;
+use super::probe::{Counts, Disk};
 use super::stage::{Sample, Scale};
 use super::workloads::Workload;
 
@@ -197,27 +197,26 @@ impl Report {
     }
 
     fn write_counts(&self, out: &mut String) -> std::fmt::Result {
-        let columns = ["requests", "sleeps", "CPU µs", "B written", "B read"];
-        writeln!(
-            out,
-            "{:<17}{:>9}{:>8}{:>9}{:>11}{:>9}   requests by kind",
-            "", columns[0], columns[1], columns[2], columns[3], columns[4]
-        )?;
+        let columns = "requests  sleeps   CPU µs   disk: writes  flushes  B written   B read   requests by kind";
+        writeln!(out, "{:<17} {columns}", "")?;
         for line in &self.lines {
             let Some((sample, c)) = line.counted.as_ref().and_then(|s| Some((s, s.counts.as_ref()?))) else {
                 continue;
             };
             let per = |n: f64| short(n / sample.ops.max(1) as f64);
             let total = c.requests.as_ref().map(|r| r.iter().map(|(_, n)| n).sum::<u64>() as f64);
+            let disk = |field: fn(&Disk) -> u64| c.disk.as_ref().map_or("?".into(), |d| per(field(d) as f64));
             writeln!(
                 out,
-                "{:<17}{:>9}{:>8}{:>9}{:>11}{:>9}   {}",
+                "{:<17}{:>9}{:>8}{:>9}{:>15}{:>9}{:>11}{:>9}   {}",
                 line.workload.name,
                 total.map_or("?".into(), per),
                 per(c.sleeps as f64),
                 per(c.cpu_seconds * 1e6),
-                per(c.write_bytes as f64),
-                per(c.read_bytes as f64),
+                disk(|d| d.writes),
+                disk(|d| d.flushes),
+                disk(|d| d.write_bytes),
+                disk(|d| d.read_bytes),
                 kinds(c, sample.ops)
             )?;
         }
@@ -275,7 +274,7 @@ fn number(n: Option<f64>) -> String {
     n.map_or("-".into(), |n| format!("{n:.2}"))
 }
 
-/// The four most frequent.
+/// The five most frequent.
 fn kinds(c: &Counts, ops: u64) -> String {
     let Some(requests) = &c.requests else {
         return String::new();

@@ -140,7 +140,7 @@ impl Stage<'_> {
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on an interrupt or a polite request to end makes [`go_on`] fail instead of ending the process.
+/// From here on an interrupt or a polite request to end makes workloads fail instead of ending the process.
 pub fn catch_interrupts() {
     extern "C" fn note(_: libc::c_int) {
         INTERRUPTED.store(true, Ordering::Relaxed);
