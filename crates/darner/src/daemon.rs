@@ -74,11 +74,14 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
         state: Mutex::default(),
         changed: Condvar::new(),
     });
+    let signals = block_signals();
     let workers = daemon.start_workers()?;
     let outcome = daemon.mount(first);
     if outcome.is_ok() {
         let commands = daemon.clone();
         thread::Builder::new().name("commands".into()).spawn(move || commands.listen(&listener))?;
+        let watcher = daemon.clone();
+        thread::Builder::new().name("signals".into()).spawn(move || watcher.heed(&signals))?;
         ready();
         daemon.wait_for_the_last_mount();
     }
@@ -96,6 +99,28 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
 }
 
 impl Daemon {
+    /// Told to end (a shutdown, Ctrl-C), takes the mounts away; those who use them may finish. Told again, ends at once.
+    fn heed(&self, signals: &libc::sigset_t) {
+        for again in [false, true] {
+            let mut signal = 0;
+            // SAFETY: valid pointers; the signals are blocked in all threads.
+            unsafe { libc::sigwait(signals, &mut signal) };
+            tracing::info!(signal, again, "told to end");
+            if !self.store().is_read_only()
+                && let Err(e) = self.fs.sync()
+            {
+                tracing::error!("the last writes may be lost: {e}");
+            }
+            let mountpoints: Vec<PathBuf> = self.state.lock().mounts.keys().cloned().collect();
+            for mountpoint in mountpoints {
+                if let Err(e) = darner_fuse::unmount(&mountpoint, true) {
+                    tracing::warn!("{e}");
+                }
+            }
+        }
+        std::process::exit(0);
+    }
+
     /// Returns when no mount is left and no further one will be.
     fn wait_for_the_last_mount(&self) {
         loop {
@@ -261,10 +286,10 @@ impl Daemon {
             daemon.changed.notify_all();
         })?;
         // SAFETY: this call can't fail.
-        if unsafe { libc::geteuid() } == 0 {
-            if let Err(e) = darner_fuse::set_readahead(&m.mountpoint, READAHEAD) {
-                tracing::debug!("readahead stays as it is: {e}");
-            }
+        if unsafe { libc::geteuid() } == 0
+            && let Err(e) = darner_fuse::set_readahead(&m.mountpoint, READAHEAD)
+        {
+            tracing::debug!("readahead stays as it is: {e}");
         }
         Ok(())
     }
@@ -412,6 +437,20 @@ impl Daemon {
             volumes: vec![volume],
             mounts,
         })
+    }
+}
+
+/// Blocks the signals that mean *end* in this thread and those it starts.
+fn block_signals() -> libc::sigset_t {
+    // SAFETY: the set is initialised by sigemptyset; the calls can't fail for valid signals.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&mut signals, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
+        signals
     }
 }
 

@@ -1,7 +1,7 @@
 //! FUSE requests become operations, replies become answers. Decides nothing but how long the kernel may remember.
 //!
-//! OPEN, OPENDIR, FLUSH and CREATE are declined (ENOSYS): on one machine nothing depends on them, and each is a round
-//! trip. The kernel then makes files by MKNOD, which also spares the RELEASE. Locks are the kernel's own.
+//! OPEN, OPENDIR and FLUSH are declined (ENOSYS): on one machine nothing depends on them, and each is a round trip. Locks
+//! are the kernel's own.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -79,8 +79,8 @@ impl Frontend {
     }
 
     /// A name's entry, counted as a lookup.
-    fn entry(&self, e: &Entry) -> Option<fuse::Entry> {
-        let nodeid = self.nodes.looked_up(e.node)?;
+    fn entry(&self, e: &Entry, dir: u64, through_time: bool) -> Option<fuse::Entry> {
+        let nodeid = self.nodes.looked_up(e.node, dir, through_time)?;
         let entry_valid = if e.steady { self.valid } else { Duration::ZERO };
         let attr = self.attr(e.node, &e.attr);
         Some(fuse::Entry { nodeid, generation: 0, entry_valid, attr_valid: self.attr_valid(e.node), attr })
@@ -94,12 +94,13 @@ impl Frontend {
         }
     }
 
-    fn lookup(&self, dir: Node, name: &[u8], caller: &Caller, reply: Reply<'_>) {
+    fn lookup(&self, id: u64, dir: Node, name: &[u8], caller: &Caller, reply: Reply<'_>) {
         match self.run(caller, Op::Lookup { dir, name }) {
             // The absence of an ordinary name may be remembered; what an as-of name leads to depends on the clock.
             Err(e) if e.errno() == libc::ENOENT && !name.contains(&b'@') => {
                 reply.entry(&fuse::Entry { entry_valid: self.valid, ..fuse::Entry::default() });
             }
+            Ok(Answer::Entry(e)) => self.give_entry(self.entry(&e, id, name.contains(&b'@')), reply),
             outcome => self.answer_entry(outcome, reply),
         }
     }
@@ -110,12 +111,37 @@ impl Frontend {
 
     fn answer_entry(&self, outcome: Outcome, reply: Reply<'_>) {
         match outcome {
-            Ok(Answer::Entry(e)) => match self.entry(&e) {
-                Some(entry) => reply.entry(&entry),
-                None => reply.error(libc::ENFILE),
-            },
+            Ok(Answer::Entry(e)) => self.give_entry(self.entry(&e, abi::ROOT_ID, false), reply),
             Ok(other) => unexpected(&other, reply),
             Err(e) => reply.error(e.errno()),
+        }
+    }
+
+    fn give_entry(&self, entry: Option<fuse::Entry>, reply: Reply<'_>) {
+        match entry {
+            Some(entry) => reply.entry(&entry),
+            None => reply.error(libc::ENFILE),
+        }
+    }
+
+    /// Answers CREATE and TMPFILE. `flags`: of the open file.
+    ///
+    /// A new file that is only written goes past the page cache: each write is a request either way, and the kernel spares
+    /// itself the search for capabilities to drop.
+    fn answer_created(&self, outcome: Outcome, flags: u32, reply: Reply<'_>) {
+        let entry = match outcome {
+            Ok(Answer::Entry(e)) => e,
+            Ok(Answer::Created(c)) => c.entry,
+            Ok(other) => return unexpected(&other, reply),
+            Err(e) => return reply.error(e.errno()),
+        };
+        let cache = match flags as i32 & libc::O_ACCMODE {
+            libc::O_WRONLY => abi::fopen::DIRECT_IO | abi::fopen::PARALLEL_DIRECT_WRITES,
+            _ => abi::fopen::KEEP_CACHE,
+        };
+        match self.entry(&entry, abi::ROOT_ID, false) {
+            Some(entry) => reply.created(&entry, fuse::Opened { fh: 0, flags: cache | abi::fopen::NOFLUSH }),
+            None => reply.error(libc::ENFILE),
         }
     }
 
@@ -140,7 +166,8 @@ impl Frontend {
         });
     }
 
-    fn readdir(&self, dir: Node, after: u64, size: u32, plus: bool, caller: &Caller, reply: Reply<'_>) {
+    fn readdir(&self, id: u64, dir: Node, r: &ListRequest, caller: &Caller, reply: Reply<'_>) {
+        let ListRequest { after, size, plus } = *r;
         let head = if plus { PLUS_HEAD } else { HEAD };
         let op = Op::ReadDir { dir, after, room: size as usize, head, plus };
         let entries = match self.run(caller, op) {
@@ -155,7 +182,7 @@ impl Frontend {
             let added = match &e.attr {
                 Some(attr) if plus && e.name != b"." && e.name != b".." => {
                     let found = Entry { node: e.node, attr: *attr, steady: !e.name.contains(&b'@') };
-                    let Some(entry) = self.entry(&found) else { break };
+                    let Some(entry) = self.entry(&found, id, false) else { break };
                     let added = out.add_plus(&entry, e.cookie, &e.name);
                     if !added {
                         self.forget(entry.nodeid, 1);
@@ -177,24 +204,15 @@ impl Frontend {
     }
 
     fn forget(&self, id: u64, n: u64) {
-        if let Some(object) = self.nodes.forget(id, n).filter(|o| !self.holders.hold(*o)) {
-            if let Err(e) = self.fs.forget(now_ns(), &[object]) {
-                tracing::warn!("object {object} stays until the next mount: {e}");
-            }
+        if let Some(object) = self.nodes.forget(id, n).filter(|o| !self.holders.hold(*o))
+            && let Err(e) = self.fs.forget(now_ns(), &[object])
+        {
+            tracing::warn!("object {object} stays until the next mount: {e}");
         }
     }
 
-    fn write(
-        &self,
-        id: u64,
-        node: Node,
-        offset: u64,
-        data: &[u8],
-        flags: u32,
-        write_flags: u32,
-        caller: &Caller,
-        reply: Reply<'_>,
-    ) {
+    fn write(&self, id: u64, node: Node, w: &WriteRequest<'_>, caller: &Caller, reply: Reply<'_>) {
+        let WriteRequest { offset, data, flags, write_flags } = *w;
         if matches!(node, Node::AsOf(..)) {
             // A mapped page, or one gathered by the kernel, is not to be shown as the past.
             (self.stale)(id);
@@ -257,6 +275,24 @@ fn set_attr(s: &fuse::Setattr) -> SetAttr {
     }
 }
 
+/// A READDIR or READDIRPLUS.
+#[derive(Clone, Copy)]
+struct ListRequest {
+    after: u64,
+    size: u32,
+    plus: bool,
+}
+
+/// A WRITE.
+#[derive(Clone, Copy)]
+struct WriteRequest<'a> {
+    offset: u64,
+    data: &'a [u8],
+    /// Of the open file.
+    flags: u32,
+    write_flags: u32,
+}
+
 /// Whether the operation would change something.
 fn changes(op: &Operation<'_>) -> bool {
     use Operation as O;
@@ -276,6 +312,7 @@ fn changes(op: &Operation<'_>) -> bool {
             | O::Fallocate { .. }
             | O::CopyFileRange { .. }
             | O::Tmpfile { .. }
+            | O::Create { .. }
     )
 }
 
@@ -310,7 +347,7 @@ impl Handler for Frontend {
             return reply.error(libc::EROFS);
         }
         match request.op {
-            O::Lookup { name } => self.lookup(node, name, &caller, reply),
+            O::Lookup { name } => self.lookup(id, node, name, &caller, reply),
             O::Getattr { .. } => self.answer_attr(node, self.run(&caller, Op::GetAttr { node }), reply),
             O::Setattr(s) => self.answer_attr(node, self.run(&caller, Op::SetAttr { node, set: set_attr(&s) }), reply),
             O::Statx { .. } => match self.run(&caller, Op::GetAttr { node }) {
@@ -354,7 +391,7 @@ impl Handler for Frontend {
             }
             O::Read { offset, size, .. } => self.read(node, offset, size, reply),
             O::Write { offset, data, write_flags, flags, .. } => {
-                self.write(id, node, offset, data, flags, write_flags, &caller, reply);
+                self.write(id, node, &WriteRequest { offset, data, flags, write_flags }, &caller, reply);
             }
             O::Fsync { .. } | O::Fsyncdir { .. } | O::Syncfs => {
                 ctx.will_block();
@@ -375,8 +412,12 @@ impl Handler for Frontend {
                 answer_found(self.run(&caller, Op::ListXattr { node, room: size as usize }), reply)
             }
             O::Removexattr { name } => answer_done(self.run(&caller, Op::RemoveXattr { node, name }), reply),
-            O::Readdir { offset, size, .. } => self.readdir(node, offset, size, false, &caller, reply),
-            O::Readdirplus { offset, size, .. } => self.readdir(node, offset, size, true, &caller, reply),
+            O::Readdir { offset, size, .. } => {
+                self.readdir(id, node, &ListRequest { after: offset, size, plus: false }, &caller, reply)
+            }
+            O::Readdirplus { offset, size, .. } => {
+                self.readdir(id, node, &ListRequest { after: offset, size, plus: true }, &caller, reply)
+            }
             O::Fallocate { offset, length, mode, .. } => {
                 let fallocate = FallocateMode::from_bits(mode)
                     .and_then(|mode| self.run(&caller, Op::Fallocate { node, offset, len: length, mode }));
@@ -402,21 +443,14 @@ impl Handler for Frontend {
                     Err(e) => reply.error(e.errno()),
                 }
             }
-            O::Tmpfile { mode, umask, .. } => {
+            O::Create { name, flags, mode, umask, .. } => {
                 caller.umask = umask;
-                match self.run(&caller, Op::TmpFile { dir: node, mode }) {
-                    Ok(Answer::Entry(e)) => match self.entry(&e) {
-                        Some(entry) => {
-                            reply.created(
-                                &entry,
-                                fuse::Opened { fh: 0, flags: abi::fopen::KEEP_CACHE | abi::fopen::NOFLUSH },
-                            );
-                        }
-                        None => reply.error(libc::ENFILE),
-                    },
-                    Ok(other) => unexpected(&other, reply),
-                    Err(e) => reply.error(e.errno()),
-                }
+                let exclusive = flags & libc::O_EXCL as u32 != 0;
+                self.answer_created(self.run(&caller, Op::Create { dir: node, name, mode, exclusive }), flags, reply);
+            }
+            O::Tmpfile { flags, mode, umask, .. } => {
+                caller.umask = umask;
+                self.answer_created(self.run(&caller, Op::TmpFile { dir: node, mode }), flags, reply);
             }
             O::Release { .. } | O::Releasedir { .. } | O::Destroy | O::Interrupt { .. } => reply.empty(),
             O::Ioctl(_) => reply.error(libc::ENOTTY),

@@ -1,8 +1,9 @@
 //! Node ids: how the kernel addresses a [`Node`], and how often it holds each.
 //!
 //! A live object's node id is its object number, so it survives remounts (NFS handles). A past one is
-//! `1 << 63 | view << 44 | object`, where a *view* is a small number for a tid, given back when the kernel has forgotten all of
-//! its nodes. The virtual `@@` directory is `1 << 62 | object`. Invariant: an object that lost its last name is reaped only when
+//! `1 << 63 | view << 44 | object`, where a *view* is a small number for one way into the past: a tid, the object that was
+//! named with it, and the view from which. (A directory may have one place only in the kernel's tree; `src@@T` and `@@T/src`
+//! are two.) It is given back when the kernel has forgotten all of its nodes. The virtual `@@` directory is `1 << 62 | object`. Invariant: an object that lost its last name is reaped only when
 //! its count is 0: with OPEN declined, that is how the last close is known.
 
 use std::sync::Arc;
@@ -22,13 +23,23 @@ struct State {
     /// Lookups of live nodes.
     live: FxHashMap<u64, u64>,
     views: Vec<View>,
-    by_tid: FxHashMap<Tid, u64>,
+    by_way: FxHashMap<Way, u64>,
     unused: Vec<u64>,
 }
 
 struct View {
-    tid: Tid,
+    way: Way,
     lookups: u64,
+}
+
+/// A way into the past.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Way {
+    tid: Tid,
+    /// The object named with the moment.
+    object: ObjectId,
+    /// The directory's view and kind: what is above the object in its node id.
+    from: u64,
 }
 
 /// The nodes of all live mounts: an object without a name stays as long as one of them holds it.
@@ -86,7 +97,7 @@ impl Nodes {
         let object = ObjectId(id & OBJECT);
         if id & PAST != 0 {
             let view = (id & !PAST) >> OBJECT_BITS;
-            return Some(Node::AsOf(object, self.state.lock().views.get(view as usize)?.tid));
+            return Some(Node::AsOf(object, self.state.lock().views.get(view as usize)?.way.tid));
         }
         if id & POINTS != 0 {
             return Some(Node::Points(object));
@@ -97,14 +108,19 @@ impl Nodes {
         })
     }
 
-    /// The node id to give to the kernel, counted as one lookup; `None` when there are too many moments in use.
-    pub fn looked_up(&self, node: Node) -> Option<u64> {
+    /// The node id to give to the kernel for what was found in directory `dir`, counted as one lookup; `through_time`: by a
+    /// name with a moment in it. `None` when there are too many moments in use.
+    pub fn looked_up(&self, node: Node, dir: u64, through_time: bool) -> Option<u64> {
         let mut s = self.state.lock();
+        let through_time = through_time || dir & POINTS != 0;
         match node {
             Node::Points(ino) => Some(POINTS | ino.0),
-            Node::AsOf(ino, tid) if self.base != Some(tid) => {
-                let view = s.view(tid)?;
-                s.views[view as usize].lookups += 1;
+            Node::AsOf(ino, tid) if through_time || dir & PAST != 0 || self.base != Some(tid) => {
+                let view = match through_time || dir & PAST == 0 {
+                    true => s.view(Way { tid, object: ino, from: dir >> OBJECT_BITS })?,
+                    false => (dir & !PAST) >> OBJECT_BITS,
+                };
+                s.views.get_mut(view as usize)?.lookups += 1;
                 Some(PAST | view << OBJECT_BITS | ino.0)
             }
             Node::Live(ino) | Node::AsOf(ino, _) => {
@@ -143,11 +159,11 @@ impl Nodes {
 }
 
 impl State {
-    fn view(&mut self, tid: Tid) -> Option<u64> {
-        if let Some(view) = self.by_tid.get(&tid) {
+    fn view(&mut self, way: Way) -> Option<u64> {
+        if let Some(view) = self.by_way.get(&way) {
             return Some(*view);
         }
-        let new = View { tid, lookups: 0 };
+        let new = View { way, lookups: 0 };
         let view = match self.unused.pop() {
             Some(view) => {
                 self.views[view as usize] = new;
@@ -159,14 +175,14 @@ impl State {
                 self.views.len() as u64 - 1
             }
         };
-        self.by_tid.insert(tid, view);
+        self.by_way.insert(way, view);
         Some(view)
     }
 
     fn forget_view(&mut self, view: u64, n: u64) {
         let Some(v) = self.views.get_mut(view as usize) else { return };
         v.lookups = v.lookups.saturating_sub(n);
-        if v.lookups == 0 && self.by_tid.remove(&v.tid).is_some() {
+        if v.lookups == 0 && self.by_way.remove(&v.way).is_some() {
             self.unused.push(view);
         }
     }
@@ -180,16 +196,33 @@ mod tests {
     fn ids_lead_back_to_their_nodes_and_moments_are_given_back() {
         let nodes = Nodes::new(None);
         let past = Node::AsOf(ObjectId(9), Tid(77));
-        let id = nodes.looked_up(past).unwrap();
+        let id = nodes.looked_up(past, 1, true).unwrap();
         assert_eq!(nodes.node(id), Some(past));
-        let again = nodes.looked_up(past).unwrap();
+        let again = nodes.looked_up(past, 1, true).unwrap();
         assert_eq!(id, again);
         nodes.forget(id, 2);
-        let other = nodes.looked_up(Node::AsOf(ObjectId(9), Tid(78))).unwrap();
+        let other = nodes.looked_up(Node::AsOf(ObjectId(9), Tid(78)), 1, true).unwrap();
         assert_eq!(nodes.node(other), Some(Node::AsOf(ObjectId(9), Tid(78))));
-        assert_eq!(nodes.looked_up(Node::Live(ObjectId(5))), Some(5));
-        assert_eq!(nodes.looked_up(Node::Live(ObjectId(5))), Some(5));
+        assert_eq!(nodes.looked_up(Node::Live(ObjectId(5)), 1, false), Some(5));
+        assert_eq!(nodes.looked_up(Node::Live(ObjectId(5)), 1, false), Some(5));
         assert_eq!(nodes.forget(5, 1), None, "still held once");
         assert_eq!(nodes.forget(5, 1), Some(ObjectId(5)));
+    }
+
+    #[test]
+    fn a_directory_reached_in_two_ways_is_two_nodes_and_never_its_own_parent() {
+        let nodes = Nodes::new(None);
+        let (dir, file) = (Node::AsOf(ObjectId(9), Tid(7)), Node::AsOf(ObjectId(10), Tid(7)));
+        let direct = nodes.looked_up(dir, 1, true).unwrap();
+        let root = nodes.looked_up(Node::AsOf(ObjectId(1), Tid(7)), 1, true).unwrap();
+        let below = nodes.looked_up(dir, root, false).unwrap();
+        let itself = nodes.looked_up(dir, direct, true).unwrap();
+        assert!(direct != below && direct != itself);
+        assert_eq!(nodes.looked_up(file, direct, false), nodes.looked_up(file, direct, false));
+        let past = Nodes::new(Some(Tid(7)));
+        assert_eq!(past.looked_up(dir, 1, false), Some(9));
+        let again = past.looked_up(Node::AsOf(ObjectId(1), Tid(7)), 1, true).unwrap();
+        assert_ne!(again, 1, "the root of a mount is not in itself");
+        assert_eq!(past.node(again), Some(Node::AsOf(ObjectId(1), Tid(7))));
     }
 }

@@ -149,6 +149,36 @@ fn unmounted_means_that_it_can_be_mounted_again_at_once() {
 }
 
 #[test]
+fn told_to_end_the_daemon_unmounts_and_loses_nothing() {
+    let Some(w) = World::new() else { return };
+    w.mount_at("past", &["--as-of", &w.now()]).unwrap();
+    let pid = w.daemon_pid();
+    let gone = || !std::path::Path::new(&format!("/proc/{pid}")).exists();
+    let open = fs::File::create(w.path("f")).unwrap();
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(pid, libc::SIGTERM) };
+    eventually("the mounts are gone", || mounted(&w.mnt).is_none() && mounted(&w.dir.join("past")).is_none());
+    // Who has a file open may finish with it.
+    std::io::Write::write_all(&mut &open, b"the last words").unwrap();
+    drop(open);
+    eventually("the daemon ends", gone);
+    w.mount();
+    assert_eq!(fs::read(w.path("f")).unwrap(), b"the last words");
+    // Told twice, it waits for nobody.
+    let open = fs::File::create(w.path("g")).unwrap();
+    std::io::Write::write_all(&mut &open, b"kept").unwrap();
+    let pid = w.daemon_pid();
+    for _ in 0..2 {
+        // SAFETY: a plain system call.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        eventually("it heeds", || mounted(&w.mnt).is_none());
+    }
+    eventually("the daemon ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+    w.mount();
+    assert_eq!(fs::read(w.path("g")).unwrap(), b"kept");
+}
+
+#[test]
 fn a_mount_in_use_stays_unless_it_is_unmounted_lazily() {
     let Some(w) = World::new() else { return };
     let open = fs::File::create(w.path("f")).unwrap();

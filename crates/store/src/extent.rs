@@ -166,11 +166,11 @@ impl ChunkMap {
     /// Makes `at .. at+len` come from `place`, or a hole.
     pub fn overlay(&mut self, at: u32, len: u32, place: Option<Place>) {
         let end = at + len;
-        if let (Some(place), Some(last)) = (place, self.spans.last()) {
-            if last.end() <= at {
-                self.spans.push(Span { at, len, place });
-                return;
-            }
+        if let (Some(place), Some(last)) = (place, self.spans.last())
+            && last.end() <= at
+        {
+            self.spans.push(Span { at, len, place });
+            return;
         }
         let mut out = Vec::with_capacity(self.spans.len() + 2);
         let mut new = place.map(|place| Span { at, len, place });
@@ -223,18 +223,19 @@ pub fn raw_size(len: usize) -> usize {
 }
 
 /// Stores `data` (at most a chunk) at the end of `out`, whose byte 0 is `base` of region `region`. Returns the codec.
-pub fn store(data: &[u8], region: u64, base: u64, out: &mut Vec<u8>) -> Codec {
+/// `compress`: whether the time for that may be spent.
+pub fn store(data: &[u8], region: u64, base: u64, compress: bool, out: &mut Vec<u8>) -> Codec {
     let start = out.len();
-    if data.len() >= COMPRESS_MIN && looks_compressible(data) {
+    if compress && data.len() >= COMPRESS_MIN && looks_compressible(data) {
         let most = lz4_flex::block::get_maximum_output_size(data.len());
         out.resize(start + most, 0);
-        if let Ok(n) = lz4_flex::block::compress_into(data, &mut out[start..]) {
-            if n + n / 8 < data.len() {
-                out.truncate(start + n);
-                let crc = crc_at(region, base + start as u64, &out[start..]);
-                out.extend_from_slice(&crc.to_le_bytes());
-                return Codec::Lz4;
-            }
+        if let Ok(n) = lz4_flex::block::compress_into(data, &mut out[start..])
+            && n + n / 8 < data.len()
+        {
+            out.truncate(start + n);
+            let crc = crc_at(region, base + start as u64, &out[start..]);
+            out.extend_from_slice(&crc.to_le_bytes());
+            return Codec::Lz4;
         }
         out.truncate(start);
     }
@@ -398,7 +399,7 @@ mod tests {
         let noise: Vec<u8> = (0..20_000u64).map(|i| crate::codec::mix(i) as u8).collect();
         for (data, codec) in [(text, Codec::Lz4), (noise, Codec::Raw)] {
             let mut out = vec![9; 77];
-            assert_eq!(store(&data, 5, 1000, &mut out), codec);
+            assert_eq!(store(&data, 5, 1000, true, &mut out), codec);
             let p = Place {
                 region: 5,
                 offset: 1077,

@@ -74,10 +74,9 @@ fn no_bytes_make_a_frame_panic() {
         if let Some(shape) = frame::shape(&bytes).filter(|s| s.len <= bytes.len()) {
             frame::reseal(&mut bytes, &shape, 3, 4096);
         }
-        if let Some(f) = frame::parse(&bytes, 3, 4096) {
-            if let frame::Content::Transaction(records) = &f.content {
-                crate::recover::data_is_valid(3, &bytes, 4096, records);
-            }
+        if let Some(frame::Frame { content: frame::Content::Transaction(records), .. }) = frame::parse(&bytes, 3, 4096)
+        {
+            crate::recover::data_is_valid(3, &bytes, 4096, &records);
         }
     }
 }

@@ -32,6 +32,6 @@ pub use extent::{CHUNK, Piece};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
-pub use store::{Store, Usage, Value, Version};
+pub use store::{Store, Usage, Value, Version, VisitValue, VisitVersion};
 pub use tid::Tid;
 pub use tx::Tx;

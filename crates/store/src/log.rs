@@ -20,6 +20,8 @@ use crate::{Error, Result, Tid};
 const BUFFER: usize = 1 << 20;
 /// Committers help writing when this much waits.
 const QUEUE_MAX: usize = 48 << 20;
+/// With more than this waiting, the volume is the bottleneck.
+const BEHIND: usize = 8 << 20;
 /// After a small sync, this much is zeroed ahead where that makes the next ones cheaper.
 const ZEROES: u64 = 1 << 20;
 const SMALL_SYNC: u64 = 128 << 10;
@@ -122,6 +124,11 @@ impl Tail {
         let (region, offset) = (self.segment.clone(), self.base);
         self.base += bytes.len() as u64;
         self.queue.push_back(Buffer { region, offset, bytes: Arc::new(bytes) });
+    }
+
+    /// Whether the volume does not keep up with what is appended.
+    pub fn is_behind(&self) -> bool {
+        self.queued > BEHIND
     }
 
     /// Goes on in another segment (whose header is `header`); the old one's frames, seal included, are queued.

@@ -292,10 +292,10 @@ impl Store {
             let live = family == Family::Live && divider.is_live(&entry);
             outputs[usize::from(!live)].add(self, &entry)?;
             n += 1;
-            if n % 4096 == 0 {
-                if let Some(state) = state.as_deref_mut().filter(|s| self.flush_is_due(s)) {
-                    self.flush_locked(state)?;
-                }
+            if n.is_multiple_of(4096)
+                && let Some(state) = state.as_deref_mut().filter(|s| self.flush_is_due(s))
+            {
+                self.flush_locked(state)?;
             }
         }
         let [live, history] = outputs;

@@ -299,10 +299,11 @@ impl Store {
                 if frame::shape(&bytes[i..]).is_none() {
                     continue;
                 }
-                if let Some(f) = frame::parse(&bytes[i..], at.id, start + i as u64) {
-                    if f.header.durable > last && f.header.tid > last {
-                        return Ok(Some(f.header.durable));
-                    }
+                if let Some(f) = frame::parse(&bytes[i..], at.id, start + i as u64)
+                    && f.header.durable > last
+                    && f.header.tid > last
+                {
+                    return Ok(Some(f.header.durable));
                 }
             }
             start += STEP;

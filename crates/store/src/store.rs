@@ -31,6 +31,11 @@ use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 /// Bytes of a record, shared with the index's memory.
 pub type Value = Arc<[u8]>;
 
+/// Gets suffix, tid and value of each record found; ends the visit by breaking.
+pub type VisitValue<'v> = dyn FnMut(&[u8], Tid, &[u8]) -> ControlFlow<()> + 'v;
+/// As [`VisitValue`]; a tombstone's value is `None`.
+pub type VisitVersion<'v> = dyn FnMut(&[u8], Tid, Option<&[u8]>) -> ControlFlow<()> + 'v;
+
 /// A record as found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
@@ -109,6 +114,8 @@ pub(crate) const SEAL_ROOM: u64 = 4096;
 /// Stored extents this near to one another are read in one go.
 const READ_GAP: u64 = 16 << 10;
 const READ_MAX: u64 = 2 << 20;
+/// A read from this many places is worth asking for all of them first.
+const SCATTERED: usize = 4;
 
 impl Store {
     /// The newest committed tid.
@@ -284,7 +291,7 @@ impl Store {
         kind: Kind,
         from: &[u8],
         at: Tid,
-        visit: &mut dyn FnMut(&[u8], Tid, &[u8]) -> ControlFlow<()>,
+        visit: &mut VisitValue<'_>,
     ) -> Result<()> {
         let prefix = Key::new(fileset, object, kind, &[]);
         let mut next = Some(Key::new(fileset, object, kind, from).as_bytes().to_vec());
@@ -323,7 +330,7 @@ impl Store {
         object: ObjectId,
         kind: Kind,
         prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], Tid, Option<&[u8]>) -> ControlFlow<()>,
+        visit: &mut VisitVersion<'_>,
     ) -> Result<()> {
         let prefix = Key::new(fileset, object, kind, prefix);
         let entries = {
@@ -480,6 +487,9 @@ impl Store {
     /// Reads mapped pieces into `buf` (as long as they together); holes read as zeroes. Every byte is verified. Needs no
     /// lock of the caller's: pieces stay readable whatever is written later.
     pub fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+        if pieces.len() >= SCATTERED {
+            self.fetch_scattered(pieces);
+        }
         let mut rest = buf;
         let mut i = 0;
         while i < pieces.len() {
@@ -492,6 +502,29 @@ impl Store {
         }
         assert!(rest.is_empty(), "the buffer is longer than the pieces");
         Ok(())
+    }
+
+    /// Lets the volume fetch pieces from many places at a time, where reading them would wait for one after the other.
+    fn fetch_scattered(&self, pieces: &[Piece]) {
+        let mut i = 0;
+        let mut wanted = Vec::new();
+        while i < pieces.len() {
+            let n = group(&pieces[i..]);
+            wanted.extend(pieces[i].place.map(|p| (p.region, extent::needed(&p, pieces[i].len as usize))));
+            i += n;
+        }
+        if wanted.len() < SCATTERED {
+            return;
+        }
+        let tail = self.log.tail();
+        wanted.retain(|(region, (at, n))| !tail.unwritten(*region, *at, *n as u64));
+        drop(tail);
+        let regions = self.regions.read();
+        for (region, (at, n)) in wanted {
+            if let Some(r) = regions.get(&region) {
+                r.will_need(at, n as u64);
+            }
+        }
     }
 
     /// Reads pieces that lie near one another with one request.
@@ -605,7 +638,7 @@ impl Store {
         let spare = self.spare.lock().as_ref().map_or(0, |r| r.place().size);
         let used = reserved.saturating_sub(room + spare);
         // Deletions, the index and its merges must go on when users can write no more.
-        let reserve = (size / 32).min(1 << 30).max(24 << 20);
+        let reserve = (size / 32).clamp(24 << 20, 1 << 30);
         let free = size.saturating_sub(reserved + reserve) + room.saturating_sub(4 * FRAME_MAX as u64);
         Ok(Usage { size, used, free, live, objects })
     }

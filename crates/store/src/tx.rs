@@ -9,6 +9,9 @@ use crate::log::Tail;
 use crate::store::{FRAME_MAX, SEAL_ROOM, Store};
 use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
 
+/// Writes of this size are a stream: their bytes are compressed only while the volume is slower than the processor.
+const BULK: usize = 256 << 10;
+
 /// A transaction: nothing of it is visible until [`Tx::commit`]; dropped, it never was.
 /// Reads through the store meanwhile see the state before it; [`Tx::map`] sees its own writes.
 pub struct Tx<'s> {
@@ -19,13 +22,24 @@ pub struct Tx<'s> {
     fold: Fold,
     objects: i64,
     live: i64,
+    /// Whether a large write is under way.
+    bulk: bool,
 }
 
 impl<'s> Tx<'s> {
     pub(crate) fn new(store: &'s Store, mut tail: MutexGuard<'s, Tail>, fileset: FilesetId, tid: Tid) -> Tx<'s> {
         let start = tail.buf.len();
         tail.buf.resize(start + frame::HEADER, 0);
-        Tx { store, tail, start, heads: Heads::default(), fold: Fold::new(fileset, tid), objects: 0, live: 0 }
+        Tx {
+            store,
+            tail,
+            start,
+            heads: Heads::default(),
+            fold: Fold::new(fileset, tid),
+            objects: 0,
+            live: 0,
+            bulk: false,
+        }
     }
 
     /// The tid that all of this will carry (nanoseconds: fit for mtime and ctime).
@@ -52,6 +66,7 @@ impl<'s> Tx<'s> {
     /// Writes file bytes. Returns by how many bytes the object's data (not its holes) grew.
     pub fn write(&mut self, object: ObjectId, mut offset: u64, mut data: &[u8]) -> Result<i64> {
         let mut grown = 0;
+        self.bulk = data.len() >= BULK;
         while !data.is_empty() {
             let n = data.len().min((CHUNK - offset % CHUNK) as usize);
             let (part, rest) = data.split_at(n);
@@ -71,7 +86,8 @@ impl<'s> Tx<'s> {
         let tail = &mut *self.tail;
         let region = tail.segment.place().id;
         let at = tail.buf.len();
-        let codec = extent::store(data, region, tail.base, &mut tail.buf);
+        let compress = !self.bulk || tail.is_behind();
+        let codec = extent::store(data, region, tail.base, compress, &mut tail.buf);
         let len = data.len() as u32;
         let place = Place {
             region,

@@ -1,21 +1,40 @@
 //! `darner unmount`
 
+use std::time::{Duration, Instant};
+
 use crate::cli::Unmount;
-use crate::control::{self, Request};
+use crate::control::{self, Request, Response};
 use crate::error::{Failure, Result};
 use crate::mounts;
 use crate::place::Place;
+
+/// As long as `mount` waits for the same.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(c: &Unmount) -> Result<()> {
     let mountpoint = mounts::absolute(&c.mountpoint)?;
     let mounted = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse"));
     let mounted = mounted.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
     let request = Request::Unmount { mountpoint: mountpoint.clone(), lazy: c.lazy };
-    if let Ok(place) = Place::at(&mounted.source)
-        && control::call(&place, &request)?.is_some()
-    {
-        return Ok(());
+    if let Ok(place) = Place::at(&mounted.source) {
+        match control::call(&place, &request)? {
+            Some(Response::Closing) => return wait_until_closed(&place),
+            Some(_) => return Ok(()),
+            None => {}
+        }
     }
     // Its daemon is gone; the mount is what is left.
     Ok(darner_fuse::unmount(&mountpoint, c.lazy)?)
+}
+
+/// The mount went another way just before; its daemon is about to give the store back.
+fn wait_until_closed(place: &Place) -> Result<()> {
+    let start = Instant::now();
+    while place.lock(true).is_err() {
+        if start.elapsed() > PATIENCE {
+            return Err(Failure::new(format!("the daemon of {} does not finish closing it", place.path.display())));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }

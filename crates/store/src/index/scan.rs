@@ -129,10 +129,10 @@ pub fn scan(
         }
         let mut best = Best::default();
         for m in &mut mems {
-            if let Some((_, slot)) = m.next_if(|(k, _)| *k == key.as_slice()) {
-                if let Some((tid, value)) = slot.at(at) {
-                    best.offer(tid, || value.cloned());
-                }
+            if let Some((_, slot)) = m.next_if(|(k, _)| *k == key.as_slice())
+                && let Some((tid, value)) = slot.at(at)
+            {
+                best.offer(tid, || value.cloned());
             }
         }
         for run in &mut runs {
