@@ -63,7 +63,14 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
         tracing::info!(orphans = n, tid = %store.tid(), "store open");
     }
     let listener = UnixListener::bind_addr(&place.socket()?).cant(|| "listen for commands".into())?;
-    let daemon = Arc::new(Daemon { place, fs, holders: Holders::default(), mounting: Mutex::default(), state: Mutex::default(), changed: Condvar::new() });
+    let daemon = Arc::new(Daemon {
+        place,
+        fs,
+        holders: Holders::default(),
+        mounting: Mutex::default(),
+        state: Mutex::default(),
+        changed: Condvar::new(),
+    });
     let signals = block_signals();
     let workers = daemon.start_workers()?;
     let outcome = daemon.mount(first);
@@ -291,7 +298,9 @@ impl Daemon {
     fn may_write(&self, state: &State) -> Result<()> {
         let path = self.place.path.display();
         if self.store().is_read_only() {
-            return Err(Failure::new(format!("{path} is mounted read-only; unmount that before it is mounted writable")));
+            return Err(Failure::new(format!(
+                "{path} is mounted read-only; unmount that before it is mounted writable"
+            )));
         }
         match state.mounts.values().find(|o| o.live && !o.line.read_only) {
             Some(other) => Err(Failure::new(format!(

@@ -103,7 +103,9 @@ impl Writer {
             let (least, most) = (model(synced), model(begun));
             let lost: Vec<_> = least.keys().filter(|k| !found.contains_key(*k) && most.contains_key(*k)).collect();
             let odd: Vec<_> = found.keys().filter(|k| !least.contains_key(*k) && !most.contains_key(*k)).collect();
-            panic!("round {round}: no prefix of {begun} operations ({synced} synced) is what is there: lost {lost:?}, odd {odd:?}");
+            panic!(
+                "round {round}: no prefix of {begun} operations ({synced} synced) is what is there: lost {lost:?}, odd {odd:?}"
+            );
         }
     }
 }
@@ -151,7 +153,10 @@ fn killed_at_any_moment_it_keeps_what_was_synced_and_a_prefix_of_the_rest() {
             operations += writer.begun.load(Ordering::SeqCst);
         }
         for (then, dir, wanted) in remembered.iter().rev().take(5) {
-            assert!(listing(&w.path(&format!("@@{then}/{dir}"))) == *wanted, "round {round}: {dir} as of {then} changed");
+            assert!(
+                listing(&w.path(&format!("@@{then}/{dir}"))) == *wanted,
+                "round {round}: {dir} as of {then} changed"
+            );
         }
         remembered.push((w.now(), format!("round{round}-0"), listing(&dirs[0])));
         fs::remove_dir_all(&dirs[0]).unwrap();

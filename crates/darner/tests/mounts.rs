@@ -85,7 +85,9 @@ fn a_read_only_mount_sees_the_live_one_and_changes_nothing() {
     assert_eq!(fs::read(other.join("f")).unwrap(), b"one");
     fs::write(w.path("f"), "two, longer").unwrap();
     fs::write(w.path("g"), "new").unwrap();
-    eventually("the change is seen", || fs::read(other.join("f")).unwrap() == b"two, longer" && other.join("g").exists());
+    eventually("the change is seen", || {
+        fs::read(other.join("f")).unwrap() == b"two, longer" && other.join("g").exists()
+    });
     let refused = fs::write(other.join("g"), "x").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
     // The live one may end and come back meanwhile.
@@ -217,7 +219,8 @@ fn after_the_daemons_death_the_mount_is_removed_like_any_and_mounted_again() {
 impl World {
     /// What mounting on a dead mount says.
     fn mount_at_dead(&self) -> String {
-        let out = Command::new("timeout").args(["20", DARNER, "mount"]).arg(&self.store).arg(&self.mnt).output().unwrap();
+        let out =
+            Command::new("timeout").args(["20", DARNER, "mount"]).arg(&self.store).arg(&self.mnt).output().unwrap();
         assert!(!out.status.success());
         String::from_utf8_lossy(&out.stderr).into_owned()
     }
@@ -231,7 +234,8 @@ fn mount_8_finds_its_helper_and_changes_flags_later() {
     fs::create_dir(&w.mnt).unwrap();
     w.darner(&["create", w.store.to_str().unwrap()]);
     let run = |options: &str| {
-        let out = Command::new("timeout").arg("20").arg(&helper).args([&w.store, &w.mnt]).args(["-o", options]).output();
+        let out =
+            Command::new("timeout").arg("20").arg(&helper).args([&w.store, &w.mnt]).args(["-o", options]).output();
         let out = out.unwrap();
         assert!(out.status.success(), "{options}: {out:?}");
     };

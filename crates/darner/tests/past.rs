@@ -108,13 +108,18 @@ fn the_past_stands_still_while_the_present_runs() {
                 let _ = fs::write(at(a), format!("new text {b}"));
                 let _ = fs::rename(at(a), at(b));
                 let _ = fs::remove_file(at(rng.u32(1..=200)));
-                let _ = OpenOptions::new().write(true).open(w.path("src/big")).and_then(|f| f.set_len(rng.u64(..4_000_000)));
+                let _ = OpenOptions::new()
+                    .write(true)
+                    .open(w.path("src/big"))
+                    .and_then(|f| f.set_len(rng.u64(..4_000_000)));
             }
         });
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..5 {
                 same_as_wanted(&w, &format!("src@@{then}"));
-                w.sh(&format!("tar -C @@{then} -cf - src/deep src/big | tar -C $DIR/wanted/.. -df - --transform s/src/wanted/ "));
+                w.sh(&format!(
+                    "tar -C @@{then} -cf - src/deep src/big | tar -C $DIR/wanted/.. -df - --transform s/src/wanted/ "
+                ));
             }
         }));
         stop.store(true, Ordering::Relaxed);
@@ -262,6 +267,8 @@ fn git_reads_a_repository_as_of() {
     w.sh("cd r; echo 2 > f; git commit -qam two; git gc -q --prune=now; git fsck --full");
     let git = format!("git -c safe.directory='*' -C r@@{then}");
     assert_eq!(w.sh(&format!("{git} log --format=%s")), "one");
-    w.sh(&format!("{git} fsck --full; git -c safe.directory='*' clone -q r@@{then} $DIR/clone; cmp <(echo 1) $DIR/clone/f"));
+    w.sh(&format!(
+        "{git} fsck --full; git -c safe.directory='*' clone -q r@@{then} $DIR/clone; cmp <(echo 1) $DIR/clone/f"
+    ));
     assert_eq!(w.sh("git -C r log --format=%s | head -1"), "two");
 }

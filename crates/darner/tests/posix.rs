@@ -54,9 +54,8 @@ fn a_file_unlinked_while_a_read_only_mount_has_it_open_stays_readable_there() {
 fn a_nameless_file_vanishes_unless_it_gets_a_name() {
     let Some(w) = World::new() else { return };
     let before = w.objects();
-    let nameless = || {
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o640).open(&w.mnt).unwrap()
-    };
+    let nameless =
+        || OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o640).open(&w.mnt).unwrap();
     drop(nameless());
     eventually("the nameless file is gone", || w.objects() == before);
     let kept = nameless();
@@ -75,17 +74,12 @@ fn a_nameless_file_vanishes_unless_it_gets_a_name() {
     assert_eq!(fs::read(w.path("name")).unwrap(), b"kept");
     assert_eq!(fs::metadata(w.path("name")).unwrap().mode() & 0o7777, 0o640);
     // With O_EXCL it can't get a name.
-    let never = OpenOptions::new()
-        .write(true)
-        .custom_flags(libc::O_TMPFILE | libc::O_EXCL)
-        .open(&w.mnt)
-        .unwrap();
+    let never = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE | libc::O_EXCL).open(&w.mnt).unwrap();
     let from = c_string(format!("/proc/self/fd/{}", never.as_raw_fd()).as_ref());
     let to = c_string(&w.path("never"));
     // SAFETY: NUL-terminated strings that outlive the call.
-    let linked = unsafe {
-        libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW)
-    };
+    let linked =
+        unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW) };
     assert_eq!(sys(i64::from(linked)), Err(libc::ENOENT));
 }
 
@@ -186,7 +180,14 @@ fn direct_io_and_the_page_cache_agree() {
     let Some(w) = World::new() else { return };
     let path = w.path("f");
     let data = pattern(1 << 20, 4);
-    let direct = OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    let direct = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(libc::O_DIRECT)
+        .open(&path)
+        .unwrap();
     // FUSE asks for no alignment; aligned memory is what real programs bring.
     let layout = std::alloc::Layout::from_size_align(1 << 20, 4096).unwrap();
     // SAFETY: allocated with this layout, used as this many bytes, freed once.
@@ -327,7 +328,9 @@ fn extended_attributes_and_acls_through_the_usual_tools() {
     let Some(w) = World::new() else { return };
     w.sh("touch f; setfattr -n user.colour -v green f; setfattr -n trusted.t -v 1 f; setfattr -n user.empty f");
     let attrs = w.sh("getfattr -d -m - f");
-    assert!(attrs.contains("user.colour=\"green\"") && attrs.contains("trusted.t=\"1\"") && attrs.contains("user.empty"));
+    assert!(
+        attrs.contains("user.colour=\"green\"") && attrs.contains("trusted.t=\"1\"") && attrs.contains("user.empty")
+    );
     w.sh("setfattr -n user.big -v $(head -c 20000 /dev/urandom | base64 -w0) f");
     w.sh("setfattr -x user.colour f; ! getfattr -n user.colour f 2>/dev/null");
 
