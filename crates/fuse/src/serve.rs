@@ -102,7 +102,7 @@ pub(crate) fn run<H: Handler + Sync>(
     handler: &H,
 ) -> io::Result<Ended> {
     let token = Token::default();
-    let awake = Awake::start(!poll.is_zero());
+    let awake = Awake::new(!poll.is_zero());
     let max_write = session.negotiated().max_write;
     let server = |thread| {
         let (buffer, pace) = (Buffer::new(max_write), Pace::new(poll));
@@ -186,7 +186,9 @@ impl<H: Handler> Server<'_, H> {
                 return Ok(received);
             }
             let asleep = Instant::now();
-            sleep(&self.session.fd, Some(&self.session.stop))?;
+            if !sleep(&self.session.fd, Some(&self.session.stop), self.awake.patience())? {
+                self.awake.rest();
+            }
             self.pace.woke(asleep.elapsed());
         }
     }

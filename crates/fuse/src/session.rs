@@ -160,14 +160,15 @@ pub(crate) fn read(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
 
-/// Sleeps until the descriptor has something, its mount is gone, or the stop is set.
-pub(crate) fn sleep(fd: &OwnedFd, stop: Option<&Stop>) -> io::Result<()> {
+/// Sleeps until the descriptor has something, its mount is gone, or the stop is set; `false`: for as long as `most`.
+pub(crate) fn sleep(fd: &OwnedFd, stop: Option<&Stop>, most: Option<Duration>) -> io::Result<bool> {
     let wait = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let mut waits = [wait(fd), stop.map_or(libc::pollfd { fd: -1, events: 0, revents: 0 }, |stop| wait(&stop.event))];
     // SAFETY: two pollfds, ours for the call.
-    match check(unsafe { libc::poll(waits.as_mut_ptr(), 2, -1) }) {
+    match check(unsafe { libc::poll(waits.as_mut_ptr(), 2, most.map_or(-1, |m| m.as_millis() as i32)) }) {
         Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-        _ => Ok(()),
+        Ok(0) => Ok(false),
+        _ => Ok(true),
     }
 }
 
@@ -175,7 +176,7 @@ fn read_blocking(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match read(fd, buffer) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOENT)) => {
-                sleep(fd, None)?;
+                sleep(fd, None, None)?;
             }
             result => return result,
         }
