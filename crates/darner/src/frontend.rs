@@ -13,6 +13,7 @@ use darner_fs::{
 };
 use darner_fuse::{self as fuse, Ctx, DirBuffer, Handler, Operation, Reply, Request, abi};
 
+use crate::listing::Listing;
 use crate::nodes::{Holders, Nodes};
 
 /// How long the kernel may believe what it was told: only it changes the live tree, and the past never changes.
@@ -31,6 +32,7 @@ pub struct Frontend {
     holders: Holders,
     valid: Duration,
     read_only: bool,
+    listing: Listing,
     /// Called where an append did not go where the kernel thought: (node id).
     stale: Box<dyn Fn(u64) + Send + Sync>,
 }
@@ -57,7 +59,7 @@ impl Frontend {
         stale: Box<dyn Fn(u64) + Send + Sync>,
     ) -> Frontend {
         let valid = if shared { SHORT } else { LONG };
-        Frontend { fs, nodes, holders, valid, read_only, stale }
+        Frontend { fs, nodes, holders, valid, read_only, listing: Listing::default(), stale }
     }
 
     fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
@@ -95,6 +97,7 @@ impl Frontend {
     }
 
     fn lookup(&self, id: u64, dir: Node, name: &[u8], caller: &Caller, reply: Reply<'_>) {
+        self.listing.looked_up(id);
         match self.run(caller, Op::Lookup { dir, name }) {
             // The absence of an ordinary name may be remembered; what an as-of name leads to depends on the clock.
             Err(e) if e.errno() == libc::ENOENT && !name.contains(&b'@') => {
@@ -169,7 +172,8 @@ impl Frontend {
     fn readdir(&self, id: u64, dir: Node, r: &ListRequest, caller: &Caller, reply: Reply<'_>) {
         let ListRequest { after, size, plus } = *r;
         let head = if plus { PLUS_HEAD } else { HEAD };
-        let op = Op::ReadDir { dir, after, room: size as usize, head, plus };
+        let attributes = plus && self.listing.wants_attributes(id, after != 0);
+        let op = Op::ReadDir { dir, after, room: size as usize, head, plus: attributes };
         let entries = match self.run(caller, op) {
             Ok(Answer::Entries(entries)) => entries,
             Ok(other) => return unexpected(&other, reply),

@@ -8,6 +8,7 @@ pub mod copy;
 pub mod daemon;
 pub mod error;
 pub mod frontend;
+pub mod listing;
 pub mod mounts;
 pub mod nodes;
 pub mod place;

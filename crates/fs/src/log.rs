@@ -55,24 +55,39 @@ struct Tenure {
     until: Option<Tid>,
 }
 
+/// Writes that follow one another within this are one run.
+const RUN_NANOS: u64 = 1_000_000_000;
+
 impl Fs {
-    /// The versions of the object at a path (names from the root down), oldest first. With `coalesce`, of consecutive
-    /// writes only the last is told. ENOENT if nothing ever had this name.
+    /// The versions of the objects at a path (names from the root down), oldest first; of its directories too, all that ever
+    /// had their names are looked into. With `coalesce`, of writes that follow one another within a second only the last
+    /// is told. ENOENT if nothing ever had this name.
     pub fn log(&self, path: &[&[u8]], coalesce: bool) -> Result<Vec<LogEntry>> {
         let Some((name, dirs)) = path.split_last() else {
             return self.tell(&[Tenure { ino: ROOT, from: Tid::ZERO, until: None }], coalesce);
         };
-        let mut dir = ROOT;
+        let mut within = vec![ROOT];
         for name in dirs {
-            let tenures = self.tenures(dir, name)?;
-            let Some(newest) = tenures.last() else { return refuse(libc::ENOENT, "nothing ever had this name") };
-            dir = newest.ino;
+            let mut next: Vec<ObjectId> = self.tenures_in(&within, name)?.iter().map(|t| t.ino).collect();
+            next.sort_unstable();
+            next.dedup();
+            within = next;
         }
-        let tenures = self.tenures(dir, name)?;
+        let tenures = self.tenures_in(&within, name)?;
         if tenures.is_empty() {
             return refuse(libc::ENOENT, "nothing ever had this name");
         }
         self.tell(&tenures, coalesce)
+    }
+
+    /// Which objects had a name in any of these directories, oldest first.
+    fn tenures_in(&self, dirs: &[ObjectId], name: &[u8]) -> Result<Vec<Tenure>> {
+        let mut all = Vec::new();
+        for dir in dirs {
+            all.extend(self.tenures(*dir, name)?);
+        }
+        all.sort_by_key(|t| t.from);
+        Ok(all)
     }
 
     /// Which objects had a name and when, oldest first.
@@ -127,11 +142,12 @@ impl Fs {
         }
         if coalesce {
             log.dedup_by(|later, earlier| {
-                let both = later.what == What::Written && earlier.what == What::Written && later.ino == earlier.ino;
-                if both {
+                let same = later.what == What::Written && earlier.what == What::Written && later.ino == earlier.ino;
+                let soon = later.tid.0 - earlier.tid.0 < RUN_NANOS;
+                if same && soon {
                     *earlier = *later;
                 }
-                both
+                same && soon
             });
         }
         Ok(log)
