@@ -40,9 +40,9 @@ impl Kind {
     pub const DIRENT: Kind = Kind(4);
     /// File bytes (suffix in the index: chunk number, 8 bytes).
     pub const EXTENT: Kind = Kind(5);
-    /// An unlinked object that may still be open (object: the orphan; suffix empty).
+    /// An unlinked object that may still be open (object 0; suffix: the object).
     pub const ORPHAN: Kind = Kind(6);
-    /// A label on a tid (suffix: its name).
+    /// A label on a tid (object 0; suffix: its name).
     pub const LABEL: Kind = Kind(7);
 }
 
