@@ -16,7 +16,8 @@ use darner_fs::{
     Attr, Caller, FallocateMode, Found, Fs, FsError, Node, ObjectId, RenameMode, Seek, SetAttr, SetTime, SetXattr, Tid,
     Time,
 };
-use darner_store::Store;
+use darner_store::volume::RawVolume;
+use darner_store::{OpenOptions, Store};
 
 /// A byte that is a hole.
 const HOLE: u16 = 256;
@@ -91,7 +92,7 @@ struct Harness<'r> {
     compared: u64,
 }
 
-const RECENT: usize = 256;
+const RECENT: usize = 4096;
 const OLDER: usize = 1024;
 
 #[test]
@@ -104,14 +105,27 @@ fn any_operations_leave_what_the_model_says_now_and_at_every_earlier_moment() {
     let share = ops / seeds.len() as u64;
     for seed in seeds {
         let disk = new_disk();
-        let mut clean = true;
+        let mut turn = 0;
         let mut reopen = |store: Arc<Store>| {
-            if clean {
-                store.close().unwrap();
-            } else {
-                store.sync().unwrap();
+            turn += 1;
+            match turn % 4 {
+                0 => store.close().unwrap(),
+                1 => store.sync().map(drop).unwrap(),
+                // Killed: what is in memory only is lost.
+                2 => {}
+                // Killed with everything written, and the index made anew from the segments by one who only looks.
+                _ => {
+                    store.sync().unwrap();
+                    let options = OpenOptions { read_only: true, from_segments: true, ..OpenOptions::default() };
+                    let anew = Fs::open(Arc::new(
+                        Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options).unwrap(),
+                    ))
+                    .unwrap();
+                    assert_eq!(anew.check().unwrap().findings, Vec::<String>::new());
+                    let before = Fs::open(store.clone()).unwrap().check().unwrap();
+                    assert_eq!(anew.check().unwrap(), before);
+                }
             }
-            clean = !clean;
             drop(store);
             open_store(&disk)
         };

@@ -46,11 +46,13 @@ pub struct OpenOptions {
     pub memory: u64,
     /// Changes nothing on the volume.
     pub read_only: bool,
+    /// Derives the index anew, in memory, from the segments alone; goes with `read_only`.
+    pub from_segments: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { memory: 256 << 20, read_only: false }
+        OpenOptions { memory: 256 << 20, read_only: false, from_segments: false }
     }
 }
 
@@ -140,7 +142,12 @@ fn open_runs(volume: &dyn Volume, runs: &[Vec<TableRef>]) -> Result<Vec<Run>> {
 }
 
 fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: Manifest) -> Result<Store> {
-    let levels = Levels { live: open_runs(&*volume, &m.live)?, history: open_runs(&*volume, &m.history)? };
+    let from_segments = options.from_segments;
+    assert!(options.read_only || !from_segments, "an index made in memory is not written");
+    let levels = match from_segments {
+        true => Levels::default(),
+        false => Levels { live: open_runs(&*volume, &m.live)?, history: open_runs(&*volume, &m.history)? },
+    };
     let mut regions: HashMap<u64, Arc<dyn Region>> = HashMap::new();
     for s in &m.segments {
         regions.insert(s.at.id, volume.open(s.at)?);
@@ -151,7 +158,10 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         expected: format!("segment {:x} in its list", m.log.region),
         found: "it is not there".into(),
     })?;
-    let tail = Tail::new(first, m.log, m.tid, m.objects, m.live_bytes);
+    let tail = match from_segments {
+        true => Tail::new(first, m.log, sb.birth, 0, 0),
+        false => Tail::new(first, m.log, m.tid, m.objects, m.live_bytes),
+    };
     let memory = options.memory.max(16 << 20);
     let state = State {
         log: m.log,
@@ -186,7 +196,8 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         superblock: Mutex::new(sb),
         volume,
     };
-    let replayed = store.replay(m.log)?;
+    let start = if from_segments { store.replay_sealed(&m.segments)? } else { m.log };
+    let replayed = store.replay(start)?;
     store.settle(replayed)?;
     Ok(store)
 }
@@ -254,6 +265,43 @@ impl Store {
             };
             at = self.follow(at, next)?;
         }
+    }
+
+    /// Applies all segments but the last; returns where that one starts.
+    fn replay_sealed(&self, segments: &[Segment]) -> Result<Position> {
+        let (last, sealed) = segments.split_last().expect("the manifest names the open one");
+        let mut chain = 0;
+        for s in sealed {
+            let region = self.regions.read()[&s.at.id].clone();
+            let mut window = Window::new(region, segment::HEADER);
+            let mut at = segment::HEADER;
+            while at < s.end {
+                window.fill_frame(at)?;
+                let bytes = window.bytes(at);
+                let Some(f) = frame::parse(bytes, s.at.id, at) else {
+                    return Err(Error::Corrupt {
+                        place: format!("{}, region {:x} at byte {at}", self.volume.name(), s.at.id),
+                        what: "frame of the log",
+                        expected: format!("frames up to byte {}", s.end),
+                        found: "damaged bytes".into(),
+                    });
+                };
+                chain = f.crc;
+                if let Content::Transaction(records) = f.content {
+                    self.apply(s.at.id, at, &f.header, records)?;
+                }
+                at += frame::shape(bytes).expect("just parsed").len as u64;
+            }
+        }
+        // After a crash the chain starts anew.
+        let mut window = Window::new(self.regions.read()[&last.at.id].clone(), segment::HEADER);
+        window.fill_frame(segment::HEADER)?;
+        let first = frame::parse(window.bytes(segment::HEADER), last.at.id, segment::HEADER);
+        let anew = first.is_some_and(|f| f.header.chain == 0);
+        let chain = if anew { 0 } else { chain };
+        let mut t = self.log.tail();
+        (t.base, t.chain) = (segment::HEADER, chain);
+        Ok(Position { region: last.at.id, offset: segment::HEADER, chain })
     }
 
     /// Goes to the segment that a seal names.

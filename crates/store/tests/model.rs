@@ -230,7 +230,15 @@ fn random_transactions_equal_the_model_at_every_tid_across_reopening() {
                 9 => {
                     store.close().unwrap();
                     drop(store);
+                    let options = OpenOptions { read_only: true, from_segments: true, ..OpenOptions::default() };
+                    let volume = RawVolume::new(Arc::new(disk.clone()));
+                    let rebuilt = Store::open(Arc::new(volume), &options).unwrap();
+                    run.compare_some(&rebuilt, 2);
                     store = open(&disk).unwrap();
+                    assert_eq!(
+                        (rebuilt.tid(), rebuilt.usage().unwrap().live),
+                        (store.tid(), store.usage().unwrap().live)
+                    );
                 }
                 10 => {
                     // kill -9 after a sync: all is there.

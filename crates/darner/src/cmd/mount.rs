@@ -144,7 +144,8 @@ fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
 
 fn serve(c: &Mount, place: Place, request: &MountRequest, ready: impl FnOnce()) -> Result<()> {
     start_log(c)?;
-    let options = OpenOptions { memory: c.memory, read_only: c.read_only && c.as_of.is_none() };
+    let options =
+        OpenOptions { memory: c.memory, read_only: c.read_only && c.as_of.is_none(), ..OpenOptions::default() };
     daemon::run(place, &options, request, ready)
 }
 
