@@ -143,7 +143,7 @@ impl Fs {
         if coalesce {
             log.dedup_by(|later, earlier| {
                 let same = later.what == What::Written && earlier.what == What::Written && later.ino == earlier.ino;
-                let soon = later.tid.0 - earlier.tid.0 < RUN_NANOS;
+                let soon = later.tid.0 - earlier.tid.0 <= RUN_NANOS;
                 if same && soon {
                     *earlier = *later;
                 }
