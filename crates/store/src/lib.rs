@@ -19,6 +19,8 @@ mod maintain;
 mod manifest;
 mod readahead;
 mod recover;
+#[cfg(test)]
+mod regressions;
 mod segment;
 mod store;
 mod superblock;

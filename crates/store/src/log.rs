@@ -167,6 +167,8 @@ struct Io {
     since_sync: u64,
     /// Up to where the open segment's bytes were written before: (region, offset).
     zeroed: (u64, u64),
+    /// End of what was last written: (region, offset).
+    written: (u64, u64),
 }
 
 /// See the module.
@@ -230,6 +232,7 @@ impl Log {
             t.queue.pop_front();
             t.queued -= bytes.len();
             io.since_sync += bytes.len() as u64;
+            io.written = (region.place().id, offset + bytes.len() as u64);
             if let Some(mut used) = Arc::into_inner(bytes).filter(|_| t.unused.len() < UNUSED_MAX) {
                 used.clear();
                 t.unused.push(used);
@@ -251,14 +254,29 @@ impl Log {
         if self.durable() >= want {
             return Ok(want);
         }
+        self.flush(&mut io)
+    }
+
+    /// As [`Log::sync`], seals and segment headers without a transaction behind them included: what a manifest names.
+    pub fn sync_all(&self) -> Result<Tid> {
+        self.flush(&mut self.io.lock())
+    }
+
+    /// Runs `f` while nothing is being written.
+    pub fn quiet<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _io = self.io.lock();
+        f()
+    }
+
+    fn flush(&self, io: &mut Io) -> Result<Tid> {
         let (covers, segment, end) = {
             let mut t = self.tail.lock();
             t.check()?;
             t.queue_buffer();
             (t.last, t.segment.clone(), t.end())
         };
-        self.drain(&mut io)?;
-        let flushed = self.zero_ahead(&mut io, segment, end).and_then(|()| {
+        self.drain(io)?;
+        let flushed = self.zero_ahead(io, segment, end).and_then(|()| {
             let mut dirty = std::mem::take(&mut io.dirty);
             dirty.drain(..).try_for_each(|r| r.flush())
         });
@@ -276,7 +294,8 @@ impl Log {
     fn zero_ahead(&self, io: &mut Io, segment: Arc<dyn Region>, end: u64) -> Result<()> {
         let at = segment.place();
         let covered = io.zeroed.0 == at.id && end <= io.zeroed.1;
-        if covered || io.since_sync > SMALL_SYNC || !segment.gains_from_zeroes_ahead() {
+        // Draining may have written what came after `end` meanwhile, a seal for instance.
+        if covered || io.written != (at.id, end) || io.since_sync > SMALL_SYNC || !segment.gains_from_zeroes_ahead() {
             return Ok(());
         }
         let to = (end + ZEROES).min(at.size);

@@ -44,7 +44,20 @@ pub(crate) struct State {
     pub doomed: Vec<Arc<Table>>,
 }
 
+impl State {
+    fn saved(&self) -> Pending {
+        let State { log, tid, objects, live, appended, next_object, .. } = *self;
+        Pending { log, tid, objects, live, appended, next_object }
+    }
+
+    fn set(&mut self, p: Pending) {
+        (self.log, self.tid, self.appended) = (p.log, p.tid, p.appended);
+        (self.objects, self.live, self.next_object) = (p.objects, p.live, p.next_object);
+    }
+}
+
 /// The state of the log when a memtable was frozen.
+#[derive(Clone, Copy)]
 pub(crate) struct Pending {
     log: Position,
     tid: Tid,
@@ -138,7 +151,14 @@ impl Store {
             return Ok(());
         }
         match self.create_segment() {
-            Ok(region) => *self.spare.lock() = Some(region),
+            Ok(region) => {
+                let mut spare = self.spare.lock();
+                match &*spare {
+                    // Somebody else was faster.
+                    Some(_) => self.volume.remove(region.place())?,
+                    None => *spare = Some(region),
+                }
+            }
             // Then the writer that needs it is told.
             Err(crate::Error::NoSpace { .. }) => {}
             Err(e) => return Err(e),
@@ -148,14 +168,18 @@ impl Store {
 
     /// Gives back what sealed segments did not use.
     fn trim_segments(&self) -> Result<()> {
-        for s in self.segments.lock().iter_mut().rev().skip(1) {
-            if s.end == 0 || s.trimmed {
-                break;
-            }
-            s.at = self.volume.shrink(s.at, s.end)?;
-            s.trimmed = true;
+        let due = |s: &crate::segment::Segment| s.end != 0 && !s.trimmed;
+        if !self.segments.lock().iter().rev().nth(1).is_some_and(due) {
+            return Ok(());
         }
-        Ok(())
+        // Zeroes may be on their way behind the end of one that was just sealed.
+        self.log.quiet(|| {
+            for s in self.segments.lock().iter_mut().rev().skip(1).take_while(|s| due(s)) {
+                s.at = self.volume.shrink(s.at, s.end)?;
+                s.trimmed = true;
+            }
+            Ok(())
+        })
     }
 
     pub(crate) fn flush_locked(&self, state: &mut State) -> Result<()> {
@@ -180,18 +204,25 @@ impl Store {
             }
         };
         drop(tail);
-        self.log.sync()?;
+        self.log.sync_all()?;
         let levels = self.index.read().levels.clone();
         let (new_live, new_history) =
             self.write_tables(vec![Box::new(frozen.entries().map(Ok))], Family::Live, levels.live.is_empty(), None)?;
         let mut next = (*levels).clone();
         next.live.splice(0..0, new_live);
         next.history.extend(new_history);
-        if let Some(p) = state.pending.take() {
-            (state.log, state.tid, state.appended) = (p.log, p.tid, p.appended);
-            (state.objects, state.live, state.next_object) = (p.objects, p.live, p.next_object);
+        let before = state.saved();
+        let pending = state.pending.take();
+        if let Some(p) = pending {
+            state.set(p);
         }
-        self.commit_levels(state, next, true)
+        let outcome = self.commit_levels(state, next, true);
+        if outcome.is_err() {
+            // A manifest that a merge writes must not claim what only the frozen memtable holds.
+            state.set(before);
+            state.pending = pending;
+        }
+        outcome
     }
 
     /// Writes the manifest that names `levels`, points the superblock to it, and switches readers over.
@@ -207,9 +238,11 @@ impl Store {
 
     pub(crate) fn write_manifest(&self, state: &mut State, levels: &Levels) -> Result<()> {
         let name = |runs: &[Run]| runs.iter().map(|r| r.tables.iter().map(|t| t.reference()).collect()).collect();
+        // First its own number: others are handed out meanwhile, and all that it names are below the next one.
+        let id = self.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let manifest = Manifest {
             tid: state.tid,
-            next_region: self.next_region.load(std::sync::atomic::Ordering::Relaxed) + 1,
+            next_region: self.next_region.load(std::sync::atomic::Ordering::Relaxed),
             next_object: state.next_object,
             objects: state.objects,
             live_bytes: state.live,
@@ -218,16 +251,18 @@ impl Store {
             live: name(&levels.live),
             history: name(&levels.history),
         };
-        let id = self.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let bytes = manifest.encode(id);
         let region = self.volume.create(id, bytes.len() as u64)?;
         region.write_at(&bytes, 0)?;
         region.flush()?;
         let mut sb = self.superblock.lock();
-        sb.generation += 1;
-        sb.manifest = region.place();
-        sb.manifest_len = bytes.len() as u64;
-        sb.write(&*self.volume)?;
+        let mut next = sb.clone();
+        next.generation += 1;
+        next.manifest = region.place();
+        next.manifest_len = bytes.len() as u64;
+        // After a failure the next attempt takes the same slot: the other one stays whole.
+        next.write(&*self.volume)?;
+        *sb = next;
         if let Some(old) = state.manifest.replace(region.place()) {
             self.volume.remove(old)?;
         }
@@ -282,7 +317,25 @@ impl Store {
         sources: Vec<Source>,
         family: Family,
         bottom: bool,
+        state: Option<&mut State>,
+    ) -> Result<(Option<Run>, Option<Run>)> {
+        let mut made = Vec::new();
+        let outcome = self.write_runs(sources, family, bottom, state, &mut made);
+        if outcome.is_err() {
+            // Nothing names them; what can't be removed goes at the next open.
+            made.into_iter().for_each(|at| drop(self.volume.remove(at)));
+        }
+        outcome
+    }
+
+    /// As [`Store::write_tables`]; `made` gets the regions.
+    fn write_runs(
+        &self,
+        sources: Vec<Source>,
+        family: Family,
+        bottom: bool,
         mut state: Option<&mut State>,
+        made: &mut Vec<RegionRef>,
     ) -> Result<(Option<Run>, Option<Run>)> {
         let mut merged = Merged::new(sources)?;
         let mut divider = Divider::new(bottom);
@@ -290,7 +343,7 @@ impl Store {
         let mut n = 0u64;
         while let Some(entry) = merged.next()? {
             let live = family == Family::Live && divider.is_live(&entry);
-            outputs[usize::from(!live)].add(self, &entry)?;
+            outputs[usize::from(!live)].add(self, &entry, made)?;
             n += 1;
             if n.is_multiple_of(4096)
                 && let Some(state) = state.as_deref_mut().filter(|s| self.flush_is_due(s))
@@ -299,7 +352,7 @@ impl Store {
             }
         }
         let [live, history] = outputs;
-        Ok((live.finish(self)?, history.finish(self)?))
+        Ok((live.finish(self, made)?, history.finish(self, made)?))
     }
 }
 
@@ -311,9 +364,9 @@ struct RunWriter {
 }
 
 impl RunWriter {
-    fn add(&mut self, store: &Store, entry: &Entry) -> Result<()> {
+    fn add(&mut self, store: &Store, entry: &Entry, made: &mut Vec<RegionRef>) -> Result<()> {
         if self.builder.as_ref().is_some_and(|b| b.len() >= TABLE_TARGET) {
-            self.end_table(store)?;
+            self.end_table(store, made)?;
         }
         let builder = self.builder.get_or_insert_with(|| {
             self.region = store.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -323,17 +376,18 @@ impl RunWriter {
         Ok(())
     }
 
-    fn end_table(&mut self, store: &Store) -> Result<()> {
+    fn end_table(&mut self, store: &Store, made: &mut Vec<RegionRef>) -> Result<()> {
         let Some(bytes) = self.builder.take().and_then(Builder::finish) else { return Ok(()) };
         let region = store.volume.create(self.region, bytes.len() as u64)?;
+        made.push(region.place());
         region.write_at(&bytes, 0)?;
         region.flush()?;
         self.run.tables.push(Arc::new(Table::open(region, bytes.len() as u64)?));
         Ok(())
     }
 
-    fn finish(mut self, store: &Store) -> Result<Option<Run>> {
-        self.end_table(store)?;
+    fn finish(mut self, store: &Store, made: &mut Vec<RegionRef>) -> Result<Option<Run>> {
+        self.end_table(store, made)?;
         Ok((!self.run.tables.is_empty()).then_some(self.run))
     }
 }

@@ -25,7 +25,7 @@ use crate::segment::{self, Segment};
 use crate::store::{FRAME_MAX, Index, Store};
 use crate::superblock::Superblock;
 use crate::volume::sim::SimDisk;
-use crate::volume::{RawVolume, Region, RegionRef, Volume};
+use crate::volume::{RawVolume, Region, RegionRef, SUPER_SIZE, Volume};
 use crate::{Error, Result, Tid};
 
 /// How a store is made.
@@ -70,6 +70,12 @@ impl Store {
             )));
         }
         volume.keep_only(&[])?;
+        for slot in 0..2 {
+            // An older store's superblock would win by its generation.
+            if volume.read_super(slot)?.iter().any(|b| *b != 0) {
+                volume.write_super(slot, &[0; SUPER_SIZE])?;
+            }
+        }
         let mut random = options.seed.unwrap_or_default();
         if options.seed.is_none() {
             getrandom::fill(&mut random).map_err(|e| Error::NotAStore(format!("no random numbers: {e}")))?;
@@ -124,6 +130,8 @@ impl Store {
             // have been given back since, so it is tried in full before it is believed.
             match read_manifest(&*volume, &sb) {
                 Ok(manifest) => return open_with(volume, options, sb, manifest),
+                // What could not be read now may be whole.
+                Err(e @ Error::Io { .. }) if failed.is_none() => return Err(e),
                 Err(e) => failed = failed.or(Some(e)),
             }
         }
@@ -243,7 +251,10 @@ impl Store {
                     (t.base, t.chain) = (at.offset, at.chain);
                 }
                 match frame.content {
-                    Content::Seal(next) => break Some(next),
+                    Content::Seal(next) => {
+                        frames += 1;
+                        break Some(next);
+                    }
                     Content::Transaction(records) => {
                         self.apply(at.region, start, &frame.header, records)?;
                         frames += 1;
@@ -263,7 +274,10 @@ impl Store {
                 let dirty_end = frame::shape(window.bytes(at.offset)).is_some();
                 return Ok(Replayed { frames, dirty_end });
             };
-            at = self.follow(at, next)?;
+            match self.follow(at, next)? {
+                Some(next) => at = next,
+                None => return Ok(Replayed { frames, dirty_end: false }),
+            }
         }
     }
 
@@ -304,10 +318,18 @@ impl Store {
         Ok(Position { region: last.at.id, offset: segment::HEADER, chain })
     }
 
-    /// Goes to the segment that a seal names.
-    fn follow(&self, sealed: Position, next: RegionRef) -> Result<Position> {
+    /// Goes to the segment that a seal names; `None`: its header was never written, so the log ends at the seal.
+    fn follow(&self, sealed: Position, next: RegionRef) -> Result<Option<Position>> {
         let region = self.volume.open(next)?;
         self.next_region.fetch_max(next.id + 1, Ordering::Relaxed);
+        let last = self.log.tail().last;
+        // Whatever the space held before may be in the header's place.
+        let mut header = vec![0; segment::HEADER as usize];
+        region.read_at(&mut header, 0)?;
+        let unwritten = segment::verify(&header, &self.uuid, next).is_err();
+        if unwritten && self.durable_beyond(&region, segment::HEADER, last)?.is_none() {
+            return Ok(None);
+        }
         self.regions.write().insert(next.id, region.clone());
         let mut t = self.log.tail();
         let mut segments = self.segments.lock();
@@ -318,7 +340,7 @@ impl Store {
         t.segment = region;
         t.base = segment::HEADER;
         t.chain = sealed.chain;
-        Ok(Position { region: next.id, offset: segment::HEADER, chain: sealed.chain })
+        Ok(Some(Position { region: next.id, offset: segment::HEADER, chain: sealed.chain }))
     }
 
     fn verify_header(&self, region: &dyn Region) -> Result<()> {
@@ -385,12 +407,22 @@ impl Store {
             let manifest = self.superblock.lock().manifest;
             segments.iter().map(|s| s.at).chain(tables).chain([manifest]).collect()
         };
+        // A process that was killed may have left it in the page cache: nothing of the older one goes before it is durable.
+        self.superblock.lock().write(&*self.volume)?;
         self.volume.keep_only(&all)?;
         if replayed.frames == 0 && !replayed.dirty_end {
             return Ok(());
         }
-        let region = self.log.tail().segment.clone();
-        region.flush()?;
+        // All that was replayed, the segments before the last one too.
+        let replayed_from = self.maintenance.lock().log.region;
+        let passed: Vec<u64> = {
+            let segments = self.segments.lock();
+            segments.iter().map(|s| s.at.id).skip_while(|id| *id != replayed_from).collect()
+        };
+        for id in passed {
+            let region = self.regions.read()[&id].clone();
+            region.flush()?;
+        }
         let mut tail = self.log.tail();
         let end = tail.end();
         tail.buf.clear();

@@ -108,8 +108,12 @@ impl Volume for RawVolume {
     fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef> {
         let size = size.max(1).next_multiple_of(UNIT).min(at.size);
         if size < at.size {
-            self.used.lock().insert(at.start, size);
-            self.disk.discard(at.start + size, at.size - size);
+            let mut used = self.used.lock();
+            used.insert(at.start, size);
+            // After a recovery another region may already have some of it (docs/format.md §Recovery).
+            let next = used.range(at.start + 1..).next().map_or(u64::MAX, |(start, _)| *start);
+            let end = next.min(at.start + at.size);
+            self.disk.discard(at.start + size, end.saturating_sub(at.start + size));
         }
         Ok(RegionRef { size, ..at })
     }
