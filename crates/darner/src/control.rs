@@ -194,6 +194,13 @@ pub enum Response {
 /// Calls the daemon that has the store; `None` if there is none.
 pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
     let Ok(stream) = UnixStream::connect_addr(&place.socket()?) else { return Ok(None) };
+    // Anybody may take an abstract name: only root, we, and the store's owner are believed.
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&place.path)?);
+    // SAFETY: this call can't fail.
+    let known = [0, unsafe { libc::geteuid() }, owner];
+    if let Some(uid) = peer_uid(&stream).filter(|uid| !known.contains(uid)) {
+        return Err(Failure::new(format!("a process of user {uid} poses as the daemon of {}", place.path.display())));
+    }
     stream.set_read_timeout(Some(Duration::from_secs(120)))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
@@ -223,12 +230,13 @@ pub fn must_call(place: &Place, request: &Request) -> Result<Response> {
 
 /// Reads a request, if the peer may make one.
 pub fn receive(stream: &UnixStream) -> Result<Request> {
-    if !peer_is_allowed(stream) {
-        return Err(Failure::new("only root and the user who mounted may command this daemon"));
-    }
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut line = String::new();
     std::io::Read::take(&mut BufReader::new(stream), 1 << 20).read_line(&mut line)?;
+    // Only now: a peer whose words are left unread would see the connection break instead of the refusal.
+    if !peer_is_allowed(stream) {
+        return Err(Failure::new("only root and the user who mounted may command this daemon"));
+    }
     Ok(serde_json::from_str(&line)?)
 }
 
@@ -240,12 +248,17 @@ pub fn answer(mut stream: &UnixStream, response: &Response) -> Result<()> {
 }
 
 fn peer_is_allowed(stream: &UnixStream) -> bool {
+    // SAFETY: this call can't fail.
+    peer_uid(stream).is_some_and(|uid| uid == 0 || uid == unsafe { libc::geteuid() })
+}
+
+/// Who is at the other end.
+fn peer_uid(stream: &UnixStream) -> Option<u32> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the pointers are valid for the call, `len` is the buffer's size.
     let rc = unsafe {
         libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &mut len)
     };
-    // SAFETY: this call can't fail.
-    rc == 0 && (peer.uid == 0 || peer.uid == unsafe { libc::geteuid() })
+    (rc == 0).then_some(peer.uid)
 }

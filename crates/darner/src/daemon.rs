@@ -59,6 +59,13 @@ pub struct Daemon {
 
 /// Opens the store, mounts, calls `ready`, and serves until the last mount ends.
 pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: impl FnOnce()) -> Result<()> {
+    // A thread that panics must not leave a mount without an answer: better no daemon, which is noticed at once.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tracing::error!("{info}");
+        hook(info);
+        std::process::abort();
+    }));
     let (store, lock) = place.open(options)?;
     let fs = Arc::new(Fs::open(store.clone())?);
     if !store.is_read_only() {

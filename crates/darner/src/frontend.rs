@@ -1,7 +1,7 @@
 //! FUSE requests become operations, replies become answers. Decides nothing but how long the kernel may remember.
 //!
-//! OPEN, OPENDIR and FLUSH are declined (ENOSYS): on one machine nothing depends on them, and each is a round trip. Locks
-//! are the kernel's own.
+//! OPEN, OPENDIR, FLUSH and CREATE are declined (ENOSYS): on one machine nothing depends on them, and each is a round
+//! trip. The kernel then makes files by MKNOD, which also spares the RELEASE. Locks are the kernel's own.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ impl Frontend {
         self.listing.looked_up(id);
         match self.run(caller, Op::Lookup { dir, name }) {
             // The absence of an ordinary name may be remembered; what an as-of name leads to depends on the clock.
-            Err(e) if e.errno() == libc::ENOENT && !name.contains(&b'@') => {
+            Err(e) if e.errno() == libc::ENOENT && !name.contains(&b'@') && !matches!(dir, Node::Points(_)) => {
                 reply.entry(&fuse::Entry { entry_valid: self.valid, ..fuse::Entry::default() });
             }
             Ok(Answer::Entry(e)) => self.give_entry(self.entry(&e, id, name.contains(&b'@')), reply),
@@ -123,27 +123,6 @@ impl Frontend {
     fn give_entry(&self, entry: Option<fuse::Entry>, reply: Reply<'_>) {
         match entry {
             Some(entry) => reply.entry(&entry),
-            None => reply.error(libc::ENFILE),
-        }
-    }
-
-    /// Answers CREATE and TMPFILE. `flags`: of the open file.
-    ///
-    /// A new file that is only written goes past the page cache: each write is a request either way, and the kernel spares
-    /// itself the search for capabilities to drop.
-    fn answer_created(&self, outcome: Outcome, flags: u32, reply: Reply<'_>) {
-        let entry = match outcome {
-            Ok(Answer::Entry(e)) => e,
-            Ok(Answer::Created(c)) => c.entry,
-            Ok(other) => return unexpected(&other, reply),
-            Err(e) => return reply.error(e.errno()),
-        };
-        let cache = match flags as i32 & libc::O_ACCMODE {
-            libc::O_WRONLY => abi::fopen::DIRECT_IO | abi::fopen::PARALLEL_DIRECT_WRITES,
-            _ => abi::fopen::KEEP_CACHE,
-        };
-        match self.entry(&entry, abi::ROOT_ID, false) {
-            Some(entry) => reply.created(&entry, fuse::Opened { fh: 0, flags: cache | abi::fopen::NOFLUSH }),
             None => reply.error(libc::ENFILE),
         }
     }
@@ -316,7 +295,6 @@ fn changes(op: &Operation<'_>) -> bool {
             | O::Fallocate { .. }
             | O::CopyFileRange { .. }
             | O::Tmpfile { .. }
-            | O::Create { .. }
     )
 }
 
@@ -447,14 +425,19 @@ impl Handler for Frontend {
                     Err(e) => reply.error(e.errno()),
                 }
             }
-            O::Create { name, flags, mode, umask, .. } => {
+            O::Tmpfile { mode, umask, .. } => {
                 caller.umask = umask;
-                let exclusive = flags & libc::O_EXCL as u32 != 0;
-                self.answer_created(self.run(&caller, Op::Create { dir: node, name, mode, exclusive }), flags, reply);
-            }
-            O::Tmpfile { flags, mode, umask, .. } => {
-                caller.umask = umask;
-                self.answer_created(self.run(&caller, Op::TmpFile { dir: node, mode }), flags, reply);
+                match self.run(&caller, Op::TmpFile { dir: node, mode }) {
+                    Ok(Answer::Entry(e)) => match self.entry(&e, abi::ROOT_ID, false) {
+                        Some(entry) => {
+                            let flags = abi::fopen::KEEP_CACHE | abi::fopen::NOFLUSH;
+                            reply.created(&entry, fuse::Opened { fh: 0, flags });
+                        }
+                        None => reply.error(libc::ENFILE),
+                    },
+                    Ok(other) => unexpected(&other, reply),
+                    Err(e) => reply.error(e.errno()),
+                }
             }
             O::Release { .. } | O::Releasedir { .. } | O::Destroy | O::Interrupt { .. } => reply.empty(),
             O::Ioctl(_) => reply.error(libc::ENOTTY),

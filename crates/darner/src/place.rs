@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -115,7 +115,7 @@ pub fn create(path: &Path, make: &Make) -> Result<Place> {
     let exists = path.exists();
     if !exists && make.image {
         let size = make.size.ok_or_else(|| Failure::new("an image file needs --size"))?;
-        let file = fs::OpenOptions::new().write(true).create_new(true).open(path);
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         file.and_then(|f| f.set_len(size)).cant(|| format!("make {}", path.display()))?;
     } else if !exists {
         fs::DirBuilder::new().mode(0o700).create(path).cant(|| format!("make {}", path.display()))?;

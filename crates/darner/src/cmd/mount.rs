@@ -37,6 +37,10 @@ pub fn run(c: Mount) -> Result<()> {
         Place::at(&c.store)?
     };
     let mountpoint = mounts::absolute(&c.mountpoint)?;
+    // The daemon would wait for itself.
+    if place.path.starts_with(&mountpoint) || mountpoint.starts_with(&place.path) {
+        return Err(Failure::new("the store and the mount point must not lie within each other"));
+    }
     if mounts::all()?.iter().any(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse")) {
         return Err(Failure::new(format!("{} has something mounted on it already", mountpoint.display())));
     }
@@ -84,6 +88,9 @@ fn closing(place: &Place) -> bool {
 }
 
 fn answers(mountpoint: &Path) -> Result<()> {
+    if !mounts::all()?.iter().any(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse")) {
+        return Err(Failure::new(format!("{} was said to be mounted, but is not", mountpoint.display())));
+    }
     std::fs::metadata(mountpoint).cant(|| format!("look at {}, just mounted", mountpoint.display()))?;
     Ok(())
 }
@@ -144,8 +151,7 @@ fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
 
 fn serve(c: &Mount, place: Place, request: &MountRequest, ready: impl FnOnce()) -> Result<()> {
     start_log(c)?;
-    let options =
-        OpenOptions { memory: c.memory, read_only: c.read_only && c.as_of.is_none(), ..OpenOptions::default() };
+    let options = OpenOptions { memory: c.memory, read_only: c.read_only, ..OpenOptions::default() };
     daemon::run(place, &options, request, ready)
 }
 

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,7 +62,7 @@ impl Volume for DirVolume {
     fn write_super(&self, slot: usize, bytes: &[u8; SUPER_SIZE]) -> Result<()> {
         let path = self.path.join(format!("super.{slot}"));
         let is_new = !path.exists();
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let file = OpenOptions::new().write(true).create(true).mode(0o600).truncate(false).open(&path);
         let r = file.and_then(|f| {
             f.write_all_at(bytes, 0)?;
             f.sync_data()
@@ -73,7 +73,7 @@ impl Volume for DirVolume {
 
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
         let path = self.file_path(id);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = OpenOptions::new().read(true).write(true).create(true).mode(0o600).truncate(true).open(&path);
         let file = io("create", &path, file)?;
         // SAFETY: a plain system call on an open descriptor.
         let rc = unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size as i64) };
