@@ -14,6 +14,8 @@ use crate::place::Place;
 /// One line of mountinfo.
 #[derive(Clone, Debug)]
 pub struct Mounted {
+    /// What of the filesystem is mounted: `/`, or a directory of it for a bind mount.
+    pub root: PathBuf,
     /// Where.
     pub mountpoint: PathBuf,
     /// `fuse.darner`, …
@@ -33,6 +35,7 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     let dash = fields.iter().position(|f| *f == b"-")?;
     let path = |i: usize| Some(PathBuf::from(OsString::from_vec(unescape(fields.get(i)?))));
     Some(Mounted {
+        root: path(3)?,
         mountpoint: path(4)?,
         kind: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
         source: path(dash + 2)?,

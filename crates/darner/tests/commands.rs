@@ -168,6 +168,26 @@ fn the_log_tells_the_versions_of_a_path_up_to_a_moment() {
     m.fails(1, "mnt/b: ", &["log", "mnt/b"]);
 }
 
+/// Found by a review: the path within the bind mount was taken for one from the root.
+#[test]
+fn the_log_through_a_bind_mount_is_of_the_file_that_is_there() {
+    let Some(m) = Mounted::new() else { return };
+    fs::create_dir(m.at("mnt/sub")).expect("new");
+    m.write("mnt/f", "at the top");
+    m.write("mnt/sub/f", "below");
+    fs::create_dir(m.at("bound")).expect("new");
+    let mount =
+        |args: &[&std::ffi::OsStr]| std::process::Command::new(args[0]).args(&args[1..]).status().expect("there");
+    let (sub, bound) = (m.at("mnt/sub"), m.at("bound"));
+    if !mount(&["mount".as_ref(), "--bind".as_ref(), sub.as_ref(), bound.as_ref()]).success() {
+        eprintln!("SKIPPED: bind mounts need root");
+        return;
+    }
+    let through = m.json(&["log", "--json", "bound/f"]);
+    mount(&["umount".as_ref(), bound.as_ref()]);
+    assert_eq!(through, m.json(&["log", "--json", "mnt/sub/f"]));
+}
+
 /// A tree with one of everything.
 fn grow(m: &Mounted, top: &str) {
     let at = |name: &str| m.at(top).join(name);

@@ -36,7 +36,9 @@ fn versions(c: &Log) -> Result<Vec<LogLine>> {
 
 fn ask(path: &Path, coalesce: bool) -> Result<Vec<LogLine>> {
     let (mount, within) = mounts::containing(path)?;
-    let names = within.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let root = mount.root.strip_prefix("/").unwrap_or(&mount.root);
+    let names = root.join(&within);
+    let names = names.iter().map(|name| name.as_bytes().to_vec()).collect();
     let place = Place::at(&mount.source)?;
     match control::must_call(&place, &Request::Log { path: names, coalesce }) {
         Ok(Response::Log(lines)) => Ok(lines),
