@@ -81,11 +81,6 @@ impl Nodes {
         Nodes { base, state: Mutex::default() }
     }
 
-    /// As of when the mount is.
-    pub fn base(&self) -> Option<Tid> {
-        self.base
-    }
-
     /// The inode number that users see.
     pub fn shown_ino(&self, node: Node) -> u64 {
         let own_device = matches!(node, Node::AsOf(_, tid) if self.base == Some(tid));
