@@ -71,9 +71,7 @@ impl Store {
     /// Returns the last frame's checksum.
     fn check_segment(&self, s: &Segment, end: u64, mut chain: Option<u32>, report: &mut Report) -> Result<Option<u32>> {
         let region: Arc<dyn Region> = self.regions.read()[&s.at.id].clone();
-        let mut header = vec![0; segment::HEADER as usize];
-        region.read_at(&mut header, 0)?;
-        segment::verify(&header, &self.uuid, s.at)?;
+        segment::verify(&segment::read(&*region)?, &self.uuid, s.at)?;
         report.segments += 1;
         report.bytes += segment::HEADER;
         let mut window = Window::new(region, segment::HEADER);

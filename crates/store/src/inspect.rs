@@ -137,8 +137,7 @@ fn show_segment(
     wanted: &Wanted,
     visit: Visit<'_>,
 ) -> Result<Option<RegionRef>> {
-    let mut header = vec![0; segment::HEADER as usize];
-    volume.open(at)?.read_at(&mut header, 0)?;
+    let header = segment::read(&*volume.open(at)?)?;
     let mut fields =
         vec![("region", format!("{:x}", at.id)), ("start", at.start.to_string()), ("size", at.size.to_string())];
     match segment::verify(&header, &sb.uuid, at) {

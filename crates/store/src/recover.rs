@@ -324,9 +324,7 @@ impl Store {
         self.next_region.fetch_max(next.id + 1, Ordering::Relaxed);
         let last = self.log.tail().last;
         // Whatever the space held before may be in the header's place.
-        let mut header = vec![0; segment::HEADER as usize];
-        region.read_at(&mut header, 0)?;
-        let unwritten = segment::verify(&header, &self.uuid, next).is_err();
+        let unwritten = segment::verify(&segment::read(&*region)?, &self.uuid, next).is_err();
         if unwritten && self.durable_beyond(&region, segment::HEADER, last)?.is_none() {
             return Ok(None);
         }
@@ -344,8 +342,7 @@ impl Store {
     }
 
     fn verify_header(&self, region: &dyn Region) -> Result<()> {
-        let mut header = vec![0; segment::HEADER as usize];
-        region.read_at(&mut header, 0)?;
+        let header = segment::read(region)?;
         match segment::verify(&header, &self.uuid, region.place()) {
             // A crash may have lost the header of a segment that holds nothing durable.
             Err(_) if header.iter().all(|b| *b == 0) => Ok(()),

@@ -3,7 +3,7 @@
 //! A header of [`HEADER`] bytes that says whose segment it is, then frames up to a seal or the end of the log.
 
 use crate::codec::{Reader, crc_at};
-use crate::volume::RegionRef;
+use crate::volume::{Region, RegionRef};
 use crate::{Error, Result, Tid};
 
 /// Bytes of a segment header; frames begin behind it.
@@ -34,6 +34,13 @@ pub fn header(store: &[u8; 16], at: RegionRef, after: Tid) -> Vec<u8> {
     let crc = crc_at(at.id, 0, &out);
     out.extend_from_slice(&crc.to_le_bytes());
     out
+}
+
+/// A segment's header, as it is on the volume.
+pub fn read(region: &dyn Region) -> Result<Vec<u8>> {
+    let mut header = vec![0; HEADER as usize];
+    region.read_at(&mut header, 0)?;
+    Ok(header)
 }
 
 /// Verifies a header; returns the tid that it starts after.
