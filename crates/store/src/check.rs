@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::extent::ChunkMap;
+use crate::extent::{self, ChunkMap, Span};
 use crate::frame::{self, Content};
 use crate::index::table::{Cursor, Table};
 use crate::key::{KEY_HEAD, parse};
-use crate::recover::{Window, data_is_valid};
+use crate::recover::{Window, data_is_valid, region_start};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;
@@ -43,7 +43,8 @@ impl Store {
         let end = self.log.tail().position();
         let ends: HashMap<u64, u64> =
             segments.iter().map(|s| (s.at.id, if s.at.id == end.region { end.offset } else { s.end })).collect();
-        let total = ends.values().sum::<u64>() + levels.tables().map(|t| t.len()).sum::<u64>();
+        let kept = |s: &Segment| if s.pack.is_some() { self.regions.read()[&s.at.id].bytes_kept() } else { ends[&s.at.id] };
+        let total = segments.iter().map(kept).sum::<u64>() + levels.tables().map(|t| t.len()).sum::<u64>();
         let mut report = Report::default();
         let mut chain = None;
         for s in &segments {
@@ -57,13 +58,15 @@ impl Store {
             };
             progress(report.bytes, total);
         }
-        for t in levels.tables() {
-            if let Err(e) = check_table(t, &ends, &mut report) {
-                report.findings.push(e.to_string());
+        for run in levels.live.iter().chain(&levels.history) {
+            for t in &run.tables {
+                if let Err(e) = self.check_table(t, &run.above, &ends, &mut report) {
+                    report.findings.push(e.to_string());
+                }
+                report.tables += 1;
+                report.bytes += t.len();
+                progress(report.bytes, total);
             }
-            report.tables += 1;
-            report.bytes += t.len();
-            progress(report.bytes, total);
         }
         report
     }
@@ -71,11 +74,15 @@ impl Store {
     /// Returns the last frame's checksum.
     fn check_segment(&self, s: &Segment, end: u64, mut chain: Option<u32>, report: &mut Report) -> Result<Option<u32>> {
         let region: Arc<dyn Region> = self.regions.read()[&s.at.id].clone();
-        segment::verify(&segment::read(&*region)?, &self.uuid, s.at)?;
+        // What is left of a cleaned one has its pack's header instead, which was verified when it was opened.
+        let packed = s.pack.is_some();
+        if !packed {
+            segment::verify(&segment::read(&*region)?, &self.uuid, s.at)?;
+            report.bytes += segment::HEADER;
+        }
         report.segments += 1;
-        report.bytes += segment::HEADER;
-        let mut window = Window::new(region, segment::HEADER);
-        let mut at = segment::HEADER;
+        let mut window = Window::new(region.clone(), segment::HEADER);
+        let mut at = region_start(&*region);
         let mut last = Tid::ZERO;
         let bad = |report: &mut Report, at: u64, what: &str| {
             report.findings.push(format!("region {:x} at byte {at}: {what}", s.at.id));
@@ -88,7 +95,7 @@ impl Store {
                 return Ok(None);
             };
             // The chain starts anew (at 0) in the segment after a crash.
-            let continues = chain.is_none_or(|c| f.header.chain == c || at == segment::HEADER && f.header.chain == 0);
+            let continues = packed || chain.is_none_or(|c| f.header.chain == c || at == segment::HEADER && f.header.chain == 0);
             if !continues {
                 bad(report, at, "the frame does not continue the one before it");
             }
@@ -98,7 +105,7 @@ impl Store {
                     bad(report, at, &format!("tid {} comes after {last}", f.header.tid));
                 }
                 last = f.header.tid;
-                if !data_is_valid(s.at.id, bytes, at, records) {
+                if !data_is_valid(&*region, bytes, at, records) {
                     bad(report, at, &format!("file data of transaction {} is damaged", f.header.tid));
                 }
                 report.transactions += 1;
@@ -106,48 +113,66 @@ impl Store {
             }
             let len = frame::shape(bytes).expect("just parsed").len as u64;
             report.bytes += len;
-            at += len;
+            at = region.next_kept(at + len);
         }
-        Ok(chain)
+        // The seal of a cleaned one is gone, or has another checksum.
+        Ok(chain.filter(|_| !packed))
     }
 }
 
-fn check_table(table: &Arc<Table>, ends: &HashMap<u64, u64>, report: &mut Report) -> Result<()> {
-    let id = table.reference().region.id;
-    let mut cursor = Cursor::first(table.clone(), None)?;
-    let mut last: Option<(Vec<u8>, Tid)> = None;
-    let mut n = 0u64;
-    while let Some(key) = cursor.key() {
-        let tid = cursor.tid();
-        let in_order = last.as_ref().is_none_or(|(k, t)| k.as_slice() < key || k.as_slice() == key && *t > tid);
-        if !in_order || tid < table.tids().0 || tid > table.tids().1 {
-            report.findings.push(format!("region {id:x}: entry {n} (tid {tid}) is out of order"));
-        }
-        match parse(key) {
-            Some((_, object, Kind::EXTENT, _)) => {
-                let map = cursor.value().map_or(Some(ChunkMap::default()), |v| ChunkMap::decode(&v, tid));
-                let fits = map.is_some_and(|m| {
-                    m.spans.iter().all(|s| {
-                        let end = s.place.offset.saturating_add(s.place.stored.into());
-                        ends.get(&s.place.region).is_some_and(|&e| end <= e)
-                    })
-                });
-                if !fits {
-                    report
-                        .findings
-                        .push(format!("region {id:x}: a chunk map of object {object} (tid {tid}) leads nowhere"));
-                }
+impl Store {
+    /// `above`: entries up to this key don't count any more, and need not lead anywhere.
+        fn check_table(
+            &self,
+            table: &Arc<Table>,
+            above: &[u8],
+            ends: &HashMap<u64, u64>,
+            report: &mut Report,
+        ) -> Result<()> {
+        let id = table.reference().region.id;
+        let mut cursor = Cursor::first(table.clone(), None)?;
+        let mut last: Option<(Vec<u8>, Tid)> = None;
+        let mut n = 0u64;
+        while let Some(key) = cursor.key() {
+            let tid = cursor.tid();
+            let in_order = last.as_ref().is_none_or(|(k, t)| k.as_slice() < key || k.as_slice() == key && *t > tid);
+            if !in_order || tid < table.tids().0 || tid > table.tids().1 {
+                report.findings.push(format!("region {id:x}: entry {n} (tid {tid}) is out of order"));
             }
-            Some(_) => {}
-            None => report.findings.push(format!("region {id:x}: a key of {} bytes (less than {KEY_HEAD})", key.len())),
+            match parse(key) {
+                Some((_, object, Kind::EXTENT, _)) if key > above => {
+                    let map = cursor.value().map_or(Some(ChunkMap::default()), |v| ChunkMap::decode(&v, tid));
+                    let fits = map.is_some_and(|m| {
+                        m.spans.iter().all(|s| {
+                            let end = s.place.offset.saturating_add(s.place.stored.into());
+                            ends.get(&s.place.region).is_some_and(|&e| end <= e) && self.is_kept(s)
+                        })
+                    });
+                    if !fits {
+                        report
+                            .findings
+                            .push(format!("region {id:x}: a chunk map of object {object} (tid {tid}) leads nowhere"));
+                    }
+                }
+                Some(_) => {}
+                None => report.findings.push(format!("region {id:x}: a key of {} bytes (less than {KEY_HEAD})", key.len())),
+            }
+            last = Some((key.to_vec(), tid));
+            n += 1;
+            cursor.step()?;
         }
-        last = Some((key.to_vec(), tid));
-        n += 1;
-        cursor.step()?;
+        report.versions += n;
+        if n != table.entries() {
+            report.findings.push(format!("region {id:x}: {n} entries where its footer says {}", table.entries()));
+        }
+        Ok(())
     }
-    report.versions += n;
-    if n != table.entries() {
-        report.findings.push(format!("region {id:x}: {n} entries where its footer says {}", table.entries()));
+
+    /// Whether the first and last byte that a span needs are still in its segment.
+    fn is_kept(&self, s: &Span) -> bool {
+        let (at, n) = extent::needed(&s.place, s.len as usize);
+        let regions = self.regions.read();
+        let kept = |byte: u64| regions.get(&s.place.region).is_some_and(|r| r.next_kept(byte) == byte);
+        kept(at) && kept(at + n as u64 - 1)
     }
-    Ok(())
 }

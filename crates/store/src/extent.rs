@@ -261,13 +261,20 @@ fn looks_compressible(data: &[u8]) -> bool {
     sum > 8 * sample.len() as u32
 }
 
+/// The blocks (`first..last`) of a stored extent that a read of `len` bytes at `place` needs; an LZ4 extent is one.
+pub fn blocks_needed(place: &Place, len: usize) -> (usize, usize) {
+    match place.codec {
+        Codec::Lz4 => (0, 1),
+        Codec::Raw => (place.skip as usize / BLOCK, (place.skip as usize + len).div_ceil(BLOCK)),
+    }
+}
+
 /// The stored bytes that a read of `len` bytes at `place` needs: (offset in the region, length).
 pub fn needed(place: &Place, len: usize) -> (u64, usize) {
     match place.codec {
         Codec::Lz4 => (place.offset, place.stored as usize),
         Codec::Raw => {
-            let first = place.skip as usize / BLOCK;
-            let last = (place.skip as usize + len).div_ceil(BLOCK);
+            let (first, last) = blocks_needed(place, len);
             let end = raw_size((last * BLOCK).min(place.extent_len as usize));
             let start = first * (BLOCK + 4);
             (place.offset + start as u64, end - start)

@@ -188,6 +188,28 @@ fn close(out: &mut Vec<u8>, start: usize, heads_at: usize, region: u64, base: u6
     crc
 }
 
+/// The frame with some of its records only, its data area where it was: header, heads (padded), and where the heads begin in
+/// the frame.
+pub fn rewrite(frame: &[u8], region: u64, at: u64, h: &Header, records: &[&Record]) -> ([u8; HEADER], Vec<u8>, usize) {
+    let data = u32::from_le_bytes(frame[16..20].try_into().expect("4 bytes")) as usize;
+    let heads_at = HEADER + data;
+    let mut kept = Heads::default();
+    records.iter().for_each(|r| kept.add(h.tid, r));
+    let mut heads = Vec::with_capacity(kept.len() + 32);
+    put_signed(&mut heads, h.objects);
+    put_signed(&mut heads, h.live);
+    put_varint(&mut heads, kept.records);
+    heads.extend_from_slice(&kept.bytes);
+    let mut header: [u8; HEADER] = frame[..HEADER].try_into().expect("a header");
+    header[4..8].fill(0);
+    header[20..24].copy_from_slice(&(heads.len() as u32).to_le_bytes());
+    let crc = checksum(region, at, &header, &heads);
+    header[4..8].copy_from_slice(&crc.to_le_bytes());
+    let padded = (heads_at + heads.len()).next_multiple_of(8) - heads_at;
+    heads.resize(padded, 0);
+    (header, heads, heads_at)
+}
+
 fn checksum(region: u64, at: u64, header: &[u8], heads: &[u8]) -> u32 {
     crc32c::crc32c_append(crc_at(region, at, header), heads)
 }

@@ -7,6 +7,8 @@ use crate::codec::crc_at;
 use crate::extent::ChunkMap;
 use crate::index::Entry;
 use crate::index::table::{Builder, Cursor, Table};
+use crate::index::levels::RunRef;
+use crate::index::table::TableRef;
 use crate::manifest::{Manifest, Position};
 use crate::segment::Segment;
 use crate::superblock::Superblock;
@@ -65,6 +67,8 @@ fn no_bytes_make_a_frame_panic() {
         objects: 1,
         live: 4,
     };
+    let volume = RawVolume::new(Arc::new(SimDisk::new(8 << 20)));
+    let region = volume.create(3, 1 << 20).unwrap();
     let mut good = vec![0; frame::HEADER + 8];
     frame::finish(&mut good, 0, 3, 4096, &h, &heads);
     for _ in 0..ROUNDS {
@@ -76,7 +80,7 @@ fn no_bytes_make_a_frame_panic() {
         }
         if let Some(frame::Frame { content: frame::Content::Transaction(records), .. }) = frame::parse(&bytes, 3, 4096)
         {
-            crate::recover::data_is_valid(3, &bytes, 4096, &records);
+            crate::recover::data_is_valid(&*region, &bytes, 4096, &records);
         }
     }
 }
@@ -92,8 +96,9 @@ fn no_bytes_make_a_manifest_or_superblock_panic() {
         objects: 4,
         live_bytes: 77,
         log: Position { region: 7, offset: 4096, chain: 8 },
-        segments: vec![Segment { at, end: 0, after: Tid(3), trimmed: false }],
-        live: vec![vec![crate::index::table::TableRef { region: at, len: 99 }]],
+        segments: vec![Segment::open(at, Tid(3)), Segment { pack: Some(7), live: 5, ..Segment::open(at, Tid(4)) }],
+        packs: vec![at],
+        live: vec![RunRef { above: b"key".to_vec(), tables: vec![TableRef { region: at, len: 99 }] }],
         history: vec![],
     };
     let mut volume_rng = fastrand::Rng::with_seed(4);

@@ -1,12 +1,17 @@
 //! Printing what is on a volume, with the field names of docs/format.md. Needs no valid store: what can't be read is said.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use crate::frame::{self, Body, Content, Record};
+use crate::index::levels::RunRef;
 use crate::index::table::Table;
 use crate::manifest::Manifest;
-use crate::recover::Window;
+use crate::pack::{self, Packed};
+use crate::recover::{Window, region_start};
 use crate::segment;
 use crate::superblock::Superblock;
-use crate::volume::{RegionRef, Volume};
+use crate::volume::{Region, RegionRef, Volume};
 use crate::{Result, Tid, key};
 
 /// A structure on a volume.
@@ -40,15 +45,25 @@ pub fn inspect(volume: &dyn Volume, wanted: &Wanted, visit: Visit<'_>) -> Result
     let sb = &supers[0];
     let manifest = Manifest::read(&*volume.open(sb.manifest)?, sb.manifest_len)?;
     visit(manifest_item(sb.manifest, &manifest));
+    let packed = packs(volume, sb, &manifest, visit);
     let mut segments: Vec<RegionRef> = manifest.segments.iter().map(|s| s.at).collect();
     let mut i = 0;
     while let Some(at) = segments.get(i).copied() {
         i += 1;
-        // Segments newer than the manifest are found by the seal of the one before.
-        let next = match wanted.segment {
-            Some(id) if id != at.id => last_seal(volume, at),
-            _ => show_segment(volume, sb, at, wanted, visit),
+        let in_pack = manifest.segments.get(i - 1).and_then(|s| s.pack);
+        let region = match (packed.get(&at.id), in_pack) {
+            (Some(region), _) => Ok(region.clone()),
+            (None, Some(pack)) => {
+                visit(broken("segment", at.id, &format!("its remains are not in pack {pack:x}")));
+                continue;
+            }
+            (None, None) => volume.open(at),
         };
+        // Segments newer than the manifest are found by the seal of the one before.
+        let next = region.and_then(|region| match wanted.segment {
+            Some(id) if id != at.id => walk(region, &mut |_, _| ()),
+            _ => show_segment(region, sb, at, in_pack, wanted, visit),
+        });
         match next {
             Ok(Some(next)) if segments.iter().all(|s| s.id != next.id) => segments.push(next),
             Ok(_) => {}
@@ -57,7 +72,7 @@ pub fn inspect(volume: &dyn Volume, wanted: &Wanted, visit: Visit<'_>) -> Result
     }
     for (family, runs) in [("live", &manifest.live), ("history", &manifest.history)] {
         for (run, tables) in runs.iter().enumerate() {
-            for t in tables {
+            for t in &tables.tables {
                 let opened = volume.open(t.region).and_then(|r| Table::open(r, t.len));
                 match opened {
                     Ok(table) => visit(table_item(family, run, &table)),
@@ -91,7 +106,7 @@ fn superblock(sb: &Superblock) -> Item {
 }
 
 fn manifest_item(at: RegionRef, m: &Manifest) -> Item {
-    let runs = |runs: &[Vec<_>]| runs.iter().map(|r| r.len().to_string()).collect::<Vec<_>>().join("+");
+    let runs = |runs: &[RunRef]| runs.iter().map(|r| r.tables.len().to_string()).collect::<Vec<_>>().join("+");
     Item {
         structure: "manifest",
         place: format!("region {:x}", at.id),
@@ -103,6 +118,7 @@ fn manifest_item(at: RegionRef, m: &Manifest) -> Item {
             ("live_bytes", m.live_bytes.to_string()),
             ("log", format!("region {:x} at byte {}", m.log.region, m.log.offset)),
             ("segments", m.segments.len().to_string()),
+            ("packs", m.packs.len().to_string()),
             ("live", runs(&m.live)),
             ("history", runs(&m.history)),
         ],
@@ -126,29 +142,58 @@ fn table_item(family: &str, run: usize, t: &Table) -> Item {
     }
 }
 
-fn last_seal(volume: &dyn Volume, at: RegionRef) -> Result<Option<RegionRef>> {
-    walk(volume, at, &mut |_, _| ())
+/// Shows the packs; returns what is left of segments, by their numbers.
+fn packs(volume: &dyn Volume, sb: &Superblock, m: &Manifest, visit: Visit<'_>) -> HashMap<u64, Arc<dyn Region>> {
+    let mut packed: HashMap<u64, Arc<dyn Region>> = HashMap::new();
+    for at in &m.packs {
+        let found = volume.open(*at).and_then(|region| Ok((pack::read(&*region, &sb.uuid)?, region)));
+        let (parts, region) = match found {
+            Ok(found) => found,
+            Err(e) => {
+                visit(broken("pack", at.id, &e.to_string()));
+                continue;
+            }
+        };
+        let fields = vec![
+            ("region", format!("{:x}", at.id)),
+            ("start", at.start.to_string()),
+            ("size", at.size.to_string()),
+            ("parts", parts.len().to_string()),
+        ];
+        visit(Item { structure: "pack", place: format!("region {:x}", at.id), fields });
+        for part in parts {
+            if m.segments.iter().any(|s| s.at.id == part.number && s.pack == Some(at.id)) {
+                packed.insert(part.number, Arc::new(Packed::new(region.clone(), part)));
+            }
+        }
+    }
+    packed
 }
 
 fn show_segment(
-    volume: &dyn Volume,
+    region: Arc<dyn Region>,
     sb: &Superblock,
     at: RegionRef,
+    in_pack: Option<u64>,
     wanted: &Wanted,
     visit: Visit<'_>,
 ) -> Result<Option<RegionRef>> {
-    let header = segment::read(&*volume.open(at)?)?;
     let mut fields =
         vec![("region", format!("{:x}", at.id)), ("start", at.start.to_string()), ("size", at.size.to_string())];
-    match segment::verify(&header, &sb.uuid, at) {
-        Ok(after) => fields.push(("after", after.to_string())),
-        Err(e) => fields.push(("error", e.to_string())),
+    match in_pack {
+        Some(pack) => {
+            fields.extend([("pack", format!("{pack:x}")), ("kept", region.bytes_kept().to_string())]);
+        }
+        None => match segment::verify(&segment::read(&*region)?, &sb.uuid, at) {
+            Ok(after) => fields.push(("after", after.to_string())),
+            Err(e) => fields.push(("error", e.to_string())),
+        },
     }
     visit(Item { structure: "segment", place: format!("region {:x}", at.id), fields });
     let mut frames = 0u64;
     let mut tids: Option<(Tid, Tid)> = None;
     let mut end = segment::HEADER;
-    let next = walk(volume, at, &mut |offset, bytes| {
+    let next = walk(region.clone(), &mut |offset, bytes| {
         let Some(f) = frame::parse(bytes, at.id, offset) else { return };
         frames += 1;
         end = offset + frame::shape(bytes).map_or(0, |s| s.len as u64);
@@ -156,7 +201,7 @@ fn show_segment(
             tids = Some((tids.map_or(f.header.tid, |t| t.0), f.header.tid));
         }
         if wanted.records {
-            show_frame(at.id, offset, bytes, &f, visit);
+            show_frame(&*region, offset, bytes, &f, visit);
         }
     })?;
     let mut fields = vec![("frames", frames.to_string()), ("end", end.to_string())];
@@ -171,24 +216,25 @@ fn show_segment(
 }
 
 /// Calls `each` with every valid frame from the start on; returns the seal's successor.
-fn walk(volume: &dyn Volume, at: RegionRef, each: &mut dyn FnMut(u64, &[u8])) -> Result<Option<RegionRef>> {
-    let mut window = Window::new(volume.open(at)?, segment::HEADER);
-    let mut offset = segment::HEADER;
+fn walk(region: Arc<dyn Region>, each: &mut dyn FnMut(u64, &[u8])) -> Result<Option<RegionRef>> {
+    let id = region.place().id;
+    let mut window = Window::new(region.clone(), segment::HEADER);
+    let mut offset = region_start(&*region);
     loop {
         window.fill_frame(offset)?;
         let bytes = window.bytes(offset);
-        let Some(f) = frame::parse(bytes, at.id, offset) else { return Ok(None) };
+        let Some(f) = frame::parse(bytes, id, offset) else { return Ok(None) };
         each(offset, bytes);
         if let Content::Seal(next) = f.content {
             return Ok(Some(next));
         }
-        offset += frame::shape(bytes).expect("just parsed").len as u64;
+        offset = region.next_kept(offset + frame::shape(bytes).expect("just parsed").len as u64);
     }
 }
 
-fn show_frame(region: u64, offset: u64, bytes: &[u8], f: &frame::Frame<'_>, visit: Visit<'_>) {
+fn show_frame(region: &dyn Region, offset: u64, bytes: &[u8], f: &frame::Frame<'_>, visit: Visit<'_>) {
     let h = &f.header;
-    let place = format!("region {region:x} at byte {offset}");
+    let place = format!("region {:x} at byte {offset}", region.place().id);
     let mut fields = vec![
         ("tid", h.tid.to_string()),
         ("fileset", h.fileset.0.to_string()),
@@ -212,7 +258,7 @@ fn show_frame(region: u64, offset: u64, bytes: &[u8], f: &frame::Frame<'_>, visi
     }
 }
 
-fn record(region: u64, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
+fn record(region: &dyn Region, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
     let text = |b: &[u8]| b.escape_ascii().to_string();
     let mut fields = vec![("object", r.object.to_string()), ("kind", kind_name(r.kind).to_string())];
     match &r.body {
@@ -245,7 +291,7 @@ fn record(region: u64, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
             ("skip", place.skip.to_string()),
         ]),
     }
-    Item { structure: "record", place: format!("region {region:x} at byte {at}"), fields }
+    Item { structure: "record", place: format!("region {:x} at byte {at}", region.place().id), fields }
 }
 
 fn kind_name(kind: key::Kind) -> String {

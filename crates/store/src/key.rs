@@ -44,6 +44,12 @@ impl Kind {
     pub const ORPHAN: Kind = Kind(6);
     /// A label on a tid (object 0; suffix: its name).
     pub const LABEL: Kind = Kind(7);
+    /// The fileset's retention (object 0; suffix empty).
+    pub const RETAIN: Kind = Kind(8);
+    /// A fileset (fileset 0, object 0; suffix: its number, 4 bytes).
+    pub const FILESET: Kind = Kind(9);
+    /// An object whose every version is to be destroyed (object 0; suffix: the object).
+    pub const FORGET: Kind = Kind(10);
 }
 
 /// Bytes before the suffix in an encoded key.

@@ -4,7 +4,9 @@
 //! index is derived. The store knows no inode, path, socket, thread or wall clock. docs/format.md has the bytes.
 
 mod check;
+mod clean;
 mod codec;
+mod collapse;
 mod error;
 mod extent;
 mod fold;
@@ -17,8 +19,10 @@ mod key;
 mod log;
 mod maintain;
 mod manifest;
+mod pack;
 mod readahead;
 mod recover;
+pub mod retain;
 #[cfg(test)]
 mod regressions;
 mod segment;
@@ -29,10 +33,13 @@ mod tx;
 pub mod volume;
 
 pub use check::Report;
+pub use clean::{Cleaned, Effort};
+pub use collapse::{AGES, Account, Advance};
 pub use error::{Error, Result};
 pub use extent::{CHUNK, Piece};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
+pub use retain::{Grid, Pin, Retention, Step, WhenFull};
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
 pub use store::{Store, Usage, Value, Version, VisitValue, VisitVersion};
 pub use tid::Tid;

@@ -4,15 +4,17 @@
 //! leaves the older superblock valid, whose manifest names none of the new regions. Space of replaced regions is given
 //! back only after the superblock that no longer names them is durable, and when their last reader is gone.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::collapse::{Account, Ageing, Lapses, Pass};
 use crate::index::Entry;
 use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Divider, Merged, Source, run_source};
 use crate::index::table::{Builder, Table};
 use crate::manifest::{Manifest, Position};
 use crate::store::Store;
-use crate::volume::RegionRef;
+use crate::volume::{Region, RegionRef};
 use crate::{Result, Tid};
 
 /// A table that grows beyond this is ended and the next begun.
@@ -42,6 +44,21 @@ pub(crate) struct State {
     pub pending: Option<Pending>,
     /// Regions whose space is to be given back once nobody reads them.
     pub doomed: Vec<Arc<Table>>,
+    /// The same, of segments and packs that were cleaned.
+    pub doomed_regions: Vec<(Arc<dyn Region>, RegionRef)>,
+    /// The collapse under way.
+    pub pass: Option<Pass>,
+    /// When what is superseded by now lapses.
+    pub lapses: Lapses,
+    /// What the last pass found.
+    pub account: Option<Account>,
+    /// When to look for the first time.
+    pub first_look: Option<u64>,
+    /// How many passes were begun, and after which of them segments were cleaned.
+    pub passes: u64,
+    pub cleaned: HashMap<u64, u64>,
+    /// Segments that can't be cleaned, because they can't be read.
+    pub damaged: HashSet<u64>,
 }
 
 impl State {
@@ -97,11 +114,14 @@ impl Store {
             return Ok(Progress::Worked);
         }
         let levels = self.index.read().levels.clone();
-        if let Some(n) = merge_choice(&levels.live) {
+        let in_pass = |r: &Run| state.pass.as_ref().is_some_and(|p| p.has(r));
+        // A pass has all runs behind those that were flushed since it began.
+        let free = levels.live.iter().position(in_pass).unwrap_or(levels.live.len());
+        if let Some(n) = merge_choice(&levels.live[..free]) {
             self.merge(&mut state, Family::Live, levels.live[..n].to_vec())?;
             return Ok(Progress::Worked);
         }
-        let mut by_size = levels.history.clone();
+        let mut by_size: Vec<Run> = levels.history.iter().filter(|r| !in_pass(r)).cloned().collect();
         by_size.sort_by_key(Run::len);
         if let Some(n) = merge_choice(&by_size) {
             self.merge(&mut state, Family::History, by_size[..n].to_vec())?;
@@ -129,7 +149,7 @@ impl Store {
         Ok(())
     }
 
-    fn flush_is_due(&self, state: &State) -> bool {
+    pub(crate) fn flush_is_due(&self, state: &State) -> bool {
         let appended = self.log.tail().appended;
         let index = self.index.read();
         index.active.bytes() as u64 > self.memtable_max() || appended - state.appended > LOG_MAX
@@ -206,8 +226,8 @@ impl Store {
         drop(tail);
         self.log.sync_all()?;
         let levels = self.index.read().levels.clone();
-        let (new_live, new_history) =
-            self.write_tables(vec![Box::new(frozen.entries().map(Ok))], Family::Live, levels.live.is_empty(), None)?;
+        let entries = vec![Box::new(frozen.entries().map(Ok)) as Source];
+        let (new_live, new_history) = self.write_tables(entries, Family::Live, levels.live.is_empty(), state, false)?;
         let mut next = (*levels).clone();
         next.live.splice(0..0, new_live);
         next.history.extend(new_history);
@@ -226,7 +246,7 @@ impl Store {
     }
 
     /// Writes the manifest that names `levels`, points the superblock to it, and switches readers over.
-    fn commit_levels(&self, state: &mut State, levels: Levels, flushed: bool) -> Result<()> {
+    pub(crate) fn commit_levels(&self, state: &mut State, levels: Levels, flushed: bool) -> Result<()> {
         self.write_manifest(state, &levels)?;
         let mut index = self.index.write();
         index.levels = Arc::new(levels);
@@ -237,7 +257,7 @@ impl Store {
     }
 
     pub(crate) fn write_manifest(&self, state: &mut State, levels: &Levels) -> Result<()> {
-        let name = |runs: &[Run]| runs.iter().map(|r| r.tables.iter().map(|t| t.reference()).collect()).collect();
+        let name = |runs: &[Run]| runs.iter().map(Run::reference).collect();
         // First its own number: others are handed out meanwhile, and all that it names are below the next one.
         let id = self.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let manifest = Manifest {
@@ -248,6 +268,7 @@ impl Store {
             live_bytes: state.live,
             log: state.log,
             segments: self.segments_for(state.log),
+            packs: self.packs.lock().iter().map(|p| p.place()).collect(),
             live: name(&levels.live),
             history: name(&levels.history),
         };
@@ -285,7 +306,7 @@ impl Store {
         let levels = self.index.read().levels.clone();
         let bottom = family == Family::Live && levels.live.len() == runs.len();
         let sources = runs.iter().map(run_source).collect();
-        let (live, history) = self.write_tables(sources, family, bottom, Some(state))?;
+        let (live, history) = self.write_tables(sources, family, bottom, state, true)?;
         // A flush may have added runs meanwhile: put ours in the place of those that were merged.
         let mut next = Levels::clone(&self.index.read().levels);
         let merged = |r: &Run| runs.iter().any(|m| m.is(r));
@@ -301,26 +322,33 @@ impl Store {
         self.bury(state)
     }
 
-    /// Gives back the space of replaced tables that nobody reads any more.
-    fn bury(&self, state: &mut State) -> Result<()> {
+    /// Gives back the space of replaced tables and segments that nobody reads any more.
+    pub(crate) fn bury(&self, state: &mut State) -> Result<()> {
         let (free, read): (Vec<_>, Vec<_>) = state.doomed.drain(..).partition(|t| Arc::strong_count(t) == 1);
         state.doomed = read;
         for t in free {
             self.volume.remove(t.reference().region)?;
         }
+        let (free, read): (Vec<_>, Vec<_>) = state.doomed_regions.drain(..).partition(|(r, _)| Arc::strong_count(r) == 1);
+        state.doomed_regions = read;
+        for (_, at) in free {
+            self.volume.remove(at)?;
+        }
         Ok(())
     }
 
-    /// Writes the sources' entries as a live and a history run (either may be absent).
+    /// Writes the sources' entries as a live and a history run (either may be absent). `flush`: the memtable, when that
+    /// falls due meanwhile.
     fn write_tables(
         &self,
         sources: Vec<Source>,
         family: Family,
         bottom: bool,
-        state: Option<&mut State>,
+        state: &mut State,
+        flush: bool,
     ) -> Result<(Option<Run>, Option<Run>)> {
         let mut made = Vec::new();
-        let outcome = self.write_runs(sources, family, bottom, state, &mut made);
+        let outcome = self.write_runs(sources, family, bottom, state, flush, &mut made);
         if outcome.is_err() {
             // Nothing names them; what can't be removed goes at the next open.
             made.into_iter().for_each(|at| drop(self.volume.remove(at)));
@@ -334,20 +362,26 @@ impl Store {
         sources: Vec<Source>,
         family: Family,
         bottom: bool,
-        mut state: Option<&mut State>,
+        state: &mut State,
+        flush: bool,
         made: &mut Vec<RegionRef>,
     ) -> Result<(Option<Run>, Option<Run>)> {
         let mut merged = Merged::new(sources)?;
         let mut divider = Divider::new(bottom);
+        let mut ageing = Ageing::new(self.clock());
         let mut outputs = [RunWriter::default(), RunWriter::default()];
         let mut n = 0u64;
         while let Some(entry) = merged.next()? {
-            let live = family == Family::Live && divider.is_live(&entry);
-            outputs[usize::from(!live)].add(self, &entry, made)?;
+            let until = match family {
+                Family::Live => divider.superseded(&entry),
+                Family::History => Some(Tid::MAX),
+            };
+            if family == Family::Live {
+                ageing.note(self, &entry, until, &mut state.lapses)?;
+            }
+            outputs[usize::from(until.is_some())].add(self, &entry, made)?;
             n += 1;
-            if n.is_multiple_of(4096)
-                && let Some(state) = state.as_deref_mut().filter(|s| self.flush_is_due(s))
-            {
+            if flush && n.is_multiple_of(4096) && self.flush_is_due(state) {
                 self.flush_locked(state)?;
             }
         }
@@ -356,15 +390,16 @@ impl Store {
     }
 }
 
+/// Writes entries as the tables of a run.
 #[derive(Default)]
-struct RunWriter {
+pub(crate) struct RunWriter {
     builder: Option<Builder>,
     region: u64,
     run: Run,
 }
 
 impl RunWriter {
-    fn add(&mut self, store: &Store, entry: &Entry, made: &mut Vec<RegionRef>) -> Result<()> {
+    pub fn add(&mut self, store: &Store, entry: &Entry, made: &mut Vec<RegionRef>) -> Result<()> {
         if self.builder.as_ref().is_some_and(|b| b.len() >= TABLE_TARGET) {
             self.end_table(store, made)?;
         }
@@ -386,7 +421,7 @@ impl RunWriter {
         Ok(())
     }
 
-    fn finish(mut self, store: &Store, made: &mut Vec<RegionRef>) -> Result<Option<Run>> {
+    pub fn finish(mut self, store: &Store, made: &mut Vec<RegionRef>) -> Result<Option<Run>> {
         self.end_table(store, made)?;
         Ok((!self.run.tables.is_empty()).then_some(self.run))
     }

@@ -2,13 +2,16 @@
 //!
 //! Written whole to a fresh region at each checkpoint; the superblock then points to it. So a checkpoint is atomic.
 
-use crate::codec::{Reader, crc_at, put_varint};
+use crate::codec::{Reader, crc_at, put_bytes, put_varint};
+use crate::index::levels::RunRef;
 use crate::index::table::TableRef;
 use crate::segment::Segment;
 use crate::volume::{Region, RegionRef};
 use crate::{Error, Result, Tid};
 
-const MAGIC: &[u8; 8] = b"DARNMAN1";
+const MAGIC: &[u8; 8] = b"DARNMAN2";
+/// As version 1 of the format had it: no packs, no clipped runs.
+const MAGIC_1: &[u8; 8] = b"DARNMAN1";
 
 /// A place in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +41,12 @@ pub struct Manifest {
     pub log: Position,
     /// All segments, oldest first.
     pub segments: Vec<Segment>,
+    /// Where the remains of cleaned segments are.
+    pub packs: Vec<RegionRef>,
     /// Live runs, newest first.
-    pub live: Vec<Vec<TableRef>>,
+    pub live: Vec<RunRef>,
     /// History runs.
-    pub history: Vec<Vec<TableRef>>,
+    pub history: Vec<RunRef>,
 }
 
 impl Manifest {
@@ -59,12 +64,20 @@ impl Manifest {
             s.at.put(&mut out);
             put_varint(&mut out, s.end);
             put_varint(&mut out, s.after.0);
+            // Plus one: 0 is none, or unknown.
+            put_varint(&mut out, s.live.wrapping_add(1));
+            put_varint(&mut out, s.slack);
+            put_varint(&mut out, s.tombstones);
+            put_varint(&mut out, s.pack.map_or(0, |id| id + 1));
         }
+        put_varint(&mut out, self.packs.len() as u64);
+        self.packs.iter().for_each(|at| at.put(&mut out));
         for runs in [&self.live, &self.history] {
             put_varint(&mut out, runs.len() as u64);
             for run in runs {
-                put_varint(&mut out, run.len() as u64);
-                for t in run {
+                put_bytes(&mut out, &run.above);
+                put_varint(&mut out, run.tables.len() as u64);
+                for t in &run.tables {
                     t.region.put(&mut out);
                     put_varint(&mut out, t.len);
                 }
@@ -97,36 +110,47 @@ impl Manifest {
 
     fn decode(body: &[u8]) -> Option<Manifest> {
         let mut r = Reader::new(body);
-        if r.take(8)? != MAGIC {
-            return None;
-        }
+        let packs_and_clips = match r.take(8)? {
+            magic if magic == MAGIC => true,
+            magic if magic == MAGIC_1 => false,
+            _ => return None,
+        };
         let (tid, next_region, next_object) = (Tid(r.varint()?), r.varint()?, r.varint()?);
         let (objects, live_bytes) = (r.varint()?, r.varint()?);
         let log = Position { region: r.varint()?, offset: r.varint()?, chain: u32::try_from(r.varint()?).ok()? };
         let mut segments = Vec::new();
         for _ in 0..r.varint()? {
-            segments.push(Segment {
-                at: RegionRef::get(&mut r)?,
-                end: r.varint()?,
-                after: Tid(r.varint()?),
-                trimmed: false,
-            });
+            let (at, end, after) = (RegionRef::get(&mut r)?, r.varint()?, Tid(r.varint()?));
+            let mut segment = Segment { end, ..Segment::open(at, after) };
+            if packs_and_clips {
+                segment.live = r.varint()?.wrapping_sub(1);
+                (segment.slack, segment.tombstones) = (r.varint()?, r.varint()?);
+                segment.pack = r.varint()?.checked_sub(1);
+            }
+            segments.push(segment);
         }
-        let live = runs(&mut r)?;
-        let history = runs(&mut r)?;
-        let all = Manifest { tid, next_region, next_object, objects, live_bytes, log, segments, live, history };
+        let mut packs = Vec::new();
+        if packs_and_clips {
+            for _ in 0..r.varint()? {
+                packs.push(RegionRef::get(&mut r)?);
+            }
+        }
+        let live = runs(&mut r, packs_and_clips)?;
+        let history = runs(&mut r, packs_and_clips)?;
+        let all = Manifest { tid, next_region, next_object, objects, live_bytes, log, segments, packs, live, history };
         r.is_empty().then_some(all)
     }
 }
 
-fn runs(r: &mut Reader) -> Option<Vec<Vec<TableRef>>> {
+fn runs(r: &mut Reader, clipped: bool) -> Option<Vec<RunRef>> {
     let mut runs = Vec::new();
     for _ in 0..r.varint()? {
-        let mut run = Vec::new();
+        let above = if clipped { r.bytes()?.to_vec() } else { Vec::new() };
+        let mut tables = Vec::new();
         for _ in 0..r.varint()? {
-            run.push(TableRef { region: RegionRef::get(r)?, len: r.varint()? });
+            tables.push(TableRef { region: RegionRef::get(r)?, len: r.varint()? });
         }
-        runs.push(run);
+        runs.push(RunRef { above, tables });
     }
     Some(runs)
 }

@@ -4,29 +4,31 @@
 //! the first frame that is not valid. If a later frame says that the missing one had been durable, it was not torn by a
 //! crash but damaged since: then opening fails rather than lose synced data in silence.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::codec::crc_at;
-use crate::extent::{BLOCK, Codec};
+use crate::extent::{BLOCK, ChunkMap, Codec};
 use crate::fold::Fold;
 use crate::frame::{self, Body, Content, Record};
-use crate::index::levels::{Levels, Run};
-use crate::index::memtable::Memtable;
+use crate::collapse::Lapses;
+use crate::index::levels::{Levels, Run, RunRef};
+use crate::index::memtable::{Found, Memtable};
 use crate::index::table::{BlockCache, BlockWeight, Table, TableRef};
 use crate::log::{Log, Tail};
 use crate::maintain::State;
 use crate::manifest::{Manifest, Position};
+use crate::pack::{self, Packed};
 use crate::readahead::Readahead;
 use crate::segment::{self, Segment};
 use crate::store::{FRAME_MAX, Index, Store};
 use crate::superblock::Superblock;
 use crate::volume::sim::SimDisk;
 use crate::volume::{RawVolume, Region, RegionRef, SUPER_SIZE, Volume};
-use crate::{Error, Result, Tid};
+use crate::{Error, FilesetId, Key, Kind, Result, Tid};
 
 /// How a store is made.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +95,8 @@ impl Store {
             objects: 0,
             live_bytes: 0,
             log: Position { region: 1, offset: segment::HEADER, chain: 0 },
-            segments: vec![Segment { at: segment.place(), end: 0, after: birth, trimmed: false }],
+            segments: vec![Segment::open(segment.place(), birth)],
+            packs: vec![],
             live: vec![],
             history: vec![],
         };
@@ -144,9 +147,48 @@ fn read_manifest(volume: &dyn Volume, sb: &Superblock) -> Result<Manifest> {
     Manifest::read(&*region, sb.manifest_len)
 }
 
-fn open_runs(volume: &dyn Volume, runs: &[Vec<TableRef>]) -> Result<Vec<Run>> {
+fn open_runs(volume: &dyn Volume, runs: &[RunRef]) -> Result<Vec<Run>> {
     let open = |t: &TableRef| Ok(Arc::new(Table::open(volume.open(t.region)?, t.len)?));
-    runs.iter().map(|run| Ok(Run { tables: run.iter().map(open).collect::<Result<_>>()? })).collect()
+    let open_run = |run: &RunRef| {
+        let tables = run.tables.iter().map(open).collect::<Result<_>>()?;
+        Ok(Run { tables, above: run.above.as_slice().into() })
+    };
+    runs.iter().map(open_run).collect()
+}
+
+type Regions = HashMap<u64, Arc<dyn Region>>;
+
+/// Opens the segments that the manifest names, and their packs: regions of their own, or parts of packs.
+fn open_segments(volume: &dyn Volume, uuid: &[u8; 16], m: &Manifest) -> Result<(Regions, Vec<Arc<dyn Region>>)> {
+    let mut regions = Regions::new();
+    let mut packs = Vec::new();
+    for at in &m.packs {
+        let region = volume.open(*at)?;
+        packs.push(region.clone());
+        for part in pack::read(&*region, uuid)? {
+            // Only those that the manifest says are here: others were packed anew since.
+            if m.segments.iter().any(|s| s.at.id == part.number && s.pack == Some(at.id)) {
+                regions.insert(part.number, Arc::new(Packed::new(region.clone(), part)));
+            }
+        }
+    }
+    for s in &m.segments {
+        match s.pack {
+            None => {
+                regions.insert(s.at.id, volume.open(s.at)?);
+            }
+            Some(_) if regions.contains_key(&s.at.id) => {}
+            Some(id) => {
+                return Err(Error::Corrupt {
+                    place: format!("{}, region {id:x}", volume.name()),
+                    what: "pack",
+                    expected: format!("what is left of segment {:x}", s.at.id),
+                    found: "other segments".into(),
+                });
+            }
+        }
+    }
+    Ok((regions, packs))
 }
 
 fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: Manifest) -> Result<Store> {
@@ -156,10 +198,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         true => Levels::default(),
         false => Levels { live: open_runs(&*volume, &m.live)?, history: open_runs(&*volume, &m.history)? },
     };
-    let mut regions: HashMap<u64, Arc<dyn Region>> = HashMap::new();
-    for s in &m.segments {
-        regions.insert(s.at.id, volume.open(s.at)?);
-    }
+    let (regions, packs) = open_segments(&*volume, &sb.uuid, &m)?;
     let first = regions.get(&m.log.region).cloned().ok_or_else(|| Error::Corrupt {
         place: volume.name(),
         what: "manifest",
@@ -181,6 +220,14 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         manifest: Some(sb.manifest),
         pending: None,
         doomed: Vec::new(),
+        doomed_regions: Vec::new(),
+        pass: None,
+        lapses: Lapses::default(),
+        account: None,
+        first_look: None,
+        passes: 0,
+        cleaned: HashMap::new(),
+        damaged: HashSet::new(),
     };
     let store = Store {
         birth: sb.birth,
@@ -195,6 +242,12 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         memory,
         regions: RwLock::new(regions),
         segments: Mutex::new(m.segments.clone()),
+        packs: Mutex::new(packs),
+        collapse_wanted: Mutex::new(false),
+        retentions: RwLock::default(),
+        retaining: Mutex::new(()),
+        pins: Mutex::default(),
+        clock: AtomicU64::new(0),
         spare: Mutex::new(None),
         next_region: AtomicU64::new(m.next_region),
         next_object: AtomicU64::new(m.next_object),
@@ -206,6 +259,9 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
     };
     let start = if from_segments { store.replay_sealed(&m.segments)? } else { m.log };
     let replayed = store.replay(start)?;
+    if from_segments {
+        store.recount()?;
+    }
     store.settle(replayed)?;
     Ok(store)
 }
@@ -238,7 +294,7 @@ impl Store {
                 }
                 let end = at.offset + frame::shape(bytes).expect("just parsed").len as u64;
                 let torn = match &frame.content {
-                    Content::Transaction(records) => !data_is_valid(at.region, bytes, at.offset, records),
+                    Content::Transaction(records) => !data_is_valid(&*region, bytes, at.offset, records),
                     Content::Seal(_) => false,
                 };
                 if torn && self.durable_beyond(&region, end, last)?.is_none() {
@@ -288,7 +344,7 @@ impl Store {
         for s in sealed {
             let region = self.regions.read()[&s.at.id].clone();
             let mut window = Window::new(region, segment::HEADER);
-            let mut at = segment::HEADER;
+            let mut at = region_start(&*window.region);
             while at < s.end {
                 window.fill_frame(at)?;
                 let bytes = window.bytes(at);
@@ -304,15 +360,15 @@ impl Store {
                 if let Content::Transaction(records) = f.content {
                     self.apply(s.at.id, at, &f.header, records)?;
                 }
-                at += frame::shape(bytes).expect("just parsed").len as u64;
+                at = window.region.next_kept(at + frame::shape(bytes).expect("just parsed").len as u64);
             }
         }
         // After a crash the chain starts anew.
         let mut window = Window::new(self.regions.read()[&last.at.id].clone(), segment::HEADER);
         window.fill_frame(segment::HEADER)?;
         let first = frame::parse(window.bytes(segment::HEADER), last.at.id, segment::HEADER);
-        let anew = first.is_some_and(|f| f.header.chain == 0);
-        let chain = if anew { 0 } else { chain };
+        // And where the one before was cleaned, its seal is gone.
+        let chain = first.map_or(chain, |f| f.header.chain);
         let mut t = self.log.tail();
         (t.base, t.chain) = (segment::HEADER, chain);
         Ok(Position { region: last.at.id, offset: segment::HEADER, chain })
@@ -334,7 +390,7 @@ impl Store {
         if let Some(s) = segments.last_mut() {
             s.end = sealed.offset;
         }
-        segments.push(Segment { at: next, end: 0, after: t.last, trimmed: false });
+        segments.push(Segment::open(next, t.last));
         t.segment = region;
         t.base = segment::HEADER;
         t.chain = sealed.chain;
@@ -378,6 +434,31 @@ impl Store {
         Ok(None)
     }
 
+    /// Counts what transactions that were cleaned away no longer tell.
+    fn recount(&self) -> Result<()> {
+        if self.packs.lock().is_empty() && self.retention(FilesetId(1))?.keeps_all() {
+            return Ok(());
+        }
+        let (mut objects, mut live) = (0, 0);
+        let index = self.index.read();
+        for (key, slot) in index.active.range(std::ops::Bound::Unbounded) {
+            let Some((tid, Some(value))) = slot.versions().next() else { continue };
+            match crate::key::parse(key) {
+                Some((.., Kind::ATTR, _)) => objects += 1,
+                Some((fileset, object, Kind::EXTENT, _)) => {
+                    let attr = Key::new(fileset, object, Kind::ATTR, &[]);
+                    let dead = matches!(index.active.get(&attr, Tid::MAX), Some(Found::Version(_, None)) | None);
+                    let map = ChunkMap::decode(value, tid).unwrap_or_default();
+                    live += if dead { 0 } else { map.data_len() as u64 };
+                }
+                _ => {}
+            }
+        }
+        let mut tail = self.log.tail();
+        (tail.objects, tail.live) = (objects, live);
+        Ok(())
+    }
+
     fn apply(&self, region: u64, at: u64, h: &frame::Header, records: Vec<Record>) -> Result<()> {
         let mut fold = Fold::new(h.fileset, h.tid);
         for r in records {
@@ -402,7 +483,9 @@ impl Store {
             let segments = self.segments.lock();
             let tables = self.index.read().levels.tables().map(|t| t.reference().region).collect::<Vec<_>>();
             let manifest = self.superblock.lock().manifest;
-            segments.iter().map(|s| s.at).chain(tables).chain([manifest]).collect()
+            let packs: Vec<_> = self.packs.lock().iter().map(|p| p.place()).collect();
+            let own = segments.iter().filter(|s| s.pack.is_none()).map(|s| s.at);
+            own.chain(packs).chain(tables).chain([manifest]).collect()
         };
         // A process that was killed may have left it in the page cache: nothing of the older one goes before it is durable.
         self.superblock.lock().write(&*self.volume)?;
@@ -433,14 +516,19 @@ impl Store {
         if let Some(s) = segments.last_mut() {
             s.end = end;
         }
-        segments.push(Segment { at, end: 0, after: tail.last, trimmed: false });
+        segments.push(Segment::open(at, tail.last));
         drop((segments, tail));
         self.checkpoint()
     }
 }
 
-/// Whether the bytes of a frame's extents are as they were written.
-pub(crate) fn data_is_valid(region: u64, frame: &[u8], at: u64, records: &[Record]) -> bool {
+/// Where the first frame of a segment is.
+pub(crate) fn region_start(region: &dyn Region) -> u64 {
+    region.next_kept(segment::HEADER)
+}
+
+/// Whether the bytes of a frame's extents are as they were written (but for blocks that were cleaned away).
+pub(crate) fn data_is_valid(region: &dyn Region, frame: &[u8], at: u64, records: &[Record]) -> bool {
     records.iter().all(|r| match r.body {
         Body::Extent { len, codec, data_at, stored, .. } => {
             let bytes = &frame[data_at as usize..(data_at + stored) as usize];
@@ -451,9 +539,10 @@ pub(crate) fn data_is_valid(region: u64, frame: &[u8], at: u64, records: &[Recor
 }
 
 /// Whether stored bytes carry their own checksums.
-pub(crate) fn extent_is_valid(region: u64, at: u64, stored: &[u8], codec: Codec, len: usize) -> bool {
+pub(crate) fn extent_is_valid(region: &dyn Region, at: u64, stored: &[u8], codec: Codec, len: usize) -> bool {
+    let id = region.place().id;
     let sealed = |at: u64, bytes: &[u8]| match bytes.split_last_chunk::<4>() {
-        Some((data, crc)) => crc_at(region, at, data).to_le_bytes() == *crc,
+        Some((data, crc)) => region.next_kept(at) != at || crc_at(id, at, data).to_le_bytes() == *crc,
         None => false,
     };
     match codec {

@@ -20,6 +20,24 @@ pub struct Segment {
     pub after: Tid,
     /// In memory only: what it did not use was given back.
     pub trimmed: bool,
+    /// Bytes of it that somebody needs, as the last collapse found; [`LIVE_UNKNOWN`].
+    pub live: u64,
+    /// Bytes that were left when it was cleaned beyond what was thought to be needed.
+    pub slack: u64,
+    /// Of those, tombstones that hide nothing in the index, but perhaps something in older segments.
+    pub tombstones: u64,
+    /// The pack that its remains are in, if it was cleaned (then `at` is only its number and size).
+    pub pack: Option<u64>,
+}
+
+/// See [`Segment::live`].
+pub const LIVE_UNKNOWN: u64 = u64::MAX;
+
+impl Segment {
+    /// A segment to be appended to.
+    pub fn open(at: RegionRef, after: Tid) -> Segment {
+        Segment { at, end: 0, after, trimmed: false, live: LIVE_UNKNOWN, slack: 0, tombstones: 0, pack: None }
+    }
 }
 
 /// The header of a new segment.

@@ -25,6 +25,7 @@ use crate::readahead::Readahead;
 use crate::segment::{self, Segment};
 use crate::superblock::Superblock;
 use crate::tx::Tx;
+use crate::retain::{Pins, Retention};
 use crate::volume::{Region, Volume};
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
@@ -86,6 +87,17 @@ pub struct Store {
     /// Open segments.
     pub(crate) regions: RwLock<HashMap<u64, Arc<dyn Region>>>,
     pub(crate) segments: Mutex<Vec<Segment>>,
+    /// Regions with the remains of cleaned segments.
+    pub(crate) packs: Mutex<Vec<Arc<dyn Region>>>,
+    /// Retentions as they are now, of filesets that were asked about.
+    pub(crate) retentions: RwLock<HashMap<FilesetId, Arc<Retention>>>,
+    /// Held while moments are given up, or made sure of.
+    pub(crate) retaining: Mutex<()>,
+    pub(crate) pins: Mutex<Pins>,
+    /// Somebody waits for a collapse.
+    pub(crate) collapse_wanted: Mutex<bool>,
+    /// The latest time that a caller told.
+    pub(crate) clock: AtomicU64,
     pub(crate) spare: Mutex<Option<Arc<dyn Region>>>,
     pub(crate) next_region: AtomicU64,
     pub(crate) next_object: AtomicU64,
@@ -158,6 +170,11 @@ impl Store {
         ObjectId(self.next_object.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The latest time that a caller told, nanoseconds since 1970.
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn next_object(&self) -> u64 {
         self.next_object.load(Ordering::Relaxed)
     }
@@ -188,6 +205,7 @@ impl Store {
         if self.read_only {
             return Err(Error::NotAStore(format!("{} is open for reading only", self.volume.name())));
         }
+        self.clock.fetch_max(now_ns, Ordering::Relaxed);
         let mut tail = self.log.tail();
         tail.check()?;
         let wanted = (2 * FRAME_MAX as u64).min(tail.segment.place().size / 2);
@@ -228,7 +246,7 @@ impl Store {
         if let Some(s) = segments.last_mut() {
             s.end = end;
         }
-        segments.push(Segment { at, end: 0, after: tail.last, trimmed: false });
+        segments.push(Segment::open(at, tail.last));
         Ok(())
     }
 
@@ -236,7 +254,8 @@ impl Store {
     pub(crate) fn create_segment(&self) -> Result<Arc<dyn Region>> {
         let limit = self.superblock.lock().size_limit;
         let (used, size) = self.volume.usage(limit)?;
-        let most = (size / 16).next_power_of_two().clamp(8 << 20, 1 << 30);
+        // Small enough that the reserve has room for what is left of one while it is cleaned.
+        let most = (size / 64).next_power_of_two().clamp(8 << 20, 1 << 30);
         let mut len = (used / 32).next_power_of_two().clamp(16 << 20, 1 << 30).min(most);
         loop {
             let created = if limit > 0 && used + len > size {

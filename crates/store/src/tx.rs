@@ -24,6 +24,8 @@ pub struct Tx<'s> {
     live: i64,
     /// Whether a large write is under way.
     bulk: bool,
+    /// Whether it changes what may be seen of the past.
+    retains: bool,
 }
 
 impl<'s> Tx<'s> {
@@ -39,6 +41,7 @@ impl<'s> Tx<'s> {
             objects: 0,
             live: 0,
             bulk: false,
+            retains: false,
         }
     }
 
@@ -60,6 +63,7 @@ impl<'s> Tx<'s> {
     }
 
     fn add(&mut self, r: Record) {
+        self.retains |= matches!(r.kind, Kind::LABEL | Kind::RETAIN | Kind::FILESET);
         self.heads.add(self.fold.tid, &r);
     }
 
@@ -202,7 +206,11 @@ impl<'s> Tx<'s> {
         tail.objects = tail.objects.saturating_add_signed(self.objects);
         tail.live = tail.live.saturating_add_signed(self.live);
         let fold = std::mem::replace(&mut self.fold, Fold::new(FilesetId(0), tid));
+        let (fileset, retains) = (fold.fileset, self.retains);
         self.store.insert(tid, fold.finish());
+        if retains {
+            self.store.retention_changed(fileset);
+        }
         let full = self.tail.committed();
         // From here on the frame is part of the log; Drop must not take it back.
         self.start = usize::MAX;

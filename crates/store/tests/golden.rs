@@ -9,7 +9,9 @@ use darner_store::{CreateOptions, FilesetId, Key, Kind, ObjectId, OpenOptions, S
 
 const FS: FilesetId = FilesetId(1);
 const SIZE: u64 = 64 << 20;
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+/// The format's version today.
+const TODAY: &str = "v2";
 
 fn open(disk: &SimDisk) -> Store {
     Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &OpenOptions::default()).unwrap()
@@ -62,9 +64,13 @@ fn pages(disk: &SimDisk) -> Vec<u8> {
     lz4_flex::compress_prepend_size(&out)
 }
 
-fn fixture() -> SimDisk {
+fn path(version: &str) -> String {
+    format!("{FIXTURES}/{version}.bin")
+}
+
+fn fixture(version: &str) -> SimDisk {
     let disk = SimDisk::new(SIZE);
-    let bytes = lz4_flex::decompress_size_prepended(&std::fs::read(FIXTURE).unwrap()).unwrap();
+    let bytes = lz4_flex::decompress_size_prepended(&std::fs::read(path(version)).unwrap()).unwrap();
     for page in bytes.chunks(8 + 4096) {
         disk.write_at(&page[8..], u64::from_le_bytes(page[..8].try_into().unwrap())).unwrap();
     }
@@ -75,14 +81,19 @@ fn fixture() -> SimDisk {
 fn todays_code_writes_the_bytes_of_the_golden_image() {
     let pages = pages(&written());
     if std::env::var_os("DARNER_BLESS").is_some() {
-        std::fs::write(FIXTURE, &pages).unwrap();
+        std::fs::write(path(TODAY), &pages).unwrap();
     }
-    assert!(pages == std::fs::read(FIXTURE).unwrap(), "the bytes on disk changed: this needs a new format version");
+    assert!(pages == std::fs::read(path(TODAY)).unwrap(), "the bytes on disk changed: this needs a new format version");
 }
 
 #[test]
-fn the_golden_image_opens_and_shows_every_moment() {
-    let store = open(&fixture());
+fn the_golden_images_of_all_versions_open_and_show_every_moment() {
+    for version in ["v1", TODAY] {
+        shows_every_moment(&open(&fixture(version)));
+    }
+}
+
+fn shows_every_moment(store: &Store) {
     assert_eq!((store.tid(), store.birth()), (Tid(4_000), Tid(1_000)));
     let (a, b) = (ObjectId(2), ObjectId(3));
     let name = Key::new(FS, a, Kind::DIRENT, b"name");

@@ -1,211 +1,14 @@
 //! The store against a plain model by tid: random transactions, flushes, merges, clean and unclean reopening, and a power
 //! failure after every write and flush.
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::sync::Arc;
 
+use common::{FS, Run, clone_until, create, open};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::{Fault, SimDisk};
-use darner_store::{CreateOptions, Error, FilesetId, Key, Kind, ObjectId, OpenOptions, Store, Tid};
-
-const FS: FilesetId = FilesetId(1);
-const FILE_MAX: u64 = 300 << 10;
-
-type Content = BTreeMap<u64, Vec<u8>>;
-
-/// Everything, at every tid.
-#[derive(Default)]
-struct Model {
-    keys: BTreeMap<Vec<u8>, BTreeMap<Tid, Option<Vec<u8>>>>,
-    files: BTreeMap<u64, BTreeMap<Tid, Arc<Vec<u8>>>>,
-    tids: Vec<Tid>,
-}
-
-impl Model {
-    fn key(&self, key: &[u8], at: Tid) -> Option<&Vec<u8>> {
-        self.keys.get(key)?.range(..=at).next_back()?.1.as_ref()
-    }
-
-    fn file(&self, object: u64, at: Tid) -> Arc<Vec<u8>> {
-        let versions = self.files.get(&object);
-        versions.and_then(|v| v.range(..=at).next_back()).map(|(_, c)| c.clone()).unwrap_or_default()
-    }
-
-    /// Forgets what is newer than `last`.
-    fn cut(&mut self, last: Tid) {
-        self.tids.retain(|t| *t <= last);
-        self.keys.values_mut().for_each(|v| v.retain(|t, _| *t <= last));
-        self.files.values_mut().for_each(|v| v.retain(|t, _| *t <= last));
-    }
-}
-
-struct Run {
-    rng: fastrand::Rng,
-    model: Model,
-    now: u64,
-}
-
-fn open(disk: &SimDisk) -> Result<Store, Error> {
-    let options = OpenOptions { memory: 16 << 20, ..OpenOptions::default() };
-    Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options)
-}
-
-fn create(disk: &SimDisk) {
-    let volume = RawVolume::new(Arc::new(disk.clone()));
-    let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
-    Store::create(&volume, &options).unwrap();
-}
-
-impl Run {
-    fn new(seed: u64) -> Run {
-        Run { rng: fastrand::Rng::with_seed(seed), model: Model::default(), now: 10 }
-    }
-
-    fn data(&mut self, len: usize) -> Vec<u8> {
-        match self.rng.u8(0..3) {
-            0 => std::iter::repeat_with(|| self.rng.u8(..)).take(len).collect(),
-            1 => vec![self.rng.u8(1..); len],
-            _ => format!("{} ", self.rng.u32(..)).into_bytes().into_iter().cycle().take(len).collect(),
-        }
-    }
-
-    /// One random transaction, in the store and in the model.
-    fn transaction(&mut self, store: &Store) -> Result<(), Error> {
-        self.now += self.rng.u64(0..50);
-        let mut tx = store.begin(FS, self.now)?;
-        let tid = tx.tid();
-        let mut keys: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();
-        let mut files: Content = BTreeMap::new();
-        for _ in 0..self.rng.usize(1..4) {
-            let object = self.rng.u64(1..6);
-            let now = files.get(&object).cloned().unwrap_or_else(|| self.model.file(object, Tid::MAX).to_vec());
-            match self.rng.u8(0..8) {
-                0..=2 => {
-                    let name = format!("n{}", self.rng.u32(0..40)).into_bytes();
-                    let key = Key::new(FS, ObjectId(object), Kind::DIRENT, &name).as_bytes().to_vec();
-                    if self.rng.u8(0..4) == 0 {
-                        tx.delete(ObjectId(object), Kind::DIRENT, &name);
-                        keys.push((key, None));
-                    } else {
-                        let value = self.data(12);
-                        tx.put(ObjectId(object), Kind::DIRENT, &name, &value);
-                        keys.push((key, Some(value)));
-                    }
-                }
-                3..=5 => {
-                    let offset = self.rng.u64(0..FILE_MAX);
-                    let most = if self.rng.bool() { 300 } else { FILE_MAX - offset };
-                    let len = self.rng.u64(0..=most.min(FILE_MAX - offset));
-                    let data = self.data(len as usize);
-                    let grown = tx.write(ObjectId(object), offset, &data)?;
-                    assert!(grown >= 0 && grown <= len as i64);
-                    files.insert(object, overlay(now, offset, &data));
-                }
-                6 => {
-                    let offset = self.rng.u64(0..FILE_MAX);
-                    let len = if self.rng.bool() { u64::MAX - offset } else { self.rng.u64(0..FILE_MAX - offset) };
-                    tx.punch(ObjectId(object), offset, len)?;
-                    let n = len.min((now.len() as u64).saturating_sub(offset));
-                    files.insert(object, overlay(now, offset, &vec![0; n as usize]));
-                }
-                _ => {
-                    let (from, len) = (self.rng.u64(0..FILE_MAX / 2), self.rng.u64(0..FILE_MAX / 2));
-                    let to = self.rng.u64(0..FILE_MAX / 2);
-                    let source = self.rng.u64(1..6);
-                    let pieces = tx.map(ObjectId(source), from, len)?;
-                    let mut bytes = vec![0; len as usize];
-                    let whole =
-                        files.get(&source).cloned().unwrap_or_else(|| self.model.file(source, Tid::MAX).to_vec());
-                    read_model(&whole, from, &mut bytes);
-                    tx.share(ObjectId(object), to, &pieces)?;
-                    files.insert(object, overlay(now, to, &bytes));
-                }
-            }
-        }
-        if self.rng.u8(0..10) == 0 {
-            return Ok(()); // dropped: it never was
-        }
-        tx.commit()?;
-        for (key, value) in keys {
-            self.model.keys.entry(key).or_default().insert(tid, value);
-        }
-        for (object, content) in files {
-            self.model.files.entry(object).or_default().insert(tid, Arc::new(content));
-        }
-        self.model.tids.push(tid);
-        Ok(())
-    }
-
-    /// Compares everything as of `at`.
-    fn compare(&self, store: &Store, at: Tid) {
-        for object in 1..6 {
-            let mut found = BTreeMap::new();
-            store
-                .scan(FS, ObjectId(object), Kind::DIRENT, b"", at, &mut |suffix, _, value| {
-                    found.insert(
-                        Key::new(FS, ObjectId(object), Kind::DIRENT, suffix).as_bytes().to_vec(),
-                        value.to_vec(),
-                    );
-                    std::ops::ControlFlow::Continue(())
-                })
-                .unwrap();
-            let prefix = Key::new(FS, ObjectId(object), Kind::DIRENT, b"").as_bytes().to_vec();
-            let expected: BTreeMap<_, _> = (self.model.keys.keys().filter(|k| k.starts_with(&prefix)))
-                .filter_map(|k| Some((k.clone(), self.model.key(k, at)?.clone())))
-                .collect();
-            assert_eq!(found, expected, "names of {object} as of {at}");
-            for n in 0..40 {
-                let key = Key::new(FS, ObjectId(object), Kind::DIRENT, format!("n{n}").as_bytes());
-                let found = store.get(&key, at).unwrap().map(|v| v.value.to_vec());
-                assert_eq!(found.as_ref(), self.model.key(key.as_bytes(), at), "{key:?} as of {at}");
-            }
-            let expected = self.model.file(object, at);
-            let pieces = store.map(FS, ObjectId(object), 0, FILE_MAX, at).unwrap();
-            let mut found = vec![0; FILE_MAX as usize];
-            store.read(&pieces, &mut found).unwrap();
-            let mut whole = vec![0; FILE_MAX as usize];
-            read_model(&expected, 0, &mut whole);
-            assert!(
-                found == whole,
-                "bytes of {object} as of {at}: first difference at {:?}",
-                found.iter().zip(&whole).position(|(a, b)| a != b)
-            );
-            let data = store.next_data(FS, ObjectId(object), 0, at).unwrap();
-            if let Some((from, _)) = data {
-                assert!(whole[..from as usize].iter().all(|b| *b == 0));
-            } else {
-                assert!(whole.iter().all(|b| *b == 0));
-            }
-        }
-    }
-
-    fn compare_some(&mut self, store: &Store, n: usize) {
-        self.compare(store, Tid::MAX);
-        for _ in 0..n {
-            let at = match self.rng.u8(0..4) {
-                0 => Tid(self.rng.u64(0..self.now + 10)),
-                _ if self.model.tids.is_empty() => Tid(1),
-                _ => self.model.tids[self.rng.usize(..self.model.tids.len())],
-            };
-            self.compare(store, at);
-        }
-    }
-}
-
-fn overlay(mut content: Vec<u8>, offset: u64, data: &[u8]) -> Vec<u8> {
-    let end = offset as usize + data.len();
-    if content.len() < end {
-        content.resize(end, 0);
-    }
-    content[offset as usize..end].copy_from_slice(data);
-    content
-}
-
-fn read_model(content: &[u8], from: u64, out: &mut [u8]) {
-    let from = (from as usize).min(content.len());
-    let n = out.len().min(content.len() - from);
-    out[..n].copy_from_slice(&content[from..from + n]);
-}
+use darner_store::{Key, Kind, ObjectId, OpenOptions, Store, Tid};
 
 #[test]
 fn random_transactions_equal_the_model_at_every_tid_across_reopening() {
@@ -306,8 +109,7 @@ fn a_power_failure_at_any_write_or_flush_leaves_a_prefix_with_all_that_was_synce
                 run.compare(&store, Tid::MAX);
                 run.compare_some(&store, 1);
                 // It goes on, and what it says now survives the next failure.
-                let mut again =
-                    Run { rng: fastrand::Rng::with_seed(n as u64), model: clone_until(&run.model, last), now: run.now };
+                let mut again = Run { model: clone_until(&run.model, last), now: run.now, ..Run::new(n as u64) };
                 if n % 7 == 0 {
                     again.transaction(&store).unwrap();
                     store.sync().unwrap();
@@ -319,12 +121,6 @@ fn a_power_failure_at_any_write_or_flush_leaves_a_prefix_with_all_that_was_synce
             }
         }
     }
-}
-
-fn clone_until(m: &Model, last: Tid) -> Model {
-    let mut c = Model { keys: m.keys.clone(), files: m.files.clone(), tids: m.tids.clone() };
-    c.cut(last);
-    c
 }
 
 #[test]

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use super::memtable::Found;
-use super::table::{BlockCache, Cursor, Table};
+use super::table::{BlockCache, Cursor, Table, TableRef};
 use crate::{Result, Tid};
 
 /// Tables that follow one another in order.
 #[derive(Clone, Default)]
 pub struct Run {
     pub tables: Vec<Arc<Table>>,
+    /// Only what comes after this key counts: the rest was rewritten by a collapse on its way (empty: all counts).
+    pub above: Arc<[u8]>,
 }
 
 impl Run {
@@ -23,8 +25,22 @@ impl Run {
         self.tables.partition_point(|t| t.last_key() < key)
     }
 
+    /// The least key that counts, if `key` does not.
+    pub fn clip(&self, key: &[u8]) -> Option<Vec<u8>> {
+        (!self.above.is_empty() && *key <= *self.above).then(|| [&self.above, [0].as_slice()].concat())
+    }
+
+    /// The run without what is not after `key`.
+    pub fn above(&self, key: &[u8]) -> Run {
+        let tables = self.tables[self.tables.partition_point(|t| t.last_key() <= key)..].to_vec();
+        Run { tables, above: key.into() }
+    }
+
     /// The newest version of `key` with tid ≤ `at`.
     pub fn get(&self, key: &[u8], at: Tid, cache: &BlockCache) -> Result<Option<Found>> {
+        if self.clip(key).is_some() {
+            return Ok(None);
+        }
         for table in &self.tables[self.table_for(key)..] {
             if !table.may_contain(key) {
                 return Ok(None);
@@ -40,10 +56,23 @@ impl Run {
         Ok(None)
     }
 
+    /// How the manifest names it.
+    pub fn reference(&self) -> RunRef {
+        RunRef { above: self.above.to_vec(), tables: self.tables.iter().map(|t| t.reference()).collect() }
+    }
+
     /// Whether the regions are those of `other`.
     pub fn is(&self, other: &Run) -> bool {
         self.tables.len() == other.tables.len() && self.tables.iter().zip(&other.tables).all(|(a, b)| Arc::ptr_eq(a, b))
     }
+}
+
+/// A run as the manifest names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunRef {
+    /// As [`Run::above`].
+    pub above: Vec<u8>,
+    pub tables: Vec<TableRef>,
 }
 
 /// All runs.

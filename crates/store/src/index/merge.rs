@@ -9,20 +9,22 @@ use std::collections::BinaryHeap;
 use super::Entry;
 use super::table::Cursor;
 use crate::key::KEY_HEAD;
-use crate::{Kind, Result};
+use crate::{Kind, Result, Tid};
 
 /// A sorted input.
 pub type Source<'a> = Box<dyn Iterator<Item = Result<Entry>> + 'a>;
 
-/// The entries of a run's tables, one after the other, read without filling the cache.
+/// The entries of a run that count, one table after the other, read without filling the cache.
 pub fn run_source(run: &super::levels::Run) -> Source<'static> {
+    let from = run.clip(&run.above).unwrap_or_default();
     let tables = run.tables.clone();
-    Box::new(tables.into_iter().flat_map(|t| TableSource { cursor: None, table: Some(t) }))
+    Box::new(tables.into_iter().flat_map(move |t| TableSource { cursor: None, table: Some(t), from: from.clone() }))
 }
 
 struct TableSource {
     table: Option<std::sync::Arc<super::table::Table>>,
     cursor: Option<Cursor<'static>>,
+    from: Vec<u8>,
 }
 
 impl Iterator for TableSource {
@@ -30,7 +32,7 @@ impl Iterator for TableSource {
 
     fn next(&mut self) -> Option<Result<Entry>> {
         if let Some(table) = self.table.take() {
-            match Cursor::first(table, None) {
+            match Cursor::seek(table, &self.from, Tid::MAX, None) {
                 Ok(c) => self.cursor = Some(c),
                 Err(e) => return Some(Err(e)),
             }
@@ -97,34 +99,38 @@ impl<'a> Merged<'a> {
 }
 
 /// Tells live entries from history while they pass in table order.
-#[derive(Default)]
 pub struct Divider {
     bottom: bool,
     last_key: Vec<u8>,
-    dead: Option<Vec<u8>>,
+    /// Tid of the entry before, if it has the same key.
+    newer: Tid,
+    /// The object whose ATTR was a tombstone, and when it died.
+    dead: Option<(Vec<u8>, Tid)>,
 }
 
 impl Divider {
     /// `bottom`: no live run lies beneath the merged ones.
     pub fn new(bottom: bool) -> Divider {
-        Divider { bottom, ..Divider::default() }
+        Divider { bottom, last_key: Vec::new(), newer: Tid::MAX, dead: None }
     }
 
-    /// Whether this entry stays live.
-    pub fn is_live(&mut self, e: &Entry) -> bool {
+    /// Until when this entry was the newest of its key, if that is over: then it is history.
+    pub fn superseded(&mut self, e: &Entry) -> Option<Tid> {
+        let newer = std::mem::replace(&mut self.newer, e.tid);
         if self.last_key == e.key {
-            return false;
+            return Some(newer);
         }
         self.last_key.clear();
         self.last_key.extend_from_slice(&e.key);
         let object = &e.key[..KEY_HEAD - 1];
         if e.value.is_none() {
             if e.key.len() == KEY_HEAD && e.key[KEY_HEAD - 1] == Kind::ATTR.0 {
-                self.dead = Some(object.to_vec());
+                self.dead = Some((object.to_vec(), e.tid));
             }
-            return !self.bottom;
+            return self.bottom.then_some(Tid::MAX);
         }
         // Above the bottom an older live version may lie beneath: then it must stay hidden by this one.
-        !self.bottom || self.dead.as_deref() != Some(object)
+        let died = self.dead.as_ref().filter(|(dead, _)| self.bottom && dead == object);
+        died.map(|(_, tid)| *tid)
     }
 }

@@ -18,6 +18,8 @@ struct RunCursor<'c> {
 
 impl<'c> RunCursor<'c> {
     fn seek(run: &'c Run, key: &[u8], at: Tid, cache: &'c BlockCache) -> Result<RunCursor<'c>> {
+        let clipped = run.clip(key);
+        let (key, at) = clipped.as_ref().map_or((key, at), |k| (k, Tid::MAX));
         let table = run.table_for(key);
         let mut c = RunCursor { run, cache, table, cursor: None };
         if let Some(t) = run.tables.get(table) {
@@ -142,6 +144,21 @@ pub fn scan(
             items.push((key, tid, value));
         }
     }
+}
+
+/// Whether there is any key that starts with `prefix`.
+pub fn any(memtables: &[&Memtable], levels: &Arc<Levels>, cache: &BlockCache, prefix: &[u8]) -> Result<bool> {
+    let begins = |key: &[u8]| key.starts_with(prefix);
+    let mut first = memtables.iter().filter_map(|m| m.range(std::ops::Bound::Included(prefix)).next());
+    if first.any(|(key, _)| begins(key)) {
+        return Ok(true);
+    }
+    for run in levels.live.iter().chain(&levels.history) {
+        if RunCursor::seek(run, prefix, Tid::MAX, cache)?.key().is_some_and(begins) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Every version (tombstones too) of the keys that start with `prefix`, by key, newest first.

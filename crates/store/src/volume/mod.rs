@@ -56,6 +56,14 @@ pub trait Region: Send + Sync {
     fn flush(&self) -> Result<()>;
     /// Hints that bytes from `offset` on will be read soon.
     fn will_need(&self, _offset: u64, _len: u64) {}
+    /// The first offset at or after this one whose bytes were not dropped by the cleaner.
+    fn next_kept(&self, offset: u64) -> u64 {
+        offset
+    }
+    /// Bytes that were not dropped.
+    fn bytes_kept(&self) -> u64 {
+        self.place().size
+    }
     /// Whether overwriting already written bytes makes [`Region::flush`] cheaper here (files: no journal commit).
     fn gains_from_zeroes_ahead(&self) -> bool {
         false

@@ -1,0 +1,592 @@
+//! Cleaning: what no version in the index needs leaves the segments, and their space comes back. docs/format.md §Pack.
+//!
+//! A batch of victims (whole segments, or packs) is marked by one look at the index, what is needed is copied to a pack, and
+//! a manifest switches over. Then the victims' regions are given back. Victims are chosen by benefit and cost as in
+//! Rosenblum & Ousterhout 1992: (1 − u) · age / (1 + u), with u the share that is needed, as the last collapse found it.
+//!
+//! Invariants: only segments before the checkpoint's log position are cleaned, so replay never meets a pack. Chunk maps
+//! that come about after the look lead only to extents that it found needed, because each is made of earlier ones.
+//! A tombstone (or hole) that is in no index any more stays in its segment unless all older segments were cleaned since the
+//! last collapse: else an index made anew from the segments would find again what it hid.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+use crate::codec::{hash_key, mix};
+use crate::collapse::{Advance, blocks_of, spans};
+use crate::extent::{BLOCK, CHUNK, ChunkMap, Codec, Place};
+use crate::frame::{self, Body, Content, Record};
+use crate::index::{Entry, scan};
+use crate::index::table::Cursor;
+use crate::key::KEY_HEAD;
+use crate::maintain::{Progress, State};
+use crate::pack::{self, Packed, Writer};
+use crate::recover::{Window, region_start};
+use crate::segment::{LIVE_UNKNOWN, Segment};
+use crate::store::Store;
+use crate::volume::{Region, RegionRef};
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
+
+/// Needed bytes that one batch copies, about.
+const BATCH: u64 = 64 << 20;
+/// The cleaner keeps off while less than 1/n of what is in use is waste.
+const WASTE: u64 = 14;
+/// So much waste at least, where there is no hurry.
+const WASTE_MIN: u64 = 8 << 20;
+/// A collapse is due when 1/n of the versions or bytes have lapsed, and so many at least.
+const LAPSED: u64 = 16;
+const LAPSED_BYTES_MIN: u64 = 8 << 20;
+const LAPSED_VERSIONS_MIN: u64 = 20_000;
+/// What a tombstone takes in a segment, about.
+const TOMBSTONE: u64 = 32;
+/// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
+const FIRST_LOOK: u64 = 30_000_000_000;
+
+/// How hard to try.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effort {
+    /// What pays.
+    Steady,
+    /// All that gives anything back.
+    Full,
+}
+
+/// What a cleaning did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Bytes in use before it.
+    pub before: u64,
+    /// Bytes in use since.
+    pub after: u64,
+    /// Bytes copied to give them back.
+    pub copied: u64,
+}
+
+/// A region whose bytes are one segment's, or what is left of several.
+struct Container {
+    /// Which segments, by their place in the list.
+    segments: Vec<usize>,
+    /// Bytes that it holds, those needed, and tombstones that may be stuck.
+    kept: u64,
+    needed: u64,
+    tombstones: u64,
+    newest: Tid,
+}
+
+impl Container {
+    fn waste(&self) -> u64 {
+        self.kept.saturating_sub(self.needed)
+    }
+
+    fn score(&self, now: u64) -> f64 {
+        let used = self.needed.min(self.kept) as f64 / self.kept.max(1) as f64;
+        // Young waste grows by itself if one waits.
+        let age = (now.saturating_sub(self.newest.0) as f64 / 1e9).clamp(1.0, 1e7).sqrt();
+        (1.0 - used) * age / (1.0 + used)
+    }
+}
+
+/// What the index needs of the victims.
+struct Needed {
+    /// Hashes of key and tid of versions.
+    versions: HashSet<u64>,
+    /// Blocks of stored extents, by (region, offset).
+    blocks: HashMap<(u64, u64), u32>,
+    victims: HashSet<u64>,
+    /// Where each segment's transactions begin.
+    starts: Vec<(Tid, u64)>,
+}
+
+fn version_hash(key: &[u8], tid: Tid) -> u64 {
+    mix(hash_key(key) ^ mix(tid.0))
+}
+
+impl Needed {
+    fn note(&mut self, key: &[u8], tid: Tid, entry: impl FnOnce() -> Entry) {
+        let at = self.starts.partition_point(|(after, _)| *after < tid).max(1) - 1;
+        if self.victims.contains(&self.starts[at].1) {
+            self.versions.insert(version_hash(key, tid));
+        }
+        if key.get(KEY_HEAD - 1) != Some(&Kind::EXTENT.0) {
+            return;
+        }
+        for s in spans(&entry()) {
+            if self.victims.contains(&s.place.region) {
+                *self.blocks.entry((s.place.region, s.place.offset)).or_default() |= blocks_of(&s);
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Does a step of collapsing or cleaning, if one pays. `now_ns`: the wall clock.
+    pub fn step_clean(&self, now_ns: u64) -> Result<Progress> {
+        if self.read_only {
+            return Ok(Progress::Idle);
+        }
+        self.clock.fetch_max(now_ns, std::sync::atomic::Ordering::Relaxed);
+        let mut state = self.maintenance.lock();
+        if state.pass.is_some() {
+            self.step_pass(&mut state)?;
+            return Ok(Progress::Worked);
+        }
+        if self.collapse_is_due(&mut state, now_ns)? {
+            // Whoever changes a retention may wait for upkeep.
+            drop(state);
+            self.advance_retentions(now_ns)?;
+            self.begin_pass(&mut self.maintenance.lock(), now_ns)?;
+            return Ok(Progress::Worked);
+        }
+        match self.clean_batch(&mut state, Effort::Steady)? {
+            Some(_) => Ok(Progress::Worked),
+            None => Ok(Progress::Idle),
+        }
+    }
+
+    /// Collapses and cleans all there is; returns what that gave. `each` is told how far it is.
+    pub fn clean(&self, now_ns: u64, each: &mut dyn FnMut(Advance)) -> Result<Cleaned> {
+        let before = self.usage()?.used;
+        self.advance_retentions(now_ns)?;
+        // Changes since the last segment was begun are to be cleaned too.
+        let mut tail = self.log.tail();
+        tail.check()?;
+        if tail.end() > crate::segment::HEADER {
+            self.next_segment(&mut tail)?;
+        }
+        drop(tail);
+        let mut state = self.maintenance.lock();
+        self.flush_locked(&mut state)?;
+        self.begin_pass(&mut state, now_ns)?;
+        while let Some(advance) = self.step_pass(&mut state)? {
+            each(advance);
+            parking_lot::MutexGuard::bump(&mut state);
+        }
+        let mut copied = 0;
+        let total = before;
+        let mut done = 0;
+        while let Some(n) = self.clean_batch(&mut state, Effort::Full)? {
+            copied += n;
+            done += n;
+            each(Advance { done: done.min(total), total });
+            parking_lot::MutexGuard::bump(&mut state);
+        }
+        self.bury(&mut state)?;
+        drop(state);
+        Ok(Cleaned { before, after: self.usage()?.used, copied })
+    }
+
+    fn collapse_is_due(&self, state: &mut State, now_ns: u64) -> Result<bool> {
+        if std::mem::take(&mut *self.collapse_wanted.lock()) {
+            return Ok(true);
+        }
+        let mut gives_up = false;
+        for fileset in self.filesets()? {
+            gives_up |= !self.retention(fileset)?.grid.keeps_all();
+        }
+        if !gives_up {
+            return Ok(false);
+        }
+        let Some(account) = &state.account else {
+            let first = *state.first_look.get_or_insert(now_ns.saturating_add(FIRST_LOOK));
+            return Ok(now_ns >= first);
+        };
+        let (bytes, versions) = state.lapses.lapsed(now_ns);
+        let share = |of: u64, least: u64| (of / LAPSED).max(least);
+        let u = self.usage()?;
+        let pressed = u.free < u.size / 16;
+        let (of_bytes, of_versions) = match pressed {
+            true => (LAPSED_BYTES_MIN / 4, LAPSED_VERSIONS_MIN / 4),
+            false => (share(u.used, LAPSED_BYTES_MIN), share(account.versions, LAPSED_VERSIONS_MIN)),
+        };
+        Ok(bytes >= of_bytes || versions >= of_versions)
+    }
+
+    fn containers(&self, state: &State) -> Vec<Container> {
+        let segments = self.segments.lock();
+        let regions = self.regions.read();
+        let mut by_region: HashMap<u64, Container> = HashMap::new();
+        for (i, s) in segments.iter().enumerate().take_while(|(_, s)| s.at.id != state.log.region) {
+            let kept = if s.pack.is_some() { regions[&s.at.id].bytes_kept() } else { s.end };
+            let needed = if s.live == LIVE_UNKNOWN { kept } else { (s.live + s.slack).min(kept) };
+            let c = by_region.entry(s.pack.unwrap_or(s.at.id)).or_insert_with(|| Container {
+                segments: Vec::new(),
+                kept: 0,
+                needed: 0,
+                tombstones: 0,
+                newest: Tid::ZERO,
+            });
+            c.segments.push(i);
+            c.kept += kept;
+            c.needed += needed;
+            c.tombstones += s.tombstones;
+            c.newest = c.newest.max(segments.get(i + 1).map_or(Tid::MAX, |next| next.after));
+        }
+        let damaged = |c: &Container| c.segments.iter().any(|i| state.damaged.contains(&segments[*i].at.id));
+        by_region.into_values().filter(|c| !damaged(c)).collect()
+    }
+
+    /// Which segments to clean next, by their places in the list, ascending; none if it does not pay.
+    fn victims(&self, state: &State, effort: Effort) -> Result<Vec<usize>> {
+        let mut all = self.containers(state);
+        let u = self.usage()?;
+        let waste: u64 = all.iter().map(Container::waste).sum();
+        let pressed = u.free < u.size / 16;
+        // Room for the copy, and for the index meanwhile.
+        let room = u.free.max(self.room_left()?) / 2;
+        let sweep = all.iter().map(|c| c.tombstones).sum::<u64>() > u.used / WASTE;
+        let (enough, each) = match effort {
+            Effort::Full => (1, 64),
+            Effort::Steady if pressed => (1 << 20, 16),
+            Effort::Steady => ((u.used / WASTE).max(WASTE_MIN), 10),
+        };
+        if sweep {
+            // Oldest first: then what is stuck comes free. What has been swept since the last collapse is done with.
+            let done = |i: &usize| {
+                let id = self.segments.lock()[*i].at.id;
+                state.cleaned.get(&id) == Some(&state.passes)
+            };
+            all.retain(|c| !c.segments.iter().all(done));
+            all.sort_by_key(|c| c.segments.iter().min().copied());
+        } else {
+            if waste < enough {
+                return Ok(Vec::new());
+            }
+            all.retain(|c| c.waste() > c.kept / each && c.waste() > 16 << 10);
+            let now = self.clock();
+            all.sort_by(|a, b| b.score(now).total_cmp(&a.score(now)));
+        }
+        let mut chosen = Vec::new();
+        let mut sum = 0;
+        for c in all {
+            if c.needed > room.saturating_sub(sum) || sum > 0 && sum + c.needed > BATCH {
+                continue;
+            }
+            sum += c.needed;
+            chosen.extend(c.segments);
+        }
+        chosen.sort_unstable();
+        Ok(chosen)
+    }
+
+    /// Bytes of the volume that are not in use, the reserve included.
+    fn room_left(&self) -> Result<u64> {
+        let limit = self.superblock.lock().size_limit;
+        let (used, size) = self.volume.usage(limit)?;
+        Ok(size.saturating_sub(used))
+    }
+
+    /// Cleans the next batch; returns how many bytes were copied, `None` if nothing is due.
+    pub(crate) fn clean_batch(&self, state: &mut State, effort: Effort) -> Result<Option<u64>> {
+        let chosen = self.victims(state, effort)?;
+        if chosen.is_empty() {
+            self.bury(state)?;
+            return Ok(None);
+        }
+        let segments = self.segments.lock().clone();
+        let victims: Vec<&Segment> = chosen.iter().map(|i| &segments[*i]).collect();
+        let needed = self.mark(state, &victims, &segments)?;
+        let is_clean = |s: &Segment| {
+            state.cleaned.get(&s.at.id) == Some(&state.passes) || needed.victims.contains(&s.at.id)
+        };
+        // Up to here nothing older is left that a tombstone might hide.
+        let unclean = segments.iter().position(|s| !is_clean(s)).unwrap_or(segments.len());
+        let guess: u64 = victims.iter().map(|s| if s.live == LIVE_UNKNOWN { s.end } else { s.live + s.slack }).sum();
+        let most: u64 = victims.iter().map(|s| s.end + 64).sum::<u64>() + pack::HEADER + (64 << 10);
+        let mut size = (guess + guess / 8 + (1 << 20)).min(most);
+        loop {
+            let copy = Copy { needed: &needed, segments: &segments, chosen: &chosen, unclean };
+            match self.copy(state, &copy, size) {
+                // Of little more than was thought.
+                Err(Error::NoSpace { .. }) if size < most => size = (size * 2).min(most),
+                Err(Error::Corrupt { place, what, expected, found }) => {
+                    // Its bytes stay as they are, for somebody to heal; the others can still be cleaned.
+                    state.damaged.extend(victims.iter().map(|s| s.at.id));
+                    tracing::error!("not cleaned: {place}: {what} is damaged (expected {expected}, found {found})");
+                    return Ok(Some(0));
+                }
+                Ok(copied) => return Ok(Some(copied)),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Looks through the index for what it needs of the victims.
+    fn mark(&self, state: &mut State, victims: &[&Segment], segments: &[Segment]) -> Result<Needed> {
+        let mut needed = Needed {
+            versions: HashSet::new(),
+            blocks: HashMap::new(),
+            victims: victims.iter().map(|s| s.at.id).collect(),
+            starts: segments.iter().map(|s| (s.after, s.at.id)).collect(),
+        };
+        let oldest = victims.iter().map(|s| s.after).min().unwrap_or_default();
+        // The memtable first: what is flushed from then on has been seen.
+        self.mark_memtable(&mut needed);
+        let levels = self.index.read().levels.clone();
+        let mut n = 0u64;
+        for run in levels.live.iter().chain(&levels.history) {
+            let from = run.clip(&run.above).unwrap_or_default();
+            for table in run.tables.iter().filter(|t| t.tids().1 > oldest) {
+                let mut c = Cursor::seek(table.clone(), &from, Tid::MAX, None)?;
+                while let Some(key) = c.key() {
+                    needed.note(key, c.tid(), || c.entry().expect("it has a key"));
+                    c.step()?;
+                    n += 1;
+                    if n.is_multiple_of(4096) && self.flush_is_due(state) {
+                        self.flush_locked(state)?;
+                    }
+                }
+            }
+        }
+        Ok(needed)
+    }
+
+    fn mark_memtable(&self, needed: &mut Needed) {
+        // In small portions: whoever commits waits meanwhile.
+        const PORTION: usize = 512;
+        for frozen in [true, false] {
+            let mut last: Option<Vec<u8>> = None;
+            loop {
+                let index = self.index.read();
+                let table = match frozen {
+                    true => index.frozen.as_deref(),
+                    false => Some(&index.active),
+                };
+                let Some(table) = table else { break };
+                let from = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                let mut end = None;
+                for (key, slot) in table.range(from).take(PORTION) {
+                    for (tid, value) in slot.versions() {
+                        needed.note(key, tid, || Entry { key: key.to_vec(), tid, value: value.cloned() });
+                    }
+                    end = Some(key.to_vec());
+                }
+                drop(index);
+                match end {
+                    Some(key) => last = Some(key),
+                    None => break,
+                }
+            }
+        }
+    }
+
+    /// Copies what is needed of the victims to a pack of at most `size` bytes and switches over.
+    fn copy(&self, state: &mut State, copy: &Copy<'_>, size: u64) -> Result<u64> {
+        let limit = self.superblock.lock().size_limit;
+        let (used, there) = self.volume.usage(limit)?;
+        if limit > 0 && used + size > there {
+            return Err(Error::NoSpace { used, size: there });
+        }
+        let region = self.create_region(size)?;
+        let mut w = Writer::new(region.clone());
+        let outcome = copy.chosen.iter().try_fold(Vec::new(), |mut slack, &i| {
+            let drop_tombstones = i < copy.unclean;
+            slack.push(self.copy_segment(state, &mut w, &copy.segments[i], copy.needed, drop_tombstones)?);
+            Ok(slack)
+        });
+        let finished = outcome.and_then(|tombstones| Ok((tombstones, w.finish(&self.uuid)?)));
+        let (tombstones, (parts, len)) = match finished {
+            Ok(done) => done,
+            Err(e) => {
+                // Nothing names it.
+                self.volume.remove(region.place())?;
+                return Err(e);
+            }
+        };
+        let at = self.volume.shrink(region.place(), len)?;
+        drop(region);
+        self.switch(state, at, parts, &tombstones)?;
+        Ok(len)
+    }
+
+    /// Readers find the parts from now on, and so does the next open; the victims' regions are given back.
+    fn switch(&self, state: &mut State, at: RegionRef, parts: Vec<pack::Part>, tombstones: &[u64]) -> Result<()> {
+        let pack = self.volume.open(at)?;
+        let mut old: Vec<(Arc<dyn Region>, RegionRef)> = Vec::new();
+        {
+            let mut segments = self.segments.lock();
+            let mut regions = self.regions.write();
+            let mut packs = self.packs.lock();
+            packs.push(pack.clone());
+            for (part, tombstones) in parts.into_iter().zip(tombstones) {
+                let i = segments.iter().position(|s| s.at.id == part.number).expect("segments go only here");
+                if part.runs.len() == 0 {
+                    let gone = segments.remove(i);
+                    let before = regions.remove(&part.number).filter(|_| gone.pack.is_none());
+                    old.extend(before.map(|b| (b, gone.at)));
+                    continue;
+                }
+                let s = &mut segments[i];
+                let kept = part.runs.len();
+                let was = s.at;
+                let known = if s.live == LIVE_UNKNOWN { kept } else { s.live.min(kept) };
+                (s.live, s.slack, s.tombstones) = (known, kept - known, *tombstones);
+                s.at = RegionRef { id: part.number, start: 0, size: part.end };
+                let own = s.pack.replace(at.id).is_none();
+                state.cleaned.insert(part.number, state.passes);
+                let before = regions.insert(part.number, Arc::new(Packed::new(pack.clone(), part)));
+                if own {
+                    old.extend(before.map(|b| (b, was)));
+                }
+            }
+            let (used, unused) = packs.drain(..).partition(|p: &Arc<dyn Region>| {
+                segments.iter().any(|s| s.pack == Some(p.place().id))
+            });
+            *packs = used;
+            old.extend(unused.into_iter().map(|p| (p.clone(), p.place())));
+        }
+        let levels = self.index.read().levels.clone();
+        self.write_manifest(state, &levels)?;
+        state.doomed_regions.extend(old);
+        self.bury(state)
+    }
+
+    /// Adds what is needed of a segment to a pack; returns the bytes of tombstones that stay for the segments' sake only.
+    fn copy_segment(
+        &self,
+        state: &mut State,
+        w: &mut Writer,
+        s: &Segment,
+        needed: &Needed,
+        drop_tombstones: bool,
+    ) -> Result<u64> {
+        let region = self.regions.read()[&s.at.id].clone();
+        w.begin(s);
+        let mut window = Window::new(region.clone(), crate::segment::HEADER);
+        let mut at = region_start(&*region);
+        let mut stuck = 0;
+        let mut since_look = 0;
+        while at < s.end {
+            window.fill_frame(at)?;
+            let bytes = window.bytes(at);
+            let Some(f) = frame::parse(bytes, s.at.id, at) else {
+                return Err(Error::Corrupt {
+                    place: format!("{}, region {:x} at byte {at}", self.volume.name(), s.at.id),
+                    what: "frame of a segment",
+                    expected: format!("frames up to byte {}", s.end),
+                    found: "damaged bytes".into(),
+                });
+            };
+            let shape = frame::shape(bytes).expect("just parsed");
+            if let Content::Transaction(records) = &f.content {
+                let frame = Source { bytes: &bytes[..shape.len], at, region: s.at.id, frame: &f, records };
+                stuck += self.copy_frame(w, &frame, needed, drop_tombstones)?;
+            }
+            since_look += shape.len;
+            at = region.next_kept(at + shape.len as u64);
+            if since_look > 4 << 20 {
+                since_look = 0;
+                if self.flush_is_due(state) {
+                    self.flush_locked(state)?;
+                }
+            }
+        }
+        Ok(stuck)
+    }
+}
+
+/// A batch to be copied.
+struct Copy<'c> {
+    needed: &'c Needed,
+    segments: &'c [Segment],
+    chosen: &'c [usize],
+    /// Segments before this one are clean.
+    unclean: usize,
+}
+
+/// A frame to be copied.
+struct Source<'f> {
+    bytes: &'f [u8],
+    at: u64,
+    region: u64,
+    frame: &'f frame::Frame<'f>,
+    records: &'f [Record<'f>],
+}
+
+impl Store {
+    /// Adds what is needed of a frame; returns the bytes of tombstones that stay although no index has them.
+    fn copy_frame(&self, w: &mut Writer, f: &Source<'_>, needed: &Needed, drop_tombstones: bool) -> Result<u64> {
+        let mut stuck = 0;
+        let mut kept: Vec<&Record> = Vec::new();
+        let mut data: Vec<(usize, usize)> = Vec::new();
+        let mut whole = true;
+        let h = &f.frame.header;
+        let indexed = |r: &Record, suffix: &[u8]| {
+            let key = Key::new(h.fileset, r.object, r.kind, suffix);
+            needed.versions.contains(&version_hash(key.as_bytes(), h.tid))
+        };
+        for r in f.records {
+            let stays = match &r.body {
+                Body::Put { suffix, .. } => indexed(r, suffix),
+                Body::Tombstone { suffix } if indexed(r, suffix) => true,
+                // An extent that it hides may have stayed for the sake of other bytes, or of another object.
+                Body::Hole { .. } if self.has_object(h.fileset, r.object)? => true,
+                Body::Tombstone { .. } | Body::Hole { .. } => {
+                    stuck += if drop_tombstones { 0 } else { TOMBSTONE };
+                    !drop_tombstones
+                }
+                Body::Shared { offset, place, .. } => self.is_shared(h.fileset, r.object, *offset, place)?,
+                Body::Extent { data_at, stored, codec, .. } => {
+                    let blocks = needed.blocks.get(&(f.region, f.at + u64::from(*data_at))).copied().unwrap_or(0);
+                    let n = block_ranges(*data_at as usize, *stored as usize, *codec, blocks, &mut data);
+                    whole &= n == *stored as usize;
+                    blocks != 0
+                }
+            };
+            match stays {
+                true => kept.push(r),
+                false => whole = false,
+            }
+        }
+        if kept.is_empty() {
+            return Ok(0);
+        }
+        if whole {
+            w.add(f.at, f.bytes)?;
+            return Ok(stuck);
+        }
+        let (header, heads, heads_at) = frame::rewrite(f.bytes, f.region, f.at, h, &kept);
+        w.add(f.at, &header)?;
+        data.sort_unstable();
+        for (from, to) in data {
+            w.add(f.at + from as u64, &f.bytes[from..to])?;
+        }
+        w.add(f.at + heads_at as u64, &heads)?;
+        Ok(stuck)
+    }
+
+    /// Whether the index has any version of anything of an object.
+    fn has_object(&self, fileset: FilesetId, object: ObjectId) -> Result<bool> {
+        let key = Key::new(fileset, object, Kind(0), &[]);
+        let index = self.index.read();
+        let layers: Vec<_> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+        scan::any(&layers, &index.levels, &self.cache, &key.as_bytes()[..KEY_HEAD - 1])
+    }
+
+    /// Whether any version of a file still leads to an extent that was shared with it.
+    fn is_shared(&self, fileset: FilesetId, object: ObjectId, offset: u64, place: &Place) -> Result<bool> {
+        let mut found = false;
+        let chunk = (offset / CHUNK).to_be_bytes();
+        self.versions(fileset, object, Kind::EXTENT, &chunk, &mut |_, tid, value| {
+            let map = value.and_then(|v| ChunkMap::decode(v, tid)).unwrap_or_default();
+            found = map.spans.iter().any(|s| s.place.region == place.region && s.place.offset == place.offset);
+            if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(found)
+    }
+}
+
+/// Appends the ranges of the frame that some blocks of a stored extent take; returns their bytes.
+fn block_ranges(data_at: usize, stored: usize, codec: Codec, blocks: u32, out: &mut Vec<(usize, usize)>) -> usize {
+    let step = if codec == Codec::Raw { BLOCK + 4 } else { stored.max(1) };
+    let mut sum = 0;
+    for i in (0..stored.div_ceil(step)).filter(|i| blocks & 1 << i != 0) {
+        let (from, to) = (data_at + i * step, data_at + ((i + 1) * step).min(stored));
+        sum += to - from;
+        match out.last_mut() {
+            Some(last) if last.1 == from => last.1 = to,
+            _ => out.push((from, to)),
+        }
+    }
+    sum
+}

@@ -1,0 +1,543 @@
+//! Collapsing: versions that no visible moment sees leave the index. docs/format.md §Retention.
+//!
+//! A *pass* goes through all runs in key order, in steps that end between objects. Each step writes the survivors of its
+//! range to new runs and clips the old ones to what comes after it, so space comes back on the way and a crash in between
+//! leaves a valid index; the next pass begins anew. Because a pass sees all versions of a key together and an object's
+//! ATTR before its other keys, it knows until when each version was visible.
+//!
+//! Invariants: a pass uses a retention that is durable; what it drops is invisible by it and by every later one. A
+//! tombstone stays while an older version of its key does. Whatever is in no table (memtable) is newer and untouched.
+//!
+//! Tried and dropped: dropping versions in ordinary merges (a merge of some runs can't know until when a version was
+//! visible, nor what a tombstone still hides).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::extent::{self, Place, Span};
+use crate::index::Entry;
+use crate::index::levels::{Levels, Run};
+use crate::index::merge::{Merged, run_source};
+use crate::key::{KEY_HEAD, parse};
+use crate::maintain::{RunWriter, State};
+use crate::retain::{FOREVER, Retention};
+use crate::store::Store;
+use crate::{FilesetId, Kind, ObjectId, Result, Tid};
+
+/// Bytes of tables that one step writes, about.
+const STEP: u64 = 16 << 20;
+/// A record's share of what is around it in a segment, about.
+const RECORD_COST: u64 = 24;
+/// Where an object's part of a key ends.
+const OBJECT_END: usize = KEY_HEAD - 1;
+
+/// What may be seen of the past, by fileset.
+#[derive(Clone, Default)]
+pub(crate) struct Keep {
+    /// Filesets that are not here are no more.
+    retentions: HashMap<FilesetId, Arc<Retention>>,
+    forgotten: HashSet<(FilesetId, ObjectId)>,
+    /// For the account: where each segment's transactions begin, ascending.
+    segments: Vec<(Tid, u64)>,
+    now_ns: u64,
+}
+
+impl Keep {
+    /// The segment that holds the records of a transaction.
+    fn segment_of(&self, tid: Tid) -> u64 {
+        let after = self.segments.partition_point(|(after, _)| *after < tid);
+        self.segments[after.max(1) - 1].1
+    }
+}
+
+/// Bytes and versions, by when they lapse.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Lapses(BTreeMap<u64, (u64, u64)>);
+
+impl Lapses {
+    /// Adds a version of so many bytes that is visible until `when`, as known at `now`.
+    pub fn add(&mut self, when: u64, now: u64, bytes: u64) {
+        if when == FOREVER {
+            return;
+        }
+        // Coarsely, the more so the farther away: an eighth of the distance.
+        let unit = (when.saturating_sub(now).max(1_000_000_000).next_power_of_two() / 8).max(1);
+        let slot = self.0.entry(when.div_ceil(unit).saturating_mul(unit)).or_default();
+        slot.0 += bytes;
+        slot.1 += 1;
+    }
+
+    /// (bytes, versions) that have lapsed.
+    pub fn lapsed(&self, now: u64) -> (u64, u64) {
+        self.0.range(..=now).fold((0, 0), |sum, (_, n)| (sum.0 + n.0, sum.1 + n.1))
+    }
+}
+
+/// What of the store is needed for what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Bytes of records and file data that the live trees need.
+    pub live: u64,
+    /// Bytes that only the visible past needs.
+    pub history: u64,
+    /// Versions that stay.
+    pub versions: u64,
+    /// Of the versions there are, those that no visible moment sees.
+    pub lapsed_versions: u64,
+    /// Their records' bytes, and the file data that only they need.
+    pub lapsed: u64,
+    /// The history by the hour, day, … in which it was written: for each of [`AGES`] the bytes not in one before.
+    pub by_age: [u64; AGES.len()],
+    /// As `history`, by fileset.
+    pub by_fileset: BTreeMap<FilesetId, u64>,
+}
+
+/// Ages in nanoseconds up to which history is counted together.
+pub const AGES: [u64; 7] = [
+    3_600_000_000_000,
+    86_400_000_000_000,
+    7 * 86_400_000_000_000,
+    31 * 86_400_000_000_000,
+    92 * 86_400_000_000_000,
+    366 * 86_400_000_000_000,
+    u64::MAX,
+];
+
+/// As [`Account`], and what the cleaner works by.
+#[derive(Clone, Default)]
+pub(crate) struct Tally {
+    pub account: Account,
+    /// Bytes of each segment that somebody needs, about.
+    pub segments: HashMap<u64, u64>,
+    pub lapses: Lapses,
+}
+
+/// Where an entry goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fate {
+    Live,
+    History,
+}
+
+/// Tells what stays while entries pass in table order, and keeps the account.
+pub(crate) struct Sieve<'k> {
+    keep: &'k Keep,
+    pub tally: Tally,
+    object: Vec<u8>,
+    fileset: FilesetId,
+    /// `None`: nothing of the object stays.
+    retention: Option<Arc<Retention>>,
+    /// When the object died.
+    dead: Option<Tid>,
+    /// Whether it is the fileset itself: only its newest records mean anything.
+    meta: bool,
+    key: Vec<u8>,
+    /// Since when a newer version of the key is there.
+    until: Tid,
+    newest: bool,
+    /// Tombstones of the key, newest first, that stay if something older does.
+    tombstones: Vec<Entry>,
+    /// Blocks of stored extents that versions of the key need so far.
+    blocks: HashMap<(u64, u64), u32>,
+}
+
+impl<'k> Sieve<'k> {
+    pub fn new(keep: &'k Keep, tally: Tally) -> Sieve<'k> {
+        Sieve {
+            keep,
+            tally,
+            object: Vec::new(),
+            fileset: FilesetId(0),
+            retention: None,
+            dead: None,
+            meta: false,
+            key: Vec::new(),
+            until: Tid::MAX,
+            newest: true,
+            tombstones: Vec::new(),
+            blocks: HashMap::new(),
+        }
+    }
+
+    /// Whether an entry begins another object than the one before.
+    pub fn is_between_objects(&self, next: &Entry) -> bool {
+        self.object != next.key[..OBJECT_END.min(next.key.len())]
+    }
+
+    fn begin_object(&mut self, key: &[u8]) {
+        self.object = key[..OBJECT_END.min(key.len())].to_vec();
+        self.dead = None;
+        let Some((fileset, object, ..)) = parse(key) else {
+            self.retention = None;
+            return;
+        };
+        self.fileset = fileset;
+        self.meta = object.0 == 0;
+        let forgotten = self.keep.forgotten.contains(&(fileset, object));
+        self.retention = self.keep.retentions.get(&fileset).filter(|_| !forgotten).cloned();
+    }
+
+    fn begin_key(&mut self, key: &[u8]) {
+        self.key.clear();
+        self.key.extend_from_slice(key);
+        self.until = Tid::MAX;
+        self.newest = true;
+        self.lapse_tombstones();
+        self.blocks.clear();
+    }
+
+    fn lapse_tombstones(&mut self) {
+        for e in self.tombstones.drain(..) {
+            self.tally.account.lapsed_versions += 1;
+            self.tally.account.lapsed += record_bytes(&e);
+        }
+    }
+
+    /// Passes an entry; `out` gets what stays, in order.
+    pub fn pass(&mut self, e: Entry, out: &mut dyn FnMut(Entry, Fate) -> Result<()>) -> Result<()> {
+        if self.is_between_objects(&e) {
+            self.begin_object(&e.key);
+        }
+        if self.key != e.key {
+            self.begin_key(&e.key);
+        }
+        let newest = std::mem::replace(&mut self.newest, false);
+        let dies = if self.dead.is_some_and(|dead| dead > e.tid) { self.dead } else { None };
+        let until = self.until.min(dies.unwrap_or(Tid::MAX));
+        self.until = e.tid;
+        let Some(retention) = &self.retention else {
+            self.drop_entry(&e);
+            return Ok(());
+        };
+        if e.value.is_none() {
+            if e.key.len() == KEY_HEAD && e.key[OBJECT_END] == Kind::ATTR.0 && newest {
+                self.dead = Some(e.tid);
+            }
+            match newest || retention.sees(e.tid, until) && !self.meta {
+                true => self.tombstones.push(e),
+                false => self.drop_entry(&e),
+            }
+            return Ok(());
+        }
+        let live = newest && dies.is_none();
+        if !live && (self.meta || !retention.sees(e.tid, until)) {
+            self.drop_entry(&e);
+            return Ok(());
+        }
+        if !live {
+            let when = retention.expiry(e.tid, until);
+            let bytes = self.needs(&e);
+            self.tally.lapses.add(when, self.keep.now_ns, bytes);
+            self.count_history(&e, bytes);
+        } else {
+            let bytes = self.needs(&e);
+            self.tally.account.live += bytes;
+            self.tally.account.versions += 1;
+        }
+        for t in std::mem::take(&mut self.tombstones) {
+            let bytes = record_bytes(&t);
+            self.add_to_segment(self.keep.segment_of(t.tid), bytes);
+            self.count_history(&t, bytes);
+            out(t, Fate::History)?;
+        }
+        out(e, if live { Fate::Live } else { Fate::History })
+    }
+
+    /// What is said once all entries have passed.
+    pub fn finish(mut self) -> Tally {
+        self.lapse_tombstones();
+        self.tally
+    }
+
+    fn count_history(&mut self, e: &Entry, bytes: u64) {
+        let account = &mut self.tally.account;
+        account.versions += 1;
+        account.history += bytes;
+        *account.by_fileset.entry(self.fileset).or_default() += bytes;
+        let age = self.keep.now_ns.saturating_sub(e.tid.0);
+        account.by_age[AGES.iter().position(|a| age <= *a).unwrap_or(AGES.len() - 1)] += bytes;
+    }
+
+    fn drop_entry(&mut self, e: &Entry) {
+        let mut bytes = record_bytes(e);
+        for s in spans(e) {
+            let known = self.blocks.get(&(s.place.region, s.place.offset)).copied().unwrap_or(0);
+            bytes += block_bytes(&s.place, blocks_of(&s) & !known);
+        }
+        self.tally.account.lapsed_versions += 1;
+        self.tally.account.lapsed += bytes;
+    }
+
+    fn add_to_segment(&mut self, segment: u64, bytes: u64) {
+        *self.tally.segments.entry(segment).or_default() += bytes;
+    }
+
+    /// Bytes that an entry needs beyond what newer versions of its key do.
+    fn needs(&mut self, e: &Entry) -> u64 {
+        let mut sum = record_bytes(e);
+        self.add_to_segment(self.keep.segment_of(e.tid), sum);
+        for s in spans(e) {
+            let blocks = blocks_of(&s);
+            let known = self.blocks.entry((s.place.region, s.place.offset)).or_default();
+            let bytes = block_bytes(&s.place, blocks & !*known);
+            *known |= blocks;
+            self.add_to_segment(s.place.region, bytes);
+            sum += bytes;
+        }
+        sum
+    }
+}
+
+/// What an entry's record takes in a segment, about.
+fn record_bytes(e: &Entry) -> u64 {
+    let extent = e.key.get(OBJECT_END) == Some(&Kind::EXTENT.0);
+    // An extent's record is small, whatever its chunk's map has come to.
+    let value = if extent { 0 } else { e.value.as_ref().map_or(0, |v| v.len()) };
+    RECORD_COST + (e.key.len() - OBJECT_END.min(e.key.len()) + value) as u64
+}
+
+/// The spans of an entry that is a chunk map (none if it is in no known form: whoever reads it will say so).
+pub(crate) fn spans(e: &Entry) -> Vec<Span> {
+    match (&e.value, e.key.get(OBJECT_END)) {
+        (Some(value), Some(kind)) if *kind == Kind::EXTENT.0 => {
+            extent::ChunkMap::decode(value, e.tid).map_or(Vec::new(), |map| map.spans)
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Which blocks of its stored extent a span needs, as bits.
+pub(crate) fn blocks_of(s: &Span) -> u32 {
+    let (first, last) = extent::blocks_needed(&s.place, s.len as usize);
+    (u32::MAX >> (32 - (last - first))) << first
+}
+
+/// Bytes of some blocks of a stored extent.
+fn block_bytes(place: &Place, blocks: u32) -> u64 {
+    match place.codec {
+        extent::Codec::Lz4 => u64::from(place.stored) * u64::from(blocks & 1),
+        extent::Codec::Raw => u64::from(blocks.count_ones()) * (extent::BLOCK as u64 + 4).min(place.stored.into()),
+    }
+}
+
+/// Notes when what is superseded lapses, while entries pass in table order.
+pub(crate) struct Ageing {
+    now_ns: u64,
+    retention: Option<(FilesetId, Arc<Retention>)>,
+    newer: Option<Entry>,
+}
+
+impl Ageing {
+    pub fn new(now_ns: u64) -> Ageing {
+        Ageing { now_ns, retention: None, newer: None }
+    }
+
+    /// `until`: when the entry was superseded, if it was.
+    pub fn note(&mut self, store: &Store, e: &Entry, until: Option<Tid>, lapses: &mut Lapses) -> Result<()> {
+        let Some((fileset, ..)) = parse(&e.key) else { return Ok(()) };
+        if self.retention.as_ref().is_none_or(|(f, _)| *f != fileset) {
+            self.retention = Some((fileset, store.retention(fileset)?));
+        }
+        let retention = &self.retention.as_ref().expect("just set").1;
+        if let Some(until) = until.filter(|until| *until != Tid::MAX && !retention.grid.keeps_all()) {
+            let newer = self.newer.as_ref().filter(|n| n.key == e.key).map_or(Vec::new(), spans);
+            let only_here = |s: &&Span| !newer.iter().any(|n| n.place.offset == s.place.offset && n.place.region == s.place.region);
+            let data: u64 = spans(e).iter().filter(only_here).map(|s| u64::from(s.len)).sum();
+            lapses.add(retention.expiry(e.tid, until), self.now_ns, record_bytes(e) + data);
+        }
+        self.newer = Some(e.clone());
+        Ok(())
+    }
+}
+
+/// A pass under way.
+pub(crate) struct Pass {
+    keep: Keep,
+    /// What of the runs is still to be gone through.
+    live: Vec<Run>,
+    history: Vec<Run>,
+    /// What it has made.
+    made: [Run; 2],
+    tally: Tally,
+    read: u64,
+    total: u64,
+}
+
+impl Pass {
+    /// Whether a run is part of it.
+    pub fn has(&self, run: &Run) -> bool {
+        self.live.iter().chain(&self.history).chain(&self.made).any(|r| r.is(run))
+    }
+}
+
+/// How far the cleaner is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Advance {
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes there are to do.
+    pub total: u64,
+}
+
+impl Store {
+    /// What may be seen of the past now. `instead`: as if a fileset had this retention.
+    pub(crate) fn keep(&self, now_ns: u64, instead: Option<(FilesetId, &Retention)>) -> Result<Keep> {
+        let mut keep = Keep { now_ns, ..Keep::default() };
+        for fileset in self.filesets()? {
+            let mut retention = self.retention(fileset)?;
+            if let Some((_, other)) = instead.filter(|(f, _)| *f == fileset) {
+                retention = Arc::new(other.clone());
+            }
+            keep.retentions.insert(fileset, retention);
+            let forgotten = &mut keep.forgotten;
+            self.scan(fileset, ObjectId(0), Kind::FORGET, &[], Tid::MAX, &mut |suffix, _, _| {
+                if let Ok(number) = suffix.try_into() {
+                    forgotten.insert((fileset, ObjectId(u64::from_be_bytes(number))));
+                }
+                ControlFlow::Continue(())
+            })?;
+        }
+        keep.segments = self.segments.lock().iter().map(|s| (s.after, s.at.id)).collect();
+        Ok(keep)
+    }
+
+    /// What is needed for what, as if a fileset had another retention, if one is given. Changes nothing but for a
+    /// checkpoint; reads the whole index.
+    pub fn account(&self, now_ns: u64, instead: Option<(FilesetId, &Retention)>) -> Result<Account> {
+        if !self.read_only {
+            self.checkpoint()?;
+        }
+        let keep = self.keep(now_ns, instead)?;
+        let levels = self.index.read().levels.clone();
+        let mut merged = Merged::new(levels.live.iter().chain(&levels.history).map(run_source).collect())?;
+        let mut sieve = Sieve::new(&keep, Tally::default());
+        while let Some(e) = merged.next()? {
+            sieve.pass(e, &mut |_, _| Ok(()))?;
+        }
+        Ok(sieve.finish().account)
+    }
+
+    /// Gives up, durably, what the filesets' grids don't keep at `now_ns`. Nothing is dropped yet.
+    pub(crate) fn advance_retentions(&self, now_ns: u64) -> Result<()> {
+        let mut changed = false;
+        for fileset in self.filesets()? {
+            let before = self.retention(fileset)?;
+            if !before.grid.keeps_all() {
+                changed |= self.retain(fileset, now_ns, |r| r.advanced(Tid(now_ns)))? != before;
+            }
+        }
+        if changed {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Begins a pass over all there is.
+    pub(crate) fn begin_pass(&self, state: &mut State, now_ns: u64) -> Result<()> {
+        let keep = self.keep(now_ns, None)?;
+        let levels = self.index.read().levels.clone();
+        let total = levels.tables().map(|t| t.entries()).sum();
+        let (live, history) = (levels.live.clone(), levels.history.clone());
+        state.lapses = Lapses::default();
+        state.pass = Some(Pass { keep, live, history, made: Default::default(), tally: Tally::default(), read: 0, total });
+        Ok(())
+    }
+
+    /// Does a step of the pass under way; says how far it is, `None` once it is over.
+    pub(crate) fn step_pass(&self, state: &mut State) -> Result<Option<Advance>> {
+        let Some(mut pass) = state.pass.take() else { return Ok(None) };
+        let outcome = self.collapse_range(state, &mut pass);
+        match outcome {
+            Ok(true) => {
+                let advance = Advance { done: pass.read, total: pass.total };
+                state.pass = Some(pass);
+                Ok(Some(advance))
+            }
+            Ok(false) => {
+                self.end_pass(state, pass.tally);
+                Ok(None)
+            }
+            // The next one begins anew.
+            Err(e) => Err(e),
+        }
+    }
+
+    fn end_pass(&self, state: &mut State, tally: Tally) {
+        let Tally { account, segments, mut lapses } = tally;
+        let newest = state.log.region;
+        for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != newest) {
+            // Those that were begun since hold more than the pass has seen.
+            s.live = segments.get(&s.at.id).copied().unwrap_or(0).min(s.end);
+        }
+        lapses.0.extend(std::mem::take(&mut state.lapses).0);
+        state.lapses = lapses;
+        state.account = Some(account);
+    }
+
+    /// Collapses the next range; false at the end.
+    fn collapse_range(&self, state: &mut State, pass: &mut Pass) -> Result<bool> {
+        let sources = pass.live.iter().chain(&pass.history).map(run_source).collect();
+        let mut merged = Merged::new(sources)?;
+        let mut sieve = Sieve::new(&pass.keep, std::mem::take(&mut pass.tally));
+        let mut made = Vec::new();
+        let mut outputs = [RunWriter::default(), RunWriter::default()];
+        let (mut written, mut read) = (0, 0);
+        let mut last: Vec<u8> = Vec::new();
+        let mut more = false;
+        let outcome = (|| {
+            while let Some(e) = merged.next()? {
+                if written >= STEP && sieve.is_between_objects(&e) {
+                    more = true;
+                    break;
+                }
+                read += 1;
+                last.clone_from(&e.key);
+                written += (e.key.len() + 16) as u64;
+                sieve.pass(e, &mut |e, fate| {
+                    written += e.value.as_ref().map_or(0, |v| v.len()) as u64;
+                    outputs[usize::from(fate == Fate::History)].add(self, &e, &mut made)
+                })?;
+            }
+            let [live, history] = outputs;
+            Ok([live.finish(self, &mut made)?, history.finish(self, &mut made)?])
+        })();
+        let runs = match outcome {
+            Ok(runs) => runs,
+            Err(e) => {
+                made.into_iter().for_each(|at| drop(self.volume.remove(at)));
+                return Err(e);
+            }
+        };
+        let tally = sieve.finish();
+        self.replace_range(state, pass, runs, &last)?;
+        pass.tally = tally;
+        pass.read += read;
+        Ok(more)
+    }
+
+    /// Puts what a step made in the place of all up to `last`.
+    fn replace_range(&self, state: &mut State, pass: &mut Pass, runs: [Option<Run>; 2], last: &[u8]) -> Result<()> {
+        let mut next = Levels::clone(&self.index.read().levels);
+        next.live.retain(|r| !pass.has(r));
+        next.history.retain(|r| !pass.has(r));
+        let clip = |runs: &[Run]| -> Vec<Run> {
+            runs.iter().map(|r| r.above(last)).filter(|r| !r.tables.is_empty()).collect()
+        };
+        let (live, history) = (clip(&pass.live), clip(&pass.history));
+        let mut made = pass.made.clone();
+        for (made, run) in made.iter_mut().zip(runs) {
+            made.tables.extend(run.into_iter().flat_map(|r| r.tables));
+        }
+        next.live.extend(live.iter().cloned());
+        next.history.extend(history.iter().cloned());
+        next.live.extend(Some(made[0].clone()).filter(|r| !r.tables.is_empty()));
+        next.history.extend(Some(made[1].clone()).filter(|r| !r.tables.is_empty()));
+        let kept: HashSet<*const _> = live.iter().chain(&history).flat_map(|r| &r.tables).map(Arc::as_ptr).collect();
+        self.commit_levels(state, next, false)?;
+        let before = pass.live.iter().chain(&pass.history).flat_map(|r| &r.tables);
+        state.doomed.extend(before.filter(|t| !kept.contains(&Arc::as_ptr(t))).cloned());
+        (pass.live, pass.history, pass.made) = (live, history, made);
+        self.bury(state)
+    }
+}

@@ -1,0 +1,387 @@
+//! Packs: what is left of cleaned segments. docs/format.md §Pack.
+//!
+//! A pack is one region that holds *parts*, each the remains of a segment: runs of its bytes, one behind the other, and a
+//! directory that says where they were. Through [`Packed`] a part is read by the offsets that its segment had. So places,
+//! checksums and frames stay as they are: cleaning changes no chunk map, no shared extent ever leads nowhere, and the
+//! segments in their order are still the truth from which an index can be made.
+//!
+//! Tried and dropped: new places for moved extents. Every chunk map of every moment that leads to one would have to be
+//! rewritten, and records of shared extents in other segments would name what is no more.
+
+use std::sync::Arc;
+
+use crate::codec::{Reader, crc_at, put_varint};
+use crate::segment::Segment;
+use crate::volume::{Region, RegionRef};
+use crate::{Error, Result, Tid};
+
+/// Bytes of a pack's header; parts begin behind it.
+pub const HEADER: u64 = 4096;
+const MAGIC: &[u8; 8] = b"DARNPAK1";
+
+/// Which bytes of a segment are left, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    /// First byte of each run: (in the segment, in the part).
+    starts: Vec<(u32, u32)>,
+    /// Bytes of all.
+    len: u32,
+}
+
+impl Runs {
+    /// Adds bytes behind all others.
+    pub fn push(&mut self, offset: u64, len: usize) {
+        if len == 0 {
+            return;
+        }
+        let joins = self.starts.last().is_some_and(|(at, within)| u64::from(*at) + u64::from(self.len - within) == offset);
+        if !joins {
+            self.starts.push((offset as u32, self.len));
+        }
+        self.len += len as u32;
+    }
+
+    /// Bytes that are left.
+    pub fn len(&self) -> u64 {
+        self.len.into()
+    }
+
+    fn run_len(&self, i: usize) -> u32 {
+        self.starts.get(i + 1).map_or(self.len, |next| next.1) - self.starts[i].1
+    }
+
+    /// The first byte at or after `offset` that is left.
+    fn next(&self, offset: u64) -> Option<u64> {
+        let after = self.starts.partition_point(|(at, _)| u64::from(*at) <= offset);
+        if after > 0 && offset < u64::from(self.starts[after - 1].0) + u64::from(self.run_len(after - 1)) {
+            return Some(offset);
+        }
+        self.starts.get(after).map(|(at, _)| (*at).into())
+    }
+
+    /// What is left of a range: (in the segment, in the part, bytes) for each run.
+    fn within(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        let end = offset + len;
+        let first = self.starts.partition_point(|(at, _)| u64::from(*at) <= offset).saturating_sub(1);
+        (first..self.starts.len()).map_while(move |i| {
+            let (at, within) = (u64::from(self.starts[i].0), u64::from(self.starts[i].1));
+            let (from, to) = (at.max(offset), (at + u64::from(self.run_len(i))).min(end));
+            (at < end).then_some((from, within + (from - at), to.saturating_sub(from)))
+        })
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.starts.len() as u64);
+        let mut end = 0;
+        for (i, (at, _)) in self.starts.iter().enumerate() {
+            put_varint(out, u64::from(*at) - end);
+            put_varint(out, self.run_len(i).into());
+            end = u64::from(*at) + u64::from(self.run_len(i));
+        }
+    }
+
+    fn get(r: &mut Reader, size: u64) -> Option<Runs> {
+        let mut runs = Runs::default();
+        let mut end = 0u64;
+        for _ in 0..r.varint()? {
+            let at = end.checked_add(r.varint()?)?;
+            let len = r.varint()?;
+            end = at.checked_add(len).filter(|e| len > 0 && *e <= size && size <= u64::from(u32::MAX))?;
+            runs.push(at, usize::try_from(len).ok()?);
+        }
+        Some(runs)
+    }
+}
+
+/// What is left of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The segment; its size, and where it ended.
+    pub number: u64,
+    pub end: u64,
+    /// As [`Segment::after`].
+    pub after: Tid,
+    /// First byte of its runs in the pack.
+    pub base: u64,
+    pub runs: Runs,
+}
+
+impl Part {
+    fn put(&self, out: &mut Vec<u8>) {
+        for v in [self.number, self.end, self.after.0, self.base] {
+            put_varint(out, v);
+        }
+        self.runs.put(out);
+    }
+
+    fn get(r: &mut Reader, pack_size: u64) -> Option<Part> {
+        let (number, end, after, base) = (r.varint()?, r.varint()?, Tid(r.varint()?), r.varint()?);
+        let runs = Runs::get(r, end)?;
+        base.checked_add(runs.len()).filter(|e| *e <= pack_size)?;
+        Some(Part { number, end, after, base, runs })
+    }
+}
+
+/// Writes a pack, part by part.
+pub struct Writer {
+    region: Arc<dyn Region>,
+    /// Bytes written.
+    at: u64,
+    buf: Vec<u8>,
+    parts: Vec<Part>,
+}
+
+const BUFFER: usize = 4 << 20;
+
+impl Writer {
+    pub fn new(region: Arc<dyn Region>) -> Writer {
+        Writer { region, at: HEADER, buf: Vec::with_capacity(BUFFER), parts: Vec::new() }
+    }
+
+    /// Begins the remains of a segment.
+    pub fn begin(&mut self, s: &Segment) {
+        let base = self.at + self.buf.len() as u64;
+        let (number, end, after) = (s.at.id, s.end, s.after);
+        self.parts.push(Part { number, end, after, base, runs: Runs::default() });
+    }
+
+    fn part(&mut self) -> &mut Part {
+        self.parts.last_mut().expect("begun")
+    }
+
+    /// Adds bytes that are at `offset` of the segment. `NoSpace` if the region is too small.
+    pub fn add(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.part().runs.push(offset, bytes.len());
+        self.buf.extend_from_slice(bytes);
+        if self.buf.len() >= BUFFER { self.write_out() } else { Ok(()) }
+    }
+
+    fn write_out(&mut self) -> Result<()> {
+        let size = self.region.place().size;
+        if self.at + self.buf.len() as u64 > size {
+            return Err(Error::NoSpace { used: self.at, size });
+        }
+        self.region.write_at(&self.buf, self.at)?;
+        self.at += self.buf.len() as u64;
+        self.buf.clear();
+        Ok(())
+    }
+
+    /// Ends it; durable on return. Returns its parts (of some nothing may be left: those are not in the directory) and the
+    /// bytes it came to.
+    pub fn finish(mut self, store: &[u8; 16]) -> Result<(Vec<Part>, u64)> {
+        self.write_out()?;
+        let id = self.region.place().id;
+        let at = self.at;
+        let mut directory = Vec::new();
+        let left: Vec<&Part> = self.parts.iter().filter(|p| p.runs.len() > 0).collect();
+        put_varint(&mut directory, left.len() as u64);
+        left.iter().for_each(|p| p.put(&mut directory));
+        let crc = crc_at(id, at, &directory);
+        directory.extend_from_slice(&crc.to_le_bytes());
+        let len = directory.len() as u64;
+        self.buf = directory;
+        self.write_out()?;
+        self.region.write_at(&header(store, id, at, len), 0)?;
+        self.region.flush()?;
+        Ok((self.parts, self.at))
+    }
+}
+
+fn header(store: &[u8; 16], id: u64, directory: u64, len: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER as usize);
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(store);
+    for v in [id, directory, len] {
+        out.extend_from_slice(&v.to_le_bytes());
+    }
+    out.resize(HEADER as usize - 4, 0);
+    let crc = crc_at(id, 0, &out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// The parts of a pack.
+pub fn read(region: &dyn Region, store: &[u8; 16]) -> Result<Vec<Part>> {
+    let at = region.place();
+    let corrupt = |byte: u64, what, found: &str| Error::Corrupt {
+        place: format!("region {:x} at byte {byte}", at.id),
+        what,
+        expected: "one of this store, with a valid checksum".into(),
+        found: found.into(),
+    };
+    let mut head = vec![0; HEADER as usize];
+    region.read_at(&mut head, 0)?;
+    let (body, crc) = head.split_at(head.len() - 4);
+    if crc_at(at.id, 0, body).to_le_bytes() != crc {
+        return Err(corrupt(0, "pack header", "another checksum"));
+    }
+    let mut r = Reader::new(body);
+    let mut fields = || Some((r.take(8)?, r.take(16)?, r.u64()?, r.u64()?, r.u64()?));
+    let (magic, uuid, id, start, len) = fields().expect("the header has them");
+    let fits = start.checked_add(len).is_some_and(|end| end <= at.size) && len > 4;
+    if magic != MAGIC || uuid != store || id != at.id || !fits {
+        return Err(corrupt(0, "pack header", "something else"));
+    }
+    let mut directory = vec![0; len as usize];
+    region.read_at(&mut directory, start)?;
+    let (body, crc) = directory.split_at(directory.len() - 4);
+    if crc_at(at.id, start, body).to_le_bytes() != crc {
+        return Err(corrupt(start, "pack directory", "another checksum"));
+    }
+    parts(body, start).ok_or_else(|| corrupt(start, "pack directory", "fields that make no sense"))
+}
+
+fn parts(directory: &[u8], end: u64) -> Option<Vec<Part>> {
+    let mut r = Reader::new(directory);
+    let mut parts = Vec::new();
+    for _ in 0..r.varint()? {
+        parts.push(Part::get(&mut r, end)?);
+    }
+    r.is_empty().then_some(parts)
+}
+
+/// A cleaned segment: reads as it was, but for what was dropped, which reads as zeroes.
+pub struct Packed {
+    pack: Arc<dyn Region>,
+    part: Part,
+}
+
+impl Packed {
+    pub fn new(pack: Arc<dyn Region>, part: Part) -> Packed {
+        Packed { pack, part }
+    }
+}
+
+impl Region for Packed {
+    fn place(&self) -> RegionRef {
+        RegionRef { id: self.part.number, start: 0, size: self.part.end }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let mut runs = self.part.runs.within(offset, buf.len() as u64).filter(|r| r.2 > 0).peekable();
+        let mut done = 0;
+        // Runs that follow one another in the segment lie side by side in the pack: one read for all.
+        let Some(&(_, first, _)) = runs.peek() else {
+            buf.fill(0);
+            return Ok(());
+        };
+        let runs: Vec<_> = runs.collect();
+        let last = runs.last().map_or(first, |r| r.1 + r.2);
+        let mut stored;
+        let bytes: &[u8] = match runs.as_slice() {
+            [(at, _, n)] if *at == offset && *n == buf.len() as u64 => {
+                return self.pack.read_at(buf, self.part.base + first);
+            }
+            _ => {
+                stored = vec![0; (last - first) as usize];
+                self.pack.read_at(&mut stored, self.part.base + first)?;
+                &stored
+            }
+        };
+        for (at, within, n) in runs {
+            let (to, from, n) = ((at - offset) as usize, (within - first) as usize, n as usize);
+            buf[done..to].fill(0);
+            buf[to..to + n].copy_from_slice(&bytes[from..from + n]);
+            done = to + n;
+        }
+        buf[done..].fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _: &[u8], offset: u64) -> Result<()> {
+        unreachable!("a sealed segment is written to at byte {offset}")
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        let runs: Vec<_> = self.part.runs.within(offset, len).filter(|r| r.2 > 0).collect();
+        if let (Some(first), Some(last)) = (runs.first(), runs.last()) {
+            self.pack.will_need(self.part.base + first.1, last.1 + last.2 - first.1);
+        }
+    }
+
+    fn bytes_kept(&self) -> u64 {
+        self.part.runs.len()
+    }
+
+    fn next_kept(&self, offset: u64) -> u64 {
+        self.part.runs.next(offset).unwrap_or(self.part.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::sim::SimDisk;
+    use crate::volume::{RawVolume, Volume};
+
+    #[test]
+    fn a_packed_segment_reads_as_it_was_but_for_what_was_dropped() {
+        let volume = RawVolume::new(Arc::new(SimDisk::new(1 << 30)));
+        let mut rng = fastrand::Rng::with_seed(1);
+        for round in 1..60u64 {
+            let region = volume.create(round, 2 << 20).unwrap();
+            let mut w = Writer::new(region.clone());
+            let mut models = Vec::new();
+            for number in 0..rng.u64(1..4) {
+                let end = rng.u64(1..200_000);
+                let at = RegionRef { id: 100 + number, start: 0, size: end };
+                w.begin(&Segment { end, ..Segment::open(at, Tid(number)) });
+                let mut model = vec![None; end as usize];
+                let mut offset = 0;
+                while offset < end {
+                    let n = rng.u64(1..5000).min(end - offset);
+                    if rng.bool() {
+                        let bytes: Vec<u8> = (0..n).map(|_| rng.u8(1..)).collect();
+                        w.add(offset, &bytes).unwrap();
+                        for (i, b) in bytes.iter().enumerate() {
+                            model[offset as usize + i] = Some(*b);
+                        }
+                    }
+                    offset += n;
+                }
+                models.push(model);
+            }
+            let (parts, _) = w.finish(&[7; 16]).unwrap();
+            let left: Vec<Part> = parts.iter().filter(|p| p.runs.len() > 0).cloned().collect();
+            assert_eq!(read(&*region, &[7; 16]).unwrap(), left);
+            assert!(read(&*region, &[8; 16]).is_err());
+            for (part, model) in parts.into_iter().zip(&models) {
+                let packed = Packed::new(region.clone(), part);
+                for _ in 0..100 {
+                    let from = rng.usize(..model.len());
+                    let n = rng.usize(1..=model.len() - from);
+                    let mut buf = vec![9; n];
+                    packed.read_at(&mut buf, from as u64).unwrap();
+                    let expected: Vec<u8> = model[from..from + n].iter().map(|b| b.unwrap_or(0)).collect();
+                    assert!(buf == expected);
+                    let next = (from..model.len()).find(|i| model[*i].is_some()).unwrap_or(model.len());
+                    assert_eq!(packed.next_kept(from as u64), next as u64);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_reading_a_directory_panic() {
+        let mut out = Vec::new();
+        let mut runs = Runs::default();
+        runs.push(4096, 100);
+        runs.push(5000, 1);
+        put_varint(&mut out, 1);
+        Part { number: 3, end: 9000, after: Tid(8), base: 4096, runs }.put(&mut out);
+        assert!(parts(&out, 1 << 20).is_some());
+        let mut rng = fastrand::Rng::with_seed(5);
+        for _ in 0..50_000 {
+            let mut bytes = out.clone();
+            let at = rng.usize(..bytes.len());
+            bytes[at] = rng.u8(..);
+            bytes.truncate(rng.usize(..=bytes.len()));
+            parts(&bytes, 1 << 20);
+        }
+    }
+}

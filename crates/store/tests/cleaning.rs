@@ -1,0 +1,271 @@
+//! Retention, collapsing and cleaning against the model by tid: whatever was given up, every moment that is still visible
+//! shows what it always did, and every other one rounds down to such a moment; across reopening, crashes at every write, and
+//! indexes made anew.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use common::{FS, Run, clone_until, create, open};
+use darner_store::volume::RawVolume;
+use darner_store::volume::sim::{Fault, SimDisk};
+use darner_store::{Error, Grid, Kind, ObjectId, OpenOptions, Step, Store, Tid};
+
+/// The model of what is visible: asked after each change of it.
+#[derive(Default)]
+struct Visible {
+    /// Moments that were once given up never come back.
+    gone: BTreeSet<Tid>,
+}
+
+fn random_grid(run: &mut Run) -> Grid {
+    let mut steps = Vec::new();
+    for _ in 0..run.rng.usize(0..4) {
+        let every = if run.rng.u8(0..4) == 0 { 0 } else { run.rng.u64(1..3000) };
+        let lasts = if run.rng.u8(0..3) == 0 { u64::MAX } else { run.rng.u64(0..20_000) };
+        steps.push(Step { every, lasts: if every == 0 { lasts.min(15_000) } else { lasts } });
+    }
+    Grid { steps }
+}
+
+/// What a grid says of a moment, by the book: some step has a point there that is young enough.
+fn by_the_book(grid: &Grid, at: Tid, clock: u64) -> bool {
+    grid.steps.iter().any(|s| match s.every {
+        0 => at.0 >= clock.saturating_sub(s.lasts),
+        every => at.0 % every == 0 && (s.lasts == u64::MAX || clock - at.0 <= s.lasts),
+    })
+}
+
+impl Visible {
+    /// Compares the store with the model at moments of all kinds.
+    fn compare(&mut self, run: &mut Run, store: &Store, n: usize) {
+        run.compare(store, Tid::MAX);
+        let retention = store.retention(FS).unwrap();
+        for _ in 0..n {
+            let at = match run.rng.u8(0..3) {
+                0 => Tid(run.rng.u64(0..run.now + 10)),
+                _ if run.model.tids.is_empty() => Tid(1),
+                _ => run.model.tids[run.rng.usize(..run.model.tids.len())],
+            };
+            match retention.round(at) {
+                Some(shown) => {
+                    assert!(shown <= at);
+                    assert!(!self.gone.contains(&shown), "{shown} was given up, and is back");
+                    assert_eq!(retention.round(shown), Some(shown));
+                    run.compare(store, shown);
+                    if shown < at {
+                        self.gone.insert(at);
+                    }
+                }
+                None => {
+                    self.gone.insert(at);
+                }
+            }
+        }
+    }
+}
+
+fn label(run: &mut Run, store: &Store) -> Result<(), Error> {
+    let at = Tid(run.rng.u64(0..run.now + 1));
+    let Some(tid) = store.retention(FS)?.round(at) else { return Ok(()) };
+    run.now += 1;
+    let mut tx = store.begin(FS, run.now)?;
+    let name = format!("label {}", run.rng.u8(0..5));
+    match run.rng.u8(0..4) {
+        0 => tx.delete(ObjectId(0), Kind::LABEL, name.as_bytes()),
+        _ => {
+            let mut value = Vec::new();
+            let mut v = tid.0;
+            while v >= 0x80 {
+                value.push(v as u8 | 0x80);
+                v >>= 7;
+            }
+            value.push(v as u8);
+            tx.put(ObjectId(0), Kind::LABEL, name.as_bytes(), &value);
+        }
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+/// One step of whatever there is.
+fn act(run: &mut Run, store: &Store) -> Result<(), Error> {
+    match run.rng.u8(0..40) {
+        0 => drop(store.sync()?),
+        1 => store.write_out()?,
+        2..=3 => store.checkpoint()?,
+        4..=6 => drop(store.step()?),
+        7..=9 => drop(store.step_clean(run.now)?),
+        10 => drop(store.clean(run.now, &mut |_| ())?),
+        11 => label(run, store)?,
+        12 => {
+            let grid = random_grid(run);
+            store.retain(FS, run.now, |r| r.with_grid(grid))?;
+        }
+        13 => run.kill(store)?,
+        // Time passes.
+        14 => run.now += run.rng.u64(0..5000),
+        _ => run.transaction(store)?,
+    }
+    Ok(())
+}
+
+#[test]
+fn every_moment_that_is_visible_shows_what_it_did_whatever_was_given_up() {
+    let rounds: u64 = std::env::var("DARNER_CLEAN_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(8);
+    for seed in 0..rounds {
+        println!("seed {seed}");
+        let disk = SimDisk::new(1 << 30);
+        create(&disk);
+        let mut run = Run::new(seed);
+        let mut visible = Visible::default();
+        let mut store = open(&disk).unwrap();
+        for step in 0..600 {
+            act(&mut run, &store).unwrap();
+            if run.rng.u8(0..60) == 0 {
+                if run.rng.bool() {
+                    store.close().unwrap();
+                } else {
+                    store.sync().unwrap();
+                }
+                drop(store);
+                store = open(&disk).unwrap();
+            }
+            if step % 20 == 0 {
+                visible.compare(&mut run, &store, 4);
+            }
+        }
+        store.clean(run.now, &mut |_| ()).unwrap();
+        visible.compare(&mut run, &store, 40);
+        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        store.close().unwrap();
+        drop(store);
+        let options = OpenOptions { read_only: true, from_segments: true, ..OpenOptions::default() };
+        let rebuilt = Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options).unwrap();
+        visible.compare(&mut run, &rebuilt, 40);
+    }
+}
+
+#[test]
+fn a_grid_shows_its_points_by_the_book() {
+    let disk = SimDisk::new(1 << 30);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    let mut run = Run::new(5);
+    for _ in 0..300 {
+        run.transaction(&store).unwrap();
+        run.now += run.rng.u64(0..100);
+    }
+    let grid = Grid { steps: vec![Step { every: 0, lasts: 500 }, Step { every: 70, lasts: 3000 }, Step { every: 900, lasts: u64::MAX }] };
+    store.retain(FS, run.now, |r| r.with_grid(grid.clone())).unwrap();
+    let clock = run.now;
+    store.clean(clock, &mut |_| ()).unwrap();
+    let retention = store.retention(FS).unwrap();
+    for at in 0..clock {
+        let expected = (0..=at).rev().find(|t| by_the_book(&grid, Tid(*t), clock)).map(Tid);
+        assert_eq!(retention.round(Tid(at)), expected, "{at}");
+    }
+    for at in (0..clock).filter(|t| by_the_book(&grid, Tid(*t), clock)).step_by(17) {
+        run.compare(&store, Tid(at));
+    }
+}
+
+#[test]
+fn a_power_failure_at_any_write_of_the_cleaner_changes_nothing_that_is_visible() {
+    let seeds: u64 = std::env::var("DARNER_CRASH_SEEDS").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
+    for seed in 0..seeds {
+        let base = SimDisk::new(192 << 20);
+        create(&base);
+        let disk = base.fork();
+        let mut run = Run::new(seed + 70);
+        let store = open(&disk).unwrap();
+        disk.record();
+        let mut synced = vec![];
+        for i in 0..70 {
+            run.transaction(&store).unwrap();
+            match run.rng.u8(0..12) {
+                0 => {
+                    let tid = store.sync().unwrap();
+                    synced.push((disk.events(), tid));
+                }
+                1 => store.checkpoint().unwrap(),
+                2 => run.kill(&store).unwrap(),
+                3 => label(&mut run, &store).unwrap(),
+                _ => {}
+            }
+            if i % 20 == 15 {
+                let grid = random_grid(&mut run);
+                store.retain(FS, run.now, |r| r.with_grid(grid)).unwrap();
+                store.clean(run.now, &mut |_| ()).unwrap();
+                let tid = store.sync().unwrap();
+                synced.push((disk.events(), tid));
+            }
+        }
+        println!("seed {seed}: {} events", disk.events());
+        for n in (0..=disk.events()).step_by(1 + disk.events() / 400) {
+            for mode in 0..3 {
+                let mut rng = fastrand::Rng::with_seed(seed * 1000 + n as u64);
+                let mut keep = |_| match mode {
+                    0 => false,
+                    1 => true,
+                    _ => rng.bool(),
+                };
+                let crashed = SimDisk::crashed(&base, &disk, n, &mut keep);
+                let store = open(&crashed).unwrap_or_else(|e| panic!("seed {seed}, event {n}, mode {mode}: {e}"));
+                let must = synced.iter().rev().find(|(at, _)| *at <= n).map_or(Tid(0), |(_, t)| *t);
+                let last = store.tid();
+                assert!(last >= must, "seed {seed}, event {n}, mode {mode}: {must} was synced, the log ends at {last}");
+                let full = std::mem::take(&mut run.model);
+                run.model = clone_until(&full, last);
+                Visible::default().compare(&mut run, &store, 3);
+                // And it can still be cleaned.
+                if n % 5 == 0 {
+                    store.clean(run.now, &mut |_| ()).unwrap();
+                    Visible::default().compare(&mut run, &store, 3);
+                    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+                }
+                run.model = full;
+            }
+        }
+    }
+}
+
+#[test]
+fn when_the_nth_disk_operation_of_the_cleaner_fails_nothing_visible_changes() {
+    for fault in [Fault::Io, Fault::NoSpace] {
+        for n in 1.. {
+            let disk = SimDisk::new(192 << 20);
+            create(&disk);
+            let mut run = Run::new(11);
+            let store = open(&disk).unwrap();
+            for _ in 0..40 {
+                run.transaction(&store).unwrap();
+            }
+            run.kill(&store).unwrap();
+            store.checkpoint().unwrap();
+            store.retain(FS, run.now, |r| r.with_grid(Grid::default())).unwrap();
+            let before = disk.operations();
+            disk.fail_nth(n, fault);
+            let outcome = store.clean(run.now, &mut |_| ());
+            let over = disk.operations() - before < n;
+            disk.fail_nth(u64::MAX / 2, fault);
+            run.compare(&store, Tid::MAX);
+            // It goes on where that is safe, and the next open finds all.
+            let again = store.clean(run.now, &mut |_| ());
+            if outcome.is_ok() {
+                again.unwrap();
+            }
+            run.compare(&store, Tid::MAX);
+            drop(store);
+            let store = open(&disk).unwrap_or_else(|e| panic!("operation {n}, {fault:?}: {e}"));
+            run.model.cut(store.tid());
+            run.compare(&store, Tid::MAX);
+            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            if over {
+                println!("{n} operations for {fault:?}");
+                break;
+            }
+        }
+    }
+}
