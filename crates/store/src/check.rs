@@ -43,13 +43,16 @@ impl Store {
         let end = self.log.tail().position();
         let ends: HashMap<u64, u64> =
             segments.iter().map(|s| (s.at.id, if s.at.id == end.region { end.offset } else { s.end })).collect();
-        let kept = |s: &Segment| if s.pack.is_some() { self.regions.read()[&s.at.id].bytes_kept() } else { ends[&s.at.id] };
+        let kept =
+            |s: &Segment| if s.pack.is_some() { self.regions.read()[&s.at.id].bytes_kept() } else { ends[&s.at.id] };
         let total = segments.iter().map(kept).sum::<u64>() + levels.tables().map(|t| t.len()).sum::<u64>();
         let mut report = Report::default();
-        let mut chain = None;
+        let mut sealed = None;
         for s in &segments {
+            // Segments in between may have been cleaned away.
+            let chain = sealed.filter(|(_, next)| *next == s.at.id).map(|(crc, _)| crc);
             let found = self.check_segment(s, ends[&s.at.id], chain, &mut report);
-            chain = match found {
+            sealed = match found {
                 Ok(next) => next,
                 Err(e) => {
                     report.findings.push(e.to_string());
@@ -71,8 +74,14 @@ impl Store {
         report
     }
 
-    /// Returns the last frame's checksum.
-    fn check_segment(&self, s: &Segment, end: u64, mut chain: Option<u32>, report: &mut Report) -> Result<Option<u32>> {
+    /// Returns the seal's checksum and the segment that it leads to.
+    fn check_segment(
+        &self,
+        s: &Segment,
+        end: u64,
+        mut chain: Option<u32>,
+        report: &mut Report,
+    ) -> Result<Option<(u32, u64)>> {
         let region: Arc<dyn Region> = self.regions.read()[&s.at.id].clone();
         // What is left of a cleaned one has its pack's header instead, which was verified when it was opened.
         let packed = s.pack.is_some();
@@ -84,6 +93,7 @@ impl Store {
         let mut window = Window::new(region.clone(), segment::HEADER);
         let mut at = region_start(&*region);
         let mut last = Tid::ZERO;
+        let mut sealed = None;
         let bad = |report: &mut Report, at: u64, what: &str| {
             report.findings.push(format!("region {:x} at byte {at}: {what}", s.at.id));
         };
@@ -95,11 +105,15 @@ impl Store {
                 return Ok(None);
             };
             // The chain starts anew (at 0) in the segment after a crash.
-            let continues = packed || chain.is_none_or(|c| f.header.chain == c || at == segment::HEADER && f.header.chain == 0);
+            let continues =
+                packed || chain.is_none_or(|c| f.header.chain == c || at == segment::HEADER && f.header.chain == 0);
             if !continues {
                 bad(report, at, "the frame does not continue the one before it");
             }
             chain = Some(f.crc);
+            if let Content::Seal(next) = &f.content {
+                sealed = Some((f.crc, next.id));
+            }
             if let Content::Transaction(records) = &f.content {
                 if f.header.tid <= last {
                     bad(report, at, &format!("tid {} comes after {last}", f.header.tid));
@@ -115,20 +129,19 @@ impl Store {
             report.bytes += len;
             at = region.next_kept(at + len);
         }
-        // The seal of a cleaned one is gone, or has another checksum.
-        Ok(chain.filter(|_| !packed))
+        Ok(sealed)
     }
 }
 
 impl Store {
     /// `above`: entries up to this key don't count any more, and need not lead anywhere.
-        fn check_table(
-            &self,
-            table: &Arc<Table>,
-            above: &[u8],
-            ends: &HashMap<u64, u64>,
-            report: &mut Report,
-        ) -> Result<()> {
+    fn check_table(
+        &self,
+        table: &Arc<Table>,
+        above: &[u8],
+        ends: &HashMap<u64, u64>,
+        report: &mut Report,
+    ) -> Result<()> {
         let id = table.reference().region.id;
         let mut cursor = Cursor::first(table.clone(), None)?;
         let mut last: Option<(Vec<u8>, Tid)> = None;
@@ -155,7 +168,9 @@ impl Store {
                     }
                 }
                 Some(_) => {}
-                None => report.findings.push(format!("region {id:x}: a key of {} bytes (less than {KEY_HEAD})", key.len())),
+                None => {
+                    report.findings.push(format!("region {id:x}: a key of {} bytes (less than {KEY_HEAD})", key.len()))
+                }
             }
             last = Some((key.to_vec(), tid));
             n += 1;

@@ -17,8 +17,8 @@ use crate::codec::{hash_key, mix};
 use crate::collapse::{Advance, blocks_of, spans};
 use crate::extent::{BLOCK, CHUNK, ChunkMap, Codec, Place};
 use crate::frame::{self, Body, Content, Record};
-use crate::index::{Entry, scan};
 use crate::index::table::Cursor;
+use crate::index::{Entry, scan};
 use crate::key::KEY_HEAD;
 use crate::maintain::{Progress, State};
 use crate::pack::{self, Packed, Writer};
@@ -286,9 +286,8 @@ impl Store {
         let segments = self.segments.lock().clone();
         let victims: Vec<&Segment> = chosen.iter().map(|i| &segments[*i]).collect();
         let needed = self.mark(state, &victims, &segments)?;
-        let is_clean = |s: &Segment| {
-            state.cleaned.get(&s.at.id) == Some(&state.passes) || needed.victims.contains(&s.at.id)
-        };
+        let is_clean =
+            |s: &Segment| state.cleaned.get(&s.at.id) == Some(&state.passes) || needed.victims.contains(&s.at.id);
         // Up to here nothing older is left that a tombstone might hide.
         let unclean = segments.iter().position(|s| !is_clean(s)).unwrap_or(segments.len());
         let guess: u64 = victims.iter().map(|s| if s.live == LIVE_UNKNOWN { s.end } else { s.live + s.slack }).sum();
@@ -429,9 +428,8 @@ impl Store {
                     old.extend(before.map(|b| (b, was)));
                 }
             }
-            let (used, unused) = packs.drain(..).partition(|p: &Arc<dyn Region>| {
-                segments.iter().any(|s| s.pack == Some(p.place().id))
-            });
+            let (used, unused) =
+                packs.drain(..).partition(|p: &Arc<dyn Region>| segments.iter().any(|s| s.pack == Some(p.place().id)));
             *packs = used;
             old.extend(unused.into_iter().map(|p| (p.clone(), p.place())));
         }

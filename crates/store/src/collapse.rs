@@ -342,7 +342,8 @@ impl Ageing {
         let retention = &self.retention.as_ref().expect("just set").1;
         if let Some(until) = until.filter(|until| *until != Tid::MAX && !retention.grid.keeps_all()) {
             let newer = self.newer.as_ref().filter(|n| n.key == e.key).map_or(Vec::new(), spans);
-            let only_here = |s: &&Span| !newer.iter().any(|n| n.place.offset == s.place.offset && n.place.region == s.place.region);
+            let only_here =
+                |s: &&Span| !newer.iter().any(|n| n.place.offset == s.place.offset && n.place.region == s.place.region);
             let data: u64 = spans(e).iter().filter(only_here).map(|s| u64::from(s.len)).sum();
             lapses.add(retention.expiry(e.tid, until), self.now_ns, record_bytes(e) + data);
         }
@@ -440,7 +441,8 @@ impl Store {
         let total = levels.tables().map(|t| t.entries()).sum();
         let (live, history) = (levels.live.clone(), levels.history.clone());
         state.lapses = Lapses::default();
-        state.pass = Some(Pass { keep, live, history, made: Default::default(), tally: Tally::default(), read: 0, total });
+        state.pass =
+            Some(Pass { keep, live, history, made: Default::default(), tally: Tally::default(), read: 0, total });
         Ok(())
     }
 

@@ -329,7 +329,8 @@ impl Store {
         for t in free {
             self.volume.remove(t.reference().region)?;
         }
-        let (free, read): (Vec<_>, Vec<_>) = state.doomed_regions.drain(..).partition(|(r, _)| Arc::strong_count(r) == 1);
+        let (free, read): (Vec<_>, Vec<_>) =
+            state.doomed_regions.drain(..).partition(|(r, _)| Arc::strong_count(r) == 1);
         state.doomed_regions = read;
         for (_, at) in free {
             self.volume.remove(at)?;

@@ -34,7 +34,8 @@ impl Runs {
         if len == 0 {
             return;
         }
-        let joins = self.starts.last().is_some_and(|(at, within)| u64::from(*at) + u64::from(self.len - within) == offset);
+        let joins =
+            self.starts.last().is_some_and(|(at, within)| u64::from(*at) + u64::from(self.len - within) == offset);
         if !joins {
             self.starts.push((offset as u32, self.len));
         }

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::codec::crc_at;
+use crate::collapse::Lapses;
 use crate::extent::{BLOCK, ChunkMap, Codec};
 use crate::fold::Fold;
 use crate::frame::{self, Body, Content, Record};
-use crate::collapse::Lapses;
 use crate::index::levels::{Levels, Run, RunRef};
 use crate::index::memtable::{Found, Memtable};
 use crate::index::table::{BlockCache, BlockWeight, Table, TableRef};

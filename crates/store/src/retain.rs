@@ -89,7 +89,8 @@ impl Grid {
     /// Until when some point sees what was visible from `tid` until `until`, by the clock in nanoseconds.
     fn expiry(&self, tid: Tid, until: Tid) -> u64 {
         let last = Tid(until.0 - 1);
-        let spaced = self.spaced().filter_map(|s| s.point(last).filter(|p| *p >= tid).map(|p| p.0.saturating_add(s.lasts)));
+        let spaced =
+            self.spaced().filter_map(|s| s.point(last).filter(|p| *p >= tid).map(|p| p.0.saturating_add(s.lasts)));
         let all = self.every_commit().map(|lasts| last.0.saturating_add(lasts));
         spaced.chain(all).max().unwrap_or(0)
     }

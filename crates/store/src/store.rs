@@ -22,10 +22,10 @@ use crate::index::table::BlockCache;
 use crate::key::KEY_HEAD;
 use crate::log::{Log, Tail};
 use crate::readahead::Readahead;
+use crate::retain::{Pins, Retention};
 use crate::segment::{self, Segment};
 use crate::superblock::Superblock;
 use crate::tx::Tx;
-use crate::retain::{Pins, Retention};
 use crate::volume::{Region, Volume};
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 

@@ -157,7 +157,13 @@ fn a_grid_shows_its_points_by_the_book() {
         run.transaction(&store).unwrap();
         run.now += run.rng.u64(0..100);
     }
-    let grid = Grid { steps: vec![Step { every: 0, lasts: 500 }, Step { every: 70, lasts: 3000 }, Step { every: 900, lasts: u64::MAX }] };
+    let grid = Grid {
+        steps: vec![
+            Step { every: 0, lasts: 500 },
+            Step { every: 70, lasts: 3000 },
+            Step { every: 900, lasts: u64::MAX },
+        ],
+    };
     store.retain(FS, run.now, |r| r.with_grid(grid.clone())).unwrap();
     let clock = run.now;
     store.clean(clock, &mut |_| ()).unwrap();

@@ -69,7 +69,13 @@ pub fn create(disk: &SimDisk) {
 
 impl Run {
     pub fn new(seed: u64) -> Run {
-        Run { rng: fastrand::Rng::with_seed(seed), model: Model::default(), now: 10, objects: vec![1, 2, 3, 4, 5], next: 6 }
+        Run {
+            rng: fastrand::Rng::with_seed(seed),
+            model: Model::default(),
+            now: 10,
+            objects: vec![1, 2, 3, 4, 5],
+            next: 6,
+        }
     }
 
     pub fn data(&mut self, len: usize) -> Vec<u8> {
@@ -243,4 +249,3 @@ pub fn clone_until(m: &Model, last: Tid) -> Model {
     c.cut(last);
     c
 }
-
