@@ -24,8 +24,8 @@ impl fmt::Debug for ObjectId {
     }
 }
 
-/// What a record says about its object. The store gives meaning to two: [`Kind::ATTR`], whose tombstone means that
-/// the whole object is dead, and [`Kind::EXTENT`], whose records are byte ranges.
+/// What a record says about its object. The store gives meaning to three: [`Kind::ATTR`], whose tombstone means
+/// that the whole object is dead, [`Kind::EXTENT`], whose records are byte ranges, and [`Kind::FILESET`], the catalogue.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Kind(pub u8);
 
@@ -44,6 +44,8 @@ impl Kind {
     pub const ORPHAN: Kind = Kind(6);
     /// A label on a tid (object 0; suffix: its name).
     pub const LABEL: Kind = Kind(7);
+    /// A fileset (of fileset 0, object 0; suffix: its number, 4 bytes).
+    pub const FILESET: Kind = Kind(9);
 }
 
 /// Bytes before the suffix in an encoded key.
@@ -67,6 +69,11 @@ impl Key {
     /// The encoded form, owned.
     pub(crate) fn into_bytes(self) -> Box<[u8]> {
         self.0
+    }
+
+    /// Whose key it is.
+    pub(crate) fn fileset(&self) -> FilesetId {
+        FilesetId(u32::from_be_bytes(self.0[..4].try_into().expect("4 bytes")))
     }
 
     /// The encoded form.

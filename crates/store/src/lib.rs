@@ -4,9 +4,12 @@
 //! index is derived. The store knows no inode, path, socket, thread or wall clock. docs/format.md has the bytes.
 
 mod check;
+mod clone;
 mod codec;
+mod counts;
 mod error;
 mod extent;
+mod fileset;
 mod fold;
 mod frame;
 #[cfg(test)]
@@ -29,8 +32,10 @@ mod tx;
 pub mod volume;
 
 pub use check::Report;
+pub use counts::Count;
 pub use error::{Error, Result};
 pub use extent::{CHUNK, Piece};
+pub use fileset::{CATALOGUE, Lineage};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};

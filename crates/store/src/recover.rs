@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::codec::crc_at;
+use crate::counts::Counts;
 use crate::extent::{BLOCK, Codec};
+use crate::fileset::Filesets;
 use crate::fold::Fold;
 use crate::frame::{self, Body, Content, Record};
 use crate::index::levels::{Levels, Run};
@@ -90,8 +92,7 @@ impl Store {
             tid: birth,
             next_region: 3,
             next_object: 2,
-            objects: 0,
-            live_bytes: 0,
+            counts: Counts::default(),
             log: Position { region: 1, offset: segment::HEADER, chain: 0 },
             segments: vec![Segment { at: segment.place(), end: 0, after: birth, trimmed: false }],
             live: vec![],
@@ -167,15 +168,14 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         found: "it is not there".into(),
     })?;
     let tail = match from_segments {
-        true => Tail::new(first, m.log, sb.birth, 0, 0),
-        false => Tail::new(first, m.log, m.tid, m.objects, m.live_bytes),
+        true => Tail::new(first, m.log, sb.birth, Counts::default()),
+        false => Tail::new(first, m.log, m.tid, m.counts.clone()),
     };
     let memory = options.memory.max(16 << 20);
     let state = State {
         log: m.log,
         tid: m.tid,
-        objects: m.objects,
-        live: m.live_bytes,
+        counts: m.counts.clone(),
         next_object: m.next_object,
         appended: 0,
         manifest: Some(sb.manifest),
@@ -188,7 +188,12 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         uuid: sb.uuid,
         read_only: options.read_only,
         log: Log::new(tail),
-        index: RwLock::new(Index { active: Memtable::default(), frozen: None, levels: Arc::new(levels) }),
+        index: RwLock::new(Index {
+            active: Memtable::default(),
+            frozen: None,
+            levels: Arc::new(levels),
+            filesets: Filesets::default(),
+        }),
         cache: BlockCache::with_weighter(4096, memory / 2, BlockWeight),
         readahead: Readahead::default(),
         allowance: 0.into(),
@@ -204,6 +209,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         superblock: Mutex::new(sb),
         volume,
     };
+    store.load_filesets()?;
     let start = if from_segments { store.replay_sealed(&m.segments)? } else { m.log };
     let replayed = store.replay(start)?;
     store.settle(replayed)?;
@@ -380,14 +386,19 @@ impl Store {
 
     fn apply(&self, region: u64, at: u64, h: &frame::Header, records: Vec<Record>) -> Result<()> {
         let mut fold = Fold::new(h.fileset, h.tid);
+        let mut counts = vec![(h.fileset, h.objects, h.live)];
         for r in records {
+            if let Body::Fileset { objects, live } = r.body {
+                counts.push((r.fileset, objects, live));
+            }
             fold.record(self, region, at, &r)?;
         }
         self.next_object.fetch_max(h.next_object, Ordering::Relaxed);
         let mut t = self.log.tail();
         t.last = h.tid;
-        t.objects = t.objects.saturating_add_signed(h.objects);
-        t.live = t.live.saturating_add_signed(h.live);
+        for (fileset, objects, live) in counts {
+            t.counts.add(fileset, objects, live);
+        }
         drop(t);
         self.insert(h.tid, fold.finish());
         Ok(())

@@ -7,8 +7,10 @@ use crate::volume::{RegionRef, SUPER_SIZE, Volume};
 use crate::{Error, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
-/// The version of the whole format.
-pub const VERSION: u32 = 1;
+/// The version of the whole format, as it is written.
+pub const VERSION: u32 = 2;
+/// The oldest version that can be read; opening for writing makes it the newest.
+const VERSION_MIN: u32 = 1;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Superblock {
             return None;
         }
         let version = r.u32()?;
-        if version != VERSION {
+        if !(VERSION_MIN..=VERSION).contains(&version) {
             return Some(Err(version));
         }
         r.take(4)?;
@@ -84,7 +86,7 @@ impl Superblock {
                 Some(Ok(sb)) => found.push(sb),
                 Some(Err(version)) => {
                     return Err(Error::NotAStore(format!(
-                        "{} has format version {version}; this darner reads version {VERSION}: use a newer one",
+                        "{} has format version {version}; this darner reads versions {VERSION_MIN} to {VERSION}: use a newer one",
                         volume.name()
                     )));
                 }

@@ -1,15 +1,15 @@
 //! Merging: sorted inputs become new runs; what is superseded moves from live to history.
 //!
 //! Rules: of a key's versions the newest is live, the others history. A tombstone that nothing live lies beneath
-//! (`bottom`) is history too. An object whose ATTR is a tombstone is dead: the values of its other keys are history.
+//! (`bottom`) is history too, unless it hides something of a clone's base. An object whose ATTR is a tombstone is dead: the values of its other keys are history.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 
 use super::Entry;
 use super::table::Cursor;
-use crate::key::KEY_HEAD;
-use crate::{Kind, Result};
+use crate::key::{KEY_HEAD, parse};
+use crate::{FilesetId, Kind, Result};
 
 /// A sorted input.
 pub type Source<'a> = Box<dyn Iterator<Item = Result<Entry>> + 'a>;
@@ -100,14 +100,19 @@ impl<'a> Merged<'a> {
 #[derive(Default)]
 pub struct Divider {
     bottom: bool,
+    clones: BTreeSet<FilesetId>,
     last_key: Vec<u8>,
     dead: Option<Vec<u8>>,
 }
 
 impl Divider {
-    /// `bottom`: no live run lies beneath the merged ones.
-    pub fn new(bottom: bool) -> Divider {
-        Divider { bottom, ..Divider::default() }
+    /// `bottom`: no live run lies beneath the merged ones. `clones`: filesets whose tombstones hide what shows through.
+    pub fn new(bottom: bool, clones: BTreeSet<FilesetId>) -> Divider {
+        Divider { bottom, clones, ..Divider::default() }
+    }
+
+    fn is_of_a_clone(&self, e: &Entry) -> bool {
+        !self.clones.is_empty() && parse(&e.key).is_some_and(|(fileset, ..)| self.clones.contains(&fileset))
     }
 
     /// Whether this entry stays live.
@@ -122,7 +127,7 @@ impl Divider {
             if e.key.len() == KEY_HEAD && e.key[KEY_HEAD - 1] == Kind::ATTR.0 {
                 self.dead = Some(object.to_vec());
             }
-            return !self.bottom;
+            return !self.bottom || self.is_of_a_clone(e);
         }
         // Above the bottom an older live version may lie beneath: then it must stay hidden by this one.
         !self.bottom || self.dead.as_deref() != Some(object)
