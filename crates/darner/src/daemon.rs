@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Fs, Tid};
+use darner_fs::{Fs, MAIN, Node, ROOT, Tid};
 use darner_fuse::{Config, MountOptions, Session, abi};
 use darner_store::{OpenOptions, Progress, Store};
 use parking_lot::{Condvar, Mutex};
@@ -222,7 +222,7 @@ impl Daemon {
             // Nothing but the one writable mount changes the live tree.
             live && read_only && !self.store().is_read_only()
         };
-        let root = darner_fs::Node::AsOf(darner_fs::ROOT, as_of.unwrap_or(Tid::MAX));
+        let root = Node::AsOf(ROOT, as_of.unwrap_or(Tid::MAX));
         self.fs.getattr(if live { self.fs.root() } else { root })?;
         let mut options = MountOptions {
             source: self.place.path.display().to_string(),
@@ -257,7 +257,7 @@ impl Daemon {
             }
         })?;
         let stale = Mutex::new(stale);
-        let nodes = Arc::new(Nodes::new(as_of));
+        let nodes = Arc::new(Nodes::new(ROOT, as_of));
         if live {
             self.holders.add(&nodes);
         }
@@ -328,7 +328,7 @@ impl Daemon {
     }
 
     fn moment(&self, when: &str) -> Result<Tid> {
-        let found = self.fs.resolve_when(when, now_ns())?;
+        let found = self.fs.resolve_when(MAIN, when, now_ns())?;
         found.ok_or_else(|| {
             Failure::new(format!(
                 "{when:?} is no moment of this filesystem: it is no time, label or tid, lies in the future, or before {}",
@@ -381,22 +381,22 @@ impl Daemon {
             }
             Request::Log { path, coalesce } => {
                 let path: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
-                let entries = self.fs.log(&path, coalesce)?;
+                let entries = self.fs.log(ROOT, &path, coalesce)?;
                 Response::Log(entries.iter().map(log_line).collect())
             }
             Request::AddLabel { name, when } => {
                 let at = when.map(|w| self.moment(&w)).transpose()?;
-                let label = self.fs.add_label(&name, at, now_ns())?;
+                let label = self.fs.add_label(MAIN, &name, at, now_ns())?;
                 self.fs.sync()?;
                 Response::Labels(vec![label_line(&label)])
             }
             Request::RemoveLabel { name } => {
-                self.fs.remove_label(&name, now_ns())?;
+                self.fs.remove_label(MAIN, &name, now_ns())?;
                 self.fs.sync()?;
                 Response::Done
             }
-            Request::Labels => Response::Labels(self.fs.labels()?.iter().map(label_line).collect()),
-            Request::Resolve { when } => Response::Tid(self.fs.resolve_when(&when, now_ns())?.map(|t| t.0)),
+            Request::Labels => Response::Labels(self.fs.labels(MAIN)?.iter().map(label_line).collect()),
+            Request::Resolve { when } => Response::Tid(self.fs.resolve_when(MAIN, &when, now_ns())?.map(|t| t.0)),
         })
     }
 
@@ -469,7 +469,13 @@ fn resident_bytes() -> u64 {
 }
 
 fn log_line(e: &darner_fs::LogEntry) -> LogLine {
-    LogLine { tid: e.tid.to_string(), when: local(e.tid), what: what(e.what).into(), inode: e.ino.0, size: e.attr.size }
+    LogLine {
+        tid: e.tid.to_string(),
+        when: local(e.tid),
+        what: what(e.what).into(),
+        inode: e.ino.number(),
+        size: e.attr.size,
+    }
 }
 
 fn what(w: darner_fs::What) -> &'static str {

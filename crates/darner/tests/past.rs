@@ -270,5 +270,5 @@ fn git_reads_a_repository_as_of() {
     w.sh(&format!(
         "{git} fsck --full; git -c safe.directory='*' clone -q r@@{then} $DIR/clone; cmp <(echo 1) $DIR/clone/f"
     ));
-    assert_eq!(w.sh("git -C r log --format=%s | head -1"), "two");
+    assert_eq!(w.sh("git -C r log -1 --format=%s"), "two");
 }

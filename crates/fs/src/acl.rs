@@ -5,12 +5,13 @@
 //! rules are those of Linux (fs/posix_acl.c): an access ACL that says no more than the mode is not kept; the mode's
 //! group bits are the mask where there is one.
 
-use darner_store::{Key, Kind, ObjectId, Tid};
+use darner_store::{Kind, Tid};
 
 use crate::attr::Attr;
 use crate::change::Change;
 use crate::error::{FsError, Result, refuse};
-use crate::fs::{FILESET, Fs};
+use crate::fs::Fs;
+use crate::node::Inode;
 
 /// The xattr of the ACL that governs access.
 pub(crate) const ACCESS: &[u8] = b"system.posix_acl_access";
@@ -144,8 +145,8 @@ impl Ace {
 
 impl Fs {
     /// An object's stored ACL.
-    pub(crate) fn acl(&self, ino: ObjectId, name: &[u8], at: Tid) -> Result<Option<Acl>> {
-        match self.store.get(&Key::new(FILESET, ino, Kind::XATTR, name), at)? {
+    pub(crate) fn acl(&self, ino: Inode, name: &[u8], at: Tid) -> Result<Option<Acl>> {
+        match self.store.get(&ino.key(Kind::XATTR, name), at)? {
             Some(found) => Acl::decode(&found.value),
             None => Ok(None),
         }
@@ -155,7 +156,7 @@ impl Fs {
 impl Change<'_> {
     /// Sets or (with `None`) removes the ACL that governs access, and the mode with it. `kill_sgid`: the caller may
     /// not keep it.
-    pub(crate) fn set_access_acl(&mut self, ino: ObjectId, acl: Option<Acl>, kill_sgid: bool) -> Result<()> {
+    pub(crate) fn set_access_acl(&mut self, ino: Inode, acl: Option<Acl>, kill_sgid: bool) -> Result<()> {
         let had = self.attr(ino)?.flags & Attr::ACL_ACCESS != 0;
         let attr = self.edit(ino)?;
         attr.flags &= !Attr::ACL_ACCESS;
@@ -166,28 +167,28 @@ impl Change<'_> {
             }
             if !acl.is_plain() {
                 attr.flags |= Attr::ACL_ACCESS;
-                self.tx.put(ino, Kind::XATTR, ACCESS, &acl.encode());
+                self.put(ino, Kind::XATTR, ACCESS, &acl.encode());
                 return Ok(());
             }
         }
         if had {
-            self.tx.delete(ino, Kind::XATTR, ACCESS);
+            self.delete(ino, Kind::XATTR, ACCESS);
         }
         Ok(())
     }
 
     /// Sets or removes the ACL that new files in a directory inherit.
-    pub(crate) fn set_default_acl(&mut self, ino: ObjectId, acl: Option<Acl>) -> Result<()> {
+    pub(crate) fn set_default_acl(&mut self, ino: Inode, acl: Option<Acl>) -> Result<()> {
         let attr = self.attr(ino)?;
         match acl {
             Some(acl) => {
                 self.edit(ino)?.flags |= Attr::ACL_DEFAULT;
-                self.tx.put(ino, Kind::XATTR, DEFAULT, &acl.encode());
+                self.put(ino, Kind::XATTR, DEFAULT, &acl.encode());
             }
             None => {
                 self.edit(ino)?.flags &= !Attr::ACL_DEFAULT;
                 if attr.flags & Attr::ACL_DEFAULT != 0 {
-                    self.tx.delete(ino, Kind::XATTR, DEFAULT);
+                    self.delete(ino, Kind::XATTR, DEFAULT);
                 }
             }
         }
@@ -195,12 +196,12 @@ impl Change<'_> {
     }
 
     /// Lets the ACL follow a chmod.
-    pub(crate) fn chmod_acl(&mut self, ino: ObjectId, mode: u32) -> Result<()> {
+    pub(crate) fn chmod_acl(&mut self, ino: Inode, mode: u32) -> Result<()> {
         if self.attr(ino)?.flags & Attr::ACL_ACCESS != 0
             && let Some(mut acl) = self.fs.acl(ino, ACCESS, Tid::MAX)?
         {
             acl.set_permissions(mode);
-            self.tx.put(ino, Kind::XATTR, ACCESS, &acl.encode());
+            self.put(ino, Kind::XATTR, ACCESS, &acl.encode());
         }
         Ok(())
     }
@@ -209,8 +210,8 @@ impl Change<'_> {
     /// applies.
     pub(crate) fn inherit_acl(
         &mut self,
-        ino: ObjectId,
-        dir: ObjectId,
+        ino: Inode,
+        dir: Inode,
         dir_flags: u32,
         mode: u32,
         umask: u32,
@@ -225,11 +226,11 @@ impl Change<'_> {
         let permissions = access.inherit(mode);
         if !access.is_plain() {
             flags |= Attr::ACL_ACCESS;
-            self.tx.put(ino, Kind::XATTR, ACCESS, &access.encode());
+            self.put(ino, Kind::XATTR, ACCESS, &access.encode());
         }
         if mode & libc::S_IFMT == libc::S_IFDIR {
             flags |= Attr::ACL_DEFAULT;
-            self.tx.put(ino, Kind::XATTR, DEFAULT, &default.encode());
+            self.put(ino, Kind::XATTR, DEFAULT, &default.encode());
         }
         Ok((mode & !0o777 | permissions, flags))
     }

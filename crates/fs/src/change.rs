@@ -10,14 +10,14 @@
 
 use std::ops::{Deref, DerefMut};
 
-use darner_store::{Kind, ObjectId, Tid, Tx};
+use darner_store::{FilesetId, Kind, Tid, Tx};
 use parking_lot::RwLockWriteGuard;
 
 use crate::attr::{Attr, Time};
 use crate::dirent::Dirent;
 use crate::error::{Result, refuse};
-use crate::fs::{FILESET, Fs, META};
-use crate::node::Node;
+use crate::fs::Fs;
+use crate::node::{Inode, Node};
 
 /// Most names a file, or subdirectories a directory, may have.
 pub(crate) const LINKS_MAX: u32 = i32::MAX as u32;
@@ -28,6 +28,8 @@ pub(crate) const SMALL: u64 = 4096;
 /// An operation that may change things, still looking.
 pub(crate) struct Plan<'f> {
     pub(crate) fs: &'f Fs,
+    /// The one whose objects it may change.
+    pub(crate) fileset: FilesetId,
     /// The newest transaction before this.
     pub(crate) newest: Tid,
     touched: Vec<Touched>,
@@ -35,7 +37,7 @@ pub(crate) struct Plan<'f> {
 }
 
 struct Touched {
-    ino: ObjectId,
+    ino: Inode,
     attr: Attr,
     edited: bool,
 }
@@ -46,26 +48,27 @@ pub(crate) struct Change<'f> {
     pub(crate) time: Time,
     objects: i64,
     bytes: i64,
-    orphaned: Vec<ObjectId>,
-    adopted: Vec<ObjectId>,
+    orphaned: Vec<Inode>,
+    adopted: Vec<Inode>,
     /// Last: the transaction ends before the lock is let go.
     plan: Plan<'f>,
 }
 
 impl Fs {
-    /// Starts a change that takes about `grows` bytes (0 for what gives space back); waits for the one before.
-    pub(crate) fn plan(&self, grows: u64) -> Result<Plan<'_>> {
+    /// Starts a change of a fileset that takes about `grows` bytes (0 for what gives space back); waits for the one before.
+    pub(crate) fn plan(&self, fileset: FilesetId, grows: u64) -> Result<Plan<'_>> {
         if self.store.is_read_only() {
             return refuse(libc::EROFS, "the store is open for reading only");
         }
         self.store.admit(grows)?;
         let live = self.live.write();
-        Ok(Plan { fs: self, newest: self.store.tid(), touched: Vec::with_capacity(4), _live: live })
+        Ok(Plan { fs: self, fileset, newest: self.store.tid(), touched: Vec::with_capacity(4), _live: live })
     }
 }
 
 impl<'f> Plan<'f> {
-    fn touch(&mut self, ino: ObjectId) -> Result<&mut Touched> {
+    fn touch(&mut self, ino: Inode) -> Result<&mut Touched> {
+        assert_eq!(ino.fileset, self.fileset, "a change is of one fileset");
         let at = match self.touched.iter().position(|held| held.ino == ino) {
             Some(at) => at,
             None => {
@@ -78,12 +81,12 @@ impl<'f> Plan<'f> {
     }
 
     /// An object's attributes, as this change has left them so far.
-    pub(crate) fn attr(&mut self, ino: ObjectId) -> Result<Attr> {
+    pub(crate) fn attr(&mut self, ino: Inode) -> Result<Attr> {
         Ok(self.touch(ino)?.attr)
     }
 
     /// A directory in which names are to be changed.
-    pub(crate) fn dir(&mut self, ino: ObjectId) -> Result<Attr> {
+    pub(crate) fn dir(&mut self, ino: Inode) -> Result<Attr> {
         let attr = self.attr(ino)?;
         if !attr.is_dir() {
             return refuse(libc::ENOTDIR, "not a directory");
@@ -95,20 +98,20 @@ impl<'f> Plan<'f> {
     }
 
     /// A regular file whose data is to be changed.
-    pub(crate) fn file(&mut self, ino: ObjectId) -> Result<Attr> {
+    pub(crate) fn file(&mut self, ino: Inode) -> Result<Attr> {
         let attr = self.attr(ino)?;
         attr.check_file()?;
         Ok(attr)
     }
 
     /// What a name leads to before this change.
-    pub(crate) fn dirent(&self, dir: ObjectId, name: &[u8]) -> Result<Option<Dirent>> {
+    pub(crate) fn dirent(&self, dir: Inode, name: &[u8]) -> Result<Option<Dirent>> {
         self.fs.dirent(dir, name, Tid::MAX)
     }
 
     /// Goes on to change things, at `now_ns` or just after the newest transaction.
     pub(crate) fn begin(self, now_ns: u64) -> Result<Change<'f>> {
-        let tx = self.fs.store.begin(FILESET, now_ns)?;
+        let tx = self.fs.store.begin(self.fileset, now_ns)?;
         let time = tx.tid().into();
         Ok(Change { tx, time, objects: 0, bytes: 0, orphaned: Vec::new(), adopted: Vec::new(), plan: self })
     }
@@ -130,7 +133,7 @@ impl DerefMut for Change<'_> {
 
 impl Change<'_> {
     /// An object's attributes, to be changed.
-    pub(crate) fn edit(&mut self, ino: ObjectId) -> Result<&mut Attr> {
+    pub(crate) fn edit(&mut self, ino: Inode) -> Result<&mut Attr> {
         let time = self.time;
         let held = self.plan.touch(ino)?;
         held.edited = true;
@@ -138,17 +141,29 @@ impl Change<'_> {
         Ok(&mut held.attr)
     }
 
+    /// Sets a record of an object.
+    pub(crate) fn put(&mut self, ino: Inode, kind: Kind, suffix: &[u8], value: &[u8]) {
+        assert_eq!(ino.fileset, self.fileset, "a change is of one fileset");
+        self.tx.put(ino.object, kind, suffix, value);
+    }
+
+    /// Removes a record of an object.
+    pub(crate) fn delete(&mut self, ino: Inode, kind: Kind, suffix: &[u8]) {
+        assert_eq!(ino.fileset, self.fileset, "a change is of one fileset");
+        self.tx.delete(ino.object, kind, suffix);
+    }
+
     /// Adds an object.
-    pub(crate) fn add(&mut self, ino: ObjectId, attr: Attr) {
+    pub(crate) fn add(&mut self, ino: Inode, attr: Attr) {
         self.touched.push(Touched { ino, attr, edited: true });
         self.objects += 1;
     }
 
     /// Removes an object for good.
-    pub(crate) fn kill(&mut self, ino: ObjectId) -> Result<()> {
+    pub(crate) fn kill(&mut self, ino: Inode) -> Result<()> {
         let attr = self.attr(ino)?;
         self.touched.retain(|held| held.ino != ino);
-        self.tx.delete(ino, Kind::ATTR, &[]);
+        self.delete(ino, Kind::ATTR, &[]);
         self.objects -= 1;
         self.bytes -= attr.bytes as i64;
         self.adopt(ino);
@@ -156,19 +171,19 @@ impl Change<'_> {
     }
 
     /// Makes a name lead to an object. The directory's `size` is the caller's to mend.
-    pub(crate) fn put_name(&mut self, dir: ObjectId, name: &[u8], entry: Dirent) {
+    pub(crate) fn put_name(&mut self, dir: Inode, name: &[u8], entry: Dirent) {
         let suffix = self.fs.suffix(name);
-        self.tx.put(dir, Kind::DIRENT, &suffix, &entry.encode());
+        self.put(dir, Kind::DIRENT, &suffix, &entry.encode(dir.fileset));
     }
 
     /// Takes a name away. The directory's `size` is the caller's to mend.
-    pub(crate) fn delete_name(&mut self, dir: ObjectId, name: &[u8]) {
+    pub(crate) fn delete_name(&mut self, dir: Inode, name: &[u8]) {
         let suffix = self.fs.suffix(name);
-        self.tx.delete(dir, Kind::DIRENT, &suffix);
+        self.delete(dir, Kind::DIRENT, &suffix);
     }
 
     /// Mends a directory that gained or lost names: entries and subdirectories by difference, mtime and ctime.
-    pub(crate) fn mend_dir(&mut self, dir: ObjectId, entries: i64, subdirs: i32) -> Result<()> {
+    pub(crate) fn mend_dir(&mut self, dir: Inode, entries: i64, subdirs: i32) -> Result<()> {
         let time = self.time;
         let attr = self.edit(dir)?;
         attr.size = attr.size.saturating_add_signed(entries);
@@ -181,7 +196,7 @@ impl Change<'_> {
     }
 
     /// Accounts for data that an object gained (or lost).
-    pub(crate) fn grew(&mut self, ino: ObjectId, bytes: i64) -> Result<()> {
+    pub(crate) fn grew(&mut self, ino: Inode, bytes: i64) -> Result<()> {
         self.bytes += bytes;
         let attr = self.edit(ino)?;
         attr.bytes = attr.bytes.saturating_add_signed(bytes);
@@ -189,7 +204,7 @@ impl Change<'_> {
     }
 
     /// Takes one name's worth of links from an object; the last makes it an orphan.
-    pub(crate) fn drop_link(&mut self, ino: ObjectId) -> Result<()> {
+    pub(crate) fn drop_link(&mut self, ino: Inode) -> Result<()> {
         let attr = self.edit(ino)?;
         attr.nlink = if attr.is_dir() { 0 } else { attr.nlink.saturating_sub(1) };
         if attr.nlink == 0 {
@@ -199,14 +214,14 @@ impl Change<'_> {
     }
 
     /// Notes that an object has no name but may be open.
-    pub(crate) fn orphan(&mut self, ino: ObjectId) {
-        self.tx.put(META, Kind::ORPHAN, &ino.0.to_be_bytes(), &[]);
+    pub(crate) fn orphan(&mut self, ino: Inode) {
+        self.put(Inode::meta(ino.fileset), Kind::ORPHAN, &ino.object.0.to_be_bytes(), &[]);
         self.orphaned.push(ino);
     }
 
     /// Takes such a note back.
-    pub(crate) fn adopt(&mut self, ino: ObjectId) {
-        self.tx.delete(META, Kind::ORPHAN, &ino.0.to_be_bytes());
+    pub(crate) fn adopt(&mut self, ino: Inode) {
+        self.delete(Inode::meta(ino.fileset), Kind::ORPHAN, &ino.object.0.to_be_bytes());
         self.adopted.push(ino);
     }
 
@@ -214,7 +229,7 @@ impl Change<'_> {
     pub(crate) fn commit(mut self) -> Result<Tid> {
         let tid = self.tx.tid();
         for held in self.plan.touched.iter().filter(|held| held.edited) {
-            self.tx.put(held.ino, Kind::ATTR, &[], &held.attr.encode(tid));
+            self.tx.put(held.ino.object, Kind::ATTR, &[], &held.attr.encode(tid));
         }
         if self.objects != 0 || self.bytes != 0 {
             self.tx.count(self.objects, self.bytes);

@@ -1,18 +1,20 @@
-//! Verifying the live tree: names lead to objects, link counts are right, sizes and counts add up. Changes nothing.
+//! Verifying the live trees: names lead to objects, link counts are right, sizes and counts add up. Changes nothing.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use darner_store::{Kind, ObjectId, Tid};
 
+use crate::attr::Attr;
 use crate::dirent::Dirent;
 use crate::error::Result;
-use crate::fs::{FILESET, Fs, META, ROOT};
+use crate::fs::Fs;
+use crate::node::{Inode, ROOT};
 
-/// What a check of the live tree found.
+/// What a check of the live trees found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// Objects reached, the root included.
+    /// Objects reached, the roots included.
     pub objects: u64,
     /// One sentence for each thing that is not as it should be.
     pub findings: Vec<String>,
@@ -25,82 +27,113 @@ struct Seen {
     is_dir: bool,
 }
 
+/// The walk of one fileset.
+struct Walk<'f> {
+    fs: &'f Fs,
+    seen: HashMap<Inode, Seen>,
+    dirs: Vec<Inode>,
+    findings: Vec<String>,
+}
+
 impl Fs {
-    /// Walks the live tree from the root.
+    /// Walks the live trees from their roots.
     pub fn check(&self) -> Result<Checked> {
-        let mut out = Checked::default();
-        let mut seen: HashMap<ObjectId, Seen> = HashMap::from([(ROOT, Seen { names: 0, subdirs: 0, is_dir: true })]);
-        let mut dirs = vec![ROOT];
-        while let Some(dir) = dirs.pop() {
-            let mut children = Vec::new();
-            self.each(dir, Kind::DIRENT, &[], Tid::MAX, |suffix, tid, value| {
-                children.push((suffix.to_vec(), Dirent::decode(value), tid));
-                ControlFlow::Continue(())
-            })?;
-            for (suffix, child, tid) in children {
-                let name = suffix.get(8..).unwrap_or_default().escape_ascii().to_string();
-                let Some(child) = child else {
-                    out.findings.push(format!("name {name:?} in directory {dir} (tid {tid}) is in no known form"));
-                    continue;
-                };
-                let Some(attr) = self.attr_at(child.ino, Tid::MAX)? else {
-                    out.findings.push(format!(
-                        "name {name:?} in directory {dir} leads to object {}, which is not there",
-                        child.ino
-                    ));
-                    continue;
-                };
-                let is_dir = attr.is_dir();
-                let entry = seen.entry(child.ino).or_default();
-                entry.names += 1;
-                entry.is_dir = is_dir;
-                if is_dir {
-                    if entry.names == 1 {
-                        dirs.push(child.ino);
-                    }
-                    seen.entry(dir).or_default().subdirs += 1;
-                    if attr.parent != dir {
-                        out.findings.push(format!(
-                            "directory {} says its parent is {}, but is in {dir}",
-                            child.ino, attr.parent
-                        ));
-                    }
-                }
+        self.check_fileset(ROOT)
+    }
+
+    fn check_fileset(&self, root: Inode) -> Result<Checked> {
+        let root_seen = Seen { names: 0, subdirs: 0, is_dir: true };
+        let mut walk =
+            Walk { fs: self, seen: HashMap::from([(root, root_seen)]), dirs: vec![root], findings: Vec::new() };
+        while let Some(dir) = walk.dirs.pop() {
+            walk.dir(dir)?;
+        }
+        let bytes = walk.objects()?;
+        let mut orphans = 0;
+        self.each(Inode::meta(root.fileset), Kind::ORPHAN, &[], Tid::MAX, |suffix, _, _| {
+            let orphan = root.sibling(ObjectId(suffix.try_into().map_or(0, u64::from_be_bytes)));
+            orphans += u64::from(!walk.seen.contains_key(&orphan));
+            ControlFlow::Continue(())
+        })?;
+        let objects = walk.seen.len() as u64;
+        let usage = self.store.usage()?;
+        if usage.objects != objects + orphans {
+            walk.findings
+                .push(format!("{} objects are counted, but there are {objects} and {orphans} orphans", usage.objects));
+        }
+        if orphans == 0 && usage.live != bytes {
+            walk.findings.push(format!("{} live bytes are counted, but there are {bytes}", usage.live));
+        }
+        Ok(Checked { objects, findings: walk.findings })
+    }
+}
+
+impl Walk<'_> {
+    fn dir(&mut self, dir: Inode) -> Result<()> {
+        let mut children = Vec::new();
+        self.fs.each(dir, Kind::DIRENT, &[], Tid::MAX, |suffix, tid, value| {
+            children.push((suffix.to_vec(), Dirent::decode(value, dir.fileset), tid));
+            ControlFlow::Continue(())
+        })?;
+        for (suffix, child, tid) in children {
+            let name = suffix.get(8..).unwrap_or_default().escape_ascii().to_string();
+            let Some(child) = child else {
+                self.findings.push(format!("name {name:?} in directory {dir} (tid {tid}) is in no known form"));
+                continue;
+            };
+            match self.fs.attr_at(child.ino, Tid::MAX)? {
+                Some(attr) => self.child(dir, child.ino, &attr),
+                None => self.findings.push(format!(
+                    "name {name:?} in directory {dir} leads to object {}, which is not there",
+                    child.ino
+                )),
             }
         }
+        Ok(())
+    }
+
+    fn child(&mut self, dir: Inode, child: Inode, attr: &Attr) {
+        let entry = self.seen.entry(child).or_default();
+        entry.names += 1;
+        entry.is_dir = attr.is_dir();
+        if !attr.is_dir() {
+            return;
+        }
+        if entry.names == 1 {
+            self.dirs.push(child);
+        }
+        self.seen.entry(dir).or_default().subdirs += 1;
+        if attr.parent != dir.object {
+            self.findings.push(format!("directory {child} says its parent is {}, but is in {dir}", attr.parent));
+        }
+    }
+
+    /// Looks at all objects that were seen; returns what their data comes to.
+    fn objects(&mut self) -> Result<u64> {
         let mut bytes = 0;
-        for (ino, s) in &seen {
-            out.objects += 1;
-            let Some(attr) = self.attr_at(*ino, Tid::MAX)? else { continue };
+        for (ino, s) in &self.seen {
+            let Some(attr) = self.fs.attr_at(*ino, Tid::MAX)? else { continue };
             let links = if s.is_dir { 2 + s.subdirs } else { s.names };
             if attr.nlink != links {
-                out.findings.push(format!("object {ino} says it has {} links, but has {links}", attr.nlink));
+                self.findings.push(format!("object {ino} says it has {} links, but has {links}", attr.nlink));
             }
             bytes += attr.bytes;
             if attr.is_file() {
-                let pieces = self.store.map(FILESET, *ino, 0, attr.size, Tid::MAX)?;
-                let data: u64 = pieces.iter().filter(|p| p.is_data()).map(|p| p.len).sum();
-                let beyond = self.store.next_data(FILESET, *ino, attr.size, Tid::MAX)?;
-                if data != attr.bytes || beyond.is_some() {
-                    out.findings.push(format!("file {ino} says it has {} bytes of data, but has {data}", attr.bytes));
+                let (data, beyond) = self.fs.data_of(*ino, attr.size)?;
+                if data != attr.bytes || beyond {
+                    self.findings.push(format!("file {ino} says it has {} bytes of data, but has {data}", attr.bytes));
                 }
             }
         }
-        let mut orphans = 0;
-        self.each(META, Kind::ORPHAN, &[], Tid::MAX, |suffix, _, _| {
-            orphans += u64::from(!seen.contains_key(&ObjectId(suffix.try_into().map_or(0, u64::from_be_bytes))));
-            ControlFlow::Continue(())
-        })?;
-        let usage = self.store.usage()?;
-        if usage.objects != out.objects + orphans {
-            out.findings.push(format!(
-                "{} objects are counted, but there are {} and {orphans} orphans",
-                usage.objects, out.objects
-            ));
-        }
-        if orphans == 0 && usage.live != bytes {
-            out.findings.push(format!("{} live bytes are counted, but there are {bytes}", usage.live));
-        }
-        Ok(out)
+        Ok(bytes)
+    }
+}
+
+impl Fs {
+    /// How many bytes of a file hold data, and whether any lies beyond its size.
+    fn data_of(&self, ino: Inode, size: u64) -> Result<(u64, bool)> {
+        let pieces = self.store.map(ino.fileset, ino.object, 0, size, Tid::MAX)?;
+        let beyond = self.store.next_data(ino.fileset, ino.object, size, Tid::MAX)?;
+        Ok((pieces.iter().filter(|p| p.is_data()).map(|p| p.len).sum(), beyond.is_some()))
     }
 }

@@ -5,7 +5,7 @@ use darner_store::{CHUNK, Piece};
 use crate::change::SMALL;
 use crate::error::{Result, refuse};
 use crate::file::end_of;
-use crate::fs::{FILESET, Fs};
+use crate::fs::Fs;
 use crate::node::Node;
 
 /// Most bytes that one copy moves (what FUSE's reply can say is twice as much).
@@ -18,7 +18,7 @@ impl Fs {
     /// takes.
     pub fn copy_range(&self, now_ns: u64, from: Node, offset: u64, to: Node, to_offset: u64, len: u64) -> Result<u64> {
         let ino = to.writable()?;
-        let mut plan = self.plan(SMALL)?;
+        let mut plan = self.plan(ino.fileset, SMALL)?;
         plan.file(ino)?;
         let source = self.readable(from)?;
         let overlap = from == to && offset < to_offset.saturating_add(len) && to_offset < offset.saturating_add(len);
@@ -30,11 +30,11 @@ impl Fs {
         if len == 0 {
             return Ok(0);
         }
-        let mut pieces = self.store.map(FILESET, from.object(), offset, len, from.at())?;
+        let mut pieces = self.store.map(from.inode().fileset, from.inode().object, offset, len, from.at())?;
         fit(&mut pieces);
         let copied = pieces.iter().map(|piece| piece.len).sum();
         let mut change = plan.begin(now_ns)?;
-        let grown = change.tx.share(ino, to_offset, &pieces)?;
+        let grown = change.tx.share(ino.object, to_offset, &pieces)?;
         change.grew(ino, grown)?;
         change.wrote(ino, to_offset + copied, true)?;
         change.commit()?;

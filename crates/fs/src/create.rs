@@ -3,16 +3,16 @@
 //! A new object belongs to its caller; in a set-group-id directory it gets the directory's group, and a new directory
 //! the bit as well. The umask applies unless the directory has a default ACL.
 
-use darner_store::{Kind, ObjectId};
+use darner_store::Kind;
 
 use crate::attr::Attr;
 use crate::change::{Change, LINKS_MAX, Plan, SMALL};
 use crate::dirent::Dirent;
 use crate::error::{FsError, Result, refuse};
-use crate::fs::{Fs, ROOT};
+use crate::fs::Fs;
 use crate::lookup::Entry;
 use crate::name;
-use crate::node::Node;
+use crate::node::{Inode, Node, ROOT};
 use crate::op::Caller;
 
 const TARGET_MAX: usize = 4095;
@@ -47,7 +47,7 @@ impl Fs {
         exclusive: bool,
     ) -> Result<Created> {
         let dir = dir.writable()?;
-        let mut plan = self.plan(SMALL)?;
+        let mut plan = self.plan(dir.fileset, SMALL)?;
         plan.dir(dir)?;
         if !exclusive && let Some(found) = plan.dirent(dir, name)? {
             let attr = plan.attr(found.ino)?;
@@ -95,7 +95,7 @@ impl Fs {
     /// Makes a regular file without a name; [`Fs::link`] can give it one, [`Fs::forget`] ends it otherwise.
     pub fn tmpfile(&self, caller: &Caller, now_ns: u64, dir: Node, mode: u32) -> Result<Entry> {
         let dir = dir.writable()?;
-        let mut plan = self.plan(SMALL)?;
+        let mut plan = self.plan(dir.fileset, SMALL)?;
         plan.dir(dir)?;
         let mut change = plan.begin(now_ns)?;
         let nature = Nature { mode: mode & 0o7777 | libc::S_IFREG, rdev: 0, target: None };
@@ -108,7 +108,7 @@ impl Fs {
     /// Gives an object another name.
     pub fn link(&self, now_ns: u64, node: Node, dir: Node, name: &[u8]) -> Result<Entry> {
         let (ino, dir) = (node.writable()?, dir.writable()?);
-        let mut plan = self.plan(SMALL)?;
+        let mut plan = self.plan(dir.fileset, SMALL)?;
         let attr = plan.attr(ino)?;
         if attr.is_dir() {
             return refuse(libc::EPERM, "a directory can have only one name");
@@ -124,7 +124,7 @@ impl Fs {
         }
         let linked = change.edit(ino)?;
         linked.nlink += 1;
-        linked.parent = dir;
+        linked.parent = dir.object;
         change.put_name(dir, name, Dirent { ino, d_type: attr.d_type() });
         change.mend_dir(dir, 1, 0)?;
         finish(change, ino)
@@ -132,7 +132,7 @@ impl Fs {
 
     fn make(&self, caller: &Caller, now_ns: u64, dir: Node, name: &[u8], nature: Nature<'_>) -> Result<Entry> {
         let dir = dir.writable()?;
-        let mut plan = self.plan(SMALL)?;
+        let mut plan = self.plan(dir.fileset, SMALL)?;
         plan.dir(dir)?;
         plan.check_free(dir, name, now_ns, EXISTS)?;
         self.born(plan.begin(now_ns)?, caller, dir, name, nature)
@@ -142,7 +142,7 @@ impl Fs {
         &self,
         mut change: Change<'_>,
         caller: &Caller,
-        dir: ObjectId,
+        dir: Inode,
         name: &[u8],
         nature: Nature<'_>,
     ) -> Result<Entry> {
@@ -154,10 +154,10 @@ impl Fs {
     }
 
     /// Makes the object itself.
-    fn bear(&self, change: &mut Change<'_>, caller: &Caller, dir: ObjectId, nature: Nature<'_>) -> Result<ObjectId> {
+    fn bear(&self, change: &mut Change<'_>, caller: &Caller, dir: Inode, nature: Nature<'_>) -> Result<Inode> {
         let parent = change.attr(dir)?;
-        let ino = self.store.new_object();
-        assert!(ino > ROOT, "the store hands out the root's number");
+        let ino = dir.sibling(self.store.new_object());
+        assert!(ino.object > ROOT.object, "the store hands out the root's number");
         let time = change.time;
         let mut attr = Attr {
             mode: nature.mode,
@@ -167,7 +167,7 @@ impl Fs {
             size: 0,
             bytes: 0,
             rdev: nature.rdev,
-            parent: dir,
+            parent: dir.object,
             flags: 0,
             atime: time,
             mtime: time,
@@ -176,7 +176,7 @@ impl Fs {
         };
         if let Some(target) = nature.target {
             attr.size = target.len() as u64;
-            change.tx.put(ino, Kind::TARGET, &[], target);
+            change.put(ino, Kind::TARGET, &[], target);
         } else {
             (attr.mode, attr.flags) = change.inherit_acl(ino, dir, parent.flags, nature.mode, caller.umask)?;
         }
@@ -194,7 +194,7 @@ impl Fs {
 
 impl Plan<'_> {
     /// Checks that a name may be given and is free; `past`: what to say if it leads into the past.
-    fn check_free(&self, dir: ObjectId, name: &[u8], now_ns: u64, past: FsError) -> Result<()> {
+    fn check_free(&self, dir: Inode, name: &[u8], now_ns: u64, past: FsError) -> Result<()> {
         name::check(name, libc::EEXIST)?;
         if self.dirent(dir, name)?.is_some() {
             return Err(EXISTS);
@@ -204,7 +204,7 @@ impl Plan<'_> {
 }
 
 /// Commits, and answers with the object as it is then.
-fn finish(mut change: Change<'_>, ino: ObjectId) -> Result<Entry> {
+fn finish(mut change: Change<'_>, ino: Inode) -> Result<Entry> {
     let attr = change.attr(ino)?;
     change.commit()?;
     Ok(Entry { node: Node::Live(ino), attr, steady: true })

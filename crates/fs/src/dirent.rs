@@ -1,22 +1,24 @@
 //! Directory entries: their keys, values and cookies. docs/format.md §Directory entries.
 //!
-//! Key suffix: the name's hash (8 bytes, big-endian), then the name. Value: d_type (1 byte), object (varint). The
+//! Key suffix: the name's hash (8 bytes, big-endian), then the name. Value: d_type (1 byte), object (varint), and, where
+//! it is the root of another fileset, that one's number (varint). The
 //! hash (SipHash-1-3 keyed per store, 63 bits, never 0, 1 or 2) is also the cookie with which a listing goes on: it
 //! stays valid whatever is added or removed meanwhile. 1 and 2 are the cookies of `.` and `..`.
 
 use std::ops::ControlFlow;
 
-use darner_store::{Key, Kind, ObjectId, Tid};
+use darner_store::{FilesetId, Kind, ObjectId, Tid};
 use siphasher::sip::SipHasher13;
 
 use crate::codec::{Reader, put_varint};
 use crate::error::{FsError, Result};
-use crate::fs::{FILESET, Fs};
+use crate::fs::Fs;
+use crate::node::Inode;
 
 /// What a name leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Dirent {
-    pub(crate) ino: ObjectId,
+    pub(crate) ino: Inode,
     pub(crate) d_type: u8,
 }
 
@@ -25,19 +27,25 @@ impl Dirent {
         self.d_type == libc::DT_DIR
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The value of an entry of a directory of fileset `of`.
+    pub(crate) fn encode(&self, of: FilesetId) -> Vec<u8> {
         let mut out = Vec::with_capacity(11);
         out.push(self.d_type);
-        put_varint(&mut out, self.ino.0);
+        put_varint(&mut out, self.ino.object.0);
+        if self.ino.fileset != of {
+            put_varint(&mut out, self.ino.fileset.0.into());
+        }
         out
     }
 
-    pub(crate) fn decode(value: &[u8]) -> Option<Dirent> {
+    /// The entry in a value of a directory of fileset `of`; `None` if it isn't one.
+    pub(crate) fn decode(value: &[u8], of: FilesetId) -> Option<Dirent> {
         let mut from = Reader(value);
         let d_type = from.byte()?;
-        let ino = ObjectId(from.varint()?);
+        let object = ObjectId(from.varint()?);
+        let fileset = if from.end().is_some() { of } else { FilesetId(from.varint32()?) };
         from.end()?;
-        Some(Dirent { ino, d_type })
+        Some(Dirent { ino: Inode { fileset, object }, d_type })
     }
 }
 
@@ -67,18 +75,18 @@ impl Fs {
     }
 
     /// What `name` leads to in directory `dir` as of `at`.
-    pub(crate) fn dirent(&self, dir: ObjectId, name: &[u8], at: Tid) -> Result<Option<Dirent>> {
-        let key = Key::new(FILESET, dir, Kind::DIRENT, &self.suffix(name));
+    pub(crate) fn dirent(&self, dir: Inode, name: &[u8], at: Tid) -> Result<Option<Dirent>> {
+        let key = dir.key(Kind::DIRENT, &self.suffix(name));
         let Some(found) = self.store.get(&key, at)? else { return Ok(None) };
-        Dirent::decode(&found.value).map(Some).ok_or_else(|| malformed(dir, name, found.tid))
+        Dirent::decode(&found.value, dir.fileset).map(Some).ok_or_else(|| malformed(dir, name, found.tid))
     }
 
     /// The name under which `dir` has `ino` as of `at`. Reads the whole directory: for messages only.
-    pub(crate) fn name_in(&self, dir: ObjectId, ino: ObjectId, at: Tid) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn name_in(&self, dir: Inode, ino: Inode, at: Tid) -> Result<Option<Vec<u8>>> {
         let mut name = None;
-        self.store.scan(FILESET, dir, Kind::DIRENT, &[], at, &mut |suffix, _, value| match (
+        self.store.scan(dir.fileset, dir.object, Kind::DIRENT, &[], at, &mut |suffix, _, value| match (
             parse_dirent_suffix(suffix),
-            Dirent::decode(value),
+            Dirent::decode(value, dir.fileset),
         ) {
             (Some((_, found)), Some(entry)) if entry.ino == ino => {
                 name = Some(found.to_vec());
@@ -90,7 +98,7 @@ impl Fs {
     }
 }
 
-pub(crate) fn malformed(dir: ObjectId, name: &[u8], tid: Tid) -> FsError {
+pub(crate) fn malformed(dir: Inode, name: &[u8], tid: Tid) -> FsError {
     FsError::malformed(format!(
         "the entry {} of directory {dir}, written at tid {tid}, is in no known form",
         name.escape_ascii()
@@ -110,12 +118,16 @@ mod tests {
 
     #[test]
     fn entries_come_back_and_no_bytes_make_decoding_panic() {
-        let entry = Dirent { ino: ObjectId(u64::MAX), d_type: libc::DT_DIR };
-        let bytes = entry.encode();
-        assert_eq!(Dirent::decode(&bytes), Some(entry));
+        let of = FilesetId(1);
+        let entry = Dirent { ino: Inode { fileset: of, object: ObjectId(u64::MAX) }, d_type: libc::DT_DIR };
+        let bytes = entry.encode(of);
+        assert_eq!(Dirent::decode(&bytes, of), Some(entry));
         for cut in 0..bytes.len() {
-            assert_eq!(Dirent::decode(&bytes[..cut]), None);
+            assert_eq!(Dirent::decode(&bytes[..cut], of), None);
         }
+        let root = Dirent { ino: Inode { fileset: FilesetId(300), object: ObjectId(9) }, d_type: libc::DT_DIR };
+        assert_eq!(Dirent::decode(&root.encode(of), of), Some(root));
+        assert_eq!(Dirent::decode(&[4, 9, 0xff], of), None);
         assert_eq!(parse_dirent_suffix(&[0; 7]), None);
     }
 }

@@ -3,13 +3,13 @@
 //! Space is never reserved, so plain allocation only extends the size: a later write can still meet ENOSPC. Moving
 //! data (collapse, insert) shares it and copies nothing.
 
-use darner_store::{ObjectId, Tid};
+use darner_store::Tid;
 
 use crate::change::{Change, SMALL};
 use crate::error::{Result, refuse};
 use crate::file::{FILE_MAX, end_of};
-use crate::fs::{FILESET, Fs};
-use crate::node::Node;
+use crate::fs::Fs;
+use crate::node::{Inode, Node};
 
 /// What fallocate(2) does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +63,7 @@ impl Fs {
             FallocateMode::PunchHole => 0,
             _ => SMALL,
         };
-        let mut plan = self.plan(grows)?;
+        let mut plan = self.plan(ino.fileset, grows)?;
         let attr = plan.attr(ino)?;
         match attr.file_type() {
             libc::S_IFREG => {}
@@ -97,34 +97,34 @@ impl Fs {
 
 impl Change<'_> {
     /// Only ctime changes if the file doesn't grow.
-    fn extend(&mut self, ino: ObjectId, size: u64, end: u64) -> Result<()> {
+    fn extend(&mut self, ino: Inode, size: u64, end: u64) -> Result<()> {
         if end > size {
             self.wrote(ino, end, false)?;
         }
         self.edit(ino).map(|_| ())
     }
 
-    fn zero(&mut self, ino: ObjectId, size: u64, offset: u64, end: u64, grow_to: u64) -> Result<()> {
+    fn zero(&mut self, ino: Inode, size: u64, offset: u64, end: u64, grow_to: u64) -> Result<()> {
         if offset < size {
-            let grown = self.tx.punch(ino, offset, end.min(size) - offset)?;
+            let grown = self.tx.punch(ino.object, offset, end.min(size) - offset)?;
             self.grew(ino, grown)?;
         }
         self.wrote(ino, grow_to, false).map(|_| ())
     }
 
-    fn collapse(&mut self, ino: ObjectId, size: u64, offset: u64, len: u64) -> Result<()> {
+    fn collapse(&mut self, ino: Inode, size: u64, offset: u64, len: u64) -> Result<()> {
         let end = offset + len;
-        let rest = self.fs.store.map(FILESET, ino, end, size - end, Tid::MAX)?;
-        let grown = self.tx.share(ino, offset, &rest)? + self.tx.punch(ino, size - len, len)?;
+        let rest = self.fs.store.map(ino.fileset, ino.object, end, size - end, Tid::MAX)?;
+        let grown = self.tx.share(ino.object, offset, &rest)? + self.tx.punch(ino.object, size - len, len)?;
         self.grew(ino, grown)?;
         self.wrote(ino, 0, false)?;
         self.edit(ino)?.size = size - len;
         Ok(())
     }
 
-    fn insert(&mut self, ino: ObjectId, size: u64, offset: u64, len: u64) -> Result<()> {
-        let rest = self.fs.store.map(FILESET, ino, offset, size - offset, Tid::MAX)?;
-        let grown = self.tx.share(ino, offset + len, &rest)? + self.tx.punch(ino, offset, len)?;
+    fn insert(&mut self, ino: Inode, size: u64, offset: u64, len: u64) -> Result<()> {
+        let rest = self.fs.store.map(ino.fileset, ino.object, offset, size - offset, Tid::MAX)?;
+        let grown = self.tx.share(ino.object, offset + len, &rest)? + self.tx.punch(ino.object, offset, len)?;
         self.grew(ino, grown)?;
         self.wrote(ino, size + len, false).map(|_| ())
     }

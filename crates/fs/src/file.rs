@@ -3,13 +3,13 @@
 //! A read resolves where its bytes are under the lock and reads them without. The end of an append is chosen here, at
 //! commit time. Reading does not change atime. Invariant: no data lies beyond a file's size.
 
-use darner_store::{Kind, ObjectId, Piece};
+use darner_store::{Kind, Piece};
 
 use crate::attr::Attr;
 use crate::change::{Change, SMALL};
 use crate::error::{Result, refuse};
-use crate::fs::{FILESET, Fs};
-use crate::node::Node;
+use crate::fs::Fs;
+use crate::node::{Inode, Node};
 use crate::xattr::CAPABILITY;
 
 /// Where a file must end at the latest.
@@ -61,7 +61,7 @@ impl Fs {
         if len == 0 {
             return Ok((Vec::new(), 0));
         }
-        Ok((self.store.map(FILESET, node.object(), offset, len, node.at())?, len as usize))
+        Ok((self.store.map(node.inode().fileset, node.inode().object, offset, len, node.at())?, len as usize))
     }
 
     fn fetch(&self, node: Node, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
@@ -98,7 +98,7 @@ impl Fs {
     ) -> Result<Written> {
         let ino = node.writable()?;
         let data = &data[..data.len().min(WRITE_MAX)];
-        let mut plan = self.plan(data.len() as u64 + SMALL)?;
+        let mut plan = self.plan(ino.fileset, data.len() as u64 + SMALL)?;
         let size = plan.file(ino)?.size;
         let offset = offset.unwrap_or(size);
         if data.is_empty() {
@@ -106,7 +106,7 @@ impl Fs {
         }
         let end = end_of(offset, data.len() as u64)?;
         let mut change = plan.begin(now_ns)?;
-        let grown = change.tx.write(ino, offset, data)?;
+        let grown = change.tx.write(ino.object, offset, data)?;
         change.grew(ino, grown)?;
         let size = change.wrote(ino, end, kill_suidgid)?;
         change.commit()?;
@@ -120,7 +120,7 @@ impl Fs {
         if offset >= size {
             return refuse(libc::ENXIO, "the offset is beyond the end");
         }
-        let data = self.store.next_data(FILESET, node.object(), offset, node.at())?;
+        let data = self.store.next_data(node.inode().fileset, node.inode().object, offset, node.at())?;
         match (what, data) {
             (Seek::Data, Some((start, _))) if start < size => Ok(start.max(offset)),
             (Seek::Data, _) => refuse(libc::ENXIO, "no data follows"),
@@ -148,7 +148,7 @@ pub(crate) fn without_set_ids(mode: u32) -> u32 {
 
 impl Change<'_> {
     /// Data changed, up to `end`: size, times, privileges. Returns the size.
-    pub(crate) fn wrote(&mut self, ino: ObjectId, end: u64, kill_suidgid: bool) -> Result<u64> {
+    pub(crate) fn wrote(&mut self, ino: Inode, end: u64, kill_suidgid: bool) -> Result<u64> {
         self.kill_privileges(ino, kill_suidgid)?;
         let time = self.time;
         let attr = self.edit(ino)?;
@@ -158,14 +158,14 @@ impl Change<'_> {
     }
 
     /// Drops file capabilities and, if asked to, set-id bits.
-    pub(crate) fn kill_privileges(&mut self, ino: ObjectId, set_ids: bool) -> Result<()> {
+    pub(crate) fn kill_privileges(&mut self, ino: Inode, set_ids: bool) -> Result<()> {
         let attr = self.edit(ino)?;
         if set_ids {
             attr.mode = without_set_ids(attr.mode);
         }
         if attr.flags & Attr::CAPS != 0 {
             attr.flags &= !Attr::CAPS;
-            self.tx.delete(ino, Kind::XATTR, CAPABILITY);
+            self.delete(ino, Kind::XATTR, CAPABILITY);
         }
         Ok(())
     }

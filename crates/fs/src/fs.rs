@@ -8,22 +8,15 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use darner_store::{FilesetId, Key, Kind, ObjectId, Store, Tid};
+use darner_store::{Kind, ObjectId, Store, Tid};
 use jiff::tz::TimeZone;
 use parking_lot::{Mutex, RwLock};
 
 use crate::attr::{Attr, Time};
 use crate::change::SMALL;
 use crate::error::{FsError, Result, refuse};
-use crate::node::Node;
+use crate::node::{Inode, MAIN, Node, ROOT};
 use crate::view::Recent;
-
-/// The fileset that a store is created with.
-pub const FILESET: FilesetId = FilesetId(1);
-/// The root directory.
-pub const ROOT: ObjectId = ObjectId(1);
-/// The fileset itself: its labels and orphans are records of this object.
-pub const META: ObjectId = ObjectId(0);
 
 /// A filesystem in a store.
 pub struct Fs {
@@ -32,7 +25,7 @@ pub struct Fs {
     pub(crate) zone: TimeZone,
     pub(crate) live: RwLock<()>,
     /// Objects without a name that may still be open; mirrors the ORPHAN records.
-    pub(crate) orphans: Mutex<HashSet<ObjectId>>,
+    pub(crate) orphans: Mutex<HashSet<Inode>>,
     /// What relative times meant within the last second.
     pub(crate) recent: Mutex<Recent>,
 }
@@ -45,7 +38,7 @@ impl Fs {
             return refuse(libc::EEXIST, "the store has a filesystem already");
         }
         fs.store.admit(SMALL)?;
-        let mut tx = fs.store.begin(FILESET, now_ns)?;
+        let mut tx = fs.store.begin(MAIN, now_ns)?;
         let time = Time::from(tx.tid());
         let root = Attr {
             mode: libc::S_IFDIR | (mode & 0o7777),
@@ -55,7 +48,7 @@ impl Fs {
             size: 0,
             bytes: 0,
             rdev: 0,
-            parent: ROOT,
+            parent: ROOT.object,
             flags: 0,
             atime: time,
             mtime: time,
@@ -63,7 +56,7 @@ impl Fs {
             btime: time,
         };
         let value = root.encode(tx.tid());
-        tx.put(ROOT, Kind::ATTR, &[], &value);
+        tx.put(ROOT.object, Kind::ATTR, &[], &value);
         tx.count(1, 0);
         tx.commit()?;
         Ok(fs)
@@ -75,7 +68,7 @@ impl Fs {
         if fs.attr_at(ROOT, Tid::MAX)?.is_none() {
             return refuse(libc::ENODEV, "the store has no filesystem");
         }
-        fs.load_orphans()?;
+        fs.load_orphans(MAIN)?;
         Ok(fs)
     }
 
@@ -111,8 +104,8 @@ impl Fs {
     }
 
     /// An object's attributes as of `at`, if it existed.
-    pub(crate) fn attr_at(&self, ino: ObjectId, at: Tid) -> Result<Option<Attr>> {
-        let Some(found) = self.store.get(&Key::new(FILESET, ino, Kind::ATTR, &[]), at)? else { return Ok(None) };
+    pub(crate) fn attr_at(&self, ino: Inode, at: Tid) -> Result<Option<Attr>> {
+        let Some(found) = self.store.get(&ino.key(Kind::ATTR, &[]), at)? else { return Ok(None) };
         match Attr::decode(&found.value, found.tid) {
             Some(attr) => Ok(Some(attr)),
             None => Err(FsError::malformed(format!(
@@ -127,7 +120,7 @@ impl Fs {
         if let Node::Points(ino) = node {
             return Ok(self.points_attr(ino));
         }
-        match self.attr_at(node.object(), node.at())? {
+        match self.attr_at(node.inode(), node.at())? {
             Some(attr) => Ok(attr),
             None => refuse(libc::ESTALE, "the file does not exist any more"),
         }
@@ -144,20 +137,20 @@ impl Fs {
         if !self.attr(node)?.is_symlink() {
             return refuse(libc::EINVAL, "not a symbolic link");
         }
-        let key = Key::new(FILESET, node.object(), Kind::TARGET, &[]);
+        let key = node.inode().key(Kind::TARGET, &[]);
         match self.store.get(&key, node.at())? {
             Some(target) => Ok(target.value.to_vec()),
-            None => Err(FsError::malformed(format!("symbolic link {} has no target", node.object()))),
+            None => Err(FsError::malformed(format!("symbolic link {} has no target", node.inode()))),
         }
     }
 
     /// A path for messages: names from the root down to `node`, as far as they can be found.
     pub fn path_of(&self, node: Node) -> String {
-        let (mut ino, at) = (node.object(), node.at());
+        let (mut ino, at) = (node.inode(), node.at());
         let mut names = Vec::new();
         while ino != ROOT && names.len() < 4096 {
             let parent = match self.attr_at(ino, at) {
-                Ok(Some(attr)) => attr.parent,
+                Ok(Some(attr)) => above(ino, attr.parent),
                 _ => break,
             };
             match self.name_in(parent, ino, at) {
@@ -188,12 +181,17 @@ impl Fs {
     /// Visits an object's records of one kind as of `at`, from the first suffix ≥ `from`.
     pub(crate) fn each(
         &self,
-        object: ObjectId,
+        object: Inode,
         kind: Kind,
         from: &[u8],
         at: Tid,
         mut visit: impl FnMut(&[u8], Tid, &[u8]) -> ControlFlow<()>,
     ) -> Result<()> {
-        Ok(self.store.scan(FILESET, object, kind, from, at, &mut visit)?)
+        Ok(self.store.scan(object.fileset, object.object, kind, from, at, &mut visit)?)
     }
+}
+
+/// The directory above one whose attributes name this parent. A fileset's root names itself: above it is the main root.
+pub(crate) fn above(ino: Inode, parent: ObjectId) -> Inode {
+    if parent == ino.object { ROOT } else { ino.sibling(parent) }
 }

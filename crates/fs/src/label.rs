@@ -1,17 +1,18 @@
 //! Labels: names for tids. A *snapshot* is a label on a tid; making one costs one small record. docs/format.md
 //! §Labels.
 //!
-//! Key: object [`META`], suffix: the name. Value: the tid (varint). A label's name is never itself a WHEN, so
+//! Each fileset has its own. Key: object 0, suffix: the name. Value: the tid (varint). A label's name is never itself a WHEN, so
 //! `@@label` has one meaning.
 
 use std::ops::ControlFlow;
 
-use darner_store::{Key, Kind, Tid};
+use darner_store::{FilesetId, Kind, Tid};
 
 use crate::change::SMALL;
 use crate::codec::{Reader, put_varint};
 use crate::error::{FsError, Result, refuse};
-use crate::fs::{FILESET, Fs, META};
+use crate::fs::Fs;
+use crate::node::Inode;
 use crate::when;
 
 /// A label.
@@ -29,60 +30,62 @@ const LABEL_MAX: usize = 128;
 
 impl Fs {
     /// Gives the newest moment (or `at`) a name and returns it. EEXIST if the name is taken.
-    pub fn add_label(&self, name: &str, at: Option<Tid>, now_ns: u64) -> Result<Label> {
+    pub fn add_label(&self, fileset: FilesetId, name: &str, at: Option<Tid>, now_ns: u64) -> Result<Label> {
         self.check_label(name, now_ns)?;
-        let plan = self.plan(SMALL)?;
+        let plan = self.plan(fileset, SMALL)?;
         let newest = plan.newest;
         let tid = at.unwrap_or(newest);
         if tid < self.store.birth() || tid > newest {
             return refuse(libc::EINVAL, "a label needs a moment between the filesystem's birth and now");
         }
-        if self.label_tid(name)?.is_some() {
+        if self.label_tid(fileset, name)?.is_some() {
             return refuse(libc::EEXIST, "there is a label of this name");
         }
         let mut change = plan.begin(now_ns)?;
         let mut value = Vec::new();
         put_varint(&mut value, tid.0);
-        change.tx.put(META, Kind::LABEL, name.as_bytes(), &value);
+        change.put(Inode::meta(fileset), Kind::LABEL, name.as_bytes(), &value);
         let made = change.commit()?;
         Ok(Label { name: name.to_string(), tid, made })
     }
 
     /// Takes a label away (the moment stays). ENOENT if there is none.
-    pub fn remove_label(&self, name: &str, now_ns: u64) -> Result<()> {
-        let plan = self.plan(0)?;
-        if self.label_tid(name)?.is_none() {
+    pub fn remove_label(&self, fileset: FilesetId, name: &str, now_ns: u64) -> Result<()> {
+        let plan = self.plan(fileset, 0)?;
+        if self.label_tid(fileset, name)?.is_none() {
             return refuse(libc::ENOENT, "there is no label of this name");
         }
         let mut change = plan.begin(now_ns)?;
-        change.tx.delete(META, Kind::LABEL, name.as_bytes());
+        change.delete(Inode::meta(fileset), Kind::LABEL, name.as_bytes());
         change.commit()?;
         Ok(())
     }
 
-    /// All labels, by name.
-    pub fn labels(&self) -> Result<Vec<Label>> {
+    /// All labels of a fileset, by name.
+    pub fn labels(&self, fileset: FilesetId) -> Result<Vec<Label>> {
         let mut labels = Vec::new();
         let mut damaged = None;
-        self.each(META, Kind::LABEL, &[], Tid::MAX, |name, made, value| match (decode(value), str::from_utf8(name)) {
-            (Some(tid), Ok(name)) => {
-                labels.push(Label { name: name.to_string(), tid, made });
-                ControlFlow::Continue(())
-            }
-            _ => {
-                damaged = Some(malformed(name));
-                ControlFlow::Break(())
+        self.each(Inode::meta(fileset), Kind::LABEL, &[], Tid::MAX, |name, made, value| {
+            match (decode(value), str::from_utf8(name)) {
+                (Some(tid), Ok(name)) => {
+                    labels.push(Label { name: name.to_string(), tid, made });
+                    ControlFlow::Continue(())
+                }
+                _ => {
+                    damaged = Some(malformed(name));
+                    ControlFlow::Break(())
+                }
             }
         })?;
         damaged.map_or(Ok(labels), Err)
     }
 
     /// The moment a label names.
-    pub(crate) fn label_tid(&self, name: &str) -> Result<Option<Tid>> {
+    pub(crate) fn label_tid(&self, fileset: FilesetId, name: &str) -> Result<Option<Tid>> {
         if name.is_empty() || name.len() > LABEL_MAX {
             return Ok(None);
         }
-        match self.store.get(&Key::new(FILESET, META, Kind::LABEL, name.as_bytes()), Tid::MAX)? {
+        match self.store.get(&Inode::meta(fileset).key(Kind::LABEL, name.as_bytes()), Tid::MAX)? {
             Some(found) => decode(&found.value).map(Some).ok_or_else(|| malformed(name.as_bytes())),
             None => Ok(None),
         }

@@ -6,12 +6,13 @@
 
 use std::ops::ControlFlow;
 
-use darner_store::{Kind, ObjectId, Tid};
+use darner_store::{Kind, Tid};
 
 use crate::attr::{Attr, Time};
 use crate::dirent::Dirent;
 use crate::error::{Result, refuse};
-use crate::fs::{FILESET, Fs, ROOT};
+use crate::fs::Fs;
+use crate::node::Inode;
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,14 +43,14 @@ pub struct LogEntry {
     /// What happened.
     pub what: What,
     /// To which object.
-    pub ino: ObjectId,
+    pub ino: Inode,
     /// The object's attributes since.
     pub attr: Attr,
 }
 
 /// A stretch of time in which a name led to one object.
 struct Tenure {
-    ino: ObjectId,
+    ino: Inode,
     from: Tid,
     /// When it ended; `None`: it lasts.
     until: Option<Tid>,
@@ -59,16 +60,16 @@ struct Tenure {
 const RUN_NANOS: u64 = 1_000_000_000;
 
 impl Fs {
-    /// The versions of the objects at a path (names from the root down), oldest first; of its directories too, all that ever
+    /// The versions of the objects at a path (names from `root` down), oldest first; of its directories too, all that ever
     /// had their names are looked into. With `coalesce`, of writes that follow one another within a second only the last
     /// is told. ENOENT if nothing ever had this name.
-    pub fn log(&self, path: &[&[u8]], coalesce: bool) -> Result<Vec<LogEntry>> {
+    pub fn log(&self, root: Inode, path: &[&[u8]], coalesce: bool) -> Result<Vec<LogEntry>> {
         let Some((name, dirs)) = path.split_last() else {
-            return self.tell(&[Tenure { ino: ROOT, from: Tid::ZERO, until: None }], coalesce);
+            return self.tell(&[Tenure { ino: root, from: Tid::ZERO, until: None }], coalesce);
         };
-        let mut within = vec![ROOT];
+        let mut within = vec![root];
         for name in dirs {
-            let mut next: Vec<ObjectId> = self.tenures_in(&within, name)?.iter().map(|t| t.ino).collect();
+            let mut next: Vec<Inode> = self.tenures_in(&within, name)?.iter().map(|t| t.ino).collect();
             next.sort_unstable();
             next.dedup();
             within = next;
@@ -81,7 +82,7 @@ impl Fs {
     }
 
     /// Which objects had a name in any of these directories, oldest first.
-    fn tenures_in(&self, dirs: &[ObjectId], name: &[u8]) -> Result<Vec<Tenure>> {
+    fn tenures_in(&self, dirs: &[Inode], name: &[u8]) -> Result<Vec<Tenure>> {
         let mut all = Vec::new();
         for dir in dirs {
             all.extend(self.tenures(*dir, name)?);
@@ -91,12 +92,12 @@ impl Fs {
     }
 
     /// Which objects had a name and when, oldest first.
-    fn tenures(&self, dir: ObjectId, name: &[u8]) -> Result<Vec<Tenure>> {
+    fn tenures(&self, dir: Inode, name: &[u8]) -> Result<Vec<Tenure>> {
         let suffix = self.suffix(name);
         let mut changes = Vec::new();
-        self.store.versions(FILESET, dir, Kind::DIRENT, &suffix, &mut |found, tid, value| {
+        self.store.versions(dir.fileset, dir.object, Kind::DIRENT, &suffix, &mut |found, tid, value| {
             if found == suffix {
-                changes.push((tid, value.and_then(Dirent::decode)));
+                changes.push((tid, value.and_then(|value| Dirent::decode(value, dir.fileset))));
             }
             ControlFlow::Continue(())
         })?;
@@ -154,9 +155,9 @@ impl Fs {
     }
 
     /// All versions of an object's attributes, oldest first.
-    fn attr_versions(&self, ino: ObjectId) -> Result<Vec<(Tid, Attr)>> {
+    fn attr_versions(&self, ino: Inode) -> Result<Vec<(Tid, Attr)>> {
         let mut versions = Vec::new();
-        self.store.versions(FILESET, ino, Kind::ATTR, &[], &mut |_, tid, value| {
+        self.store.versions(ino.fileset, ino.object, Kind::ATTR, &[], &mut |_, tid, value| {
             versions.extend(value.and_then(|value| Attr::decode(value, tid)).map(|attr| (tid, attr)));
             ControlFlow::Continue(())
         })?;

@@ -1,13 +1,12 @@
 //! Looking a name up in a directory: live, as of a moment, or among the points in time.
 
-use darner_store::ObjectId;
 use parking_lot::RwLockReadGuard;
 
 use crate::attr::Attr;
 use crate::error::{Result, refuse};
-use crate::fs::Fs;
+use crate::fs::{Fs, above};
 use crate::name::NAME_MAX;
-use crate::node::Node;
+use crate::node::{Inode, Node};
 
 /// Where a name leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,11 +43,11 @@ impl Fs {
             return self.lookup_point(object, name, now_ns);
         }
         if name.len() <= NAME_MAX
-            && let Some(found) = self.dirent(dir.object(), name, dir.at())?
+            && let Some(found) = self.dirent(dir.inode(), name, dir.at())?
         {
             return self.entry(dir.beside(found.ino));
         }
-        match self.lookup_past(dir.object(), name, now_ns)? {
+        match self.lookup_past(dir.inode(), name, now_ns)? {
             Some(entry) => Ok(entry),
             None if name.len() > NAME_MAX => refuse(libc::ENAMETOOLONG, "the name is longer than 255 bytes"),
             None => refuse(libc::ENOENT, "no such file or directory"),
@@ -59,14 +58,14 @@ impl Fs {
     pub(crate) fn parent(&self, node: Node) -> Result<Node> {
         match node {
             Node::Points(object) => Ok(Node::Live(object)),
-            _ => Ok(node.beside(self.attr(node)?.parent)),
+            _ => Ok(node.beside(above(node.inode(), self.attr(node)?.parent))),
         }
     }
 
     /// Any WHEN is a name among the points in time.
-    fn lookup_point(&self, object: ObjectId, name: &[u8], now_ns: u64) -> Result<Entry> {
+    fn lookup_point(&self, object: Inode, name: &[u8], now_ns: u64) -> Result<Entry> {
         if let Ok(text) = std::str::from_utf8(name)
-            && let Some(moment) = self.moment(text, now_ns)?
+            && let Some(moment) = self.moment(object.fileset, text, now_ns)?
             && let Some(attr) = self.attr_at(object, moment.tid)?
         {
             return Ok(Entry { node: Node::AsOf(object, moment.tid), attr, steady: moment.steady });

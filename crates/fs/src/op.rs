@@ -1,6 +1,6 @@
 //! Operations and replies as plain data, and the one place that takes the former to the latter.
 
-use darner_store::{ObjectId, Tid};
+use darner_store::{FilesetId, Tid};
 
 use crate::attr::Attr;
 use crate::create::Created;
@@ -10,7 +10,7 @@ use crate::file::{Seek, Written};
 use crate::fs::Fs;
 use crate::label::Label;
 use crate::lookup::Entry;
-use crate::node::Node;
+use crate::node::{Inode, Node};
 use crate::readdir::DirEntry;
 use crate::rename::RenameMode;
 use crate::setattr::SetAttr;
@@ -59,9 +59,9 @@ pub enum Op<'a> {
     SetXattr { node: Node, name: &'a [u8], value: &'a [u8], how: SetXattr },
     RemoveXattr { node: Node, name: &'a [u8] },
     ReadDir { dir: Node, after: u64, room: usize, head: usize, plus: bool },
-    Forget { objects: &'a [ObjectId] },
-    AddLabel { name: &'a str, at: Option<Tid> },
-    RemoveLabel { name: &'a str },
+    Forget { objects: &'a [Inode] },
+    AddLabel { fileset: FilesetId, name: &'a str, at: Option<Tid> },
+    RemoveLabel { fileset: FilesetId, name: &'a str },
     StatFs,
     Sync,
 }
@@ -158,8 +158,8 @@ impl Fs {
                 Reply::Entries(self.readdir(dir, after, room, head, plus, now)?)
             }
             Op::Forget { objects } => done(self.forget(now, objects)?),
-            Op::AddLabel { name, at } => Reply::Label(self.add_label(name, at, now)?),
-            Op::RemoveLabel { name } => done(self.remove_label(name, now)?),
+            Op::AddLabel { fileset, name, at } => Reply::Label(self.add_label(fileset, name, at, now)?),
+            Op::RemoveLabel { fileset, name } => done(self.remove_label(fileset, name, now)?),
             Op::StatFs => Reply::StatFs(self.statfs()?),
             Op::Sync => Reply::Synced(self.sync()?),
         })

@@ -5,12 +5,13 @@
 
 use std::collections::HashSet;
 
-use darner_store::{ObjectId, Tid};
+use darner_store::Tid;
 use jiff::ToSpan;
 
 use crate::attr::{Attr, Time};
 use crate::error::Result;
 use crate::fs::Fs;
+use crate::node::Inode;
 use crate::when;
 
 const HOURS: i64 = 24;
@@ -18,11 +19,12 @@ const DAYS: i64 = 31;
 
 impl Fs {
     /// The points of a directory, each name with its tid.
-    pub fn points(&self, object: ObjectId, now_ns: u64) -> Result<Vec<(String, Tid)>> {
-        let mut points: Vec<(String, Tid)> = self.labels()?.into_iter().map(|label| (label.name, label.tid)).collect();
+    pub fn points(&self, object: Inode, now_ns: u64) -> Result<Vec<(String, Tid)>> {
+        let mut points: Vec<(String, Tid)> =
+            self.labels(object.fileset)?.into_iter().map(|label| (label.name, label.tid)).collect();
         let mut seen = HashSet::new();
         for name in self.midnights(now_ns).into_iter().chain(self.hours(now_ns)).chain(self.birth_of(object)?) {
-            let tid = self.moment(&name, now_ns)?.map(|moment| moment.tid);
+            let tid = self.moment(object.fileset, &name, now_ns)?.map(|moment| moment.tid);
             points.extend(tid.filter(|tid| seen.insert(*tid)).map(|tid| (name, tid)));
         }
         let mut there = Vec::new();
@@ -47,14 +49,14 @@ impl Fs {
         hours.filter_map(|hour| when::name(when::tid_of(hour.timestamp()), &self.zone)).collect()
     }
 
-    fn birth_of(&self, object: ObjectId) -> Result<Option<String>> {
+    fn birth_of(&self, object: Inode) -> Result<Option<String>> {
         let Some(attr) = self.attr_at(object, Tid::MAX)? else { return Ok(None) };
         let nanos = attr.btime.secs as u64 * 1_000_000_000 + u64::from(attr.btime.nanos);
         Ok(when::name(Tid(nanos), &self.zone))
     }
 
     /// Attributes of the virtual directory.
-    pub(crate) fn points_attr(&self, object: ObjectId) -> Attr {
+    pub(crate) fn points_attr(&self, object: Inode) -> Attr {
         let birth = Time::from(self.store.birth());
         Attr {
             mode: libc::S_IFDIR | 0o555,
@@ -64,7 +66,7 @@ impl Fs {
             size: 0,
             bytes: 0,
             rdev: 0,
-            parent: object,
+            parent: object.object,
             flags: 0,
             atime: birth,
             mtime: birth,

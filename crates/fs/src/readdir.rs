@@ -6,13 +6,13 @@
 
 use std::ops::ControlFlow;
 
-use darner_store::{Kind, ObjectId, Tid};
+use darner_store::{Kind, Tid};
 
 use crate::attr::Attr;
 use crate::dirent::{Dirent, cookie, malformed, parse_dirent_suffix};
 use crate::error::{Result, refuse};
 use crate::fs::Fs;
-use crate::node::Node;
+use crate::node::{Inode, Node};
 
 /// An entry of a listing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,7 +68,7 @@ impl Fs {
         }
         if plus {
             for entry in entries.iter_mut().filter(|entry| entry.cookie > DOT_DOT) {
-                entry.attr = self.attr_at(entry.node.object(), entry.node.at())?;
+                entry.attr = self.attr_at(entry.node.inode(), entry.node.at())?;
             }
         }
         Ok(entries)
@@ -94,9 +94,11 @@ impl Fs {
     fn list_dir(&self, dir: Node, after: u64, room: &mut Room, entries: &mut Vec<DirEntry>) -> Result<()> {
         let from = after.max(DOT_DOT).saturating_add(1).to_be_bytes();
         let mut end = Ok(None);
-        self.each(dir.object(), Kind::DIRENT, &from, dir.at(), |suffix, tid, value| {
-            let (Some((cookie, name)), Some(found)) = (parse_dirent_suffix(suffix), Dirent::decode(value)) else {
-                end = Err(malformed(dir.object(), suffix, tid));
+        self.each(dir.inode(), Kind::DIRENT, &from, dir.at(), |suffix, tid, value| {
+            let (Some((cookie, name)), Some(found)) =
+                (parse_dirent_suffix(suffix), Dirent::decode(value, dir.inode().fileset))
+            else {
+                end = Err(malformed(dir.inode(), suffix, tid));
                 return ControlFlow::Break(());
             };
             if !room.take(name) {
@@ -120,7 +122,7 @@ impl Fs {
 
     fn list_points(
         &self,
-        object: ObjectId,
+        object: Inode,
         after: u64,
         room: &mut Room,
         entries: &mut Vec<DirEntry>,
@@ -161,7 +163,7 @@ mod tests {
     use super::*;
 
     fn entry(cookie: u64) -> DirEntry {
-        DirEntry { name: vec![], cookie, node: Node::Live(ObjectId(2)), d_type: libc::DT_REG, attr: None }
+        DirEntry { name: vec![], cookie, node: Node::Live(Inode::main(2)), d_type: libc::DT_REG, attr: None }
     }
 
     #[test]

@@ -3,14 +3,12 @@
 //! Two names of one file: nothing happens. What is replaced loses a link. The renamed object's ctime changes, and
 //! both directories' times. Whiteouts are not offered (EINVAL).
 
-use darner_store::ObjectId;
-
 use crate::change::{Change, Plan, SMALL};
 use crate::dirent::Dirent;
 use crate::error::{FsError, Result, refuse};
-use crate::fs::{Fs, ROOT};
+use crate::fs::Fs;
 use crate::name;
-use crate::node::Node;
+use crate::node::{Inode, Node};
 
 /// What a rename does about a target that exists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -39,7 +37,7 @@ impl RenameMode {
 /// One end of a rename: a name and what it leads to.
 #[derive(Clone, Copy)]
 struct End<'n> {
-    dir: ObjectId,
+    dir: Inode,
     name: &'n [u8],
     found: Dirent,
 }
@@ -56,7 +54,7 @@ impl Fs {
         mode: RenameMode,
     ) -> Result<()> {
         let (dir, new_dir) = (dir.writable()?, new_dir.writable()?);
-        let mut plan = self.plan(SMALL)?;
+        let mut plan = self.plan(dir.fileset, SMALL)?;
         name::check(name, libc::EBUSY)?;
         name::check(new_name, libc::EBUSY)?;
         let from = End { dir, name, found: self.victim(&mut plan, dir, name, now_ns)? };
@@ -92,16 +90,17 @@ impl Fs {
 
 impl Plan<'_> {
     /// A directory can't move into itself or below.
-    fn check_not_within(&mut self, dir: ObjectId, moved: End<'_>) -> Result<()> {
+    fn check_not_within(&mut self, dir: Inode, moved: End<'_>) -> Result<()> {
         if !moved.found.is_dir() || dir == moved.dir {
             return Ok(());
         }
         let mut at = dir;
         while at != moved.found.ino {
-            if at == ROOT {
+            let parent = at.sibling(self.attr(at)?.parent);
+            if parent == at {
                 return Ok(());
             }
-            at = self.attr(at)?.parent;
+            at = parent;
         }
         refuse(libc::EINVAL, "a directory can't be moved into itself")
     }
@@ -119,7 +118,7 @@ impl Plan<'_> {
 }
 
 impl Change<'_> {
-    fn move_entry(mut self, from: End<'_>, new_dir: ObjectId, new_name: &[u8], replaced: Option<Dirent>) -> Result<()> {
+    fn move_entry(mut self, from: End<'_>, new_dir: Inode, new_name: &[u8], replaced: Option<Dirent>) -> Result<()> {
         let subdirs = i32::from(from.found.is_dir());
         self.delete_name(from.dir, from.name);
         self.put_name(new_dir, new_name, from.found);
@@ -131,7 +130,7 @@ impl Change<'_> {
             }
             None => self.mend_dir(new_dir, 1, subdirs)?,
         }
-        self.edit(from.found.ino)?.parent = new_dir;
+        self.edit(from.found.ino)?.parent = new_dir.object;
         self.commit()?;
         Ok(())
     }
@@ -142,8 +141,8 @@ impl Change<'_> {
         let gained = i32::from(to.found.is_dir()) - i32::from(from.found.is_dir());
         self.mend_dir(from.dir, 0, gained)?;
         self.mend_dir(to.dir, 0, -gained)?;
-        self.edit(from.found.ino)?.parent = to.dir;
-        self.edit(to.found.ino)?.parent = from.dir;
+        self.edit(from.found.ino)?.parent = to.dir.object;
+        self.edit(to.found.ino)?.parent = from.dir.object;
         self.commit()?;
         Ok(())
     }

@@ -4,14 +4,12 @@
 //! so does one that changes neither owner nor group, which reaches us as a request that asks for nothing. ctime
 //! always changes; other times only as asked for, and mtime on truncation.
 
-use darner_store::ObjectId;
-
 use crate::attr::{Attr, Time};
 use crate::change::Change;
 use crate::error::{Result, refuse};
 use crate::file::end_of;
 use crate::fs::Fs;
-use crate::node::Node;
+use crate::node::{Inode, Node};
 
 /// A time to be set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +53,7 @@ impl Fs {
     /// Changes attributes and returns them as they are then.
     pub fn setattr(&self, now_ns: u64, node: Node, set: &SetAttr) -> Result<Attr> {
         let ino = node.writable()?;
-        let mut plan = self.plan(0)?;
+        let mut plan = self.plan(ino.fileset, 0)?;
         let attr = plan.attr(ino)?;
         if let Some(size) = set.size {
             attr.check_file()?;
@@ -80,10 +78,10 @@ impl Fs {
 }
 
 impl Change<'_> {
-    fn truncate(&mut self, ino: ObjectId, size: u64, kill_suidgid: bool) -> Result<()> {
+    fn truncate(&mut self, ino: Inode, size: u64, kill_suidgid: bool) -> Result<()> {
         let attr = self.attr(ino)?;
         if size < attr.size && attr.bytes != 0 {
-            let grown = self.tx.punch(ino, size, u64::MAX - size)?;
+            let grown = self.tx.punch(ino.object, size, u64::MAX - size)?;
             self.grew(ino, grown)?;
         }
         self.wrote(ino, 0, kill_suidgid)?;
@@ -91,7 +89,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn set_owner(&mut self, ino: ObjectId, set: &SetAttr) -> Result<()> {
+    fn set_owner(&mut self, ino: Inode, set: &SetAttr) -> Result<()> {
         let asks_nothing = SetAttr { kill_suidgid: false, ..*set } == SetAttr::default();
         let chown = set.uid.is_some() || set.gid.is_some();
         if (chown || asks_nothing) && !self.attr(ino)?.is_dir() {
@@ -103,7 +101,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn set_times(&mut self, ino: ObjectId, set: &SetAttr) -> Result<()> {
+    fn set_times(&mut self, ino: Inode, set: &SetAttr) -> Result<()> {
         let now = self.time;
         let time = |set| match set {
             SetTime::Now => now,

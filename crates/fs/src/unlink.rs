@@ -7,15 +7,13 @@ use crate::dirent::Dirent;
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
 use crate::name;
-use crate::node::Node;
-
-use darner_store::ObjectId;
+use crate::node::{Inode, Node};
 
 impl Fs {
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, now_ns: u64, dir: Node, name: &[u8]) -> Result<()> {
         let dir = dir.writable()?;
-        let mut plan = self.plan(0)?;
+        let mut plan = self.plan(dir.fileset, 0)?;
         name::check(name, libc::EISDIR)?;
         let found = self.victim(&mut plan, dir, name, now_ns)?;
         if found.is_dir() {
@@ -33,7 +31,7 @@ impl Fs {
     /// Removes an empty directory.
     pub fn rmdir(&self, now_ns: u64, dir: Node, name: &[u8]) -> Result<()> {
         let dir = dir.writable()?;
-        let mut plan = self.plan(0)?;
+        let mut plan = self.plan(dir.fileset, 0)?;
         name::check(name, if name == b"." { libc::EINVAL } else { libc::ENOTEMPTY })?;
         let found = self.victim(&mut plan, dir, name, now_ns)?;
         if !found.is_dir() {
@@ -51,7 +49,7 @@ impl Fs {
     }
 
     /// What a name that is to go leads to.
-    pub(crate) fn victim(&self, plan: &mut Plan<'_>, dir: ObjectId, name: &[u8], now_ns: u64) -> Result<Dirent> {
+    pub(crate) fn victim(&self, plan: &mut Plan<'_>, dir: Inode, name: &[u8], now_ns: u64) -> Result<Dirent> {
         plan.dir(dir)?;
         if let Some(found) = plan.dirent(dir, name)? {
             return Ok(found);

@@ -7,14 +7,14 @@
 
 use std::collections::HashMap;
 
-use darner_store::{ObjectId, Tid};
+use darner_store::{FilesetId, Tid};
 
 use crate::change::Plan;
 use crate::error::{FsError, Result};
 use crate::fs::Fs;
 use crate::lookup::Entry;
 use crate::name::{NAME_MAX, is_dots};
-use crate::node::Node;
+use crate::node::{Inode, Node};
 use crate::when;
 
 /// The virtual directory of a directory's points in time.
@@ -38,7 +38,7 @@ const RECENT_NANOS: u64 = 1_000_000_000;
 
 impl Plan<'_> {
     /// Refuses a name that is to be given, changed or taken away if it leads into the past.
-    pub(crate) fn not_in_the_past(&self, dir: ObjectId, name: &[u8], now_ns: u64, refusal: FsError) -> Result<()> {
+    pub(crate) fn not_in_the_past(&self, dir: Inode, name: &[u8], now_ns: u64, refusal: FsError) -> Result<()> {
         match self.fs.lookup_past(dir, name, now_ns)? {
             Some(_) => Err(refusal),
             None => Ok(()),
@@ -54,25 +54,25 @@ enum Meaning {
 }
 
 impl Fs {
-    /// The tid that a WHEN means; `None` if it is none, or a moment before the filesystem's birth or in the future.
+    /// The tid that a WHEN means in a fileset (each has labels of its own); `None` if it is none, or a moment before the filesystem's birth or in the future.
     ///
     /// For up to a second a relative text means the same tid, so that the steps of one walk see one moment.
-    pub fn resolve_when(&self, text: &str, now_ns: u64) -> Result<Option<Tid>> {
-        Ok(self.moment(text, now_ns)?.map(|moment| moment.tid))
+    pub fn resolve_when(&self, fileset: FilesetId, text: &str, now_ns: u64) -> Result<Option<Tid>> {
+        Ok(self.moment(fileset, text, now_ns)?.map(|moment| moment.tid))
     }
 
     /// The same, and whether it will stay so.
-    pub fn moment(&self, text: &str, now_ns: u64) -> Result<Option<Moment>> {
-        Ok(match self.meaning(text, now_ns)? {
+    pub fn moment(&self, fileset: FilesetId, text: &str, now_ns: u64) -> Result<Option<Moment>> {
+        Ok(match self.meaning(fileset, text, now_ns)? {
             Meaning::At(moment) => Some(moment),
             Meaning::NotAWhen | Meaning::Nowhere => None,
         })
     }
 
-    fn meaning(&self, text: &str, now_ns: u64) -> Result<Meaning> {
+    fn meaning(&self, fileset: FilesetId, text: &str, now_ns: u64) -> Result<Meaning> {
         let newest = self.store.tid();
         let Some(when) = when::parse(text, now_ns, &self.zone) else {
-            let label = self.label_tid(text)?;
+            let label = self.label_tid(fileset, text)?;
             return Ok(label.map_or(Meaning::NotAWhen, |tid| Meaning::At(Moment { tid, steady: false })));
         };
         if text == "now" {
@@ -102,7 +102,7 @@ impl Fs {
 
     /// What an as-of name leads to in directory `dir` (any moment of it); `None` if it is no such name or leads
     /// nowhere.
-    pub(crate) fn lookup_past(&self, dir: ObjectId, name: &[u8], now_ns: u64) -> Result<Option<Entry>> {
+    pub(crate) fn lookup_past(&self, dir: Inode, name: &[u8], now_ns: u64) -> Result<Option<Entry>> {
         if !name.starts_with(SAMBA) && !name.windows(2).any(|pair| pair == POINTS) {
             return Ok(None);
         }
@@ -110,7 +110,7 @@ impl Fs {
             let node = Node::Points(dir);
             return Ok(Some(Entry { node, attr: self.attr(node)?, steady: true }));
         }
-        let Some((base, moment)) = self.split(name, now_ns)? else { return Ok(None) };
+        let Some((base, moment)) = self.split(dir.fileset, name, now_ns)? else { return Ok(None) };
         let object = match base {
             b"" => Some(dir),
             _ if base.len() > NAME_MAX || is_dots(base) => None,
@@ -122,7 +122,7 @@ impl Fs {
     }
 
     /// Name and moment of `NAME@@WHEN` (the name is empty for the directory itself).
-    fn split<'n>(&self, name: &'n [u8], now_ns: u64) -> Result<Option<(&'n [u8], Moment)>> {
+    fn split<'n>(&self, fileset: FilesetId, name: &'n [u8], now_ns: u64) -> Result<Option<(&'n [u8], Moment)>> {
         let marks = (0..name.len().saturating_sub(2)).rev().filter(|&at| &name[at..at + 2] == POINTS);
         let mut splits: Vec<_> = marks.map(|at| (&name[..at], &name[at + 2..])).collect();
         if name.starts_with(SAMBA) {
@@ -130,7 +130,7 @@ impl Fs {
         }
         for (base, text) in splits {
             let Ok(text) = std::str::from_utf8(text) else { continue };
-            match self.meaning(text, now_ns)? {
+            match self.meaning(fileset, text, now_ns)? {
                 Meaning::NotAWhen => {}
                 Meaning::Nowhere => return Ok(None),
                 Meaning::At(moment) => return Ok(Some((base, moment))),

@@ -6,15 +6,15 @@
 
 use std::ops::ControlFlow;
 
-use darner_store::{Key, Kind, ObjectId, Tid};
+use darner_store::{Kind, Tid};
 
 use crate::acl::{self, Acl};
 use crate::attr::Attr;
 use crate::change::{Change, SMALL};
 use crate::error::{FsError, Result, refuse};
-use crate::fs::{FILESET, Fs};
+use crate::fs::Fs;
 use crate::name::NAME_MAX;
-use crate::node::Node;
+use crate::node::{Inode, Node};
 use crate::op::Caller;
 
 /// File capabilities, which a write takes away.
@@ -62,7 +62,7 @@ impl Fs {
         if self.attr(node)?.flags & flag(name) == 0 {
             return Err(NONE);
         }
-        let key = Key::new(FILESET, node.object(), Kind::XATTR, name);
+        let key = node.inode().key(Kind::XATTR, name);
         let found = self.store.get(&key, node.at())?.ok_or(NONE)?;
         Found::within(found.value.to_vec(), room)
     }
@@ -72,12 +72,12 @@ impl Fs {
         let _live = self.look(node);
         let mut list = Vec::new();
         if self.attr(node)?.flags & (Attr::XATTRS | Attr::ACL_ACCESS | Attr::ACL_DEFAULT) != 0 {
-            list = self.xattr_names(node.object(), node.at(), caller.uid == 0)?;
+            list = self.xattr_names(node.inode(), node.at(), caller.uid == 0)?;
         }
         Found::within(list, room)
     }
 
-    fn xattr_names(&self, ino: ObjectId, at: Tid, trusted: bool) -> Result<Vec<u8>> {
+    fn xattr_names(&self, ino: Inode, at: Tid, trusted: bool) -> Result<Vec<u8>> {
         let mut list = Vec::new();
         self.each(ino, Kind::XATTR, &[], at, |name, _, _| {
             if trusted || !name.starts_with(TRUSTED) {
@@ -96,7 +96,7 @@ impl Fs {
         if value.len() > VALUE_MAX {
             return refuse(libc::E2BIG, "the value is longer than 64 KiB");
         }
-        let mut plan = self.plan(value.len() as u64 + SMALL)?;
+        let mut plan = self.plan(ino.fileset, value.len() as u64 + SMALL)?;
         let attr = plan.attr(ino)?;
         check_place(&attr, name)?;
         let is_there = attr.flags & flag(name) != 0 && self.has_xattr(ino, name)?;
@@ -127,7 +127,7 @@ impl Fs {
     pub fn removexattr(&self, now_ns: u64, node: Node, name: &[u8]) -> Result<()> {
         let ino = node.writable()?;
         check_name(name)?;
-        let mut plan = self.plan(0)?;
+        let mut plan = self.plan(ino.fileset, 0)?;
         if plan.attr(ino)?.flags & flag(name) == 0 || !self.has_xattr(ino, name)? {
             return Err(NONE);
         }
@@ -136,7 +136,7 @@ impl Fs {
             acl::ACCESS => change.set_access_acl(ino, None, false)?,
             acl::DEFAULT => change.set_default_acl(ino, None)?,
             _ => {
-                change.tx.delete(ino, Kind::XATTR, name);
+                change.delete(ino, Kind::XATTR, name);
                 let attr = change.edit(ino)?;
                 if name == CAPABILITY {
                     attr.flags &= !Attr::CAPS;
@@ -148,21 +148,21 @@ impl Fs {
     }
 
     /// Whether another name fits the list.
-    fn check_list(&self, ino: ObjectId, attr: &Attr, name: &[u8]) -> Result<()> {
+    fn check_list(&self, ino: Inode, attr: &Attr, name: &[u8]) -> Result<()> {
         if attr.flags & Attr::XATTRS != 0 && self.xattr_names(ino, Tid::MAX, true)?.len() + name.len() + 1 > LIST_MAX {
             return refuse(libc::ENOSPC, "the names of extended attributes come to more than 64 KiB");
         }
         Ok(())
     }
 
-    fn has_xattr(&self, ino: ObjectId, name: &[u8]) -> Result<bool> {
-        Ok(self.store.get(&Key::new(FILESET, ino, Kind::XATTR, name), Tid::MAX)?.is_some())
+    fn has_xattr(&self, ino: Inode, name: &[u8]) -> Result<bool> {
+        Ok(self.store.get(&ino.key(Kind::XATTR, name), Tid::MAX)?.is_some())
     }
 }
 
 impl Change<'_> {
-    fn put_xattr(&mut self, ino: ObjectId, name: &[u8], value: &[u8]) -> Result<()> {
-        self.tx.put(ino, Kind::XATTR, name, value);
+    fn put_xattr(&mut self, ino: Inode, name: &[u8], value: &[u8]) -> Result<()> {
+        self.put(ino, Kind::XATTR, name, value);
         self.edit(ino)?.flags |= Attr::XATTRS | if name == CAPABILITY { Attr::CAPS } else { 0 };
         Ok(())
     }

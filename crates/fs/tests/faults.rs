@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{START, World, new_disk, open_store};
-use darner_fs::{Caller, Fs, Node, ObjectId, Op};
+use darner_fs::{Caller, Fs, Inode, Node, Op};
 use darner_store::volume::sim::SimDisk;
 use darner_store::volume::{DirVolume, RawVolume, Volume};
 use darner_store::{CreateOptions, OpenOptions, Store};
@@ -129,12 +129,12 @@ fn what_fails_leaves_nothing_behind() {
         "forget #none =>",
     ] {
         if command.starts_with("forget") {
-            world.fs.forget(world.now, &[ObjectId(99)]).unwrap();
+            world.fs.forget(world.now, &[Inode::main(99)]).unwrap();
         } else {
             world.line(command);
         }
     }
-    let stale = Node::Live(ObjectId(99));
+    let stale = Node::Live(Inode::main(99));
     assert_eq!(world.fs.write(world.now, stale, None, b"x", false).unwrap_err().errno(), libc::ESTALE);
     let after = (world.fs.store().tid(), world.fs.getattr(world.node("a").unwrap()).unwrap());
     assert_eq!(after, before);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use common::{START, new_disk, open_store};
 use darner_fs::{
-    Attr, Caller, FallocateMode, Found, Fs, FsError, Node, ObjectId, RenameMode, Seek, SetAttr, SetTime, SetXattr, Tid,
+    Attr, Caller, FallocateMode, Found, Fs, FsError, Inode, Node, RenameMode, Seek, SetAttr, SetTime, SetXattr, Tid,
     Time,
 };
 use darner_store::volume::RawVolume;
@@ -176,7 +176,7 @@ impl<'r> Harness<'r> {
         for _ in 0..ops {
             self.step();
             self.remember();
-            self.compare(Node::Live(ObjectId(ROOT)), &self.tree.clone());
+            self.compare(Node::Live(Inode::main(ROOT)), &self.tree.clone());
             for _ in 0..2 {
                 self.compare_past();
             }
@@ -402,7 +402,7 @@ impl<'r> Harness<'r> {
         let dir = if self.tree.len() > 60 { return self.unlink() } else { self.dir() };
         let (name, uid, gid) = (self.name(), self.rng.u32(0..3), self.rng.u32(0..3));
         let caller = Caller { uid, gid, pid: 0, umask: 0o022 };
-        let node = Node::Live(ObjectId(dir));
+        let node = Node::Live(Inode::main(dir));
         let expected = self.check_free(dir, &name);
         let kind = self.rng.u8(0..8);
         let (fs, now) = (self.fs(), self.now);
@@ -416,7 +416,7 @@ impl<'r> Harness<'r> {
             }
         };
         if let Some(entry) = agree(expected, made) {
-            let ino = entry.node.object().0;
+            let ino = entry.node.inode().object.0;
             self.born(dir, ino, mode, &caller);
             if mode & libc::S_IFMT == libc::S_IFLNK {
                 self.object(ino).target = b"some/where".to_vec();
@@ -427,9 +427,9 @@ impl<'r> Harness<'r> {
 
     fn tmpfile(&mut self) {
         let dir = self.dir();
-        let made = self.fs().tmpfile(&Caller::default(), self.now, Node::Live(ObjectId(dir)), 0o600);
+        let made = self.fs().tmpfile(&Caller::default(), self.now, Node::Live(Inode::main(dir)), 0o600);
         if let Some(entry) = agree(self.check_dir(dir), made) {
-            let ino = entry.node.object().0;
+            let ino = entry.node.inode().object.0;
             self.born(dir, ino, libc::S_IFREG | 0o600, &Caller::default());
             self.object(ino).nlink = 0;
         }
@@ -439,7 +439,7 @@ impl<'r> Harness<'r> {
         let ino = self.pick(|_| true).expect("the root");
         let (dir, name) = (self.dir(), self.name());
         let expected = if self.tree[&ino].is_dir() { Err(libc::EPERM) } else { self.check_free(dir, &name) };
-        let done = self.fs().link(self.now, Node::Live(ObjectId(ino)), Node::Live(ObjectId(dir)), &name);
+        let done = self.fs().link(self.now, Node::Live(Inode::main(ino)), Node::Live(Inode::main(dir)), &name);
         if agree(expected, done).is_some() {
             self.add_entry(dir, &name, ino);
             let time = self.time();
@@ -457,7 +457,7 @@ impl<'r> Harness<'r> {
             true => Err(libc::EISDIR),
             false => Ok(()),
         });
-        let done = self.fs().unlink(self.now, Node::Live(ObjectId(dir)), &name);
+        let done = self.fs().unlink(self.now, Node::Live(Inode::main(dir)), &name);
         if agree(expected, done).is_some() {
             let ino = self.remove_entry(dir, &name);
             self.drop_link(ino);
@@ -472,7 +472,7 @@ impl<'r> Harness<'r> {
             object if !object.entries.is_empty() => Err(libc::ENOTEMPTY),
             _ => Ok(()),
         });
-        let done = self.fs().rmdir(self.now, Node::Live(ObjectId(dir)), &name);
+        let done = self.fs().rmdir(self.now, Node::Live(Inode::main(dir)), &name);
         if agree(expected, done).is_some() {
             let ino = self.remove_entry(dir, &name);
             self.drop_link(ino);
@@ -487,7 +487,7 @@ impl<'r> Harness<'r> {
             self.rng.choice([RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
         let mode = mode.expect("one");
         let expected = self.check_rename(dir, &name, new_dir, &new_name, mode);
-        let (from, to) = (Node::Live(ObjectId(dir)), Node::Live(ObjectId(new_dir)));
+        let (from, to) = (Node::Live(Inode::main(dir)), Node::Live(Inode::main(new_dir)));
         let before = self.fs().store().tid();
         let done = self.fs().rename(self.now, from, &name, to, &new_name, mode);
         if agree(expected, done).is_none() || self.fs().store().tid() == before {
@@ -564,7 +564,7 @@ impl<'r> Harness<'r> {
         let kill = self.rng.bool();
         let expected = self.check_file(ino);
         let at = if append { None } else { Some(offset) };
-        let done = self.fs().write(self.now, Node::Live(ObjectId(ino)), at, &data, kill);
+        let done = self.fs().write(self.now, Node::Live(Inode::main(ino)), at, &data, kill);
         if let Some(written) = agree(expected, done) {
             let offset = if append { size } else { offset };
             assert_eq!((written.offset, written.len), (offset, data.len()));
@@ -587,7 +587,7 @@ impl<'r> Harness<'r> {
         let kill = self.rng.bool();
         let set = SetAttr { size: Some(size), kill_suidgid: kill, ..SetAttr::default() };
         let expected = self.check_file(ino);
-        let done = self.fs().setattr(self.now, Node::Live(ObjectId(ino)), &set);
+        let done = self.fs().setattr(self.now, Node::Live(Inode::main(ino)), &set);
         if agree(expected, done).is_some() {
             self.object(ino).edit(|cells| cells.resize(size as usize, HOLE));
             self.wrote(ino, kill);
@@ -619,7 +619,7 @@ impl<'r> Harness<'r> {
             FallocateMode::InsertRange if unaligned || offset >= size => Err(libc::EINVAL),
             _ => Ok(()),
         };
-        let done = self.fs().fallocate(self.now, Node::Live(ObjectId(ino)), offset, len, mode);
+        let done = self.fs().fallocate(self.now, Node::Live(Inode::main(ino)), offset, len, mode);
         if agree(expected, done).is_none() {
             return;
         }
@@ -654,23 +654,23 @@ impl<'r> Harness<'r> {
         let (from, source) = match self.rng.bool() {
             true => {
                 let Some(ino) = self.pick(Object::is_file) else { return };
-                (Node::Live(ObjectId(ino)), self.tree[&ino].clone())
+                (Node::Live(Inode::main(ino)), self.tree[&ino].clone())
             }
             false => {
                 let (tid, tree) = self.past();
                 let files: Vec<u64> = tree.iter().filter(|(_, object)| object.is_file()).map(|(ino, _)| *ino).collect();
                 let Some(ino) = self.rng.choice(files) else { return };
-                (Node::AsOf(ObjectId(ino), tid), tree[&ino].clone())
+                (Node::AsOf(Inode::main(ino), tid), tree[&ino].clone())
             }
         };
         let (offset, len) = self.range(source.size());
         let (to_offset, _) = self.range(self.tree[&to].size());
         let len = len.min(SIZE_MAX - to_offset);
         let copied = source.size().saturating_sub(offset).min(len);
-        let same = from == Node::Live(ObjectId(to));
+        let same = from == Node::Live(Inode::main(to));
         let overlap = same && offset < to_offset + len && to_offset < offset + len;
         let expected = self.check_file(to).and(if overlap { Err(libc::EINVAL) } else { Ok(()) });
-        let done = self.fs().copy_range(self.now, from, offset, Node::Live(ObjectId(to)), to_offset, len);
+        let done = self.fs().copy_range(self.now, from, offset, Node::Live(Inode::main(to)), to_offset, len);
         if let Some(count) = agree(expected, done) {
             assert_eq!(count, copied);
             if count == 0 {
@@ -701,7 +701,7 @@ impl<'r> Harness<'r> {
             mtime: some_time(&mut self.rng),
             ..SetAttr::default()
         };
-        self.fs().setattr(self.now, Node::Live(ObjectId(ino)), &set).unwrap();
+        self.fs().setattr(self.now, Node::Live(Inode::main(ino)), &set).unwrap();
         let now = self.time();
         let object = self.object(ino);
         if (set.uid.is_some() || set.gid.is_some() || set == SetAttr::default()) && !object.is_dir() {
@@ -723,7 +723,7 @@ impl<'r> Harness<'r> {
     fn xattr(&mut self) {
         let ino = self.pick(|object| object.is_file() || object.is_dir()).expect("the root");
         let name = self.rng.choice(["user.a", "user.b", "trusted.c", "security.capability"]).expect("one").as_bytes();
-        let node = Node::Live(ObjectId(ino));
+        let node = Node::Live(Inode::main(ino));
         let there = self.tree[&ino].xattrs.contains_key(name);
         let applied = if self.rng.u8(0..3) == 0 {
             let expected = if there { Ok(()) } else { Err(libc::ENODATA) };
@@ -748,7 +748,7 @@ impl<'r> Harness<'r> {
 
     fn forget(&mut self) {
         let ino = self.pick(|object| object.nlink == 0).unwrap_or(ROOT);
-        self.fs().forget(self.now, &[ObjectId(ino)]).unwrap();
+        self.fs().forget(self.now, &[Inode::main(ino)]).unwrap();
         if self.tree[&ino].nlink == 0 {
             self.tree.remove(&ino);
         }
@@ -759,7 +759,7 @@ impl<'r> Harness<'r> {
         let Some(ino) = self.pick(Object::is_file) else { return };
         let object = self.tree[&ino].clone();
         let (offset, len) = self.range(object.size());
-        let node = Node::Live(ObjectId(ino));
+        let node = Node::Live(Inode::main(ino));
         let content = object.content();
         let (from, to) = ((offset as usize).min(content.len()), ((offset + len) as usize).min(content.len()));
         assert!(self.fs().read(node, offset, len as usize).unwrap() == content[from..to], "part of {ino}");
@@ -787,7 +787,7 @@ impl<'r> Harness<'r> {
 
     fn compare_past(&mut self) {
         let (tid, tree) = self.past();
-        self.compare(Node::AsOf(ObjectId(ROOT), tid), &tree);
+        self.compare(Node::AsOf(Inode::main(ROOT), tid), &tree);
         self.compared += 1;
         self.compare_name(tid, &tree);
     }
@@ -798,8 +798,9 @@ impl<'r> Harness<'r> {
         let name = self.name();
         let as_of = [name.as_slice(), b"@@", tid.to_string().as_bytes()].concat();
         let now = self.now.max(tid.0);
-        let found = self.fs().lookup(Node::Live(ObjectId(dir)), &as_of, now).map(|entry| entry.node);
-        let expected = tree.get(&dir).and_then(|dir| dir.entries.get(&name)).map(|ino| Node::AsOf(ObjectId(*ino), tid));
+        let found = self.fs().lookup(Node::Live(Inode::main(dir)), &as_of, now).map(|entry| entry.node);
+        let expected =
+            tree.get(&dir).and_then(|dir| dir.entries.get(&name)).map(|ino| Node::AsOf(Inode::main(*ino), tid));
         assert_eq!(found.ok(), expected, "{} in {dir}", as_of.escape_ascii());
     }
 
@@ -807,10 +808,12 @@ impl<'r> Harness<'r> {
         let mut seen = BTreeSet::new();
         let mut todo = vec![root];
         if let Node::Live(_) = root {
-            todo.extend(tree.iter().filter(|(_, object)| object.nlink == 0).map(|(ino, _)| Node::Live(ObjectId(*ino))));
+            todo.extend(
+                tree.iter().filter(|(_, object)| object.nlink == 0).map(|(ino, _)| Node::Live(Inode::main(*ino))),
+            );
         }
         while let Some(node) = todo.pop() {
-            let ino = node.object().0;
+            let ino = node.inode().object.0;
             if !seen.insert(ino) {
                 continue;
             }
@@ -841,19 +844,19 @@ impl<'r> Harness<'r> {
             after = last.cookie;
             for entry in entries {
                 if let Some(attr) = &entry.attr {
-                    same_attr(entry.node, attr, &tree[&entry.node.object().0]);
+                    same_attr(entry.node, attr, &tree[&entry.node.inode().object.0]);
                 }
-                let again = listed.insert(entry.name, (entry.node.object().0, entry.d_type));
+                let again = listed.insert(entry.name, (entry.node.inode().object.0, entry.d_type));
                 assert_eq!(again, None, "listed twice in {node:?}");
             }
         }
-        assert_eq!(listed.remove(b".".as_slice()).map(|(ino, _)| ino), Some(node.object().0));
+        assert_eq!(listed.remove(b".".as_slice()).map(|(ino, _)| ino), Some(node.inode().object.0));
         assert_eq!(listed.remove(b"..".as_slice()).map(|(ino, _)| ino), Some(object.parent));
         let expected = object.entries.iter().map(|(name, ino)| (name.clone(), (*ino, (tree[ino].kind() >> 12) as u8)));
         assert_eq!(listed, expected.collect(), "entries of {node:?}");
         todo.extend(listed.values().map(|(ino, _)| match node {
-            Node::AsOf(_, tid) => Node::AsOf(ObjectId(*ino), tid),
-            _ => Node::Live(ObjectId(*ino)),
+            Node::AsOf(_, tid) => Node::AsOf(Inode::main(*ino), tid),
+            _ => Node::Live(Inode::main(*ino)),
         }));
     }
 

@@ -118,7 +118,7 @@ fn many_threads_at_once_see_whole_changes_and_never_wait_for_ever() {
             until_stop(&|_| {
                 let tid = fs.store().tid();
                 let there =
-                    |dir: Node, name: &[u8]| fs.lookup(Node::AsOf(dir.object(), tid), name, tid.0).is_ok() as u32;
+                    |dir: Node, name: &[u8]| fs.lookup(Node::AsOf(dir.inode(), tid), name, tid.0).is_ok() as u32;
                 assert_eq!(there(d, b"moving") + there(e, b"moved"), 1, "half of a rename");
                 fs.lookup(root, b"data@@now", now()).unwrap();
                 fs.lookup(root, b"data@@-0s", now()).unwrap();

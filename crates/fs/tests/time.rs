@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::{SECOND, START, World, check, tid};
-use darner_fs::{Node, ObjectId};
+use darner_fs::{Inode, MAIN, Node};
 
 #[test]
 fn any_name_can_be_looked_at_as_of_any_moment() {
@@ -43,7 +43,7 @@ fn a_tid_is_exact() {
     world.line(&format!("read a@@{} => one", tid(29)));
     world.line(&format!("read a@@{} => two", tid(30)));
     world.line(&format!("find a@@{} => ENOENT", tid(9)));
-    assert_eq!(world.fs.resolve_when(&tid(20).to_string(), world.now).unwrap(), Some(tid(20)));
+    assert_eq!(world.fs.resolve_when(MAIN, &tid(20).to_string(), world.now).unwrap(), Some(tid(20)));
 }
 
 #[test]
@@ -239,11 +239,11 @@ fn dotdot_in_the_past_stays_in_the_same_moment() {
     world.line("t=1 mkdir d");
     world.line("t=2 mkdir d/e");
     world.line("t=10 mkdir x");
-    let d = world.node("d").unwrap().object();
+    let d = world.node("d").unwrap().inode();
     let node = world.node("@@2026-11-22T00:00:05/d/e/..").unwrap();
     assert_eq!(node, Node::AsOf(d, tid(5)));
     let root = world.node("@@2026-11-22T00:00:05/d/e/../..").unwrap();
-    assert_eq!(root, Node::AsOf(ObjectId(1), tid(5)));
+    assert_eq!(root, Node::AsOf(Inode::main(1), tid(5)));
     let entries = world.fs.readdir(root, 0, 4096, 24, false, world.now).unwrap();
     assert_eq!(entries[0].node, root);
     assert_eq!(entries[1].node, root);
@@ -311,15 +311,15 @@ fn today_and_yesterday_are_local() {
     world.line("t=100001 size a@@yesterday => 0");
     world.line("find @@today => there");
     world.line("size a@@today => 0");
-    assert_eq!(world.fs.resolve_when("yesterday", START + 100000 * SECOND).unwrap(), Some(tid(100000 - 86400)));
-    assert_eq!(world.fs.resolve_when("today", START + 100000 * SECOND).unwrap(), Some(tid(86400)));
+    assert_eq!(world.fs.resolve_when(MAIN, "yesterday", START + 100000 * SECOND).unwrap(), Some(tid(100000 - 86400)));
+    assert_eq!(world.fs.resolve_when(MAIN, "today", START + 100000 * SECOND).unwrap(), Some(tid(86400)));
 }
 
 #[test]
 fn a_relative_time_means_one_moment_for_up_to_a_second() {
     let world = World::new();
-    world.fs.add_label("x", None, START + 1000 * SECOND).unwrap();
-    let at = |ns: u64| world.fs.resolve_when("-10s", START + 100 * SECOND + ns).unwrap().unwrap().0 - START;
+    world.fs.add_label(MAIN, "x", None, START + 1000 * SECOND).unwrap();
+    let at = |ns: u64| world.fs.resolve_when(MAIN, "-10s", START + 100 * SECOND + ns).unwrap().unwrap().0 - START;
     assert_eq!(at(0), 90 * SECOND);
     assert_eq!(at(999_999_999), 90 * SECOND);
     assert_eq!(at(SECOND), 91 * SECOND);
@@ -356,7 +356,7 @@ fn the_virtual_directory_lists_moments_and_takes_any() {
     for name in &names {
         let node = world.node(&format!("d/@@/{name}")).unwrap();
         let Node::AsOf(object, tid) = node else { panic!("{node:?}") };
-        assert_eq!(object, world.node("d").unwrap().object());
+        assert_eq!(object, world.node("d").unwrap().inode());
         tids.insert(tid);
     }
     assert!(tids.len() >= names.len() - 1);
@@ -376,7 +376,7 @@ fn numbers_shown_never_make_two_moments_look_like_one_file() {
     for path in ["a", "b", "a@@2026-11-22T00:00:05", "a@@2026-11-22T00:00:06", "b@@2026-11-22T00:00:10", "@@"] {
         assert!(shown.insert(world.node(path).unwrap().shown_ino(false)), "{path}");
     }
-    let number = world.node("a").unwrap().object().0;
+    let number = world.node("a").unwrap().inode().object.0;
     assert_eq!(world.node("a@@2026-11-22T00:00:05").unwrap().shown_ino(true), number);
 }
 
@@ -393,10 +393,10 @@ fn only_texts_that_stay_may_be_cached_for_long() {
     let newest = world.fs.lookup(world.fs.root(), b"a@@2026-11-22T00:02:30", later).unwrap();
     assert_eq!(
         (newest.node, newest.steady),
-        (Node::AsOf(world.node("a").unwrap().object(), tid(100)), false),
+        (Node::AsOf(world.node("a").unwrap().inode(), tid(100)), false),
         "commits may still come before it"
     );
-    assert_eq!(world.fs.resolve_when("now", later).unwrap(), Some(tid(100)));
+    assert_eq!(world.fs.resolve_when(MAIN, "now", later).unwrap(), Some(tid(100)));
 }
 
 #[test]

@@ -10,12 +10,12 @@
 //! last collapse: else an index made anew from the segments would find again what it hid.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::codec::{hash_key, mix};
 use crate::collapse::{Advance, blocks_of, spans};
-use crate::extent::{BLOCK, CHUNK, ChunkMap, Codec, Place};
+use crate::extent::{BLOCK, CHUNK, Codec, Place, Span};
 use crate::frame::{self, Body, Content, Record};
 use crate::index::table::Cursor;
 use crate::index::{Entry, scan};
@@ -181,7 +181,7 @@ impl Store {
             return Ok(true);
         }
         let mut gives_up = false;
-        for fileset in self.filesets()? {
+        for (fileset, _) in self.filesets() {
             gives_up |= !self.retention(fileset)?.grid.keeps_all();
         }
         if !gives_up {
@@ -507,23 +507,28 @@ impl Store {
         let mut stuck = 0;
         let mut kept: Vec<&Record> = Vec::new();
         let mut data: Vec<(usize, usize)> = Vec::new();
-        let mut whole = true;
+        let (mut whole, mut any) = (true, false);
         let h = &f.frame.header;
         let indexed = |r: &Record, suffix: &[u8]| {
-            let key = Key::new(h.fileset, r.object, r.kind, suffix);
+            let key = Key::new(r.fileset, r.object, r.kind, suffix);
             needed.versions.contains(&version_hash(key.as_bytes(), h.tid))
         };
         for r in f.records {
             let stays = match &r.body {
+                // It says whose the records behind it are.
+                Body::Fileset { .. } => {
+                    kept.push(r);
+                    continue;
+                }
                 Body::Put { suffix, .. } => indexed(r, suffix),
                 Body::Tombstone { suffix } if indexed(r, suffix) => true,
                 // An extent that it hides may have stayed for the sake of other bytes, or of another object.
-                Body::Hole { .. } if self.has_object(h.fileset, r.object)? => true,
+                Body::Hole { .. } if self.has_object(r.fileset, r.object)? => true,
                 Body::Tombstone { .. } | Body::Hole { .. } => {
                     stuck += if drop_tombstones { 0 } else { TOMBSTONE };
                     !drop_tombstones
                 }
-                Body::Shared { offset, place, .. } => self.is_shared(h.fileset, r.object, *offset, place)?,
+                Body::Shared { offset, place, .. } => self.is_shared(r.fileset, r.object, *offset, place)?,
                 Body::Extent { data_at, stored, codec, .. } => {
                     let blocks = needed.blocks.get(&(f.region, f.at + u64::from(*data_at))).copied().unwrap_or(0);
                     let n = block_ranges(*data_at as usize, *stored as usize, *codec, blocks, &mut data);
@@ -531,12 +536,13 @@ impl Store {
                     blocks != 0
                 }
             };
+            any |= stays;
             match stays {
                 true => kept.push(r),
                 false => whole = false,
             }
         }
-        if kept.is_empty() {
+        if !any {
             return Ok(0);
         }
         if whole {
@@ -563,14 +569,10 @@ impl Store {
 
     /// Whether any version of a file still leads to an extent that was shared with it.
     fn is_shared(&self, fileset: FilesetId, object: ObjectId, offset: u64, place: &Place) -> Result<bool> {
-        let mut found = false;
         let chunk = (offset / CHUNK).to_be_bytes();
-        self.versions(fileset, object, Kind::EXTENT, &chunk, &mut |_, tid, value| {
-            let map = value.and_then(|v| ChunkMap::decode(v, tid)).unwrap_or_default();
-            found = map.spans.iter().any(|s| s.place.region == place.region && s.place.offset == place.offset);
-            if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        Ok(found)
+        let versions = self.all_versions(&Key::new(fileset, object, Kind::EXTENT, &chunk))?;
+        let leads_there = |s: &Span| s.place.region == place.region && s.place.offset == place.offset;
+        Ok(versions.iter().any(|e| spans(e).iter().any(leads_there)))
     }
 }
 

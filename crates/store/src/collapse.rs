@@ -11,11 +11,11 @@
 //! Tried and dropped: dropping versions in ordinary merges (a merge of some runs can't know until when a version was
 //! visible, nor what a tombstone still hides).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::extent::{self, Place, Span};
+use crate::fileset::CATALOGUE;
 use crate::index::Entry;
 use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Merged, run_source};
@@ -23,7 +23,7 @@ use crate::key::{KEY_HEAD, parse};
 use crate::maintain::{RunWriter, State};
 use crate::retain::{FOREVER, Retention};
 use crate::store::Store;
-use crate::{FilesetId, Kind, ObjectId, Result, Tid};
+use crate::{FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// Bytes of tables that one step writes, about.
 const STEP: u64 = 16 << 20;
@@ -35,8 +35,10 @@ const OBJECT_END: usize = KEY_HEAD - 1;
 /// What may be seen of the past, by fileset.
 #[derive(Clone, Default)]
 pub(crate) struct Keep {
-    /// Filesets that are not here are no more.
-    retentions: HashMap<FilesetId, Arc<Retention>>,
+    /// With the moment at which the fileset was removed, if it was.
+    retentions: HashMap<FilesetId, (Arc<Retention>, Option<Tid>)>,
+    /// Filesets whose tombstones hide what shows through.
+    clones: BTreeSet<FilesetId>,
     forgotten: HashSet<(FilesetId, ObjectId)>,
     /// For the account: where each segment's transactions begin, ascending.
     segments: Vec<(Tid, u64)>,
@@ -132,6 +134,8 @@ pub(crate) struct Sieve<'k> {
     dead: Option<Tid>,
     /// Whether it is the fileset itself: only its newest records mean anything.
     meta: bool,
+    /// Whether something shows through it.
+    is_clone: bool,
     key: Vec<u8>,
     /// Since when a newer version of the key is there.
     until: Tid,
@@ -152,6 +156,7 @@ impl<'k> Sieve<'k> {
             retention: None,
             dead: None,
             meta: false,
+            is_clone: false,
             key: Vec::new(),
             until: Tid::MAX,
             newest: true,
@@ -173,9 +178,12 @@ impl<'k> Sieve<'k> {
             return;
         };
         self.fileset = fileset;
-        self.meta = object.0 == 0;
+        self.meta = object.0 == 0 && fileset != CATALOGUE;
         let forgotten = self.keep.forgotten.contains(&(fileset, object));
-        self.retention = self.keep.retentions.get(&fileset).filter(|_| !forgotten).cloned();
+        let known = self.keep.retentions.get(&fileset).filter(|_| !forgotten);
+        self.retention = known.map(|(retention, _)| retention.clone());
+        self.dead = known.and_then(|(_, removed)| *removed);
+        self.is_clone = !self.meta && self.keep.clones.contains(&fileset);
     }
 
     fn begin_key(&mut self, key: &[u8]) {
@@ -212,15 +220,22 @@ impl<'k> Sieve<'k> {
         };
         if e.value.is_none() {
             if e.key.len() == KEY_HEAD && e.key[OBJECT_END] == Kind::ATTR.0 && newest {
-                self.dead = Some(e.tid);
+                self.dead = Some(e.tid.min(self.dead.unwrap_or(Tid::MAX)));
             }
-            match newest || retention.sees(e.tid, until) && !self.meta {
-                true => self.tombstones.push(e),
-                false => self.drop_entry(&e),
-            }
-            return Ok(());
+            let seen = newest || !self.meta && retention.sees(e.tid, until);
+            return match seen {
+                false => {
+                    self.drop_entry(&e);
+                    Ok(())
+                }
+                true if self.is_clone => self.keep_tombstone(e, if newest { Fate::Live } else { Fate::History }, out),
+                true => {
+                    self.tombstones.push(e);
+                    Ok(())
+                }
+            };
         }
-        let live = newest && dies.is_none();
+        let live = newest && (dies.is_none() || self.meta);
         if !live && (self.meta || !retention.sees(e.tid, until)) {
             self.drop_entry(&e);
             return Ok(());
@@ -236,12 +251,16 @@ impl<'k> Sieve<'k> {
             self.tally.account.versions += 1;
         }
         for t in std::mem::take(&mut self.tombstones) {
-            let bytes = record_bytes(&t);
-            self.add_to_segment(self.keep.segment_of(t.tid), bytes);
-            self.count_history(&t, bytes);
-            out(t, Fate::History)?;
+            self.keep_tombstone(t, Fate::History, out)?;
         }
         out(e, if live { Fate::Live } else { Fate::History })
+    }
+
+    fn keep_tombstone(&mut self, e: Entry, fate: Fate, out: &mut dyn FnMut(Entry, Fate) -> Result<()>) -> Result<()> {
+        let bytes = record_bytes(&e);
+        self.add_to_segment(self.keep.segment_of(e.tid), bytes);
+        self.count_history(&e, bytes);
+        out(e, fate)
     }
 
     /// What is said once all entries have passed.
@@ -385,19 +404,20 @@ impl Store {
     /// What may be seen of the past now. `instead`: as if a fileset had this retention.
     pub(crate) fn keep(&self, now_ns: u64, instead: Option<(FilesetId, &Retention)>) -> Result<Keep> {
         let mut keep = Keep { now_ns, ..Keep::default() };
-        for fileset in self.filesets()? {
+        keep.clones = self.index.read().filesets.clones();
+        for (fileset, removed) in self.filesets() {
             let mut retention = self.retention(fileset)?;
             if let Some((_, other)) = instead.filter(|(f, _)| *f == fileset) {
                 retention = Arc::new(other.clone());
             }
-            keep.retentions.insert(fileset, retention);
-            let forgotten = &mut keep.forgotten;
-            self.scan(fileset, ObjectId(0), Kind::FORGET, &[], Tid::MAX, &mut |suffix, _, _| {
-                if let Ok(number) = suffix.try_into() {
-                    forgotten.insert((fileset, ObjectId(u64::from_be_bytes(number))));
+            keep.retentions.insert(fileset, (retention, removed));
+            for e in self.all_versions(&Key::new(fileset, ObjectId(0), Kind::FORGET, &[]))? {
+                if let Some((.., suffix)) = parse(&e.key)
+                    && let Ok(number) = suffix.try_into()
+                {
+                    keep.forgotten.insert((fileset, ObjectId(u64::from_be_bytes(number))));
                 }
-                ControlFlow::Continue(())
-            })?;
+            }
         }
         keep.segments = self.segments.lock().iter().map(|s| (s.after, s.at.id)).collect();
         Ok(keep)
@@ -422,7 +442,7 @@ impl Store {
     /// Gives up, durably, what the filesets' grids don't keep at `now_ns`. Nothing is dropped yet.
     pub(crate) fn advance_retentions(&self, now_ns: u64) -> Result<()> {
         let mut changed = false;
-        for fileset in self.filesets()? {
+        for (fileset, _) in self.filesets() {
             let before = self.retention(fileset)?;
             if !before.grid.keeps_all() {
                 changed |= self.retain(fileset, now_ns, |r| r.advanced(Tid(now_ns)))? != before;

@@ -2,6 +2,7 @@
 //! index is the same whichever way it came about.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Range;
 
 use crate::extent::{CHUNK, ChunkMap, Place};
 use crate::frame::{Body, Record};
@@ -10,9 +11,10 @@ use crate::{FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// The index entries of one transaction, being made.
 pub struct Fold {
+    /// Whose records come.
     pub fileset: FilesetId,
     pub tid: Tid,
-    chunks: BTreeMap<(ObjectId, u64), ChunkMap>,
+    chunks: BTreeMap<(FilesetId, ObjectId, u64), ChunkMap>,
     entries: Vec<(Key, Option<Value>)>,
 }
 
@@ -35,15 +37,19 @@ impl Fold {
     /// The chunk's map with this transaction's changes.
     pub fn chunk(&mut self, store: &Store, object: ObjectId, chunk: u64) -> Result<&mut ChunkMap> {
         use std::collections::btree_map::Entry;
-        match self.chunks.entry((object, chunk)) {
+        match self.chunks.entry((self.fileset, object, chunk)) {
             Entry::Occupied(e) => Ok(e.into_mut()),
             Entry::Vacant(e) => Ok(e.insert(store.chunk_map(self.fileset, object, chunk, Tid::MAX)?)),
         }
     }
 
+    fn range(&self, object: ObjectId, first: u64, last: u64) -> Range<'_, (FilesetId, ObjectId, u64), ChunkMap> {
+        self.chunks.range((self.fileset, object, first)..(self.fileset, object, last))
+    }
+
     /// The maps that this transaction changed, of an object's chunks `first..last`.
     pub fn changed_in(&self, object: ObjectId, first: u64, last: u64) -> impl Iterator<Item = (u64, &ChunkMap)> {
-        self.chunks.range((object, first)..(object, last)).map(|((_, c), map)| (*c, map))
+        self.range(object, first, last).map(|((.., c), map)| (*c, map))
     }
 
     /// Bytes `offset .. offset+len` (within one chunk) come from `place`, or are a hole. Returns by how much the data grew.
@@ -65,7 +71,7 @@ impl Fold {
     pub fn punch(&mut self, store: &Store, object: ObjectId, offset: u64, len: u64) -> Result<i64> {
         let end = offset.saturating_add(len);
         let (first, last) = (offset / CHUNK, end.div_ceil(CHUNK));
-        let mut chunks: Vec<u64> = self.chunks.range((object, first)..(object, last)).map(|((_, c), _)| *c).collect();
+        let mut chunks: Vec<u64> = self.range(object, first, last).map(|((.., c), _)| *c).collect();
         if last - first <= 2 {
             chunks.extend(first..last);
         } else {
@@ -78,7 +84,7 @@ impl Fold {
             let from = offset.max(c * CHUNK);
             let to = end.min((c + 1).saturating_mul(CHUNK));
             if self.chunk(store, object, c)?.spans.is_empty() && !store.has_chunk(self.fileset, object, c)? {
-                self.chunks.remove(&(object, c));
+                self.chunks.remove(&(self.fileset, object, c));
                 continue;
             }
             grown += self.overlay(store, object, from, (to - from) as u32, None)?;
@@ -88,7 +94,9 @@ impl Fold {
 
     /// Folds a record of the frame at byte `at` of a region.
     pub fn record(&mut self, store: &Store, region: u64, at: u64, r: &Record) -> Result<()> {
+        self.fileset = r.fileset;
         match r.body {
+            Body::Fileset { .. } => {}
             Body::Put { suffix, value } => self.put(r.object, r.kind, suffix, Some(value)),
             Body::Tombstone { suffix } => self.put(r.object, r.kind, suffix, None),
             Body::Hole { offset, len } => {
@@ -109,8 +117,8 @@ impl Fold {
 
     /// The entries, for the memtable.
     pub fn finish(mut self) -> Vec<(Key, Option<Value>)> {
-        for ((object, chunk), map) in self.chunks {
-            let key = Key::new(self.fileset, object, Kind::EXTENT, &chunk.to_be_bytes());
+        for ((fileset, object, chunk), map) in self.chunks {
+            let key = Key::new(fileset, object, Kind::EXTENT, &chunk.to_be_bytes());
             let value = (!map.spans.is_empty()).then(|| Value::from(map.encode(self.tid)));
             self.entries.push((key, value));
         }

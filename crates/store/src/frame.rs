@@ -48,14 +48,28 @@ pub enum Body<'a> {
         len: u32,
         place: Place,
     },
+    /// The records from here on are of another fileset; by how much its counts change.
+    Fileset {
+        objects: i64,
+        live: i64,
+    },
 }
 
 /// A decoded record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
+    /// That of the frame, or of the last [`Body::Fileset`] before.
+    pub fileset: FilesetId,
     pub object: ObjectId,
     pub kind: Kind,
     pub body: Body<'a>,
+}
+
+impl<'a> Record<'a> {
+    /// A [`Body::Fileset`], which is about no object.
+    pub fn turn(fileset: FilesetId, body: Body<'a>) -> Record<'a> {
+        Record { fileset, object: ObjectId(0), kind: Kind(0), body }
+    }
 }
 
 impl Heads {
@@ -70,8 +84,9 @@ impl Heads {
             Body::Extent { .. } => 2,
             Body::Hole { .. } => 3,
             Body::Shared { .. } => 4,
+            Body::Fileset { .. } => 5,
         });
-        put_varint(out, r.object.0);
+        put_varint(out, if let Body::Fileset { .. } = r.body { r.fileset.0.into() } else { r.object.0 });
         match r.body {
             Body::Put { suffix, value } => {
                 put_bytes(out, suffix);
@@ -94,6 +109,10 @@ impl Heads {
                 put_varint(out, len.into());
                 place.put(len, tid, out);
             }
+            Body::Fileset { objects, live } => {
+                put_signed(out, objects);
+                put_signed(out, live);
+            }
         }
     }
 
@@ -103,7 +122,8 @@ impl Heads {
     }
 }
 
-fn record<'a>(r: &mut Reader<'a>, tid: Tid) -> Option<Record<'a>> {
+/// Reads a record head; `fileset` is that of the record before.
+fn record<'a>(r: &mut Reader<'a>, tid: Tid, fileset: FilesetId) -> Option<Record<'a>> {
     let kind = Kind(r.u8()?);
     let how = r.u8()?;
     let object = ObjectId(r.varint()?);
@@ -127,9 +147,13 @@ fn record<'a>(r: &mut Reader<'a>, tid: Tid) -> Option<Record<'a>> {
             let (offset, len) = (r.varint()?, short(r.varint()?)?);
             Body::Shared { offset, len, place: Place::get(r, len, tid)? }
         }
+        5 => {
+            let fileset = FilesetId(u32::try_from(object.0).ok()?);
+            return Some(Record::turn(fileset, Body::Fileset { objects: r.signed()?, live: r.signed()? }));
+        }
         _ => return None,
     };
-    Some(Record { object, kind, body })
+    Some(Record { fileset, object, kind, body })
 }
 
 /// What a frame says besides its records.
@@ -283,8 +307,10 @@ pub fn parse(bytes: &[u8], region: u64, at: u64) -> Option<Frame<'_>> {
     (h.objects, h.live) = (r.signed()?, r.signed()?);
     let n = r.varint()?;
     let mut records = Vec::with_capacity(n.min(1024) as usize);
+    let mut fileset = h.fileset;
     for _ in 0..n {
-        let rec = record(&mut r, tid)?;
+        let rec = record(&mut r, tid, fileset)?;
+        fileset = rec.fileset;
         if let Body::Extent { data_at, stored, len, .. } = rec.body {
             let end = u64::from(data_at) + u64::from(stored);
             let ok = u64::from(len) <= crate::extent::CHUNK && end <= (HEADER + s.data) as u64;
@@ -305,10 +331,12 @@ mod tests {
     fn a_frame_reads_back_and_any_flipped_bit_of_it_is_noticed() {
         let mut heads = Heads::default();
         let tid = Tid(77);
+        let record = |fileset, object, kind, body| Record { fileset: FilesetId(fileset), object, kind, body };
         let records = [
-            Record { object: ObjectId(1), kind: Kind::ATTR, body: Body::Put { suffix: b"", value: b"attr" } },
-            Record { object: ObjectId(9), kind: Kind::DIRENT, body: Body::Tombstone { suffix: b"name" } },
-            Record { object: ObjectId(9), kind: Kind::EXTENT, body: Body::Hole { offset: 5, len: u64::MAX - 5 } },
+            record(1, ObjectId(1), Kind::ATTR, Body::Put { suffix: b"", value: b"attr" }),
+            record(1, ObjectId(9), Kind::DIRENT, Body::Tombstone { suffix: b"name" }),
+            Record::turn(FilesetId(8), Body::Fileset { objects: 1, live: -7 }),
+            record(8, ObjectId(9), Kind::EXTENT, Body::Hole { offset: 5, len: u64::MAX - 5 }),
         ];
         for r in &records {
             heads.add(tid, r);

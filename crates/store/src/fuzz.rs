@@ -52,9 +52,11 @@ fn no_bytes_make_a_chunk_map_panic() {
 fn no_bytes_make_a_frame_panic() {
     let mut rng = fastrand::Rng::with_seed(2);
     let mut heads = frame::Heads::default();
-    let record = |kind, body| frame::Record { object: ObjectId(300), kind, body };
+    let record = |kind, body| frame::Record { fileset: FilesetId(1), object: ObjectId(300), kind, body };
     heads.add(Tid(5), &record(Kind::ATTR, frame::Body::Put { suffix: b"x", value: b"value" }));
     heads.add(Tid(5), &record(Kind::EXTENT, frame::Body::Hole { offset: 1, len: 1 << 40 }));
+    let turn = frame::Body::Fileset { objects: -1, live: 1 << 40 };
+    heads.add(Tid(5), &frame::Record::turn(FilesetId(700), turn));
     let codec = crate::extent::Codec::Raw;
     let body = frame::Body::Extent { offset: 70_000, len: 4, codec, data_at: 48, stored: 8 };
     heads.add(Tid(5), &record(Kind::EXTENT, body));
@@ -93,8 +95,7 @@ fn no_bytes_make_a_manifest_or_superblock_panic() {
         tid: Tid(1 << 60),
         next_region: 9,
         next_object: 5,
-        objects: 4,
-        live_bytes: 77,
+        counts: crate::counts::Counts::of_one(FilesetId(1), crate::Count { objects: 4, live: 77 }),
         log: Position { region: 7, offset: 4096, chain: 8 },
         segments: vec![Segment::open(at, Tid(3)), Segment { pack: Some(7), live: 5, ..Segment::open(at, Tid(4)) }],
         packs: vec![at],

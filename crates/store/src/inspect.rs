@@ -114,8 +114,8 @@ fn manifest_item(at: RegionRef, m: &Manifest) -> Item {
             ("tid", m.tid.to_string()),
             ("next_region", format!("{:x}", m.next_region)),
             ("next_object", m.next_object.to_string()),
-            ("objects", m.objects.to_string()),
-            ("live_bytes", m.live_bytes.to_string()),
+            ("objects", m.counts.total().objects.to_string()),
+            ("live_bytes", m.counts.total().live.to_string()),
             ("log", format!("region {:x} at byte {}", m.log.region, m.log.offset)),
             ("segments", m.segments.len().to_string()),
             ("packs", m.packs.len().to_string()),
@@ -282,6 +282,12 @@ fn record(region: &dyn Region, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
         Body::Hole { offset, len } => {
             fields.extend([("what", "hole".into()), ("offset", offset.to_string()), ("len", len.to_string())]);
         }
+        Body::Fileset { objects, live } => fields.extend([
+            ("what", "fileset".into()),
+            ("fileset", r.fileset.0.to_string()),
+            ("objects", objects.to_string()),
+            ("live", live.to_string()),
+        ]),
         Body::Shared { offset, len, place } => fields.extend([
             ("what", "shared".into()),
             ("offset", offset.to_string()),
@@ -295,7 +301,7 @@ fn record(region: &dyn Region, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
 }
 
 fn kind_name(kind: key::Kind) -> String {
-    let names = ["attr", "target", "xattr", "dirent", "extent", "orphan", "label"];
+    let names = ["attr", "target", "xattr", "dirent", "extent", "orphan", "label", "retain", "fileset"];
     match names.get(usize::from(kind.0).wrapping_sub(1)) {
         Some(name) => (*name).into(),
         None => kind.0.to_string(),

@@ -24,8 +24,8 @@ impl fmt::Debug for ObjectId {
     }
 }
 
-/// What a record says about its object. The store gives meaning to two: [`Kind::ATTR`], whose tombstone means that
-/// the whole object is dead, and [`Kind::EXTENT`], whose records are byte ranges.
+/// What a record says about its object. The store gives meaning to three: [`Kind::ATTR`], whose tombstone means
+/// that the whole object is dead, [`Kind::EXTENT`], whose records are byte ranges, and [`Kind::FILESET`], the catalogue.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Kind(pub u8);
 
@@ -73,6 +73,11 @@ impl Key {
     /// The encoded form, owned.
     pub(crate) fn into_bytes(self) -> Box<[u8]> {
         self.0
+    }
+
+    /// Whose key it is.
+    pub(crate) fn fileset(&self) -> FilesetId {
+        FilesetId(u32::from_be_bytes(self.0[..4].try_into().expect("4 bytes")))
     }
 
     /// The encoded form.

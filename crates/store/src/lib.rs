@@ -5,10 +5,13 @@
 
 mod check;
 mod clean;
+mod clone;
 mod codec;
 mod collapse;
+mod counts;
 mod error;
 mod extent;
+mod fileset;
 mod fold;
 mod frame;
 #[cfg(test)]
@@ -35,8 +38,10 @@ pub mod volume;
 pub use check::Report;
 pub use clean::{Cleaned, Effort};
 pub use collapse::{AGES, Account, Advance};
+pub use counts::Count;
 pub use error::{Error, Result};
 pub use extent::{CHUNK, Piece};
+pub use fileset::{CATALOGUE, Lineage};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::counts::Counts;
 use crate::manifest::Position;
 use crate::store::FRAME_MAX;
 use crate::volume::Region;
@@ -52,8 +53,7 @@ pub struct Tail {
     /// The newest transaction.
     pub last: Tid,
     /// Live objects and bytes.
-    pub objects: u64,
-    pub live: u64,
+    pub counts: Counts,
     /// Bytes appended since the store was opened.
     pub appended: u64,
     queue: VecDeque<Buffer>,
@@ -65,15 +65,14 @@ pub struct Tail {
 
 impl Tail {
     /// An empty tail at a position.
-    pub fn new(segment: Arc<dyn Region>, at: Position, last: Tid, objects: u64, live: u64) -> Tail {
+    pub fn new(segment: Arc<dyn Region>, at: Position, last: Tid, counts: Counts) -> Tail {
         Tail {
             segment,
             base: at.offset,
             buf: fresh(),
             chain: at.chain,
             last,
-            objects,
-            live,
+            counts,
             appended: 0,
             queue: VecDeque::new(),
             queued: 0,

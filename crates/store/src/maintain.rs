@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::collapse::{Account, Ageing, Lapses, Pass};
+use crate::counts::Counts;
 use crate::index::Entry;
 use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Divider, Merged, Source, run_source};
@@ -33,8 +34,7 @@ pub(crate) struct State {
     pub log: Position,
     /// Newest transaction in the tables.
     pub tid: Tid,
-    pub objects: u64,
-    pub live: u64,
+    pub counts: Counts,
     pub next_object: u64,
     /// [`crate::log::Tail::appended`] then.
     pub appended: u64,
@@ -63,23 +63,22 @@ pub(crate) struct State {
 
 impl State {
     fn saved(&self) -> Pending {
-        let State { log, tid, objects, live, appended, next_object, .. } = *self;
-        Pending { log, tid, objects, live, appended, next_object }
+        let State { log, tid, appended, next_object, .. } = *self;
+        Pending { log, tid, counts: self.counts.clone(), appended, next_object }
     }
 
     fn set(&mut self, p: Pending) {
         (self.log, self.tid, self.appended) = (p.log, p.tid, p.appended);
-        (self.objects, self.live, self.next_object) = (p.objects, p.live, p.next_object);
+        (self.counts, self.next_object) = (p.counts, p.next_object);
     }
 }
 
 /// The state of the log when a memtable was frozen.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Pending {
     log: Position,
     tid: Tid,
-    objects: u64,
-    live: u64,
+    counts: Counts,
     appended: u64,
     next_object: u64,
 }
@@ -208,7 +207,7 @@ impl Store {
         if (log, tid) == (state.log, state.tid) && self.index.read().frozen.is_none() {
             return Ok(());
         }
-        let (objects, live, appended) = (tail.objects, tail.live, tail.appended);
+        let (counts, appended) = (tail.counts.clone(), tail.appended);
         let next_object = self.next_object();
         let frozen = {
             let mut index = self.index.write();
@@ -218,7 +217,7 @@ impl Store {
                 None => {
                     let f = Arc::new(std::mem::take(&mut index.active));
                     index.frozen = Some(f.clone());
-                    state.pending = Some(Pending { log, tid, objects, live, appended, next_object });
+                    state.pending = Some(Pending { log, tid, counts, appended, next_object });
                     f
                 }
             }
@@ -233,7 +232,7 @@ impl Store {
         next.history.extend(new_history);
         let before = state.saved();
         let pending = state.pending.take();
-        if let Some(p) = pending {
+        if let Some(p) = pending.clone() {
             state.set(p);
         }
         let outcome = self.commit_levels(state, next, true);
@@ -264,8 +263,7 @@ impl Store {
             tid: state.tid,
             next_region: self.next_region.load(std::sync::atomic::Ordering::Relaxed),
             next_object: state.next_object,
-            objects: state.objects,
-            live_bytes: state.live,
+            counts: state.counts.clone(),
             log: state.log,
             segments: self.segments_for(state.log),
             packs: self.packs.lock().iter().map(|p| p.place()).collect(),
@@ -368,7 +366,7 @@ impl Store {
         made: &mut Vec<RegionRef>,
     ) -> Result<(Option<Run>, Option<Run>)> {
         let mut merged = Merged::new(sources)?;
-        let mut divider = Divider::new(bottom);
+        let mut divider = Divider::new(bottom, self.index.read().filesets.clones());
         let mut ageing = Ageing::new(self.clock());
         let mut outputs = [RunWriter::default(), RunWriter::default()];
         let mut n = 0u64;

@@ -3,11 +3,12 @@
 //! Written whole to a fresh region at each checkpoint; the superblock then points to it. So a checkpoint is atomic.
 
 use crate::codec::{Reader, crc_at, put_bytes, put_varint};
+use crate::counts::{Count, Counts};
 use crate::index::levels::RunRef;
 use crate::index::table::TableRef;
 use crate::segment::Segment;
 use crate::volume::{Region, RegionRef};
-use crate::{Error, Result, Tid};
+use crate::{Error, FilesetId, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNMAN2";
 /// As version 1 of the format had it: no packs, no clipped runs.
@@ -33,10 +34,8 @@ pub struct Manifest {
     pub next_region: u64,
     /// Next object number.
     pub next_object: u64,
-    /// Live objects.
-    pub objects: u64,
-    /// Live bytes.
-    pub live_bytes: u64,
+    /// Live objects and bytes.
+    pub counts: Counts,
     /// Where replay starts.
     pub log: Position,
     /// All segments, oldest first.
@@ -53,7 +52,8 @@ impl Manifest {
     /// Encodes it for region `region`.
     pub fn encode(&self, region: u64) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
-        for v in [self.tid.0, self.next_region, self.next_object, self.objects, self.live_bytes] {
+        let total = self.counts.total();
+        for v in [self.tid.0, self.next_region, self.next_object, total.objects, total.live] {
             put_varint(&mut out, v);
         }
         for v in [self.log.region, self.log.offset, self.log.chain.into()] {
@@ -83,6 +83,7 @@ impl Manifest {
                 }
             }
         }
+        self.counts.put(&mut out);
         let crc = crc_at(region, 0, &out);
         out.extend_from_slice(&crc.to_le_bytes());
         out
@@ -116,7 +117,7 @@ impl Manifest {
             _ => return None,
         };
         let (tid, next_region, next_object) = (Tid(r.varint()?), r.varint()?, r.varint()?);
-        let (objects, live_bytes) = (r.varint()?, r.varint()?);
+        let total = Count { objects: r.varint()?, live: r.varint()? };
         let log = Position { region: r.varint()?, offset: r.varint()?, chain: u32::try_from(r.varint()?).ok()? };
         let mut segments = Vec::new();
         for _ in 0..r.varint()? {
@@ -137,7 +138,12 @@ impl Manifest {
         }
         let live = runs(&mut r, packs_and_clips)?;
         let history = runs(&mut r, packs_and_clips)?;
-        let all = Manifest { tid, next_region, next_object, objects, live_bytes, log, segments, packs, live, history };
+        let counts = match packs_and_clips {
+            // Version 1 had one fileset.
+            false => Counts::of_one(FilesetId(1), total),
+            true => Counts::read(&mut r).filter(|counts| counts.total() == total)?,
+        };
+        let all = Manifest { tid, next_region, next_object, counts, log, segments, packs, live, history };
         r.is_empty().then_some(all)
     }
 }

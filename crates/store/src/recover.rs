@@ -12,7 +12,9 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::codec::crc_at;
 use crate::collapse::Lapses;
+use crate::counts::Counts;
 use crate::extent::{BLOCK, ChunkMap, Codec};
+use crate::fileset::Filesets;
 use crate::fold::Fold;
 use crate::frame::{self, Body, Content, Record};
 use crate::index::levels::{Levels, Run, RunRef};
@@ -92,8 +94,7 @@ impl Store {
             tid: birth,
             next_region: 3,
             next_object: 2,
-            objects: 0,
-            live_bytes: 0,
+            counts: Counts::default(),
             log: Position { region: 1, offset: segment::HEADER, chain: 0 },
             segments: vec![Segment::open(segment.place(), birth)],
             packs: vec![],
@@ -206,15 +207,14 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         found: "it is not there".into(),
     })?;
     let tail = match from_segments {
-        true => Tail::new(first, m.log, sb.birth, 0, 0),
-        false => Tail::new(first, m.log, m.tid, m.objects, m.live_bytes),
+        true => Tail::new(first, m.log, sb.birth, Counts::default()),
+        false => Tail::new(first, m.log, m.tid, m.counts.clone()),
     };
     let memory = options.memory.max(16 << 20);
     let state = State {
         log: m.log,
         tid: m.tid,
-        objects: m.objects,
-        live: m.live_bytes,
+        counts: m.counts.clone(),
         next_object: m.next_object,
         appended: 0,
         manifest: Some(sb.manifest),
@@ -235,7 +235,12 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         uuid: sb.uuid,
         read_only: options.read_only,
         log: Log::new(tail),
-        index: RwLock::new(Index { active: Memtable::default(), frozen: None, levels: Arc::new(levels) }),
+        index: RwLock::new(Index {
+            active: Memtable::default(),
+            frozen: None,
+            levels: Arc::new(levels),
+            filesets: Filesets::default(),
+        }),
         cache: BlockCache::with_weighter(4096, memory / 2, BlockWeight),
         readahead: Readahead::default(),
         allowance: 0.into(),
@@ -257,6 +262,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         superblock: Mutex::new(sb),
         volume,
     };
+    store.load_filesets()?;
     let start = if from_segments { store.replay_sealed(&m.segments)? } else { m.log };
     let replayed = store.replay(start)?;
     if from_segments {
@@ -439,36 +445,47 @@ impl Store {
         if self.packs.lock().is_empty() && self.retention(FilesetId(1))?.keeps_all() {
             return Ok(());
         }
-        let (mut objects, mut live) = (0, 0);
         let index = self.index.read();
+        let clones = index.filesets.clones();
+        let mut counts = Counts::default();
         for (key, slot) in index.active.range(std::ops::Bound::Unbounded) {
             let Some((tid, Some(value))) = slot.versions().next() else { continue };
             match crate::key::parse(key) {
-                Some((.., Kind::ATTR, _)) => objects += 1,
+                Some((fileset, _, Kind::ATTR, _)) => counts.add(fileset, 1, 0),
                 Some((fileset, object, Kind::EXTENT, _)) => {
                     let attr = Key::new(fileset, object, Kind::ATTR, &[]);
-                    let dead = matches!(index.active.get(&attr, Tid::MAX), Some(Found::Version(_, None)) | None);
+                    let there = matches!(index.active.get(&attr, Tid::MAX), Some(Found::Version(_, Some(_))));
                     let map = ChunkMap::decode(value, tid).unwrap_or_default();
-                    live += if dead { 0 } else { map.data_len() as u64 };
+                    counts.add(fileset, 0, if there { map.data_len() } else { 0 });
                 }
                 _ => {}
             }
         }
         let mut tail = self.log.tail();
-        (tail.objects, tail.live) = (objects, live);
+        // What a clone shows of its base is in no record of its own.
+        for fileset in clones {
+            let (had, found) = (tail.counts.get(fileset), counts.get(fileset));
+            counts.add(fileset, had.objects as i64 - found.objects as i64, had.live as i64 - found.live as i64);
+        }
+        tail.counts = counts;
         Ok(())
     }
 
     fn apply(&self, region: u64, at: u64, h: &frame::Header, records: Vec<Record>) -> Result<()> {
         let mut fold = Fold::new(h.fileset, h.tid);
+        let mut counts = vec![(h.fileset, h.objects, h.live)];
         for r in records {
+            if let Body::Fileset { objects, live } = r.body {
+                counts.push((r.fileset, objects, live));
+            }
             fold.record(self, region, at, &r)?;
         }
         self.next_object.fetch_max(h.next_object, Ordering::Relaxed);
         let mut t = self.log.tail();
         t.last = h.tid;
-        t.objects = t.objects.saturating_add_signed(h.objects);
-        t.live = t.live.saturating_add_signed(h.live);
+        for (fileset, objects, live) in counts {
+            t.counts.add(fileset, objects, live);
+        }
         drop(t);
         self.insert(h.tid, fold.finish());
         Ok(())

@@ -12,10 +12,11 @@
 //! (a minute's grid kept for ever has half a million a year).
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::codec::{Reader, put_varint};
+use crate::fileset::{CATALOGUE, MAIN};
+use crate::index::Entry;
 use crate::store::Store;
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
@@ -338,23 +339,21 @@ impl Store {
             expected: "its form in docs/format.md".into(),
             found: "bytes that are none".into(),
         };
-        let stored = self.get(&Key::new(fileset, META, Kind::RETAIN, &[]), Tid::MAX)?;
-        let mut retention = match stored {
-            Some(v) => Retention::decode(&v.value).ok_or_else(|| corrupt("retention"))?,
+        // Past the view that users have: of a removed fileset the past can still be looked at.
+        let newest = |kind| -> Result<Vec<Entry>> {
+            let mut versions = self.all_versions(&Key::new(fileset, META, kind, &[]))?;
+            versions.dedup_by(|older, newer| older.key == newer.key);
+            Ok(versions)
+        };
+        let mut retention = match newest(Kind::RETAIN)?.into_iter().find_map(|e| e.value) {
+            Some(value) => Retention::decode(&value).ok_or_else(|| corrupt("retention"))?,
             None => Retention::default(),
         };
-        let mut damaged = false;
         let pins = &mut retention.pins;
-        self.scan(fileset, META, Kind::LABEL, &[], Tid::MAX, &mut |_, _, value| {
-            match Reader::new(value).varint() {
-                Some(tid) => pins.push(Tid(tid)),
-                None => damaged = true,
-            }
-            ControlFlow::Continue(())
-        })?;
-        if damaged {
-            return Err(corrupt("label"));
+        for label in newest(Kind::LABEL)?.into_iter().filter_map(|e| e.value) {
+            pins.push(Reader::new(&label).varint().map(Tid).ok_or_else(|| corrupt("label"))?);
         }
+        pins.extend(self.bases().into_iter().filter(|(base, _)| *base == fileset).map(|(_, tid)| tid));
         let held = self.pins.lock();
         pins.extend(held.range((fileset, Tid::ZERO)..=(fileset, Tid::MAX)).map(|((_, tid), _)| *tid));
         drop(held);
@@ -365,7 +364,12 @@ impl Store {
 
     /// Labels, pins or the retention itself have changed.
     pub(crate) fn retention_changed(&self, fileset: FilesetId) {
-        self.retentions.write().remove(&fileset);
+        let mut all = self.retentions.write();
+        match fileset {
+            // A clone pins a moment of another fileset.
+            CATALOGUE => all.clear(),
+            _ => drop(all.remove(&fileset)),
+        }
     }
 
     /// Keeps what a moment shows as long as the pin lives; `None` if it is no visible moment (any more).
@@ -404,18 +408,10 @@ impl Store {
         f()
     }
 
-    /// The filesets that there are.
-    pub(crate) fn filesets(&self) -> Result<Vec<FilesetId>> {
-        let mut all = vec![FilesetId(0), FilesetId(1)];
-        self.scan(FilesetId(0), META, Kind::FILESET, &[], Tid::MAX, &mut |suffix, _, _| {
-            if let Ok(number) = suffix.try_into() {
-                all.push(FilesetId(u32::from_be_bytes(number)));
-            }
-            ControlFlow::Continue(())
-        })?;
-        all.sort_unstable();
-        all.dedup();
-        Ok(all)
+    /// The filesets that there ever were, and when they were removed.
+    pub(crate) fn filesets(&self) -> Vec<(FilesetId, Option<Tid>)> {
+        let others: Vec<_> = self.index.read().filesets.all().collect();
+        [(CATALOGUE, None), (MAIN, None)].into_iter().chain(others).collect()
     }
 }
 

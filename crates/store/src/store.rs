@@ -12,12 +12,15 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::counts::Count;
 use crate::extent::{self, CHUNK, ChunkMap, Piece, push_piece};
+use crate::fileset::{Filesets, MAIN};
 use crate::fold::Fold;
 use crate::frame;
+use crate::index::Entry;
 use crate::index::levels::Levels;
 use crate::index::memtable::{Found, Memtable};
-use crate::index::scan;
+use crate::index::scan::{self, Range};
 use crate::index::table::BlockCache;
 use crate::key::KEY_HEAD;
 use crate::log::{Log, Tail};
@@ -67,6 +70,8 @@ pub(crate) struct Index {
     /// Being flushed.
     pub frozen: Option<Arc<Memtable>>,
     pub levels: Arc<Levels>,
+    /// What the catalogue's records in the layers above say.
+    pub filesets: Filesets,
 }
 
 /// A store, open. Reads run in parallel; one [`Tx`] at a time.
@@ -280,26 +285,35 @@ impl Store {
     pub(crate) fn insert(&self, tid: Tid, entries: Vec<(Key, Option<Value>)>) {
         let mut index = self.index.write();
         for (key, value) in entries {
+            index.filesets.note(&key, tid, value.as_ref());
             index.active.put(key, tid, value);
         }
     }
 
     /// The newest version of `key` with tid ≤ `at` ([`Tid::MAX`]: the live one); `None` if there is none or it is a tombstone.
+    /// In a clone, what it has no version of is what its base has.
     pub fn get(&self, key: &Key, at: Tid) -> Result<Option<Version>> {
+        match key.fileset() <= MAIN {
+            true => Ok(self.find(key, at)?.and_then(Found::into_version)),
+            false => self.get_through(key, at),
+        }
+    }
+
+    /// As [`Store::get`], of the key itself; a tombstone is a version.
+    pub(crate) fn find(&self, key: &Key, at: Tid) -> Result<Option<Found>> {
         let mut newer = false;
         let levels = {
             let index = self.index.read();
             for layer in [Some(&index.active), index.frozen.as_deref()].into_iter().flatten() {
                 match layer.get(key, at) {
                     Some(Found::OnlyNewer) => newer = true,
-                    Some(found) => return Ok(found.into_version()),
+                    Some(found) => return Ok(Some(found)),
                     None => {}
                 }
             }
             index.levels.clone()
         };
-        let found = levels.get(key.as_bytes(), at, newer, &self.cache)?;
-        Ok(found.and_then(Found::into_version))
+        levels.get(key.as_bytes(), at, newer, &self.cache)
     }
 
     /// Visits what an object has of one kind as of `at`, in suffix order from the first suffix ≥ `from`: `(suffix, tid, value)`.
@@ -312,15 +326,20 @@ impl Store {
         at: Tid,
         visit: &mut VisitValue<'_>,
     ) -> Result<()> {
+        if fileset > MAIN {
+            return self.scan_through(fileset, object, kind, from, at, visit);
+        }
         let prefix = Key::new(fileset, object, kind, &[]);
         let mut next = Some(Key::new(fileset, object, kind, from).as_bytes().to_vec());
         // Batches: the index is not locked while the caller looks at one.
         let mut limit = 32;
         while let Some(from) = next.take() {
             let items;
-            (items, next) = self.scan_batch(prefix.as_bytes(), &from, at, limit)?;
+            let range = Range { prefix: prefix.as_bytes(), from: &from, at, tombstones: false, limit };
+            (items, next) = self.scan_batch(range)?;
             limit = 256;
             for (key, tid, value) in items {
+                let Some(value) = value else { continue };
                 if visit(&key[KEY_HEAD..], tid, &value).is_break() {
                     return Ok(());
                 }
@@ -329,16 +348,10 @@ impl Store {
         Ok(())
     }
 
-    fn scan_batch(
-        &self,
-        prefix: &[u8],
-        from: &[u8],
-        at: Tid,
-        limit: usize,
-    ) -> Result<(Vec<scan::Item>, Option<Vec<u8>>)> {
+    pub(crate) fn scan_batch(&self, range: Range<'_>) -> Result<(Vec<scan::Item>, Option<Vec<u8>>)> {
         let index = self.index.read();
         let layers: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
-        scan::scan(&layers, &index.levels, &self.cache, prefix, from, at, limit)
+        scan::scan(&layers, &index.levels, &self.cache, range)
     }
 
     /// Visits every version (tombstones: `None`) of an object's keys of one kind whose suffix starts with `prefix`, by
@@ -351,18 +364,19 @@ impl Store {
         prefix: &[u8],
         visit: &mut VisitVersion<'_>,
     ) -> Result<()> {
-        let prefix = Key::new(fileset, object, kind, prefix);
-        let entries = {
-            let index = self.index.read();
-            let layers: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
-            scan::versions(&layers, &index.levels, &self.cache, prefix.as_bytes())?
-        };
-        for e in entries {
+        for e in self.versions_through(fileset, object, kind, prefix)? {
             if visit(&e.key[KEY_HEAD..], e.tid, e.value.as_deref()).is_break() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Every version of the keys that start with `prefix`, by key, newest first.
+    pub(crate) fn all_versions(&self, prefix: &Key) -> Result<Vec<Entry>> {
+        let index = self.index.read();
+        let layers: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+        scan::versions(&layers, &index.levels, &self.cache, prefix.as_bytes())
     }
 
     fn decode_map(&self, object: u64, chunk: u64, tid: Tid, value: &[u8]) -> Result<ChunkMap> {
@@ -652,7 +666,8 @@ impl Store {
         let (reserved, size) = self.volume.usage(limit)?;
         let (room, live, objects) = {
             let t = self.log.tail();
-            (t.room(), t.live, t.objects)
+            let total = t.counts.total();
+            (t.room(), total.live, total.objects)
         };
         let spare = self.spare.lock().as_ref().map_or(0, |r| r.place().size);
         let used = reserved.saturating_sub(room + spare);
@@ -660,6 +675,11 @@ impl Store {
         let reserve = (size / 32).clamp(24 << 20, 1 << 30);
         let free = size.saturating_sub(reserved + reserve) + room.saturating_sub(4 * FRAME_MAX as u64);
         Ok(Usage { size, used, free, live, objects })
+    }
+
+    /// What a fileset's live tree holds, as counted by [`Tx::count`].
+    pub fn counted(&self, fileset: FilesetId) -> Count {
+        self.log.tail().counts.get(fileset)
     }
 
     /// Wakes whoever waits in [`Store::wait_for_work`].

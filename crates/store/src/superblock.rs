@@ -7,9 +7,9 @@ use crate::volume::{RegionRef, SUPER_SIZE, Volume};
 use crate::{Error, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
-/// The version of the whole format.
+/// The version of the whole format, as it is written.
 pub const VERSION: u32 = 2;
-/// The oldest one that is read (and becomes today's with the first superblock written).
+/// The oldest version that can be read; opening for writing makes it the newest.
 const VERSION_MIN: u32 = 1;
 
 /// See the module.

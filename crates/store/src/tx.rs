@@ -7,7 +7,7 @@ use crate::fold::Fold;
 use crate::frame::{self, Body, Heads, Record};
 use crate::log::Tail;
 use crate::store::{FRAME_MAX, SEAL_ROOM, Store};
-use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
+use crate::{Count, Error, FilesetId, Kind, ObjectId, Result, Tid};
 
 /// Writes of this size are a stream: their bytes are compressed only while the volume is slower than the processor.
 const BULK: usize = 256 << 10;
@@ -19,13 +19,17 @@ pub struct Tx<'s> {
     tail: MutexGuard<'s, Tail>,
     start: usize,
     heads: Heads,
+    /// The one that the frame names.
+    fileset: FilesetId,
     fold: Fold,
     objects: i64,
     live: i64,
+    /// Changes of other filesets' counts.
+    turns: Vec<(FilesetId, i64, i64)>,
     /// Whether a large write is under way.
     bulk: bool,
-    /// Whether it changes what may be seen of the past.
-    retains: bool,
+    /// Filesets of which it changes what may be seen of the past.
+    retains: Vec<FilesetId>,
 }
 
 impl<'s> Tx<'s> {
@@ -37,11 +41,13 @@ impl<'s> Tx<'s> {
             tail,
             start,
             heads: Heads::default(),
+            fileset,
             fold: Fold::new(fileset, tid),
             objects: 0,
             live: 0,
+            turns: Vec::new(),
             bulk: false,
-            retains: false,
+            retains: Vec::new(),
         }
     }
 
@@ -53,18 +59,28 @@ impl<'s> Tx<'s> {
     /// Sets a record. A second put of the same key in one transaction replaces the first.
     pub fn put(&mut self, object: ObjectId, kind: Kind, suffix: &[u8], value: &[u8]) {
         self.fold.put(object, kind, suffix, Some(value));
-        self.add(Record { object, kind, body: Body::Put { suffix, value } });
+        self.add(object, kind, Body::Put { suffix, value });
     }
 
     /// Writes a tombstone. One for an object's [`Kind::ATTR`] kills the whole object, extents and all, in O(1).
     pub fn delete(&mut self, object: ObjectId, kind: Kind, suffix: &[u8]) {
         self.fold.put(object, kind, suffix, None);
-        self.add(Record { object, kind, body: Body::Tombstone { suffix } });
+        self.add(object, kind, Body::Tombstone { suffix });
     }
 
-    fn add(&mut self, r: Record) {
-        self.retains |= matches!(r.kind, Kind::LABEL | Kind::RETAIN | Kind::FILESET);
-        self.heads.add(self.fold.tid, &r);
+    fn add(&mut self, object: ObjectId, kind: Kind, body: Body) {
+        if matches!(kind, Kind::LABEL | Kind::RETAIN | Kind::FILESET) {
+            self.retains.push(self.fold.fileset);
+        }
+        self.heads.add(self.fold.tid, &Record { fileset: self.fold.fileset, object, kind, body });
+    }
+
+    /// What comes from here on is of another fileset, whose counts change by this.
+    pub fn turn(&mut self, fileset: FilesetId, objects: i64, live_bytes: i64) {
+        self.fold.fileset = fileset;
+        self.turns.push((fileset, objects, live_bytes));
+        let body = Body::Fileset { objects, live: live_bytes };
+        self.heads.add(self.fold.tid, &Record::turn(fileset, body));
     }
 
     /// Writes file bytes. Returns by how many bytes the object's data (not its holes) grew.
@@ -104,7 +120,7 @@ impl<'s> Tx<'s> {
         };
         let data_at = (at - self.start) as u32;
         let body = Body::Extent { offset, len, codec, data_at, stored: place.stored };
-        self.add(Record { object, kind: Kind::EXTENT, body });
+        self.add(object, Kind::EXTENT, body);
         self.fold.overlay(self.store, object, offset, len, Some(place))
     }
 
@@ -132,7 +148,7 @@ impl<'s> Tx<'s> {
         if len == 0 {
             return Ok(0);
         }
-        self.add(Record { object, kind: Kind::EXTENT, body: Body::Hole { offset, len } });
+        self.add(object, Kind::EXTENT, Body::Hole { offset, len });
         self.fold.punch(self.store, object, offset, len)
     }
 
@@ -150,7 +166,7 @@ impl<'s> Tx<'s> {
             while left > 0 {
                 let len = left.min(CHUNK - offset % CHUNK) as u32;
                 self.fits(0)?;
-                self.add(Record { object, kind: Kind::EXTENT, body: Body::Shared { offset, len, place } });
+                self.add(object, Kind::EXTENT, Body::Shared { offset, len, place });
                 grown += self.fold.overlay(self.store, object, offset, len, Some(place))?;
                 place.skip += len;
                 offset += u64::from(len);
@@ -165,7 +181,12 @@ impl<'s> Tx<'s> {
         self.store.map_with(Some(&self.fold), self.fold.fileset, object, offset, len, Tid::MAX)
     }
 
-    /// Adjusts the counts of [`crate::Usage::objects`] and [`crate::Usage::live`]; kept with the transaction.
+    /// What the transaction's own fileset held before it, as [`Store::counted`] tells.
+    pub fn counted(&self) -> Count {
+        self.tail.counts.get(self.fileset)
+    }
+
+    /// Adjusts the counts of the fileset that the transaction began with; kept with it.
     pub fn count(&mut self, objects: i64, live_bytes: i64) {
         self.objects += objects;
         self.live += live_bytes;
@@ -190,7 +211,7 @@ impl<'s> Tx<'s> {
         let tid = self.fold.tid;
         let header = frame::Header {
             tid,
-            fileset: self.fold.fileset,
+            fileset: self.fileset,
             chain: self.tail.chain,
             durable: self.store.durable(),
             next_object: self.store.next_object(),
@@ -203,12 +224,13 @@ impl<'s> Tx<'s> {
         tail.chain = crc;
         tail.last = tid;
         tail.appended += (tail.buf.len() - start) as u64;
-        tail.objects = tail.objects.saturating_add_signed(self.objects);
-        tail.live = tail.live.saturating_add_signed(self.live);
+        tail.counts.add(self.fileset, self.objects, self.live);
+        for (fileset, objects, live) in self.turns.drain(..) {
+            tail.counts.add(fileset, objects, live);
+        }
         let fold = std::mem::replace(&mut self.fold, Fold::new(FilesetId(0), tid));
-        let (fileset, retains) = (fold.fileset, self.retains);
         self.store.insert(tid, fold.finish());
-        if retains {
+        for fileset in self.retains.drain(..) {
             self.store.retention_changed(fileset);
         }
         let full = self.tail.committed();

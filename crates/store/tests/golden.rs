@@ -1,17 +1,19 @@
 //! A store written by an earlier version of this code opens and shows what it did, and today's code writes the same
-//! bytes. A change that makes this fail needs a new format version (docs/format.md §Versions).
+//! bytes. A change that makes this fail needs a new format version (docs/format.md §Versions). Images of earlier versions
+//! stay and open.
 
 use std::sync::Arc;
 
 use darner_store::volume::sim::SimDisk;
 use darner_store::volume::{Disk, RawVolume};
-use darner_store::{CreateOptions, FilesetId, Key, Kind, ObjectId, OpenOptions, Store, Tid};
+use darner_store::{CATALOGUE, Count, CreateOptions, FilesetId, Key, Kind, Lineage, ObjectId, OpenOptions, Store, Tid};
 
 const FS: FilesetId = FilesetId(1);
+/// A clone, since version 2.
+const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
-/// The format's version today.
-const TODAY: &str = "v2";
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v2.bin");
+const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
 
 fn open(disk: &SimDisk) -> Store {
     Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &OpenOptions::default()).unwrap()
@@ -41,6 +43,17 @@ fn written() -> SimDisk {
     tx.write(b, 10, b"changed").unwrap();
     tx.punch(b, 60_000, 10_000).unwrap();
     tx.commit().unwrap();
+    let mut tx = store.begin(FS, 3_500).unwrap();
+    tx.turn(CATALOGUE, 0, 0);
+    let mut value = Vec::new();
+    Lineage { created: tx.tid(), base: Some((FS, Tid(2_000))) }.encode(&mut value);
+    tx.put(ObjectId(0), Kind::FILESET, &OTHER.0.to_be_bytes(), &value);
+    tx.turn(OTHER, 2, 100_003);
+    tx.put(b, Kind::ATTR, b"", b"attributes in the clone");
+    tx.commit().unwrap();
+    let mut tx = store.begin(OTHER, 3_600).unwrap();
+    tx.write(b, 0, b"clone").unwrap();
+    tx.commit().unwrap();
     store.checkpoint().unwrap();
     let mut tx = store.begin(FS, 4_000).unwrap();
     let pieces = tx.map(b, 0, 50_000).unwrap();
@@ -64,13 +77,9 @@ fn pages(disk: &SimDisk) -> Vec<u8> {
     lz4_flex::compress_prepend_size(&out)
 }
 
-fn path(version: &str) -> String {
-    format!("{FIXTURES}/{version}.bin")
-}
-
-fn fixture(version: &str) -> SimDisk {
+fn fixture(path: &str) -> SimDisk {
     let disk = SimDisk::new(SIZE);
-    let bytes = lz4_flex::decompress_size_prepended(&std::fs::read(path(version)).unwrap()).unwrap();
+    let bytes = lz4_flex::decompress_size_prepended(&std::fs::read(path).unwrap()).unwrap();
     for page in bytes.chunks(8 + 4096) {
         disk.write_at(&page[8..], u64::from_le_bytes(page[..8].try_into().unwrap())).unwrap();
     }
@@ -81,16 +90,42 @@ fn fixture(version: &str) -> SimDisk {
 fn todays_code_writes_the_bytes_of_the_golden_image() {
     let pages = pages(&written());
     if std::env::var_os("DARNER_BLESS").is_some() {
-        std::fs::write(path(TODAY), &pages).unwrap();
+        std::fs::write(FIXTURE, &pages).unwrap();
     }
-    assert!(pages == std::fs::read(path(TODAY)).unwrap(), "the bytes on disk changed: this needs a new format version");
+    assert!(pages == std::fs::read(FIXTURE).unwrap(), "the bytes on disk changed: this needs a new format version");
 }
 
 #[test]
-fn the_golden_images_of_all_versions_open_and_show_every_moment() {
-    for version in ["v1", TODAY] {
-        shows_every_moment(&open(&fixture(version)));
+fn the_golden_images_open_and_show_every_moment() {
+    for (path, filesets) in [(VERSION_1, 1), (FIXTURE, 2)] {
+        let disk = fixture(path);
+        for _ in 0..2 {
+            // The version is today's from the first time on.
+            let store = open(&disk);
+            shows_every_moment(&store);
+            let count = Count { objects: 2, live: 100_003 };
+            assert_eq!(store.counted(FS), count);
+            assert_eq!(
+                (store.usage().unwrap().objects, store.usage().unwrap().live),
+                (filesets * 2, filesets * 100_003)
+            );
+            if filesets == 2 {
+                assert_eq!(store.counted(OTHER), count);
+                shows_the_clone(&store);
+            }
+        }
     }
+}
+
+fn shows_the_clone(store: &Store) {
+    let read = |at| {
+        let mut buf = vec![0; 200_003];
+        store.read(&store.map(OTHER, ObjectId(3), 0, 200_003, at).unwrap(), &mut buf).unwrap();
+        buf
+    };
+    assert!(read(Tid::MAX)[5..100_000] == text(100_000)[5..] && read(Tid::MAX).starts_with(b"clone"));
+    assert_eq!(read(Tid(3_499)), vec![0; 200_003]);
+    assert_eq!(store.bases(), [(FS, Tid(2_000))]);
 }
 
 fn shows_every_moment(store: &Store) {
@@ -114,6 +149,5 @@ fn shows_every_moment(store: &Store) {
     second[60_000..70_000].fill(0);
     assert!(read(b, Tid(3_000)) == second && read(b, Tid::MAX) == second);
     assert!(read(a, Tid::MAX)[5..50_005] == second[..50_000] && read(a, Tid(3_999)).iter().all(|b| *b == 0));
-    assert_eq!((store.usage().unwrap().objects, store.usage().unwrap().live), (2, 100_003));
     assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
 }

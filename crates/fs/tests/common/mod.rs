@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use darner_fs::{
-    Attr, Caller, Created, FallocateMode, Found, Fs, FsError, Node, ObjectId, Op, RenameMode, Reply, Seek, SetAttr,
+    Attr, Caller, Created, FallocateMode, Found, Fs, FsError, MAIN, Node, Op, ROOT, RenameMode, Reply, Seek, SetAttr,
     SetTime, SetXattr, Tid, Time,
 };
 use darner_store::volume::RawVolume;
@@ -132,7 +132,7 @@ impl World {
                 self.held.insert(name.to_string(), node);
                 Ok(String::new())
             }
-            ["forget", name] => self.done(Op::Forget { objects: &[self.held[&name[1..]].object()] }),
+            ["forget", name] => self.done(Op::Forget { objects: &[self.held[&name[1..]].inode()] }),
             ["remount"] => self.remount(),
             ["reap"] => Ok(self.fs.reap_orphans(self.now)?.to_string()),
             _ if words[0].ends_with('x') => self.xattr(words),
@@ -259,8 +259,8 @@ impl World {
                     other => panic!("{other:?}"),
                 }
             }
-            ["label", name] => self.done(Op::AddLabel { name, at: None })?,
-            ["unlabel", name] => self.done(Op::RemoveLabel { name })?,
+            ["label", name] => self.done(Op::AddLabel { fileset: MAIN, name, at: None })?,
+            ["unlabel", name] => self.done(Op::RemoveLabel { fileset: MAIN, name })?,
             _ => return Ok(None),
         }))
     }
@@ -341,7 +341,7 @@ impl World {
                     seconds(attr.btime)
                 ))
             }
-            ["same", a, b] => Ok((self.node(a)?.object() == self.node(b)?.object()).to_string()),
+            ["same", a, b] => Ok((self.node(a)?.inode() == self.node(b)?.inode()).to_string()),
             ["readlink", path] => match self.run(Op::ReadLink { node: self.node(path)? })? {
                 Reply::Bytes(bytes) => Ok(String::from_utf8(bytes).unwrap()),
                 other => panic!("{other:?}"),
@@ -355,7 +355,7 @@ impl World {
             }
             ["open", path, how] => self.done(Op::Open { node: self.node(path)?, write: how == "write" }),
             ["labels"] => {
-                let labels = self.fs.labels()?;
+                let labels = self.fs.labels(MAIN)?;
                 Ok(labels.iter().map(|l| format!("{}@{}", l.name, seconds(l.tid.into()))).collect::<Vec<_>>().join(" "))
             }
             ["log", path] => self.log(path, false),
@@ -367,7 +367,7 @@ impl World {
 
     fn log(&self, path: &str, coalesce: bool) -> Answer {
         let names: Vec<&[u8]> = path.split('/').filter(|name| !name.is_empty()).map(str::as_bytes).collect();
-        let entries = self.fs.log(&names, coalesce)?;
+        let entries = self.fs.log(ROOT, &names, coalesce)?;
         let text = entries.iter().map(|e| format!("{}:{:?}:{}", seconds(e.tid.into()), e.what, e.attr.size));
         Ok(text.collect::<Vec<_>>().join(" "))
     }
@@ -549,8 +549,4 @@ fn errno_name(errno: i32) -> &'static str {
         libc::EIO => "EIO",
         other => panic!("errno {other}"),
     }
-}
-
-pub fn object(n: u64) -> ObjectId {
-    ObjectId(n)
 }

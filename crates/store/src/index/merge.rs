@@ -1,15 +1,15 @@
 //! Merging: sorted inputs become new runs; what is superseded moves from live to history.
 //!
 //! Rules: of a key's versions the newest is live, the others history. A tombstone that nothing live lies beneath
-//! (`bottom`) is history too. An object whose ATTR is a tombstone is dead: the values of its other keys are history.
+//! (`bottom`) is history too, unless it hides something of a clone's base. An object whose ATTR is a tombstone is dead: the values of its other keys are history.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 
 use super::Entry;
 use super::table::Cursor;
-use crate::key::KEY_HEAD;
-use crate::{Kind, Result, Tid};
+use crate::key::{KEY_HEAD, parse};
+use crate::{FilesetId, Kind, Result, Tid};
 
 /// A sorted input.
 pub type Source<'a> = Box<dyn Iterator<Item = Result<Entry>> + 'a>;
@@ -101,6 +101,7 @@ impl<'a> Merged<'a> {
 /// Tells live entries from history while they pass in table order.
 pub struct Divider {
     bottom: bool,
+    clones: BTreeSet<FilesetId>,
     last_key: Vec<u8>,
     /// Tid of the entry before, if it has the same key.
     newer: Tid,
@@ -109,9 +110,13 @@ pub struct Divider {
 }
 
 impl Divider {
-    /// `bottom`: no live run lies beneath the merged ones.
-    pub fn new(bottom: bool) -> Divider {
-        Divider { bottom, last_key: Vec::new(), newer: Tid::MAX, dead: None }
+    /// `bottom`: no live run lies beneath the merged ones. `clones`: filesets whose tombstones hide what shows through.
+    pub fn new(bottom: bool, clones: BTreeSet<FilesetId>) -> Divider {
+        Divider { bottom, clones, last_key: Vec::new(), newer: Tid::MAX, dead: None }
+    }
+
+    fn is_of_a_clone(&self, e: &Entry) -> bool {
+        !self.clones.is_empty() && parse(&e.key).is_some_and(|(fileset, ..)| self.clones.contains(&fileset))
     }
 
     /// Until when this entry was the newest of its key, if that is over: then it is history.
@@ -127,7 +132,7 @@ impl Divider {
             if e.key.len() == KEY_HEAD && e.key[KEY_HEAD - 1] == Kind::ATTR.0 {
                 self.dead = Some((object.to_vec(), e.tid));
             }
-            return self.bottom.then_some(Tid::MAX);
+            return (self.bottom && !self.is_of_a_clone(e)).then_some(Tid::MAX);
         }
         // Above the bottom an older live version may lie beneath: then it must stay hidden by this one.
         let died = self.dead.as_ref().filter(|(dead, _)| self.bottom && dead == object);

@@ -94,19 +94,31 @@ impl Best {
 }
 
 /// A key found by a scan.
-pub type Item = (Vec<u8>, Tid, Value);
+pub type Item = (Vec<u8>, Tid, Option<Value>);
 
-/// Up to `limit` keys from `from` on that start with `prefix`, with their newest version ≤ `at`; tombstones are passed over.
+/// What to scan.
+#[derive(Clone, Copy)]
+pub struct Range<'a> {
+    /// What keys start with.
+    pub prefix: &'a [u8],
+    /// The first of them.
+    pub from: &'a [u8],
+    pub at: Tid,
+    /// Whether tombstones (`None`) are wanted.
+    pub tombstones: bool,
+    /// Most items at a time.
+    pub limit: usize,
+}
+
+/// The keys of a range with their newest version ≤ `at`, as many as it says.
 /// The second value is the key to go on from, `None` if the range is exhausted.
 pub fn scan(
     memtables: &[&Memtable],
     levels: &Arc<Levels>,
     cache: &BlockCache,
-    prefix: &[u8],
-    from: &[u8],
-    at: Tid,
-    limit: usize,
+    range: Range<'_>,
 ) -> Result<(Vec<Item>, Option<Vec<u8>>)> {
+    let Range { prefix, from, at, tombstones, limit } = range;
     let history = if at == Tid::MAX { &[][..] } else { &levels.history[..] };
     let mut runs = Vec::with_capacity(levels.live.len() + history.len());
     for run in levels.live.iter().chain(history) {
@@ -140,7 +152,7 @@ pub fn scan(
         for run in &mut runs {
             run.take(&key, at, &mut best)?;
         }
-        if let Some((tid, Some(value))) = best.0 {
+        if let Some((tid, value)) = best.0.filter(|(_, value)| tombstones || value.is_some()) {
             items.push((key, tid, value));
         }
     }

@@ -1,0 +1,145 @@
+//! What the store knows of its filesets: when each was made, what it is a clone of, whether it is gone.
+//! docs/format.md §Filesets.
+//!
+//! Derived from the catalogue (the FILESET records of fileset 0, object 0), whose values begin with a [`Lineage`]; the
+//! rest of them is the filesystem's. It is part of the index: a transaction that changes the catalogue changes it at the
+//! same moment, at commit as in replay, since what later records of a clone mean depends on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::codec::{Reader, put_varint};
+use crate::key::parse;
+use crate::store::Value;
+use crate::{FilesetId, Key, Kind, ObjectId, Tid};
+
+/// The fileset of the catalogue itself.
+pub const CATALOGUE: FilesetId = FilesetId(0);
+/// The fileset that always exists.
+pub(crate) const MAIN: FilesetId = FilesetId(1);
+
+const VERSION: u8 = 1;
+
+/// Where a fileset comes from: the head of its catalogue record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lineage {
+    /// The transaction that made it.
+    pub created: Tid,
+    /// Of a clone: the fileset that it shows wherever it has nothing of its own, as of a tid.
+    pub base: Option<(FilesetId, Tid)>,
+}
+
+impl Lineage {
+    /// Begins a catalogue record's value.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(VERSION);
+        put_varint(out, self.created.0);
+        put_varint(out, self.base.map_or(0, |(fileset, _)| fileset.0.into()));
+        if let Some((_, tid)) = self.base {
+            put_varint(out, tid.0);
+        }
+    }
+
+    /// Reads it off a catalogue record's value, and what follows; `None` if it isn't one.
+    pub fn decode(value: &[u8]) -> Option<(Lineage, &[u8])> {
+        let mut r = Reader::new(value);
+        if r.u8()? != VERSION {
+            return None;
+        }
+        let created = Tid(r.varint()?);
+        let base = match u32::try_from(r.varint()?).ok()? {
+            0 => None,
+            fileset => Some((FilesetId(fileset), Tid(r.varint()?))),
+        };
+        // Going from a clone to its base always goes back in time, so it ends.
+        let sound = base.is_none_or(|(_, tid)| tid < created);
+        sound.then_some((Lineage { created, base }, r.rest()))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    lineage: Lineage,
+    removed: Option<Tid>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct Filesets(BTreeMap<FilesetId, Known>);
+
+impl Filesets {
+    /// Takes note of a version of a catalogue record (of others it is none). Versions of one come oldest first.
+    pub fn note(&mut self, key: &Key, tid: Tid, value: Option<&Value>) {
+        let Some(fileset) = subject(key) else { return };
+        match value {
+            Some(value) => {
+                if let Some((lineage, _)) = Lineage::decode(value) {
+                    self.0.insert(fileset, Known { lineage, removed: None });
+                }
+            }
+            None => {
+                if let Some(known) = self.0.get_mut(&fileset) {
+                    known.removed = Some(tid);
+                }
+            }
+        }
+    }
+
+    /// All that there ever were (but for the main one and the catalogue), and when they were removed.
+    pub fn all(&self) -> impl Iterator<Item = (FilesetId, Option<Tid>)> {
+        self.0.iter().map(|(fileset, known)| (*fileset, known.removed))
+    }
+
+    /// Whether a fileset can be seen as of a moment: a removed one only from before.
+    pub fn is_there(&self, fileset: FilesetId, at: Tid) -> bool {
+        let removed = self.0.get(&fileset).and_then(|known| known.removed);
+        removed.is_none_or(|removed| at < removed)
+    }
+
+    /// What shows through a fileset as of a moment where it has nothing of its own.
+    pub fn beneath(&self, fileset: FilesetId, at: Tid) -> Option<(FilesetId, Tid)> {
+        let lineage = self.0.get(&fileset)?.lineage;
+        lineage.base.filter(|_| at >= lineage.created)
+    }
+
+    /// Those through which something shows: their tombstones hide it.
+    pub fn clones(&self) -> BTreeSet<FilesetId> {
+        self.0.iter().filter(|(_, known)| known.lineage.base.is_some()).map(|(fileset, _)| *fileset).collect()
+    }
+
+    /// What clones show, present and removed ones (whose past can still be looked at).
+    pub fn bases(&self) -> BTreeSet<(FilesetId, Tid)> {
+        self.0.values().filter_map(|known| known.lineage.base).collect()
+    }
+}
+
+/// The fileset that a catalogue record is about. (The main one has no lineage, and number 0 is the counter.)
+fn subject(key: &Key) -> Option<FilesetId> {
+    match parse(key.as_bytes())? {
+        (CATALOGUE, ObjectId(0), Kind::FILESET, suffix) => {
+            Some(FilesetId(u32::from_be_bytes(suffix.try_into().ok()?))).filter(|fileset| *fileset > MAIN)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lineage_comes_back_and_no_bytes_make_decoding_panic() {
+        for base in [None, Some((FilesetId(7), Tid(1 << 60)))] {
+            let lineage = Lineage { created: Tid(1 << 61), base };
+            let mut bytes = Vec::new();
+            lineage.encode(&mut bytes);
+            for cut in 0..bytes.len() {
+                assert_eq!(Lineage::decode(&bytes[..cut]), None);
+            }
+            bytes.extend(b"more");
+            assert_eq!(Lineage::decode(&bytes), Some((lineage, &b"more"[..])));
+        }
+        let mut bytes = Vec::new();
+        Lineage { created: Tid(5), base: Some((FilesetId(2), Tid(5))) }.encode(&mut bytes);
+        assert_eq!(Lineage::decode(&bytes), None, "a base is older than its clone");
+    }
+}
