@@ -18,6 +18,8 @@ impl Fs {
     /// takes.
     pub fn copy_range(&self, now_ns: u64, from: Node, offset: u64, to: Node, to_offset: u64, len: u64) -> Result<u64> {
         let ino = to.writable()?;
+        // What is shared must not be given up meanwhile.
+        let _pin = self.pin(from)?;
         let mut plan = self.plan(ino.fileset, SMALL)?;
         plan.file(ino)?;
         let source = self.readable(from)?;

@@ -41,34 +41,39 @@ pub enum Seek {
 impl Fs {
     /// Reads up to `len` bytes; fewer only at the end.
     pub fn read(&self, node: Node, offset: u64, len: usize) -> Result<Vec<u8>> {
-        let (pieces, len) = self.locate(node, offset, len).map_err(|error| self.explain(node, error))?;
         let mut data = vec![0; len];
-        self.fetch(node, &pieces, &mut data)?;
+        let len = self.read_into(node, offset, &mut data)?;
+        data.truncate(len);
         Ok(data)
     }
 
     /// Reads into `buf` and returns how many bytes there were; fewer than asked for only at the end.
     pub fn read_into(&self, node: Node, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let (pieces, len) = self.locate(node, offset, buf.len()).map_err(|error| self.explain(node, error))?;
-        self.fetch(node, &pieces, &mut buf[..len])?;
+        // Between the look and the read the bytes may have been superseded, collapsed and cleaned away: then a second look
+        // finds others. Damage is there the second time too.
+        let read = match self.try_read(node, offset, buf) {
+            Err(error) if error.errno() == libc::EIO => self.try_read(node, offset, buf),
+            read => read,
+        };
+        read.map_err(|error| self.explain(node, error))
+    }
+
+    fn try_read(&self, node: Node, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let (pieces, len) = self.locate(node, offset, buf.len())?;
+        if len > 0 {
+            self.store.read(&pieces, &mut buf[..len])?;
+        }
         Ok(len)
     }
 
     fn locate(&self, node: Node, offset: u64, len: usize) -> Result<(Vec<Piece>, usize)> {
-        let _live = self.look(node);
+        let _live = self.look(node)?;
         let size = self.readable(node)?.size;
         let len = size.saturating_sub(offset).min(len as u64);
         if len == 0 {
             return Ok((Vec::new(), 0));
         }
         Ok((self.store.map(node.inode().fileset, node.inode().object, offset, len, node.at())?, len as usize))
-    }
-
-    fn fetch(&self, node: Node, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
-        if buf.is_empty() {
-            return Ok(());
-        }
-        self.store.read(pieces, buf).map_err(|error| self.explain(node, error.into()))
     }
 
     /// Attributes of a node whose data can be read.
@@ -115,7 +120,7 @@ impl Fs {
 
     /// Start of the next data or hole at or after `offset`. ENXIO beyond the end, or if no data follows.
     pub fn seek(&self, node: Node, offset: u64, what: Seek) -> Result<u64> {
-        let _live = self.look(node);
+        let _live = self.look(node)?;
         let size = self.readable(node)?.size;
         if offset >= size {
             return refuse(libc::ENXIO, "the offset is beyond the end");

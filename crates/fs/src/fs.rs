@@ -120,6 +120,7 @@ impl Fs {
         if let Node::Points(ino) = node {
             return Ok(self.points_attr(ino));
         }
+        self.check_kept(node)?;
         match self.attr_at(node.inode(), node.at())? {
             Some(attr) => Ok(attr),
             None => refuse(libc::ESTALE, "the file does not exist any more"),

@@ -41,11 +41,16 @@ impl Fs {
         if self.label_tid(fileset, name)?.is_some() {
             return refuse(libc::EEXIST, "there is a label of this name");
         }
-        let mut change = plan.begin(now_ns)?;
-        let mut value = Vec::new();
-        put_varint(&mut value, tid.0);
-        change.put(Inode::meta(fileset), Kind::LABEL, name.as_bytes(), &value);
-        let made = change.commit()?;
+        let made = self.store.while_retained(|| {
+            if self.shown(fileset, tid)? != Some(tid) {
+                return refuse(libc::EINVAL, "this moment is not kept any more");
+            }
+            let mut change = plan.begin(now_ns)?;
+            let mut value = Vec::new();
+            put_varint(&mut value, tid.0);
+            change.put(Inode::meta(fileset), Kind::LABEL, name.as_bytes(), &value);
+            change.commit()
+        })?;
         Ok(Label { name: name.to_string(), tid, made })
     }
 

@@ -28,6 +28,7 @@ mod orphan;
 mod points;
 mod readdir;
 mod rename;
+pub mod retain;
 mod setattr;
 mod statfs;
 mod unlink;

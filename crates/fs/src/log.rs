@@ -38,8 +38,11 @@ pub enum What {
 /// A version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LogEntry {
-    /// When: `NAME@@0x<tid>` shows it (unless it lost the name then).
+    /// When.
     pub tid: Tid,
+    /// `NAME@@0x<shown>` shows it (unless it lost the name then): when or, where that moment was given up, the first one
+    /// since that is kept.
+    pub shown: Tid,
     /// What happened.
     pub what: What,
     /// To which object.
@@ -120,10 +123,16 @@ impl Fs {
             let end = attrs.split_off(later);
             let replaced = tenures.get(nth + 1).is_some_and(|next| Some(next.from) == tenure.until);
             let mut before = None;
-            for (tid, attr) in attrs {
-                if tid >= tenure.from {
+            let retention = self.retention(tenure.ino.fileset)?;
+            let ends: Vec<Tid> =
+                attrs.iter().skip(1).map(|(tid, _)| *tid).chain([tenure.until.unwrap_or(Tid::MAX)]).collect();
+            for ((tid, attr), until) in attrs.into_iter().zip(ends) {
+                if tid >= tenure.from
+                    && let Some(shown) = retention.first_seen(tid, until)
+                {
                     log.push(LogEntry {
                         tid,
+                        shown,
                         what: what(before.as_ref(), &attr, tid, tenure.from),
                         ino: tenure.ino,
                         attr,
@@ -138,7 +147,7 @@ impl Fs {
                     _ if replaced => What::Replaced,
                     _ => What::Removed,
                 };
-                log.push(LogEntry { tid, what, ino: tenure.ino, attr: after.unwrap_or(before) });
+                log.push(LogEntry { tid, shown: tid, what, ino: tenure.ino, attr: after.unwrap_or(before) });
             }
         }
         if coalesce {

@@ -21,9 +21,10 @@ pub struct Entry {
 }
 
 impl Fs {
-    /// Keeps changes away while the live tree is looked at; the past needs no lock.
-    pub(crate) fn look(&self, node: Node) -> Option<RwLockReadGuard<'_, ()>> {
-        (!matches!(node, Node::AsOf(..))).then(|| self.live.read())
+    /// Keeps changes away while the live tree is looked at; the past needs no lock, but must still be kept.
+    pub(crate) fn look(&self, node: Node) -> Result<Option<RwLockReadGuard<'_, ()>>> {
+        self.check_kept(node)?;
+        Ok((!matches!(node, Node::AsOf(..))).then(|| self.live.read()))
     }
 
     pub(crate) fn entry(&self, node: Node) -> Result<Entry> {
@@ -33,7 +34,7 @@ impl Fs {
     /// Looks up `name`, which may be `.` and `..` (as NFS does with a handle: ESTALE if the object is no more), an
     /// entry, or an as-of name.
     pub fn lookup(&self, dir: Node, name: &[u8], now_ns: u64) -> Result<Entry> {
-        let _live = self.look(dir);
+        let _live = self.look(dir)?;
         match name {
             b"." => return self.entry(dir),
             b".." => return self.entry(self.parent(dir)?),
@@ -45,7 +46,7 @@ impl Fs {
         if name.len() <= NAME_MAX
             && let Some(found) = self.dirent(dir.inode(), name, dir.at())?
         {
-            return self.entry(dir.beside(found.ino));
+            return self.entry(self.found_beside(dir, found.ino)?);
         }
         match self.lookup_past(dir.inode(), name, now_ns)? {
             Some(entry) => Ok(entry),

@@ -1,7 +1,8 @@
 //! The virtual directory `@@`: points in time offered for browsing.
 //!
 //! Labels, the whole hours of the last day, the midnights of the last 31 days, and the directory's own birth: those
-//! at which the directory existed. Every name listed is a WHEN that means the moment listed.
+//! at which the directory existed; of those that were given up, the retained points that they round down to. Every name
+//! listed is a WHEN that means the moment listed.
 
 use std::collections::HashSet;
 
@@ -12,6 +13,7 @@ use crate::attr::{Attr, Time};
 use crate::error::Result;
 use crate::fs::Fs;
 use crate::node::Inode;
+use crate::view::Moment;
 use crate::when;
 
 const HOURS: i64 = 24;
@@ -23,9 +25,12 @@ impl Fs {
         let mut points: Vec<(String, Tid)> =
             self.labels(object.fileset)?.into_iter().map(|label| (label.name, label.tid)).collect();
         let mut seen = HashSet::new();
+        let horizon = self.retention(object.fileset)?.horizon();
         for name in self.midnights(now_ns).into_iter().chain(self.hours(now_ns)).chain(self.birth_of(object)?) {
-            let tid = self.moment(object.fileset, &name, now_ns)?.map(|moment| moment.tid);
-            points.extend(tid.filter(|tid| seen.insert(*tid)).map(|tid| (name, tid)));
+            let Some(Moment { tid, .. }) = self.moment(object.fileset, &name, now_ns)? else { continue };
+            // What was rounded down is called what it is.
+            let name = Some(name).filter(|_| tid >= horizon).or_else(|| when::name(tid, &self.zone));
+            points.extend(name.filter(|_| seen.insert(tid)).map(|name| (name, tid)));
         }
         let mut there = Vec::new();
         for (name, tid) in points {

@@ -59,7 +59,7 @@ impl Fs {
         plus: bool,
         now_ns: u64,
     ) -> Result<Vec<DirEntry>> {
-        let _live = self.look(dir);
+        let _live = self.look(dir)?;
         let mut room = Room { left: room, head };
         let mut entries = self.dots(dir, after, &mut room)?;
         match dir {

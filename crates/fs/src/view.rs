@@ -24,7 +24,7 @@ const SAMBA: &[u8] = b"@GMT-";
 /// A moment that exists: after the filesystem's birth, not in the future.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
-    /// As of this tid.
+    /// As of this tid: the moment asked for or, where that was given up, the newest one before it that is kept.
     pub tid: Tid,
     /// Whether the text will always mean this tid.
     pub steady: bool,
@@ -82,7 +82,9 @@ impl Fs {
         if asked < self.store.birth() || asked > newest.max(Tid(now_ns)) {
             return Ok(Meaning::Nowhere);
         }
-        Ok(Meaning::At(Moment { tid: asked.min(newest), steady: !when.moves && asked <= newest }))
+        let steady = !when.moves && asked <= newest;
+        let shown = self.shown(fileset, asked.min(newest))?;
+        Ok(shown.map_or(Meaning::Nowhere, |tid| Meaning::At(Moment { tid, steady })))
     }
 
     /// What a relative text meant when it was last asked, if that is less than a second ago.
@@ -117,8 +119,9 @@ impl Fs {
             _ => self.dirent(dir, base, moment.tid)?.map(|found| found.ino),
         };
         let Some(object) = object else { return Ok(None) };
-        let attr = self.attr_at(object, moment.tid)?;
-        Ok(attr.map(|attr| Entry { node: Node::AsOf(object, moment.tid), attr, steady: moment.steady }))
+        let node = self.found_beside(Node::AsOf(dir, moment.tid), object)?;
+        let attr = self.attr_at(object, node.at())?;
+        Ok(attr.map(|attr| Entry { node, attr, steady: moment.steady }))
     }
 
     /// Name and moment of `NAME@@WHEN` (the name is empty for the directory itself).

@@ -16,9 +16,12 @@ use crate::fs::Fs;
 use crate::name::NAME_MAX;
 use crate::node::{Inode, Node};
 use crate::op::Caller;
+use crate::retain;
 
 /// File capabilities, which a write takes away.
 pub(crate) const CAPABILITY: &[u8] = b"security.capability";
+/// What everything of the past has besides, unlisted: which moment it shows.
+const AS_OF: &[u8] = b"user.darner.as-of";
 const TRUSTED: &[u8] = b"trusted.";
 const VALUE_MAX: usize = 65536;
 const LIST_MAX: usize = 65536;
@@ -57,8 +60,11 @@ impl Found {
 impl Fs {
     /// An attribute's value; with `room` 0, its size.
     pub fn getxattr(&self, node: Node, name: &[u8], room: usize) -> Result<Found> {
-        let _live = self.look(node);
+        let _live = self.look(node)?;
         check_name(name)?;
+        if let (AS_OF, Node::AsOf(ino, tid)) = (name, node) {
+            return Found::within(retain::describe(&*self.retention(ino.fileset)?, tid, &self.zone).into_bytes(), room);
+        }
         if self.attr(node)?.flags & flag(name) == 0 {
             return Err(NONE);
         }
@@ -69,7 +75,7 @@ impl Fs {
 
     /// The names, each ended by a NUL; with `room` 0, their size. `trusted.` ones are shown to root only.
     pub fn listxattr(&self, caller: &Caller, node: Node, room: usize) -> Result<Found> {
-        let _live = self.look(node);
+        let _live = self.look(node)?;
         let mut list = Vec::new();
         if self.attr(node)?.flags & (Attr::XATTRS | Attr::ACL_ACCESS | Attr::ACL_DEFAULT) != 0 {
             list = self.xattr_names(node.inode(), node.at(), caller.uid == 0)?;

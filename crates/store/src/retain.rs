@@ -45,6 +45,17 @@ impl Step {
         Some(Tid(since - since % self.every + offset))
     }
 
+    /// The first multiple of the quantum not before `from` that is young enough.
+    fn next(&self, from: Tid, clock: Tid) -> Option<Tid> {
+        let oldest = Tid(if self.lasts == FOREVER { 0 } else { clock.0.saturating_sub(self.lasts) });
+        let from = from.max(oldest);
+        match self.point(from) {
+            Some(p) if p == from => Some(p),
+            Some(p) => p.0.checked_add(self.every).map(Tid),
+            None => Some(Tid(MONDAY)),
+        }
+    }
+
     fn outlives(&self, point: Tid, clock: Tid) -> bool {
         self.lasts == FOREVER || clock.0.saturating_sub(point.0) <= self.lasts
     }
@@ -85,6 +96,11 @@ impl Grid {
     /// The newest point not after `at` that is retained when it is `clock`.
     fn round(&self, at: Tid, clock: Tid) -> Option<Tid> {
         self.spaced().filter_map(|s| s.point(at).filter(|p| s.outlives(*p, clock))).max()
+    }
+
+    /// The first point not before `from` that is retained when it is `clock`.
+    fn next(&self, from: Tid, clock: Tid) -> Option<Tid> {
+        self.spaced().filter_map(|s| s.next(from, clock)).min()
     }
 
     /// Until when some point sees what was visible from `tid` until `until`, by the clock in nanoseconds.
@@ -186,20 +202,19 @@ impl Retention {
 
     /// The first visible moment in `tid .. until`: how to look at what was there then.
     pub fn first_seen(&self, tid: Tid, until: Tid) -> Option<Tid> {
-        if tid >= self.horizon() {
-            return (tid < until).then_some(tid);
-        }
-        // Points lie sparsely: from the newest one down.
-        let mut found = None;
-        let mut last = Tid(until.0 - 1);
-        while let Some(p) = self.round(last.min(self.horizon())).filter(|p| *p >= tid && *p < until) {
-            found = Some(p);
-            if p.0 == 0 {
-                break;
+        let mut from = tid;
+        while from < until {
+            let pinned = self.pins.get(self.pins.partition_point(|p| *p < from)).copied();
+            let by_grid = self.eras.last().and_then(|e| e.grid.next(from, e.clock));
+            let exact = Some(from.max(self.horizon()));
+            let next = [pinned, by_grid, exact].into_iter().flatten().min()?;
+            // An earlier grid may have given it up.
+            if self.round(next) == Some(next) {
+                return Some(next).filter(|p| *p < until);
             }
-            last = Tid(p.0 - 1);
+            from = Tid(next.0 + 1);
         }
-        found
+        None
     }
 
     /// Until when, by the clock in nanoseconds, some visible moment lies in `tid .. until`; [`FOREVER`].
