@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::codec::{hash_key, mix};
 use crate::collapse::{Advance, blocks_of, spans};
 use crate::extent::{BLOCK, CHUNK, Codec, Place, Span};
+use crate::forget::Forgotten;
 use crate::frame::{self, Body, Content, Record};
 use crate::index::table::Cursor;
 use crate::index::{Entry, scan};
@@ -94,6 +95,7 @@ struct Needed {
     /// Blocks of stored extents, by (region, offset).
     blocks: HashMap<(u64, u64), u32>,
     victims: HashSet<u64>,
+    forgotten: Forgotten,
     /// Where each segment's transactions begin.
     starts: Vec<(Tid, u64)>,
 }
@@ -234,18 +236,21 @@ impl Store {
         let pressed = u.free < u.size / 16;
         // Room for the copy, and for the index meanwhile.
         let room = u.free.max(self.room_left()?) / 2;
+        let segments = self.segments.lock().clone();
+        let must = |c: &Container| c.segments.iter().any(|i| state.forgotten.contains(&segments[*i].at.id));
+        let wiping = self.wiping.load(std::sync::atomic::Ordering::Relaxed);
         let sweep = all.iter().map(|c| c.tombstones).sum::<u64>() > u.used / WASTE;
         let (enough, each) = match effort {
             Effort::Full => (1, 64),
             Effort::Steady if pressed => (1 << 20, 16),
             Effort::Steady => ((u.used / WASTE).max(WASTE_MIN), 10),
         };
-        if sweep {
+        if wiping || all.iter().any(must) {
+            // Nothing of it may be left, nor any waste that might be of earlier versions.
+            all.retain(|c| must(c) || wiping && c.waste() > 0);
+        } else if sweep {
             // Oldest first: then what is stuck comes free. What has been swept since the last collapse is done with.
-            let done = |i: &usize| {
-                let id = self.segments.lock()[*i].at.id;
-                state.cleaned.get(&id) == Some(&state.passes)
-            };
+            let done = |i: &usize| state.cleaned.get(&segments[*i].at.id) == Some(&state.passes);
             all.retain(|c| !c.segments.iter().all(done));
             all.sort_by_key(|c| c.segments.iter().min().copied());
         } else {
@@ -316,6 +321,7 @@ impl Store {
             versions: HashSet::new(),
             blocks: HashMap::new(),
             victims: victims.iter().map(|s| s.at.id).collect(),
+            forgotten: self.forgotten()?,
             starts: segments.iter().map(|s| (s.after, s.at.id)).collect(),
         };
         let oldest = victims.iter().map(|s| s.after).min().unwrap_or_default();
@@ -423,6 +429,7 @@ impl Store {
                 s.at = RegionRef { id: part.number, start: 0, size: part.end };
                 let own = s.pack.replace(at.id).is_none();
                 state.cleaned.insert(part.number, state.passes);
+                state.forgotten.remove(&part.number);
                 let before = regions.insert(part.number, Arc::new(Packed::new(pack.clone(), part)));
                 if own {
                     old.extend(before.map(|b| (b, was)));
@@ -513,13 +520,23 @@ impl Store {
             let key = Key::new(r.fileset, r.object, r.kind, suffix);
             needed.versions.contains(&version_hash(key.as_bytes(), h.tid))
         };
+        let forgotten = |r: &Record| {
+            let key = |suffix: &[u8]| Key::new(r.fileset, r.object, r.kind, suffix);
+            needed.forgotten.has_object(r.fileset, r.object)
+                || matches!(r.body, Body::Put { suffix, .. } | Body::Tombstone { suffix }
+                    if needed.forgotten.has_key(key(suffix).as_bytes()))
+        };
         for r in f.records {
+            // What others share of it stays, without a record of whose it was.
+            let is_forgotten = !needed.forgotten.is_empty() && forgotten(r);
             let stays = match &r.body {
                 // It says whose the records behind it are.
                 Body::Fileset { .. } => {
                     kept.push(r);
                     continue;
                 }
+                Body::Extent { .. } => self.extent_stays(f, r, needed, &mut data, &mut whole),
+                _ if is_forgotten => false,
                 Body::Put { suffix, .. } => indexed(r, suffix),
                 Body::Tombstone { suffix } if indexed(r, suffix) => true,
                 // An extent that it hides may have stayed for the sake of other bytes, or of another object.
@@ -529,12 +546,6 @@ impl Store {
                     !drop_tombstones
                 }
                 Body::Shared { offset, place, .. } => self.is_shared(r.fileset, r.object, *offset, place)?,
-                Body::Extent { data_at, stored, codec, .. } => {
-                    let blocks = needed.blocks.get(&(f.region, f.at + u64::from(*data_at))).copied().unwrap_or(0);
-                    let n = block_ranges(*data_at as usize, *stored as usize, *codec, blocks, &mut data);
-                    whole &= n == *stored as usize;
-                    blocks != 0
-                }
             };
             any |= stays;
             match stays {
@@ -557,6 +568,22 @@ impl Store {
         }
         w.add(f.at + heads_at as u64, &heads)?;
         Ok(stuck)
+    }
+
+    /// Whether any of an extent's bytes are needed; notes which.
+    fn extent_stays(
+        &self,
+        f: &Source<'_>,
+        r: &Record<'_>,
+        needed: &Needed,
+        data: &mut Vec<(usize, usize)>,
+        whole: &mut bool,
+    ) -> bool {
+        let Body::Extent { data_at, stored, codec, .. } = r.body else { return false };
+        let blocks = needed.blocks.get(&(f.region, f.at + u64::from(data_at))).copied().unwrap_or(0);
+        let n = block_ranges(data_at as usize, stored as usize, codec, blocks, data);
+        *whole &= n == stored as usize;
+        blocks != 0
     }
 
     /// Whether the index has any version of anything of an object.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use crate::extent::{self, Place, Span};
 use crate::fileset::CATALOGUE;
+use crate::forget::Forgotten;
 use crate::index::Entry;
 use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Merged, run_source};
@@ -23,7 +24,7 @@ use crate::key::{KEY_HEAD, parse};
 use crate::maintain::{RunWriter, State};
 use crate::retain::{FOREVER, Retention};
 use crate::store::Store;
-use crate::{FilesetId, Key, Kind, ObjectId, Result, Tid};
+use crate::{FilesetId, Kind, Result, Tid};
 
 /// Bytes of tables that one step writes, about.
 const STEP: u64 = 16 << 20;
@@ -39,7 +40,7 @@ pub(crate) struct Keep {
     retentions: HashMap<FilesetId, (Arc<Retention>, Option<Tid>)>,
     /// Filesets whose tombstones hide what shows through.
     clones: BTreeSet<FilesetId>,
-    forgotten: HashSet<(FilesetId, ObjectId)>,
+    forgotten: Forgotten,
     /// For the account: where each segment's transactions begin, ascending.
     segments: Vec<(Tid, u64)>,
     now_ns: u64,
@@ -113,6 +114,8 @@ pub(crate) struct Tally {
     /// Bytes of each segment that somebody needs, about.
     pub segments: HashMap<u64, u64>,
     pub lapses: Lapses,
+    /// Segments that hold what is to be forgotten.
+    pub forgotten: HashSet<u64>,
 }
 
 /// Where an entry goes.
@@ -179,7 +182,7 @@ impl<'k> Sieve<'k> {
         };
         self.fileset = fileset;
         self.meta = object.0 == 0 && fileset != CATALOGUE;
-        let forgotten = self.keep.forgotten.contains(&(fileset, object));
+        let forgotten = self.keep.forgotten.has_object(fileset, object);
         let known = self.keep.retentions.get(&fileset).filter(|_| !forgotten);
         self.retention = known.map(|(retention, _)| retention.clone());
         self.dead = known.and_then(|(_, removed)| *removed);
@@ -214,7 +217,9 @@ impl<'k> Sieve<'k> {
         let dies = if self.dead.is_some_and(|dead| dead > e.tid) { self.dead } else { None };
         let until = self.until.min(dies.unwrap_or(Tid::MAX));
         self.until = e.tid;
-        let Some(retention) = &self.retention else {
+        let Some(retention) = self.retention.clone().filter(|_| !self.keep.forgotten.has_key(&e.key)) else {
+            self.tally.forgotten.insert(self.keep.segment_of(e.tid));
+            self.tally.forgotten.extend(spans(&e).iter().map(|s| s.place.region));
             self.drop_entry(&e);
             return Ok(());
         };
@@ -411,14 +416,8 @@ impl Store {
                 retention = Arc::new(other.clone());
             }
             keep.retentions.insert(fileset, (retention, removed));
-            for e in self.all_versions(&Key::new(fileset, ObjectId(0), Kind::FORGET, &[]))? {
-                if let Some((.., suffix)) = parse(&e.key)
-                    && let Ok(number) = suffix.try_into()
-                {
-                    keep.forgotten.insert((fileset, ObjectId(u64::from_be_bytes(number))));
-                }
-            }
         }
+        keep.forgotten = self.forgotten()?;
         keep.segments = self.segments.lock().iter().map(|s| (s.after, s.at.id)).collect();
         Ok(keep)
     }
@@ -461,6 +460,7 @@ impl Store {
         let total = levels.tables().map(|t| t.entries()).sum();
         let (live, history) = (levels.live.clone(), levels.history.clone());
         state.lapses = Lapses::default();
+        state.passes += 1;
         state.pass =
             Some(Pass { keep, live, history, made: Default::default(), tally: Tally::default(), read: 0, total });
         Ok(())
@@ -486,7 +486,8 @@ impl Store {
     }
 
     fn end_pass(&self, state: &mut State, tally: Tally) {
-        let Tally { account, segments, mut lapses } = tally;
+        let Tally { account, segments, mut lapses, forgotten } = tally;
+        state.forgotten = forgotten;
         let newest = state.log.region;
         for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != newest) {
             // Those that were begun since hold more than the pass has seen.

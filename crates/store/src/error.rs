@@ -64,6 +64,14 @@ pub enum Error {
     /// One transaction is larger than a frame may be.
     #[error("the operation is too large for one transaction")]
     TooLarge,
+    /// Some segments could not be rewritten without what is to be forgotten.
+    #[error(
+        "{left} segments that hold some of it could not be rewritten (too little space, or damage): it will be tried again at the next mount"
+    )]
+    Unreached {
+        /// Segments.
+        left: usize,
+    },
     /// An earlier write to the log failed; nothing more is accepted, so that nothing synced is lost.
     #[error("the store stopped accepting writes after: {0}")]
     Stopped(Box<Error>),

@@ -13,6 +13,7 @@ mod error;
 mod extent;
 mod fileset;
 mod fold;
+mod forget;
 mod frame;
 #[cfg(test)]
 mod fuzz;

@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub cleaned: HashMap<u64, u64>,
     /// Segments that can't be cleaned, because they can't be read.
     pub damaged: HashSet<u64>,
+    /// Segments that held what is to be forgotten, as the last pass found.
+    pub forgotten: HashSet<u64>,
 }
 
 impl State {
@@ -283,7 +285,7 @@ impl Store {
         next.write(&*self.volume)?;
         *sb = next;
         if let Some(old) = state.manifest.replace(region.place()) {
-            self.volume.remove(old)?;
+            self.give_back(old)?;
         }
         Ok(())
     }
@@ -325,13 +327,13 @@ impl Store {
         let (free, read): (Vec<_>, Vec<_>) = state.doomed.drain(..).partition(|t| Arc::strong_count(t) == 1);
         state.doomed = read;
         for t in free {
-            self.volume.remove(t.reference().region)?;
+            self.give_back(t.reference().region)?;
         }
         let (free, read): (Vec<_>, Vec<_>) =
             state.doomed_regions.drain(..).partition(|(r, _)| Arc::strong_count(r) == 1);
         state.doomed_regions = read;
         for (_, at) in free {
-            self.volume.remove(at)?;
+            self.give_back(at)?;
         }
         Ok(())
     }

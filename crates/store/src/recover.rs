@@ -228,6 +228,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         passes: 0,
         cleaned: HashMap::new(),
         damaged: HashSet::new(),
+        forgotten: HashSet::new(),
     };
     let store = Store {
         birth: sb.birth,
@@ -248,6 +249,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         regions: RwLock::new(regions),
         segments: Mutex::new(m.segments.clone()),
         packs: Mutex::new(packs),
+        wiping: false.into(),
         collapse_wanted: Mutex::new(false),
         retentions: RwLock::default(),
         retaining: Mutex::new(()),

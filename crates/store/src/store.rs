@@ -99,6 +99,8 @@ pub struct Store {
     /// Held while moments are given up, or made sure of.
     pub(crate) retaining: Mutex<()>,
     pub(crate) pins: Mutex<Pins>,
+    /// Whether what is given back is overwritten.
+    pub(crate) wiping: std::sync::atomic::AtomicBool,
     /// Somebody waits for a collapse.
     pub(crate) collapse_wanted: Mutex<bool>,
     /// The latest time that a caller told.

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use common::{FS, Run, clone_until, create, open};
-use darner_store::volume::RawVolume;
 use darner_store::volume::sim::{Fault, SimDisk};
+use darner_store::volume::{Disk, RawVolume};
 use darner_store::{Error, Grid, Kind, ObjectId, OpenOptions, Step, Store, Tid};
 
 /// The model of what is visible: asked after each change of it.
@@ -274,4 +274,126 @@ fn when_the_nth_disk_operation_of_the_cleaner_fails_nothing_visible_changes() {
             }
         }
     }
+}
+
+/// Whether bytes are anywhere on a disk.
+fn is_on(disk: &SimDisk, bytes: &[u8]) -> bool {
+    let mut before: Vec<u8> = Vec::new();
+    let mut end = u64::MAX;
+    for at in disk.written_pages() {
+        let mut page = vec![0; 4096];
+        disk.read_at(&mut page, at).unwrap();
+        let mut window = if at == end { before.split_off(before.len() - bytes.len()) } else { Vec::new() };
+        window.extend_from_slice(&page);
+        if window.windows(bytes.len()).any(|w| w == bytes) {
+            return true;
+        }
+        (before, end) = (page, at + 4096);
+    }
+    false
+}
+
+#[test]
+fn what_is_forgotten_is_nowhere_on_the_disk_and_all_else_is_as_it_was() {
+    for seed in 0..6 {
+        let disk = SimDisk::new(1 << 30);
+        create(&disk);
+        let mut run = Run::new(seed + 300);
+        let store = open(&disk).unwrap();
+        let (secret, shared) = (ObjectId(900), ObjectId(901));
+        let mut random = vec![0; 20_000];
+        run.rng.fill(&mut random);
+        let (data, name, value) = (&random[..10_000], &random[15_000..15_060], &random[16_000..16_060]);
+        for i in 0..80 {
+            run.transaction(&store).unwrap();
+            if i % 9 == 3 {
+                run.now += 1;
+                let mut tx = store.begin(FS, run.now).unwrap();
+                tx.put(secret, Kind::ATTR, &[], value);
+                tx.put(ObjectId(1), Kind::DIRENT, name, b"secret");
+                tx.write(secret, i * 100, data).unwrap();
+                tx.commit().unwrap();
+            }
+            match run.rng.u8(0..10) {
+                0 => store.checkpoint().unwrap(),
+                1 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
+                2 if seed % 2 == 0 => {
+                    let grid = random_grid(&mut run);
+                    store.retain(FS, run.now, |r| r.with_grid(grid)).unwrap();
+                }
+                _ => {}
+            }
+        }
+        run.now += 1;
+        let mut tx = store.begin(FS, run.now).unwrap();
+        if seed == 5 {
+            let pieces = tx.map(secret, 300, 5000).unwrap();
+            tx.share(shared, 0, &pieces).unwrap();
+        }
+        tx.delete(ObjectId(1), Kind::DIRENT, name);
+        tx.delete(secret, Kind::ATTR, &[]);
+        tx.commit().unwrap();
+        store.sync().unwrap();
+        assert!(is_on(&disk, &data[2000..2400]) && is_on(&disk, name));
+        let retention = store.retention(FS).unwrap();
+        let key = darner_store::Key::new(FS, ObjectId(1), Kind::DIRENT, name);
+        store.forget(FS, &[secret], &[key], run.now, &mut |_| ()).unwrap();
+        assert!(!store.is_forgetting().unwrap());
+        assert!(!is_on(&disk, name) && !is_on(&disk, value), "seed {seed}");
+        assert_eq!(is_on(&disk, &data[2000..2400]), seed == 5, "only what another object shares is left");
+        assert!(!is_on(&disk, &data[8000..8400]) || seed == 5);
+        let mut gone = Visible::default();
+        for at in run.model.tids.clone().into_iter().step_by(5) {
+            if retention.round(at) == Some(at) {
+                assert_eq!(store.get(&darner_store::Key::new(FS, secret, Kind::ATTR, &[]), at).unwrap(), None);
+            }
+        }
+        gone.compare(&mut run, &store, 20);
+        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn space_comes_back_by_itself_in_a_bounded_number_of_steps() {
+    let disk = SimDisk::new(4 << 30);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let file = ObjectId(store.new_object().0);
+    let mut now = 1_000_000_000u64;
+    let mut write = |offset: u64, len: usize, now: u64| {
+        let mut data = vec![0; len];
+        rng.fill(&mut data);
+        let mut tx = store.begin(FS, now).unwrap();
+        let grown = tx.write(file, offset, &data).unwrap();
+        tx.count(0, grown);
+        tx.commit().unwrap();
+    };
+    for i in 0..128 {
+        write(i << 20, 1 << 20, now + i);
+    }
+    // Once a second 512 blocks are overwritten; kept are ten points, ten seconds apart.
+    let grid = Grid { steps: vec![Step { every: 10_000_000_000, lasts: 100_000_000_000 }] };
+    store.retain(FS, now, |r| r.with_grid(grid)).unwrap();
+    let mut steps = 0;
+    for second in 0..240u64 {
+        now += 1_000_000_000;
+        for i in 0..512 {
+            write((second * 7919 + i * 31) % 32_768 * 4096, 4096, now + i);
+        }
+        while store.step().unwrap() == darner_store::Progress::Worked {}
+        while store.step_clean(now).unwrap() == darner_store::Progress::Worked {
+            steps += 1;
+        }
+    }
+    let account = store.account(now, None).unwrap();
+    let used = store.usage().unwrap().used;
+    let needed = account.live + account.history;
+    println!("{steps} steps; in use {used}, needed {needed} ({} live, {} history)", account.live, account.history);
+    // What has just been written, and is not needed any more, is on its way: a segment and what a collapse waits for.
+    let on_its_way = 32 << 20;
+    assert!(used <= needed * 115 / 100 + on_its_way, "in use {used}, needed {needed}");
+    assert!(steps < 2_000, "{steps} steps");
+    let cleaned = store.clean(now, &mut |_| ()).unwrap();
+    assert!(cleaned.after <= needed * 115 / 100, "{cleaned:?}, needed {needed}");
 }

@@ -210,6 +210,21 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    /// As of an image file: a hint, which a crash may lose.
+    fn discard(&self, offset: u64, len: u64) {
+        let mut s = self.state.lock();
+        let end = (offset + len).min(self.len);
+        let pages = offset.div_ceil(PAGE)..end / PAGE;
+        s.pages.0.retain(|page, _| !pages.contains(page));
+        let edges = match pages.start <= pages.end {
+            true => [(offset, pages.start * PAGE), (pages.end * PAGE, end)],
+            false => [(offset, end), (end, end)],
+        };
+        for (from, to) in edges {
+            s.pages.write(&vec![0; (to - from) as usize], from);
+        }
+    }
+
     fn flush(&self) -> Result<()> {
         let mut s = self.state.lock();
         s.operate()?;

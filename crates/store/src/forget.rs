@@ -1,0 +1,141 @@
+//! Forgetting on purpose: every version of some objects and names is destroyed, whatever the retention says.
+//! docs/format.md §Forgetting.
+//!
+//! What is to go is written down first (FORGET records), so that a crash in between is made good by the next attempt; a
+//! collapse drops it from the index, labelled moments included; then every segment that holds any of it, or any waste that
+//! might be of it, is cleaned, and what is given back is overwritten with zeroes before.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use crate::codec::hash_key;
+use crate::collapse::Advance;
+use crate::key::parse;
+use crate::store::Store;
+use crate::volume::RegionRef;
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result};
+
+/// Records in one transaction.
+const BATCH: usize = 4096;
+
+/// What is to be forgotten, by fileset.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Forgotten {
+    objects: HashSet<(FilesetId, ObjectId)>,
+    /// Hashes of single keys.
+    keys: HashSet<u64>,
+}
+
+impl Forgotten {
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty() && self.keys.is_empty()
+    }
+
+    /// Whether an object is.
+    pub fn has_object(&self, fileset: FilesetId, object: ObjectId) -> bool {
+        self.objects.contains(&(fileset, object))
+    }
+
+    /// Whether a key is by itself.
+    pub fn has_key(&self, key: &[u8]) -> bool {
+        !self.keys.is_empty() && self.keys.contains(&hash_key(key))
+    }
+
+    /// Adds what a FORGET record's suffix says: an object, or the object and the hash of one of its keys.
+    fn note(&mut self, fileset: FilesetId, suffix: &[u8]) {
+        let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes);
+        match suffix.split_at_checked(8) {
+            Some((object, [])) => drop(number(object).map(|n| self.objects.insert((fileset, ObjectId(n))))),
+            Some((_, hash)) => drop(number(hash).map(|h| self.keys.insert(h))),
+            None => {}
+        }
+    }
+}
+
+impl Store {
+    /// All that is to be forgotten and may still be there in part.
+    pub(crate) fn forgotten(&self) -> Result<Forgotten> {
+        let mut all = Forgotten::default();
+        for (fileset, _) in self.filesets() {
+            for suffix in self.forget_records(fileset)? {
+                all.note(fileset, &suffix);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether something was to be forgotten, and that was not brought to its end.
+    pub fn is_forgetting(&self) -> Result<bool> {
+        Ok(!self.forgotten()?.is_empty())
+    }
+
+    fn forget_records(&self, fileset: FilesetId) -> Result<Vec<Vec<u8>>> {
+        let mut versions = self.all_versions(&Key::new(fileset, ObjectId(0), Kind::FORGET, &[]))?;
+        versions.dedup_by(|older, newer| older.key == newer.key);
+        let live = versions.iter().filter(|e| e.value.is_some());
+        Ok(live.filter_map(|e| parse(&e.key).map(|(.., suffix)| suffix.to_vec())).collect())
+    }
+
+    /// Destroys every version of some objects and of some single keys (names that led to them), in all moments. The caller
+    /// has made sure that nothing visible leads to them any more. On return the bytes are overwritten and gone from the
+    /// volume, but for what other objects share. `each` is told how far it is.
+    pub fn forget(
+        &self,
+        fileset: FilesetId,
+        objects: &[ObjectId],
+        keys: &[Key],
+        now_ns: u64,
+        each: &mut dyn FnMut(Advance),
+    ) -> Result<()> {
+        let of_objects = objects.iter().map(|o| o.0.to_be_bytes().to_vec());
+        let of_keys = keys.iter().filter_map(|key| {
+            let (_, object, ..) = parse(key.as_bytes())?;
+            Some([object.0.to_be_bytes(), hash_key(key.as_bytes()).to_be_bytes()].concat())
+        });
+        let suffixes: Vec<Vec<u8>> = of_objects.chain(of_keys).collect();
+        for batch in suffixes.chunks(BATCH) {
+            let mut tx = self.begin(fileset, now_ns)?;
+            batch.iter().for_each(|suffix| tx.put(ObjectId(0), Kind::FORGET, suffix, &[]));
+            tx.commit()?;
+        }
+        self.sync()?;
+        self.wiping.store(true, Ordering::Relaxed);
+        let outcome = self.clean(now_ns, each);
+        self.wiping.store(false, Ordering::Relaxed);
+        outcome?;
+        let left = self.maintenance.lock().forgotten.len();
+        if left > 0 {
+            return Err(Error::Unreached { left });
+        }
+        for batch in self.forget_records(fileset)?.chunks(BATCH) {
+            let mut tx = self.begin(fileset, now_ns)?;
+            batch.iter().for_each(|suffix| tx.delete(ObjectId(0), Kind::FORGET, suffix));
+            tx.commit()?;
+        }
+        self.sync()?;
+        Ok(())
+    }
+
+    /// Gives a region back; while something is being forgotten, overwritten.
+    pub(crate) fn give_back(&self, at: RegionRef) -> Result<()> {
+        if self.wiping.load(Ordering::Relaxed) {
+            self.wipe(at)?;
+        }
+        self.volume.remove(at)
+    }
+
+    fn wipe(&self, at: RegionRef) -> Result<()> {
+        const STEP: u64 = 4 << 20;
+        let region = match self.volume.open(at) {
+            // It is gone already.
+            Err(Error::Io { .. }) => return Ok(()),
+            opened => opened?,
+        };
+        let zeroes = vec![0; STEP.min(at.size) as usize];
+        for from in (0..at.size).step_by(STEP as usize) {
+            region.write_at(&zeroes[..STEP.min(at.size - from) as usize], from)?;
+        }
+        region.flush()
+    }
+}
