@@ -306,22 +306,6 @@ impl Handler for Frontend {
         match request.op {
             O::Forget { nlookup } => return self.forget(id, nlookup),
             O::BatchForget(all) => return all.for_each(|(id, n)| self.forget(id, n)),
-            O::Statfs => {
-                return match self.run(&caller, Op::StatFs) {
-                    Ok(Answer::StatFs(s)) => reply.statfs(&fuse::Statfs {
-                        blocks: s.blocks,
-                        bfree: s.free,
-                        bavail: s.free,
-                        files: s.files,
-                        ffree: s.files_free,
-                        bsize: s.block,
-                        namelen: s.name_max,
-                        frsize: s.block,
-                    }),
-                    Ok(other) => unexpected(&other, reply),
-                    Err(e) => reply.error(e.errno()),
-                };
-            }
             _ => {}
         }
         let Some(node) = self.nodes.node(id) else { return reply.error(libc::ESTALE) };
@@ -329,6 +313,20 @@ impl Handler for Frontend {
             return reply.error(libc::EROFS);
         }
         match request.op {
+            O::Statfs => match self.run(&caller, Op::StatFs { node }) {
+                Ok(Answer::StatFs(s)) => reply.statfs(&fuse::Statfs {
+                    blocks: s.blocks,
+                    bfree: s.free,
+                    bavail: s.free,
+                    files: s.files,
+                    ffree: s.files_free,
+                    bsize: s.block,
+                    namelen: s.name_max,
+                    frsize: s.block,
+                }),
+                Ok(other) => unexpected(&other, reply),
+                Err(e) => reply.error(e.errno()),
+            },
             O::Lookup { name } => self.lookup(id, node, name, &caller, reply),
             O::Getattr { .. } => self.answer_attr(node, self.run(&caller, Op::GetAttr { node }), reply),
             O::Setattr(s) => self.answer_attr(node, self.run(&caller, Op::SetAttr { node, set: set_attr(&s) }), reply),

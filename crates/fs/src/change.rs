@@ -16,6 +16,7 @@ use parking_lot::RwLockWriteGuard;
 use crate::attr::{Attr, Time};
 use crate::dirent::Dirent;
 use crate::error::{Result, refuse};
+use crate::fileset::Catalogue;
 use crate::fs::Fs;
 use crate::node::{Inode, Node};
 
@@ -33,7 +34,7 @@ pub(crate) struct Plan<'f> {
     /// The newest transaction before this.
     pub(crate) newest: Tid,
     touched: Vec<Touched>,
-    _live: RwLockWriteGuard<'f, ()>,
+    pub(crate) live: RwLockWriteGuard<'f, Catalogue>,
 }
 
 struct Touched {
@@ -62,7 +63,10 @@ impl Fs {
         }
         self.store.admit(grows)?;
         let live = self.live.write();
-        Ok(Plan { fs: self, fileset, newest: self.store.tid(), touched: Vec::with_capacity(4), _live: live })
+        if live.get(fileset).is_none() {
+            return refuse(libc::ESTALE, "the fileset has been removed");
+        }
+        Ok(Plan { fs: self, fileset, newest: self.store.tid(), touched: Vec::with_capacity(4), live })
     }
 }
 
@@ -131,7 +135,7 @@ impl DerefMut for Change<'_> {
     }
 }
 
-impl Change<'_> {
+impl<'f> Change<'f> {
     /// An object's attributes, to be changed.
     pub(crate) fn edit(&mut self, ino: Inode) -> Result<&mut Attr> {
         let time = self.time;
@@ -225,16 +229,29 @@ impl Change<'_> {
         self.adopted.push(ino);
     }
 
-    /// Makes it all visible at once.
-    pub(crate) fn commit(mut self) -> Result<Tid> {
+    /// Makes it all visible at once. EDQUOT if the fileset would grow beyond its limits.
+    pub(crate) fn commit(self) -> Result<Tid> {
+        self.commit_catalogue(|_| (), |_| ())
+    }
+
+    /// The same, with changes of the catalogue and of other filesets, which turn the transaction to those; `learn`: what
+    /// the catalogue in memory is to know from then on.
+    pub(crate) fn commit_catalogue(
+        mut self,
+        write: impl FnOnce(&mut Tx<'f>),
+        learn: impl FnOnce(&mut Catalogue),
+    ) -> Result<Tid> {
         let tid = self.tx.tid();
+        self.check_limits(self.objects, self.bytes)?;
         for held in self.plan.touched.iter().filter(|held| held.edited) {
             self.tx.put(held.ino.object, Kind::ATTR, &[], &held.attr.encode(tid));
         }
         if self.objects != 0 || self.bytes != 0 {
             self.tx.count(self.objects, self.bytes);
         }
+        write(&mut self.tx);
         self.tx.commit()?;
+        learn(&mut self.plan.live);
         if !self.orphaned.is_empty() || !self.adopted.is_empty() {
             let mut orphans = self.plan.fs.orphans.lock();
             orphans.extend(self.orphaned);

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use darner_store::{Kind, ObjectId, Tid};
+use darner_store::{Count, Kind, ObjectId, Tid};
 
 use crate::attr::Attr;
 use crate::dirent::Dirent;
 use crate::error::Result;
 use crate::fs::Fs;
-use crate::node::{Inode, ROOT};
+use crate::node::{Inode, MAIN};
 
 /// What a check of the live trees found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,10 +38,20 @@ struct Walk<'f> {
 impl Fs {
     /// Walks the live trees from their roots.
     pub fn check(&self) -> Result<Checked> {
-        self.check_fileset(ROOT)
+        let mut all = Checked::default();
+        for (fileset, count) in self.filesets() {
+            let found = self.check_fileset(fileset.inode(), count)?;
+            all.objects += found.objects;
+            let within = if fileset.id == MAIN { String::new() } else { format!("fileset {:?}: ", fileset.name) };
+            all.findings.extend(found.findings.into_iter().map(|finding| format!("{within}{finding}")));
+            if self.fileset_named(&fileset.name, Tid::MAX).ok() != Some(fileset.inode()) {
+                all.findings.push(format!("fileset {:?} is not in the main root", fileset.name));
+            }
+        }
+        Ok(all)
     }
 
-    fn check_fileset(&self, root: Inode) -> Result<Checked> {
+    fn check_fileset(&self, root: Inode, count: Count) -> Result<Checked> {
         let root_seen = Seen { names: 0, subdirs: 0, is_dir: true };
         let mut walk =
             Walk { fs: self, seen: HashMap::from([(root, root_seen)]), dirs: vec![root], findings: Vec::new() };
@@ -56,13 +66,12 @@ impl Fs {
             ControlFlow::Continue(())
         })?;
         let objects = walk.seen.len() as u64;
-        let usage = self.store.usage()?;
-        if usage.objects != objects + orphans {
+        if count.objects != objects + orphans {
             walk.findings
-                .push(format!("{} objects are counted, but there are {objects} and {orphans} orphans", usage.objects));
+                .push(format!("{} objects are counted, but there are {objects} and {orphans} orphans", count.objects));
         }
-        if orphans == 0 && usage.live != bytes {
-            walk.findings.push(format!("{} live bytes are counted, but there are {bytes}", usage.live));
+        if orphans == 0 && count.live != bytes {
+            walk.findings.push(format!("{} live bytes are counted, but there are {bytes}", count.live));
         }
         Ok(Checked { objects, findings: walk.findings })
     }
@@ -93,6 +102,11 @@ impl Walk<'_> {
     }
 
     fn child(&mut self, dir: Inode, child: Inode, attr: &Attr) {
+        if child.fileset != dir.fileset {
+            // The root of another fileset, which has a walk of its own.
+            self.seen.entry(dir).or_default().subdirs += 1;
+            return;
+        }
         let entry = self.seen.entry(child).or_default();
         entry.names += 1;
         entry.is_dir = attr.is_dir();

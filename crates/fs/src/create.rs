@@ -50,10 +50,10 @@ impl Fs {
         let mut plan = self.plan(dir.fileset, SMALL)?;
         plan.dir(dir)?;
         if !exclusive && let Some(found) = plan.dirent(dir, name)? {
-            let attr = plan.attr(found.ino)?;
-            if attr.is_dir() {
+            if found.is_dir() {
                 return refuse(libc::EISDIR, "the name is a directory");
             }
+            let attr = plan.attr(found.ino)?;
             if !attr.is_file() {
                 return Err(EXISTS);
             }
@@ -108,6 +108,9 @@ impl Fs {
     /// Gives an object another name.
     pub fn link(&self, now_ns: u64, node: Node, dir: Node, name: &[u8]) -> Result<Entry> {
         let (ino, dir) = (node.writable()?, dir.writable()?);
+        if ino.fileset != dir.fileset {
+            return refuse(libc::EXDEV, "a file's names are all in one fileset");
+        }
         let mut plan = self.plan(dir.fileset, SMALL)?;
         let attr = plan.attr(ino)?;
         if attr.is_dir() {
@@ -194,7 +197,7 @@ impl Fs {
 
 impl Plan<'_> {
     /// Checks that a name may be given and is free; `past`: what to say if it leads into the past.
-    fn check_free(&self, dir: Inode, name: &[u8], now_ns: u64, past: FsError) -> Result<()> {
+    pub(crate) fn check_free(&self, dir: Inode, name: &[u8], now_ns: u64, past: FsError) -> Result<()> {
         name::check(name, libc::EEXIST)?;
         if self.dirent(dir, name)?.is_some() {
             return Err(EXISTS);

@@ -11,7 +11,7 @@ use darner_store::{FilesetId, Kind, ObjectId, Tid};
 use siphasher::sip::SipHasher13;
 
 use crate::codec::{Reader, put_varint};
-use crate::error::{FsError, Result};
+use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
 use crate::node::Inode;
 
@@ -25,6 +25,14 @@ pub(crate) struct Dirent {
 impl Dirent {
     pub(crate) fn is_dir(&self) -> bool {
         self.d_type == libc::DT_DIR
+    }
+
+    /// Refuses to let an entry of `dir` go if it is another fileset: that is for `darner fileset`.
+    pub(crate) fn check_not_fileset(&self, dir: Inode) -> Result<()> {
+        match self.ino.fileset == dir.fileset {
+            true => Ok(()),
+            false => refuse(libc::EBUSY, "the name is a fileset"),
+        }
     }
 
     /// The value of an entry of a directory of fileset `of`.

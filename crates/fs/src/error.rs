@@ -26,6 +26,11 @@ impl FsError {
         FsError { errno, sentence: Cow::Borrowed(sentence), cause: None }
     }
 
+    /// A refusal that names something.
+    pub(crate) fn told(errno: i32, sentence: impl Into<String>) -> FsError {
+        FsError { errno, sentence: Cow::Owned(sentence.into()), cause: None }
+    }
+
     /// A record whose value is not in the form it should have.
     pub(crate) fn malformed(what: impl Into<String>) -> FsError {
         FsError { errno: libc::EIO, sentence: Cow::Owned(what.into()), cause: None }

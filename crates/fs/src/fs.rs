@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::attr::{Attr, Time};
 use crate::change::SMALL;
 use crate::error::{FsError, Result, refuse};
+use crate::fileset::{Catalogue, root_attr};
 use crate::node::{Inode, MAIN, Node, ROOT};
 use crate::view::Recent;
 
@@ -23,7 +24,8 @@ pub struct Fs {
     pub(crate) store: Arc<Store>,
     pub(crate) hash_key: [u8; 16],
     pub(crate) zone: TimeZone,
-    pub(crate) live: RwLock<()>,
+    /// Held for what is looked at and changed live; what it guards besides are the filesets that there are.
+    pub(crate) live: RwLock<Catalogue>,
     /// Objects without a name that may still be open; mirrors the ORPHAN records.
     pub(crate) orphans: Mutex<HashSet<Inode>>,
     /// What relative times meant within the last second.
@@ -40,21 +42,7 @@ impl Fs {
         fs.store.admit(SMALL)?;
         let mut tx = fs.store.begin(MAIN, now_ns)?;
         let time = Time::from(tx.tid());
-        let root = Attr {
-            mode: libc::S_IFDIR | (mode & 0o7777),
-            uid,
-            gid,
-            nlink: 2,
-            size: 0,
-            bytes: 0,
-            rdev: 0,
-            parent: ROOT.object,
-            flags: 0,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            btime: time,
-        };
+        let root = root_attr(ROOT.object, uid, gid, mode, time);
         let value = root.encode(tx.tid());
         tx.put(ROOT.object, Kind::ATTR, &[], &value);
         tx.count(1, 0);
@@ -68,7 +56,10 @@ impl Fs {
         if fs.attr_at(ROOT, Tid::MAX)?.is_none() {
             return refuse(libc::ENODEV, "the store has no filesystem");
         }
-        fs.load_orphans(MAIN)?;
+        fs.load_filesets()?;
+        for (fileset, _) in fs.filesets() {
+            fs.load_orphans(fileset.id)?;
+        }
         Ok(fs)
     }
 
@@ -77,7 +68,7 @@ impl Fs {
             hash_key: store.hash_key(),
             store,
             zone: TimeZone::system(),
-            live: RwLock::new(()),
+            live: RwLock::default(),
             orphans: Mutex::default(),
             recent: Mutex::default(),
         }
@@ -93,7 +84,7 @@ impl Fs {
         &self.store
     }
 
-    /// The root, live.
+    /// The root of the whole, live.
     pub fn root(&self) -> Node {
         Node::Live(ROOT)
     }

@@ -1,6 +1,7 @@
 //! What open, write, rename, xattr, … *mean*, on records.
 //!
-//! A filesystem ([`Fs`]) lives in one fileset of a [`darner_store::Store`]. Each operation is plain data ([`Op`])
+//! A filesystem ([`Fs`]) is what is in a [`darner_store::Store`]: a main fileset, and others that appear in its root. Each
+//! operation is plain data ([`Op`])
 //! with a plain answer ([`Reply`]); each change is one transaction with one tid, which is also its mtime and ctime.
 //! Given
 //! `(op, tid)` the outcome is determined. Absent on purpose: FUSE, sockets, threads, clocks. This is the only crate
@@ -10,6 +11,7 @@ mod acl;
 mod attr;
 mod change;
 mod check;
+mod clone;
 mod codec;
 mod copy;
 mod create;
@@ -17,6 +19,7 @@ mod dirent;
 mod error;
 mod fallocate;
 mod file;
+mod fileset;
 mod fs;
 mod label;
 mod log;
@@ -43,6 +46,7 @@ pub use dirent::{dirent_suffix, parse_dirent_suffix};
 pub use error::{FsError, Result};
 pub use fallocate::FallocateMode;
 pub use file::{Seek, Written};
+pub use fileset::{Fileset, Limits};
 pub use fs::Fs;
 pub use label::Label;
 pub use log::{LogEntry, What};
@@ -57,4 +61,4 @@ pub use statfs::StatFs;
 pub use view::Moment;
 pub use xattr::{Found, SetXattr};
 
-pub use darner_store::{FilesetId, ObjectId, Tid};
+pub use darner_store::{Count, FilesetId, ObjectId, Tid};

@@ -4,6 +4,7 @@ use parking_lot::RwLockReadGuard;
 
 use crate::attr::Attr;
 use crate::error::{Result, refuse};
+use crate::fileset::Catalogue;
 use crate::fs::{Fs, above};
 use crate::name::NAME_MAX;
 use crate::node::{Inode, Node};
@@ -22,7 +23,7 @@ pub struct Entry {
 
 impl Fs {
     /// Keeps changes away while the live tree is looked at; the past needs no lock, but must still be kept.
-    pub(crate) fn look(&self, node: Node) -> Result<Option<RwLockReadGuard<'_, ()>>> {
+    pub(crate) fn look(&self, node: Node) -> Result<Option<RwLockReadGuard<'_, Catalogue>>> {
         self.check_kept(node)?;
         Ok((!matches!(node, Node::AsOf(..))).then(|| self.live.read()))
     }

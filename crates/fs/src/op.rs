@@ -7,6 +7,7 @@ use crate::create::Created;
 use crate::error::Result;
 use crate::fallocate::FallocateMode;
 use crate::file::{Seek, Written};
+use crate::fileset::{Fileset, Limits};
 use crate::fs::Fs;
 use crate::label::Label;
 use crate::lookup::Entry;
@@ -62,7 +63,12 @@ pub enum Op<'a> {
     Forget { objects: &'a [Inode] },
     AddLabel { fileset: FilesetId, name: &'a str, at: Option<Tid> },
     RemoveLabel { fileset: FilesetId, name: &'a str },
-    StatFs,
+    CreateFileset { name: &'a str },
+    CloneFileset { of: Inode, at: Option<Tid>, name: &'a str },
+    RemoveFileset { name: &'a str, force: bool },
+    RenameFileset { name: &'a str, new_name: &'a str },
+    LimitFileset { name: &'a str, limits: Limits },
+    StatFs { node: Node },
     Sync,
 }
 
@@ -81,6 +87,7 @@ pub enum Reply {
     Found(Found),
     Entries(Vec<DirEntry>),
     Label(Label),
+    Fileset(Fileset),
     StatFs(StatFs),
     Synced(Tid),
 }
@@ -107,7 +114,9 @@ impl Op<'_> {
             Op::CopyRange { from, .. } => Some(from),
             // Reading explains its own errors.
             Op::Read { .. } => None,
-            Op::Forget { .. } | Op::AddLabel { .. } | Op::RemoveLabel { .. } | Op::StatFs | Op::Sync => None,
+            Op::CreateFileset { .. } | Op::CloneFileset { .. } | Op::RemoveFileset { .. } => None,
+            Op::RenameFileset { .. } | Op::LimitFileset { .. } => None,
+            Op::Forget { .. } | Op::AddLabel { .. } | Op::RemoveLabel { .. } | Op::StatFs { .. } | Op::Sync => None,
         }
     }
 }
@@ -160,7 +169,12 @@ impl Fs {
             Op::Forget { objects } => done(self.forget(now, objects)?),
             Op::AddLabel { fileset, name, at } => Reply::Label(self.add_label(fileset, name, at, now)?),
             Op::RemoveLabel { fileset, name } => done(self.remove_label(fileset, name, now)?),
-            Op::StatFs => Reply::StatFs(self.statfs()?),
+            Op::CreateFileset { name } => Reply::Fileset(self.create_fileset(caller, now, name)?),
+            Op::CloneFileset { of, at, name } => Reply::Fileset(self.clone_fileset(now, of, at, name)?),
+            Op::RemoveFileset { name, force } => Reply::Fileset(self.remove_fileset(now, name, force)?),
+            Op::RenameFileset { name, new_name } => Reply::Fileset(self.rename_fileset(now, name, new_name)?),
+            Op::LimitFileset { name, limits } => Reply::Fileset(self.limit_fileset(now, name, limits)?),
+            Op::StatFs { node } => Reply::StatFs(self.statfs(node)?),
             Op::Sync => Reply::Synced(self.sync()?),
         })
     }

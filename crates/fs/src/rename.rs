@@ -54,6 +54,9 @@ impl Fs {
         mode: RenameMode,
     ) -> Result<()> {
         let (dir, new_dir) = (dir.writable()?, new_dir.writable()?);
+        if dir.fileset != new_dir.fileset {
+            return refuse(libc::EXDEV, "nothing is renamed from one fileset to another");
+        }
         let mut plan = self.plan(dir.fileset, SMALL)?;
         name::check(name, libc::EBUSY)?;
         name::check(new_name, libc::EBUSY)?;
@@ -76,6 +79,7 @@ impl Fs {
         if to.found.ino == from.found.ino {
             return Ok(());
         }
+        to.found.check_not_fileset(new_dir)?;
         plan.check_not_within(new_dir, from)?;
         plan.attr(from.found.ino)?;
         plan.attr(to.found.ino)?;

@@ -1,8 +1,10 @@
-//! How full the filesystem is.
+//! How full the filesystem is: a fileset with limits, as far as those.
 
 use crate::error::Result;
+use crate::fileset::Limits;
 use crate::fs::Fs;
 use crate::name::NAME_MAX;
+use crate::node::Node;
 
 /// The answer to statfs(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,15 +28,29 @@ const BLOCK: u64 = 4096;
 const FILE_COST: u64 = 512;
 
 impl Fs {
-    /// How full the filesystem is.
-    pub fn statfs(&self) -> Result<StatFs> {
+    /// How full the store is or, if that is nearer, the node's fileset.
+    pub fn statfs(&self, node: Node) -> Result<StatFs> {
         let usage = self.store.usage()?;
-        let files_free = usage.free / FILE_COST;
+        let fileset = node.inode().fileset;
+        let limits = self.live.read().get(fileset).map_or(Limits::default(), |fileset| fileset.limits);
+        let held = self.store.counted(fileset);
+        let (mut size, mut free) = (usage.size, usage.free);
+        if limits.bytes != 0 {
+            free = free.min(limits.bytes.saturating_sub(held.live));
+            size = size.min(limits.bytes);
+        }
+        let (mut objects, mut files_free) = (usage.objects, free / FILE_COST);
+        if limits.bytes != 0 || limits.objects != 0 {
+            objects = held.objects;
+        }
+        if limits.objects != 0 {
+            files_free = files_free.min(limits.objects.saturating_sub(held.objects));
+        }
         Ok(StatFs {
             block: BLOCK as u32,
-            blocks: usage.size / BLOCK,
-            free: usage.free / BLOCK,
-            files: usage.objects + files_free,
+            blocks: size / BLOCK,
+            free: free / BLOCK,
+            files: objects + files_free,
             files_free,
             name_max: NAME_MAX as u32,
         })

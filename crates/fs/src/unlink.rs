@@ -48,10 +48,11 @@ impl Fs {
         Ok(())
     }
 
-    /// What a name that is to go leads to.
+    /// What a name that is to go leads to; EBUSY for a fileset.
     pub(crate) fn victim(&self, plan: &mut Plan<'_>, dir: Inode, name: &[u8], now_ns: u64) -> Result<Dirent> {
         plan.dir(dir)?;
         if let Some(found) = plan.dirent(dir, name)? {
+            found.check_not_fileset(dir)?;
             return Ok(found);
         }
         plan.not_in_the_past(dir, name, now_ns, FsError::new(libc::EROFS, "the past can't be changed"))?;

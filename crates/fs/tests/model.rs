@@ -1,6 +1,6 @@
-//! The filesystem against a plain model that keeps a whole tree per tid.
+//! The filesystem against a plain model that keeps a whole tree per fileset and tid.
 //!
-//! Random operations go to both; errno and effect must agree. After each, the live tree and randomly chosen earlier
+//! Random operations, on filesets and clones that come and go, go to both; errno and effect must agree. After each, the live tree and randomly chosen earlier
 //! trees, looked at as of their tids, must equal the model's. `DARNER_MODEL_OPS` sets how many operations (twice as
 //! many as-of comparisons), `DARNER_MODEL_SEED` replays one seed. The store is re-opened now and then through a
 //! closure, which may lose the newest transactions: the model then goes back to the tid that the store has.
@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use common::{START, new_disk, open_store};
 use darner_fs::{
-    Attr, Caller, FallocateMode, Found, Fs, FsError, Inode, Node, RenameMode, Seek, SetAttr, SetTime, SetXattr, Tid,
-    Time,
+    Attr, Caller, FallocateMode, FilesetId, Found, Fs, FsError, Inode, MAIN, Node, ObjectId, RenameMode, Seek, SetAttr,
+    SetTime, SetXattr, Tid, Time,
 };
 use darner_store::volume::RawVolume;
 use darner_store::{OpenOptions, Store};
@@ -76,6 +76,41 @@ impl Object {
 }
 
 type Tree = BTreeMap<u64, Rc<Object>>;
+
+/// All filesets at a moment.
+#[derive(Clone, Default)]
+struct Forest {
+    trees: BTreeMap<FilesetId, Rc<Tree>>,
+    roots: BTreeMap<FilesetId, u64>,
+    /// Those in the main root.
+    names: BTreeMap<String, FilesetId>,
+    bases: BTreeMap<FilesetId, FilesetId>,
+}
+
+impl Forest {
+    fn root(&self, fileset: FilesetId) -> Inode {
+        Inode { fileset, object: ObjectId(self.roots[&fileset]) }
+    }
+
+    fn insert(&mut self, name: &str, root: Inode, tree: Tree) {
+        self.names.insert(name.to_string(), root.fileset);
+        self.roots.insert(root.fileset, root.object.0);
+        self.trees.insert(root.fileset, Rc::new(tree));
+    }
+
+    fn remove(&mut self, name: &str) {
+        let fileset = self.names.remove(name).expect("a fileset");
+        self.roots.remove(&fileset);
+        self.trees.remove(&fileset);
+        self.bases.remove(&fileset);
+    }
+
+    fn objects(&self) -> impl Iterator<Item = (Inode, &Rc<Object>)> {
+        self.trees.iter().flat_map(|(fileset, tree)| {
+            tree.iter().map(|(ino, object)| (Inode { fileset: *fileset, object: ObjectId(*ino) }, object))
+        })
+    }
+}
 type Outcome<T = ()> = Result<T, i32>;
 
 struct Harness<'r> {
@@ -83,12 +118,16 @@ struct Harness<'r> {
     fs: Option<Fs>,
     reopen: &'r mut dyn FnMut(Arc<Store>) -> Arc<Store>,
     now: u64,
-    /// The live tree, open objects without a name included.
+    /// The fileset that is being changed.
+    fileset: FilesetId,
+    /// Its live tree, open objects without a name included.
     tree: Tree,
-    /// The newest trees, each with its tid, without a gap.
-    recent: VecDeque<(Tid, Tree)>,
+    /// All filesets; what it has of the current one may be behind.
+    forest: Forest,
+    /// The newest forests, each with its tid, without a gap.
+    recent: VecDeque<(Tid, Forest)>,
     /// A sample of the older ones.
-    older: Vec<(Tid, Tree)>,
+    older: Vec<(Tid, Forest)>,
     compared: u64,
 }
 
@@ -160,13 +199,20 @@ impl<'r> Harness<'r> {
             ..Object::default()
         };
         let tree = Tree::from([(ROOT, Rc::new(root))]);
+        let forest = Forest {
+            trees: BTreeMap::from([(MAIN, Rc::new(tree.clone()))]),
+            roots: BTreeMap::from([(MAIN, ROOT)]),
+            ..Forest::default()
+        };
         Harness {
             rng: fastrand::Rng::with_seed(seed),
             fs: Some(fs),
             reopen,
             now: START + 2,
-            recent: VecDeque::from([(tid, tree.clone())]),
+            recent: VecDeque::from([(tid, forest.clone())]),
+            fileset: MAIN,
             tree,
+            forest,
             older: Vec::new(),
             compared: 0,
         }
@@ -176,13 +222,20 @@ impl<'r> Harness<'r> {
         for _ in 0..ops {
             self.step();
             self.remember();
-            self.compare(Node::Live(Inode::main(ROOT)), &self.tree.clone());
+            let filesets: Vec<FilesetId> = self.forest.trees.keys().copied().collect();
+            for fileset in [self.fileset, self.rng.choice(filesets).expect("the main one")] {
+                self.compare(Node::Live(self.forest.root(fileset)), &self.forest.clone());
+            }
             for _ in 0..2 {
                 self.compare_past();
             }
             let usage = self.fs().store().usage().unwrap();
+            let bytes = self.forest.objects().map(|(_, object)| object.bytes).sum();
+            let count = self.forest.objects().count() as u64;
+            assert_eq!((usage.objects, usage.live), (count, bytes), "objects and live bytes");
             let bytes = self.tree.values().map(|object| object.bytes).sum();
-            assert_eq!((usage.objects, usage.live), (self.tree.len() as u64, bytes), "objects and live bytes");
+            let held = self.fs().store().counted(self.fileset);
+            assert_eq!((held.objects, held.live), (self.tree.len() as u64, bytes), "of {:?}", self.fileset);
         }
     }
 
@@ -190,12 +243,37 @@ impl<'r> Harness<'r> {
         self.fs.as_ref().expect("open")
     }
 
+    fn inode(&self, ino: u64) -> Inode {
+        Inode { fileset: self.fileset, object: ObjectId(ino) }
+    }
+
+    fn live(&self, ino: u64) -> Node {
+        Node::Live(self.inode(ino))
+    }
+
+    fn root(&self) -> u64 {
+        self.forest.roots[&self.fileset]
+    }
+
+    /// Brings the forest up to date.
+    fn settle(&mut self) {
+        self.forest.trees.insert(self.fileset, Rc::new(self.tree.clone()));
+    }
+
+    /// Goes on with another fileset.
+    fn switch(&mut self, to: FilesetId) {
+        self.settle();
+        self.fileset = to;
+        self.tree = (*self.forest.trees[&to]).clone();
+    }
+
     fn remember(&mut self) {
+        self.settle();
         let tid = self.fs().store().tid();
         if self.recent.back().is_some_and(|(newest, _)| *newest == tid) {
             self.recent.pop_back();
         }
-        self.recent.push_back((tid, self.tree.clone()));
+        self.recent.push_back((tid, self.forest.clone()));
         if self.recent.len() > RECENT {
             let old = self.recent.pop_front().expect("many");
             if self.older.len() < OLDER {
@@ -215,8 +293,14 @@ impl<'r> Harness<'r> {
             1..=3 => {}
             _ => self.now += self.rng.u64(0..20_000_000),
         }
+        if self.rng.u8(0..3) == 0 {
+            let filesets: Vec<FilesetId> = self.forest.trees.keys().copied().collect();
+            let to = self.rng.choice(filesets).expect("the main one");
+            self.switch(to);
+        }
         match self.rng.u32(0..1000) {
             0..5 => return self.remount(),
+            15..40 => return self.change_filesets(),
             5..15 => return self.upkeep(),
             _ => {}
         }
@@ -251,13 +335,105 @@ impl<'r> Harness<'r> {
         let tid = store.tid();
         self.recent.retain(|(at, _)| *at <= tid);
         self.older.retain(|(at, _)| *at <= tid);
-        let (newest, tree) = self.recent.back().expect("no more than the newest trees may be lost");
+        let (newest, forest) = self.recent.back().expect("no more than the newest trees may be lost");
         assert_eq!(*newest, tid, "the store goes on at a transaction that was");
-        self.tree = tree.clone();
+        self.forest = forest.clone();
         self.fs = Some(Fs::open(store).unwrap());
-        let orphans: Vec<u64> = self.tree.iter().filter(|(_, object)| object.nlink == 0).map(|(ino, _)| *ino).collect();
-        assert_eq!(self.fs().reap_orphans(self.now).unwrap(), orphans.len());
-        self.tree.retain(|ino, _| !orphans.contains(ino));
+        let orphans = self.forest.objects().filter(|(_, object)| object.nlink == 0).count();
+        assert_eq!(self.fs().reap_orphans(self.now).unwrap(), orphans);
+        for tree in self.forest.trees.values_mut() {
+            Rc::make_mut(tree).retain(|_, object| object.nlink > 0);
+        }
+        self.fileset = MAIN;
+        self.tree = (*self.forest.trees[&MAIN]).clone();
+    }
+
+    // Filesets.
+
+    fn change_filesets(&mut self) {
+        self.switch(MAIN);
+        let name = self.rng.choice(["fs1", "fs2", "fs3"]).expect("one");
+        match self.rng.u8(0..10) {
+            0..3 => self.create_fileset(name),
+            3..7 => self.clone_fileset(name),
+            7..9 => self.remove_fileset(name),
+            _ => self.rename_fileset(name),
+        }
+    }
+
+    fn check_fileset_free(&self, name: &str) -> Outcome {
+        if self.forest.names.contains_key(name) { Err(libc::EEXIST) } else { Ok(()) }
+    }
+
+    fn create_fileset(&mut self, name: &str) {
+        let caller = Caller { uid: self.rng.u32(0..3), gid: 7, pid: 0, umask: 0o077 };
+        let made = self.fs().create_fileset(&caller, self.now, name);
+        let Some(made) = agree(self.check_fileset_free(name), made) else { return };
+        let time = self.time();
+        let root = Object {
+            mode: libc::S_IFDIR | 0o755,
+            uid: caller.uid,
+            gid: caller.gid,
+            nlink: 2,
+            parent: made.root.0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            ..Object::default()
+        };
+        self.forest.insert(name, made.inode(), Tree::from([(made.root.0, Rc::new(root))]));
+        self.touch_dir(ROOT);
+    }
+
+    fn clone_fileset(&mut self, name: &str) {
+        let (at, forest) = match self.rng.bool() {
+            true => (None, self.forest.clone()),
+            false => {
+                let (tid, forest) = self.past();
+                (Some(tid), forest)
+            }
+        };
+        let filesets: Vec<FilesetId> = forest.trees.keys().copied().collect();
+        let base = self.rng.choice(filesets).expect("the main one");
+        let made = self.fs().clone_fileset(self.now, forest.root(base), at, name);
+        let Some(made) = agree(self.check_fileset_free(name), made) else { return };
+        let mut tree = (*forest.trees[&base]).clone();
+        tree.retain(|_, object| object.nlink > 0);
+        self.forest.insert(name, made.inode(), tree);
+        self.forest.bases.insert(made.id, base);
+        self.touch_dir(ROOT);
+    }
+
+    fn remove_fileset(&mut self, name: &str) {
+        let force = self.rng.bool();
+        let expected = match self.forest.names.get(name) {
+            None => Err(libc::ENOENT),
+            Some(fileset) if self.forest.bases.values().any(|base| base == fileset) => Err(libc::EBUSY),
+            Some(fileset) => {
+                let root = &self.forest.trees[fileset][&self.forest.roots[fileset]];
+                if force || root.entries.is_empty() { Ok(()) } else { Err(libc::ENOTEMPTY) }
+            }
+        };
+        if agree(expected, self.fs().remove_fileset(self.now, name, force)).is_some() {
+            let root = self.forest.root(self.forest.names[name]);
+            self.forest.remove(name);
+            self.touch_dir(ROOT);
+            assert_eq!(self.fs().getattr(Node::Live(root)).unwrap_err().errno(), libc::ESTALE);
+        }
+    }
+
+    fn rename_fileset(&mut self, name: &str) {
+        let new = self.rng.choice(["fs1", "fs2", "fs3"]).expect("one");
+        let expected = match self.forest.names.get(name) {
+            None => Err(libc::ENOENT),
+            Some(_) => self.check_fileset_free(new),
+        };
+        if agree(expected, self.fs().rename_fileset(self.now, name, new)).is_some() {
+            let fileset = self.forest.names.remove(name).expect("it was there");
+            self.forest.names.insert(new.to_string(), fileset);
+            self.touch_dir(ROOT);
+        }
     }
 
     // Choices.
@@ -402,7 +578,7 @@ impl<'r> Harness<'r> {
         let dir = if self.tree.len() > 60 { return self.unlink() } else { self.dir() };
         let (name, uid, gid) = (self.name(), self.rng.u32(0..3), self.rng.u32(0..3));
         let caller = Caller { uid, gid, pid: 0, umask: 0o022 };
-        let node = Node::Live(Inode::main(dir));
+        let node = self.live(dir);
         let expected = self.check_free(dir, &name);
         let kind = self.rng.u8(0..8);
         let (fs, now) = (self.fs(), self.now);
@@ -427,7 +603,7 @@ impl<'r> Harness<'r> {
 
     fn tmpfile(&mut self) {
         let dir = self.dir();
-        let made = self.fs().tmpfile(&Caller::default(), self.now, Node::Live(Inode::main(dir)), 0o600);
+        let made = self.fs().tmpfile(&Caller::default(), self.now, self.live(dir), 0o600);
         if let Some(entry) = agree(self.check_dir(dir), made) {
             let ino = entry.node.inode().object.0;
             self.born(dir, ino, libc::S_IFREG | 0o600, &Caller::default());
@@ -439,7 +615,7 @@ impl<'r> Harness<'r> {
         let ino = self.pick(|_| true).expect("the root");
         let (dir, name) = (self.dir(), self.name());
         let expected = if self.tree[&ino].is_dir() { Err(libc::EPERM) } else { self.check_free(dir, &name) };
-        let done = self.fs().link(self.now, Node::Live(Inode::main(ino)), Node::Live(Inode::main(dir)), &name);
+        let done = self.fs().link(self.now, self.live(ino), self.live(dir), &name);
         if agree(expected, done).is_some() {
             self.add_entry(dir, &name, ino);
             let time = self.time();
@@ -457,7 +633,7 @@ impl<'r> Harness<'r> {
             true => Err(libc::EISDIR),
             false => Ok(()),
         });
-        let done = self.fs().unlink(self.now, Node::Live(Inode::main(dir)), &name);
+        let done = self.fs().unlink(self.now, self.live(dir), &name);
         if agree(expected, done).is_some() {
             let ino = self.remove_entry(dir, &name);
             self.drop_link(ino);
@@ -472,7 +648,7 @@ impl<'r> Harness<'r> {
             object if !object.entries.is_empty() => Err(libc::ENOTEMPTY),
             _ => Ok(()),
         });
-        let done = self.fs().rmdir(self.now, Node::Live(Inode::main(dir)), &name);
+        let done = self.fs().rmdir(self.now, self.live(dir), &name);
         if agree(expected, done).is_some() {
             let ino = self.remove_entry(dir, &name);
             self.drop_link(ino);
@@ -487,7 +663,7 @@ impl<'r> Harness<'r> {
             self.rng.choice([RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
         let mode = mode.expect("one");
         let expected = self.check_rename(dir, &name, new_dir, &new_name, mode);
-        let (from, to) = (Node::Live(Inode::main(dir)), Node::Live(Inode::main(new_dir)));
+        let (from, to) = (self.live(dir), self.live(new_dir));
         let before = self.fs().store().tid();
         let done = self.fs().rename(self.now, from, &name, to, &new_name, mode);
         if agree(expected, done).is_none() || self.fs().store().tid() == before {
@@ -544,7 +720,7 @@ impl<'r> Harness<'r> {
     /// A directory and all above it.
     fn ancestors(&self, mut dir: u64) -> BTreeSet<u64> {
         let mut all = BTreeSet::from([dir]);
-        while dir != ROOT {
+        while dir != self.root() {
             dir = self.tree[&dir].parent;
             all.insert(dir);
         }
@@ -564,7 +740,7 @@ impl<'r> Harness<'r> {
         let kill = self.rng.bool();
         let expected = self.check_file(ino);
         let at = if append { None } else { Some(offset) };
-        let done = self.fs().write(self.now, Node::Live(Inode::main(ino)), at, &data, kill);
+        let done = self.fs().write(self.now, self.live(ino), at, &data, kill);
         if let Some(written) = agree(expected, done) {
             let offset = if append { size } else { offset };
             assert_eq!((written.offset, written.len), (offset, data.len()));
@@ -587,7 +763,7 @@ impl<'r> Harness<'r> {
         let kill = self.rng.bool();
         let set = SetAttr { size: Some(size), kill_suidgid: kill, ..SetAttr::default() };
         let expected = self.check_file(ino);
-        let done = self.fs().setattr(self.now, Node::Live(Inode::main(ino)), &set);
+        let done = self.fs().setattr(self.now, self.live(ino), &set);
         if agree(expected, done).is_some() {
             self.object(ino).edit(|cells| cells.resize(size as usize, HOLE));
             self.wrote(ino, kill);
@@ -619,7 +795,7 @@ impl<'r> Harness<'r> {
             FallocateMode::InsertRange if unaligned || offset >= size => Err(libc::EINVAL),
             _ => Ok(()),
         };
-        let done = self.fs().fallocate(self.now, Node::Live(Inode::main(ino)), offset, len, mode);
+        let done = self.fs().fallocate(self.now, self.live(ino), offset, len, mode);
         if agree(expected, done).is_none() {
             return;
         }
@@ -651,26 +827,27 @@ impl<'r> Harness<'r> {
 
     fn copy(&mut self) {
         let Some(to) = self.file() else { return };
-        let (from, source) = match self.rng.bool() {
-            true => {
-                let Some(ino) = self.pick(Object::is_file) else { return };
-                (Node::Live(Inode::main(ino)), self.tree[&ino].clone())
-            }
+        self.settle();
+        let (tid, forest) = match self.rng.bool() {
+            true => (None, self.forest.clone()),
             false => {
-                let (tid, tree) = self.past();
-                let files: Vec<u64> = tree.iter().filter(|(_, object)| object.is_file()).map(|(ino, _)| *ino).collect();
-                let Some(ino) = self.rng.choice(files) else { return };
-                (Node::AsOf(Inode::main(ino), tid), tree[&ino].clone())
+                let (tid, forest) = self.past();
+                (Some(tid), forest)
             }
         };
+        // Of any fileset.
+        let files: Vec<Inode> = forest.objects().filter(|(_, object)| object.is_file()).map(|(ino, _)| ino).collect();
+        let Some(ino) = self.rng.choice(files) else { return };
+        let source = forest.trees[&ino.fileset][&ino.object.0].clone();
+        let from = tid.map_or(Node::Live(ino), |tid| Node::AsOf(ino, tid));
         let (offset, len) = self.range(source.size());
         let (to_offset, _) = self.range(self.tree[&to].size());
         let len = len.min(SIZE_MAX - to_offset);
         let copied = source.size().saturating_sub(offset).min(len);
-        let same = from == Node::Live(Inode::main(to));
+        let same = from == self.live(to);
         let overlap = same && offset < to_offset + len && to_offset < offset + len;
         let expected = self.check_file(to).and(if overlap { Err(libc::EINVAL) } else { Ok(()) });
-        let done = self.fs().copy_range(self.now, from, offset, Node::Live(Inode::main(to)), to_offset, len);
+        let done = self.fs().copy_range(self.now, from, offset, self.live(to), to_offset, len);
         if let Some(count) = agree(expected, done) {
             assert_eq!(count, copied);
             if count == 0 {
@@ -701,7 +878,7 @@ impl<'r> Harness<'r> {
             mtime: some_time(&mut self.rng),
             ..SetAttr::default()
         };
-        self.fs().setattr(self.now, Node::Live(Inode::main(ino)), &set).unwrap();
+        self.fs().setattr(self.now, self.live(ino), &set).unwrap();
         let now = self.time();
         let object = self.object(ino);
         if (set.uid.is_some() || set.gid.is_some() || set == SetAttr::default()) && !object.is_dir() {
@@ -723,7 +900,7 @@ impl<'r> Harness<'r> {
     fn xattr(&mut self) {
         let ino = self.pick(|object| object.is_file() || object.is_dir()).expect("the root");
         let name = self.rng.choice(["user.a", "user.b", "trusted.c", "security.capability"]).expect("one").as_bytes();
-        let node = Node::Live(Inode::main(ino));
+        let node = self.live(ino);
         let there = self.tree[&ino].xattrs.contains_key(name);
         let applied = if self.rng.u8(0..3) == 0 {
             let expected = if there { Ok(()) } else { Err(libc::ENODATA) };
@@ -747,8 +924,8 @@ impl<'r> Harness<'r> {
     }
 
     fn forget(&mut self) {
-        let ino = self.pick(|object| object.nlink == 0).unwrap_or(ROOT);
-        self.fs().forget(self.now, &[Inode::main(ino)]).unwrap();
+        let ino = self.pick(|object| object.nlink == 0).unwrap_or(self.root());
+        self.fs().forget(self.now, &[self.inode(ino)]).unwrap();
         if self.tree[&ino].nlink == 0 {
             self.tree.remove(&ino);
         }
@@ -759,7 +936,7 @@ impl<'r> Harness<'r> {
         let Some(ino) = self.pick(Object::is_file) else { return };
         let object = self.tree[&ino].clone();
         let (offset, len) = self.range(object.size());
-        let node = Node::Live(Inode::main(ino));
+        let node = self.live(ino);
         let content = object.content();
         let (from, to) = ((offset as usize).min(content.len()), ((offset + len) as usize).min(content.len()));
         assert!(self.fs().read(node, offset, len as usize).unwrap() == content[from..to], "part of {ino}");
@@ -777,7 +954,7 @@ impl<'r> Harness<'r> {
 
     // Comparisons.
 
-    fn past(&mut self) -> (Tid, Tree) {
+    fn past(&mut self) -> (Tid, Forest) {
         let at = self.rng.usize(..self.recent.len() + self.older.len());
         match at.checked_sub(self.older.len()) {
             Some(at) => self.recent[at].clone(),
@@ -786,31 +963,39 @@ impl<'r> Harness<'r> {
     }
 
     fn compare_past(&mut self) {
-        let (tid, tree) = self.past();
-        self.compare(Node::AsOf(Inode::main(ROOT), tid), &tree);
+        let (tid, forest) = self.past();
+        let filesets: Vec<FilesetId> = forest.trees.keys().copied().collect();
+        let fileset = self.rng.choice(filesets).expect("the main one");
+        self.compare(Node::AsOf(forest.root(fileset), tid), &forest);
         self.compared += 1;
-        self.compare_name(tid, &tree);
+        self.compare_name(tid, &forest);
+        if !forest.trees.contains_key(&self.fileset) {
+            let before = self.fs().getattr(Node::AsOf(self.inode(self.root()), tid));
+            assert_eq!(before.unwrap_err().errno(), libc::ESTALE, "{:?} before it was made", self.fileset);
+        }
     }
 
     /// A name as of a tid, looked up in a live directory.
-    fn compare_name(&mut self, tid: Tid, tree: &Tree) {
+    fn compare_name(&mut self, tid: Tid, forest: &Forest) {
         let dir = self.dir();
         let name = self.name();
         let as_of = [name.as_slice(), b"@@", tid.to_string().as_bytes()].concat();
         let now = self.now.max(tid.0);
-        let found = self.fs().lookup(Node::Live(Inode::main(dir)), &as_of, now).map(|entry| entry.node);
-        let expected =
-            tree.get(&dir).and_then(|dir| dir.entries.get(&name)).map(|ino| Node::AsOf(Inode::main(*ino), tid));
+        let found = self.fs().lookup(self.live(dir), &as_of, now).map(|entry| entry.node);
+        let then = forest.trees.get(&self.fileset).and_then(|tree| tree.get(&dir));
+        let expected = then.and_then(|dir| dir.entries.get(&name)).map(|ino| Node::AsOf(self.inode(*ino), tid));
         assert_eq!(found.ok(), expected, "{} in {dir}", as_of.escape_ascii());
     }
 
-    fn compare(&mut self, root: Node, tree: &Tree) {
+    fn compare(&mut self, root: Node, forest: &Forest) {
+        let fileset = root.inode().fileset;
+        let tree = &*forest.trees[&fileset];
+        let inode = |ino: u64| Inode { fileset, object: ObjectId(ino) };
+        let foreign = if fileset == MAIN { forest.names.len() } else { 0 };
         let mut seen = BTreeSet::new();
         let mut todo = vec![root];
         if let Node::Live(_) = root {
-            todo.extend(
-                tree.iter().filter(|(_, object)| object.nlink == 0).map(|(ino, _)| Node::Live(Inode::main(*ino))),
-            );
+            todo.extend(tree.iter().filter(|(_, object)| object.nlink == 0).map(|(ino, _)| Node::Live(inode(*ino))));
         }
         while let Some(node) = todo.pop() {
             let ino = node.inode().object.0;
@@ -818,9 +1003,14 @@ impl<'r> Harness<'r> {
                 continue;
             }
             let object = &tree[&ino];
-            same_attr(node, &self.fs().getattr(node).unwrap(), object);
+            let mut attr = self.fs().getattr(node).unwrap();
+            if node == root {
+                attr.size -= foreign as u64;
+                attr.nlink -= foreign as u32;
+            }
+            same_attr(node, &attr, object);
             match object.kind() {
-                libc::S_IFDIR => self.compare_dir(node, object, tree, &mut todo),
+                libc::S_IFDIR => self.compare_dir(node, object, forest, &mut todo),
                 libc::S_IFREG => {
                     let data = self.fs().read(node, 0, 1 << 20).unwrap();
                     assert!(data == object.content(), "data of {node:?}");
@@ -835,28 +1025,41 @@ impl<'r> Harness<'r> {
         assert_eq!(seen.len(), due, "objects");
     }
 
-    fn compare_dir(&mut self, node: Node, object: &Object, tree: &Tree, todo: &mut Vec<Node>) {
+    fn compare_dir(&mut self, node: Node, object: &Object, forest: &Forest, todo: &mut Vec<Node>) {
+        let fileset = node.inode().fileset;
+        let tree = &*forest.trees[&fileset];
         let (room, plus) = (self.rng.usize(64..600), self.rng.bool());
-        let (mut after, mut listed) = (0, BTreeMap::new());
+        let (mut after, mut listed, mut foreign) = (0, BTreeMap::new(), 0);
         loop {
             let entries = self.fs().readdir(node, after, room, 24, plus, self.now).unwrap();
             let Some(last) = entries.last() else { break };
             after = last.cookie;
             for entry in entries {
+                let ino = entry.node.inode();
+                if ino.fileset != fileset && entry.name != b".." {
+                    let name = String::from_utf8(entry.name).expect("a fileset's name");
+                    assert_eq!(Some(ino), forest.names.get(&name).map(|fileset| forest.root(*fileset)), "{name}");
+                    foreign += 1;
+                    continue;
+                }
                 if let Some(attr) = &entry.attr {
-                    same_attr(entry.node, attr, &tree[&entry.node.inode().object.0]);
+                    same_attr(entry.node, attr, &tree[&ino.object.0]);
                 }
                 let again = listed.insert(entry.name, (entry.node.inode().object.0, entry.d_type));
                 assert_eq!(again, None, "listed twice in {node:?}");
             }
         }
+        let is_root = node.inode() == forest.root(fileset);
+        let parent = if is_root { ROOT } else { object.parent };
         assert_eq!(listed.remove(b".".as_slice()).map(|(ino, _)| ino), Some(node.inode().object.0));
-        assert_eq!(listed.remove(b"..".as_slice()).map(|(ino, _)| ino), Some(object.parent));
+        assert_eq!(listed.remove(b"..".as_slice()).map(|(ino, _)| ino), Some(parent));
+        let due = if node.inode() == forest.root(MAIN) { forest.names.len() } else { 0 };
+        assert_eq!(foreign, due, "filesets in {node:?}");
         let expected = object.entries.iter().map(|(name, ino)| (name.clone(), (*ino, (tree[ino].kind() >> 12) as u8)));
         assert_eq!(listed, expected.collect(), "entries of {node:?}");
         todo.extend(listed.values().map(|(ino, _)| match node {
-            Node::AsOf(_, tid) => Node::AsOf(Inode::main(*ino), tid),
-            _ => Node::Live(Inode::main(*ino)),
+            Node::AsOf(_, tid) => Node::AsOf(Inode { fileset, object: ObjectId(*ino) }, tid),
+            _ => Node::Live(Inode { fileset, object: ObjectId(*ino) }),
         }));
     }
 

@@ -648,9 +648,9 @@ fn a_store_has_one_filesystem() {
 #[test]
 fn statfs_counts_objects() {
     let mut world = World::new();
-    let before = world.fs.statfs().unwrap();
+    let before = world.fs.statfs(world.fs.root()).unwrap();
     world.line("create a");
-    let after = world.fs.statfs().unwrap();
+    let after = world.fs.statfs(world.fs.root()).unwrap();
     assert_eq!(after.files - after.files_free, before.files - before.files_free + 1);
     assert!(after.free <= after.blocks && after.block == 4096 && after.name_max == 255);
 }

@@ -122,7 +122,7 @@ fn many_threads_at_once_see_whole_changes_and_never_wait_for_ever() {
                 assert_eq!(there(d, b"moving") + there(e, b"moved"), 1, "half of a rename");
                 fs.lookup(root, b"data@@now", now()).unwrap();
                 fs.lookup(root, b"data@@-0s", now()).unwrap();
-                fs.statfs().unwrap();
+                fs.statfs(fs.root()).unwrap();
                 let _ = fs.seek(data, 0, Seek::Data);
                 fs.sync().unwrap();
             });

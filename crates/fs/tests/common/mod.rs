@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use darner_fs::{
-    Attr, Caller, Created, FallocateMode, Found, Fs, FsError, MAIN, Node, Op, ROOT, RenameMode, Reply, Seek, SetAttr,
-    SetTime, SetXattr, Tid, Time,
+    Attr, Caller, Created, FallocateMode, Found, Fs, FsError, Limits, MAIN, Node, Op, ROOT, RenameMode, Reply, Seek,
+    SetAttr, SetTime, SetXattr, Tid, Time,
 };
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
@@ -259,6 +259,26 @@ impl World {
                     other => panic!("{other:?}"),
                 }
             }
+            ["label", name, path] => {
+                let fileset = self.node(path)?.inode().fileset;
+                self.done(Op::AddLabel { fileset, name, at: None })?
+            }
+            ["create-fileset", name] => self.done(Op::CreateFileset { name })?,
+            ["remove-fileset", name, ref rest @ ..] => {
+                self.done(Op::RemoveFileset { name, force: rest == ["force"] })?
+            }
+            ["rename-fileset", name, new_name] => self.done(Op::RenameFileset { name, new_name })?,
+            ["limit", name, bytes, objects] => {
+                let limits = Limits { bytes: number(bytes), objects: number(objects), history: 0 };
+                self.done(Op::LimitFileset { name, limits })?
+            }
+            ["clone", path, name] => {
+                let (of, at) = match self.node(path)? {
+                    Node::AsOf(of, at) => (of, Some(at)),
+                    node => (node.inode(), None),
+                };
+                self.done(Op::CloneFileset { of, at, name })?
+            }
             ["label", name] => self.done(Op::AddLabel { fileset: MAIN, name, at: None })?,
             ["unlabel", name] => self.done(Op::RemoveLabel { fileset: MAIN, name })?,
             _ => return Ok(None),
@@ -354,8 +374,14 @@ impl World {
                 }
             }
             ["open", path, how] => self.done(Op::Open { node: self.node(path)?, write: how == "write" }),
-            ["labels"] => {
-                let labels = self.fs.labels(MAIN)?;
+            ["filesets"] => {
+                let all = self.fs.filesets();
+                let all = all.iter().map(|(f, count)| format!("{}:{}:{}", f.name, count.objects, count.live));
+                Ok(all.collect::<Vec<_>>().join(" "))
+            }
+            ["labels", ref rest @ ..] => {
+                let fileset = rest.first().map_or(Ok(MAIN), |path| self.node(path).map(|node| node.inode().fileset));
+                let labels = self.fs.labels(fileset?)?;
                 Ok(labels.iter().map(|l| format!("{}@{}", l.name, seconds(l.tid.into()))).collect::<Vec<_>>().join(" "))
             }
             ["log", path] => self.log(path, false),
@@ -547,6 +573,8 @@ fn errno_name(errno: i32) -> &'static str {
         libc::ESPIPE => "ESPIPE",
         libc::EMLINK => "EMLINK",
         libc::EIO => "EIO",
+        libc::EXDEV => "EXDEV",
+        libc::EDQUOT => "EDQUOT",
         other => panic!("errno {other}"),
     }
 }
