@@ -52,8 +52,8 @@ pub struct LogEntry {
 }
 
 /// A stretch of time in which a name led to one object.
-struct Tenure {
-    ino: Inode,
+pub(crate) struct Tenure {
+    pub ino: Inode,
     from: Tid,
     /// When it ended; `None`: it lasts.
     until: Option<Tid>,
@@ -70,13 +70,7 @@ impl Fs {
         let Some((name, dirs)) = path.split_last() else {
             return self.tell(&[Tenure { ino: root, from: Tid::ZERO, until: None }], coalesce);
         };
-        let mut within = vec![root];
-        for name in dirs {
-            let mut next: Vec<Inode> = self.tenures_in(&within, name)?.iter().map(|t| t.ino).collect();
-            next.sort_unstable();
-            next.dedup();
-            within = next;
-        }
+        let within = self.ever_at(root, dirs)?;
         let tenures = self.tenures_in(&within, name)?;
         if tenures.is_empty() {
             return refuse(libc::ENOENT, "nothing ever had this name");
@@ -85,7 +79,7 @@ impl Fs {
     }
 
     /// Which objects had a name in any of these directories, oldest first.
-    fn tenures_in(&self, dirs: &[Inode], name: &[u8]) -> Result<Vec<Tenure>> {
+    pub(crate) fn tenures_in(&self, dirs: &[Inode], name: &[u8]) -> Result<Vec<Tenure>> {
         let mut all = Vec::new();
         for dir in dirs {
             all.extend(self.tenures(*dir, name)?);

@@ -134,6 +134,20 @@ impl World {
             }
             ["forget", name] => self.done(Op::Forget { objects: &[self.held[&name[1..]].inode()] }),
             ["remount"] => self.remount(),
+            ["retain", ref grid @ ..] => {
+                let grid = darner_fs::retain::parse_grid(&grid.join(" "))?;
+                self.fs.retain(MAIN, Some(grid), None, self.now)?;
+                Ok(String::new())
+            }
+            ["clean"] => {
+                self.fs.store().clean(self.now, &mut |_| ())?;
+                Ok(String::new())
+            }
+            ["destroy", path] => {
+                let names: Vec<&[u8]> = path.split('/').map(str::as_bytes).collect();
+                let done = self.fs.destroy(ROOT, &names, self.now, &mut |_| ())?;
+                Ok(format!("{} {}", done.objects.len(), done.left.join("; ")).trim().into())
+            }
             ["reap"] => Ok(self.fs.reap_orphans(self.now)?.to_string()),
             _ if words[0].ends_with('x') => self.xattr(words),
             _ => match self.make(words)? {
@@ -394,7 +408,10 @@ impl World {
     fn log(&self, path: &str, coalesce: bool) -> Answer {
         let names: Vec<&[u8]> = path.split('/').filter(|name| !name.is_empty()).map(str::as_bytes).collect();
         let entries = self.fs.log(ROOT, &names, coalesce)?;
-        let text = entries.iter().map(|e| format!("{}:{:?}:{}", seconds(e.tid.into()), e.what, e.attr.size));
+        let text = entries.iter().map(|e| {
+            let shown = if e.shown == e.tid { String::new() } else { format!("@{}", seconds(e.shown.into())) };
+            format!("{}{shown}:{:?}:{}", seconds(e.tid.into()), e.what, e.attr.size)
+        });
         Ok(text.collect::<Vec<_>>().join(" "))
     }
 

@@ -1,0 +1,240 @@
+//! What is kept of the past, and how moments that are not kept round down.
+
+mod common;
+
+use common::{SECOND, START, World, check};
+use darner_fs::{FsError, MAIN, Op, Reply};
+
+#[test]
+fn a_time_between_retained_points_rounds_down_and_says_so() {
+    check(
+        "
+        t=1 create a
+        t=11 write a 'one'
+        t=12 write a 'two'
+        t=21 write a 'three'
+        t=22 create b
+        t=25 unlink b
+        t=41 write a 'fourth'
+        t=95 retain all:10s 10s:1d
+        t=100 clean
+        read a@@2026-11-22T00:00:19
+        read a@@2026-11-22T00:00:20 => two
+        read a@@2026-11-22T00:00:11
+        read a@@2026-11-22T00:00:39 => three
+        read a@@2026-11-22T00:00:45 => three
+        read a@@2026-11-22T00:00:50 => fourth
+        find b@@2026-11-22T00:00:23 => ENOENT
+        find b@@2026-11-22T00:00:24 => ENOENT
+        getx a@@2026-11-22T00:00:45 user.darner.as-of => 0x18ea34f7b7749000 2026-11-22T00:00:40 (a retained point: what is asked for between it and the next one rounds down to it)
+        log a => 1@10:Created:0 12@20:Written:3 21@30:Written:5 41@50:Written:6
+        t=120 write a 'five'
+        t=121 write a 'six'
+        read a@@2026-11-22T00:02:00 => five
+        read a => six
+        getx a@@2026-11-22T00:02:00 user.darner.as-of => 0x18ea350a57d3b000 2026-11-22T00:02:00 (exact)
+        ",
+    );
+}
+
+#[test]
+fn without_being_told_nothing_is_given_up() {
+    check(
+        "
+        t=1 create a
+        t=2 write a 'one'
+        t=3 write a 'two'
+        t=40000000 clean
+        read a@@2026-11-22T00:00:02 => one
+        t=40000010 retain forever
+        clean
+        read a@@2026-11-22T00:00:02 => one
+        ",
+    );
+}
+
+#[test]
+fn with_none_only_the_present_stays_and_a_label_pins_its_moment() {
+    check(
+        "
+        t=1 create a
+        t=2 write a 'one'
+        t=3 label first
+        t=4 write a 'two'
+        t=5 create b
+        t=6 unlink b
+        t=7 retain none
+        t=8 clean
+        read a => two
+        read a@@first => one
+        read a@@2026-11-22T00:00:05 => one
+        find b@@2026-11-22T00:00:05 => ENOENT
+        find a@@2026-11-22T00:00:01 => ENOENT
+        log a => 2:Created:3 4@8:Written:3
+        unlabel first
+        clean
+        find a@@first => ENOENT
+        find a@@2026-11-22T00:00:05 => ENOENT
+        read a => two
+        ",
+    );
+}
+
+#[test]
+fn beyond_the_last_step_history_is_dropped_and_years_pass_in_a_second() {
+    check(
+        "
+        t=1 create a
+        t=2 write a 'first'
+        t=3 retain 1d:1w 1w:forever
+        t=100000 write a 'second day'
+        t=2000000 write a 'fourth week'
+        t=2000001 clean
+        read a@@2026-11-23 => first
+        read a@@2026-11-24 => first
+        t=200000000 write a 'years later'
+        clean
+        read a@@2026-11-23 => first
+        read a@@2026-11-26 => first
+        read a@@2026-12-01 => second day
+        read a@@-1y => fourth week
+        t=200000100 retain 1d:1w
+        clean
+        find a@@2026-12-01 => ENOENT
+        read a@@-1d => fourth week
+        ",
+    );
+}
+
+#[test]
+fn what_was_looked_up_before_its_moment_was_given_up_is_stale_and_never_mixed() {
+    check(
+        "
+        t=1 mkdir d
+        t=2 create d/a
+        t=3 write d/a 'one'
+        hold old d@@2026-11-22T00:00:03
+        t=10 write d/a 'two'
+        read #old/a => one
+        t=20 retain none
+        clean
+        read #old/a => ESTALE
+        ls #old => ESTALE
+        find #old => ESTALE
+        ",
+    );
+}
+
+#[test]
+fn a_pinned_moment_stays_until_the_pin_is_gone() {
+    let mut world = World::new();
+    for line in ["t=1 create a", "t=2 write a 'one'", "t=3 write a 'two'"] {
+        world.line(line);
+    }
+    let node = world.node("a@@2026-11-22T00:00:02").unwrap();
+    let pin = world.fs.pin(node).unwrap();
+    assert!(pin.is_some());
+    world.line("t=10 retain none");
+    world.line("clean");
+    let read = |world: &World| world.fs.read(node, 0, 100);
+    assert_eq!(read(&world).unwrap(), b"one");
+    world.line("read a@@2026-11-22T00:00:02 => one");
+    drop(pin);
+    world.line("clean");
+    assert_eq!(read(&world).map_err(|e| e.errno()), Err(libc::ESTALE));
+    assert!(world.fs.pin(node).is_err(), "what is given up can't be pinned");
+}
+
+#[test]
+fn a_label_needs_a_moment_that_is_kept() {
+    let mut world = World::new();
+    for line in ["t=1 create a", "t=2 write a 'one'", "t=3 write a 'two'", "t=9 retain none", "clean"] {
+        world.line(line);
+    }
+    let at = darner_fs::Tid(START + 2 * SECOND);
+    let refused = world.fs.add_label(MAIN, "too-late", Some(at), world.now);
+    assert_eq!(refused.map_err(|e: FsError| e.errno()).map(|_| ()), Err(libc::EINVAL));
+}
+
+#[test]
+fn the_list_of_moments_has_the_points_that_are_kept() {
+    let mut world = World::new();
+    for line in
+        ["t=1 create a", "t=9000 write a 'x'", "t=90000 write a 'y'", "t=90100 retain 1h:2h 1d:forever", "clean"]
+    {
+        world.line(line);
+    }
+    let names = world.names("@@", 1 << 20).unwrap();
+    assert!(names.contains(&"2026-11-23T00:00".to_string()) || names.contains(&"2026-11-23".to_string()), "{names:?}");
+    let asked: Vec<_> = names.iter().map(|name| world.node(&format!("@@/{name}")).unwrap()).collect();
+    for (name, node) in names.iter().zip(asked) {
+        let shown = world.fs.resolve_when(MAIN, name, world.now).unwrap().unwrap();
+        assert!(matches!(node, darner_fs::Node::AsOf(_, tid) if tid == shown), "{name}");
+    }
+}
+
+#[test]
+fn what_is_destroyed_is_gone_from_every_moment_and_all_else_stays() {
+    check(
+        "
+        t=1 mkdir d
+        t=2 create d/secret
+        t=3 write d/secret 'password'
+        t=4 create d/other
+        t=5 write d/other 'harmless'
+        t=6 label pinned
+        hold s d/secret
+        t=7 write d/secret 'password two'
+        t=8 destroy d/secret => EEXIST
+        t=9 unlink d/secret
+        t=10 destroy d/secret => EBUSY
+        forget #s
+        destroy d/secret => 1
+        find d/secret@@pinned => ENOENT
+        find d/secret@@2026-11-22T00:00:03 => ENOENT
+        ls d@@pinned => other
+        read d/other@@pinned => harmless
+        log d/secret => ENOENT
+        destroy d/secret => ENOENT
+        t=20 mkdir e
+        t=21 create e/x
+        t=22 link e/x kept
+        hold x e/x
+        hold e e
+        t=23 create e/y
+        hold y e/y
+        t=24 unlink e/x
+        t=25 unlink e/y
+        t=26 rmdir e
+        forget #y
+        forget #e
+        destroy e => 2 /kept lives on there, and its past with it
+        find e@@2026-11-22T00:00:23 => ENOENT
+        find kept => there
+        remount
+        find kept => there
+        read d/other@@pinned => harmless
+        ",
+    );
+}
+
+#[test]
+fn a_day_of_points_over_an_unchanged_filesystem_costs_nothing() {
+    let mut world = World::new();
+    for line in ["t=1 create a", "t=2 write a 'one'", "t=3 retain 30s:1d", "t=4 clean"] {
+        world.line(line);
+    }
+    let store = world.fs.store().clone();
+    store.close().unwrap();
+    let before = (store.tid(), store.usage().unwrap().used);
+    for i in 0..2880u64 {
+        let now = START + (100 + 30 * i) * SECOND;
+        while store.step().unwrap() == darner_store::Progress::Worked {}
+        while store.step_clean(now).unwrap() == darner_store::Progress::Worked {}
+    }
+    let used = store.usage().unwrap().used;
+    assert!(used <= before.1, "{used} bytes, {} before", before.1);
+    assert!(store.tid().0 - before.0.0 <= 2, "a collapse is noted, a point is not");
+    let op = Op::Lookup { dir: world.fs.root(), name: b"a@@2026-11-22T18:00" };
+    assert!(matches!(world.fs.run(&world.caller, START + 80_000 * SECOND, op), Ok(Reply::Entry(_))));
+}
