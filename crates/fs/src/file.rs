@@ -18,6 +18,9 @@ pub(crate) const FILE_MAX: u64 = i64::MAX as u64;
 /// Most bytes that one write takes: what fits one transaction.
 const WRITE_MAX: usize = 1 << 20;
 
+/// What is tried where that much has no room.
+const WRITE_SMALL: usize = 48 << 10;
+
 /// What a write did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Written {
@@ -91,8 +94,8 @@ impl Fs {
         self.attr(node)
     }
 
-    /// Writes at `offset`, or (`None`) at the end as it is then; at most 1 MiB of it (see [`Written::len`]).
-    /// `kill_suidgid`: the caller may not keep set-id bits.
+    /// Writes at `offset`, or (`None`) at the end as it is then; at most 1 MiB of it, less on a volume that is nearly full
+    /// (see [`Written::len`]). `kill_suidgid`: the caller may not keep set-id bits.
     pub fn write(
         &self,
         now_ns: u64,
@@ -101,8 +104,25 @@ impl Fs {
         data: &[u8],
         kill_suidgid: bool,
     ) -> Result<Written> {
-        let ino = node.writable()?;
         let data = &data[..data.len().min(WRITE_MAX)];
+        match self.write_whole(now_ns, node, offset, data, kill_suidgid) {
+            // No gap may be left for so large a transaction, but for a small one.
+            Err(e) if e.errno() == libc::ENOSPC && data.len() > WRITE_SMALL => {
+                self.write_whole(now_ns, node, offset, &data[..WRITE_SMALL], kill_suidgid)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn write_whole(
+        &self,
+        now_ns: u64,
+        node: Node,
+        offset: Option<u64>,
+        data: &[u8],
+        kill_suidgid: bool,
+    ) -> Result<Written> {
+        let ino = node.writable()?;
         let mut plan = self.plan(ino.fileset, data.len() as u64 + SMALL)?;
         let size = plan.file(ino)?.size;
         let offset = offset.unwrap_or(size);

@@ -55,7 +55,10 @@ impl Fs {
                     out.left.push(format!("{} lives on there, and its past with it", self.path_of(Node::Live(ino))));
                 }
                 Some(_) => {
-                    return Err(FsError::told(libc::EBUSY, format!("object {ino} of it is still open: close it first")));
+                    return Err(FsError::told(
+                        libc::EBUSY,
+                        format!("object {ino} of it is still open: close it first"),
+                    ));
                 }
                 None => out.objects.push(ino),
             }

@@ -28,10 +28,10 @@ fn a_time_between_retained_points_rounds_down_and_says_so() {
         find b@@2026-11-22T00:00:24 => ENOENT
         getx a@@2026-11-22T00:00:45 user.darner.as-of => 0x18ea34f7b7749000 2026-11-22T00:00:40 (a retained point: what is asked for between it and the next one rounds down to it)
         log a => 1@10:Created:0 12@20:Written:3 21@30:Written:5 41@50:Written:6
-        t=120 write a 'five'
-        t=121 write a 'six'
-        read a@@2026-11-22T00:02:00 => five
-        read a => six
+        t=120 write a 'fifths'
+        t=121 write a 'sixths'
+        read a@@2026-11-22T00:02:00 => fifths
+        read a => sixths
         getx a@@2026-11-22T00:02:00 user.darner.as-of => 0x18ea350a57d3b000 2026-11-22T00:02:00 (exact)
         ",
     );

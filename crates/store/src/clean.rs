@@ -228,8 +228,23 @@ impl Store {
         by_region.into_values().filter(|c| !damaged(c)).collect()
     }
 
-    /// Which segments to clean next, by their places in the list, ascending; none if it does not pay.
-    fn victims(&self, state: &State, effort: Effort) -> Result<Vec<usize>> {
+    /// The regions that cleaning could move: where they are, which segments (by their places in the list) they hold, and
+    /// about what a copy takes.
+    pub(crate) fn movable(&self, state: &State) -> Vec<(RegionRef, Vec<usize>, u64)> {
+        let containers = self.containers(state);
+        let segments = self.segments.lock();
+        let packs = self.packs.lock();
+        let place = |s: &Segment| match s.pack {
+            Some(id) => packs.iter().find(|p| p.place().id == id).map(|p| p.place()),
+            None => Some(s.at),
+        };
+        let item =
+            |c: Container| Some((place(&segments[c.segments[0]])?, c.segments, c.needed + c.needed / 8 + (64 << 10)));
+        containers.into_iter().filter_map(item).collect()
+    }
+
+    /// Which segments to clean next, by their places in the list, ascending; none if it does not pay. `most`: needed bytes.
+    fn victims(&self, state: &State, effort: Effort, most: u64) -> Result<Vec<usize>> {
         let mut all = self.containers(state);
         let u = self.usage()?;
         let waste: u64 = all.iter().map(Container::waste).sum();
@@ -264,7 +279,9 @@ impl Store {
         let mut chosen = Vec::new();
         let mut sum = 0;
         for c in all {
-            if c.needed > room.saturating_sub(sum) || sum > 0 && sum + c.needed > BATCH {
+            // A large one is a batch by itself.
+            let alone = chosen.is_empty() && most == BATCH;
+            if c.needed > room.saturating_sub(sum) || !alone && sum + c.needed > most {
                 continue;
             }
             sum += c.needed;
@@ -281,13 +298,33 @@ impl Store {
         Ok(size.saturating_sub(used))
     }
 
-    /// Cleans the next batch; returns how many bytes were copied, `None` if nothing is due.
+    /// Cleans the next batch; returns how many bytes were copied, `None` if nothing is due or fits.
     pub(crate) fn clean_batch(&self, state: &mut State, effort: Effort) -> Result<Option<u64>> {
-        let chosen = self.victims(state, effort)?;
-        if chosen.is_empty() {
-            self.bury(state)?;
-            return Ok(None);
+        let mut most = BATCH;
+        loop {
+            let chosen = self.victims(state, effort, most)?;
+            if chosen.is_empty() {
+                self.bury(state)?;
+                return Ok(None);
+            }
+            match self.clean_segments(state, &chosen) {
+                // A volume in which no large gap is left may still have room for small packs, and these make larger gaps.
+                Err(Error::NoSpace { .. }) if most > 0 => most = if most > 1 << 20 { most / 8 } else { 0 },
+                Err(Error::NoSpace { .. }) => return Ok(None),
+                Err(Error::Corrupt { place, what, expected, found }) => {
+                    // Its bytes stay as they are, for somebody to heal; the others can still be cleaned.
+                    let segments = self.segments.lock();
+                    state.damaged.extend(chosen.iter().map(|i| segments[*i].at.id));
+                    tracing::error!("not cleaned: {place}: {what} is damaged (expected {expected}, found {found})");
+                    return Ok(Some(0));
+                }
+                outcome => return outcome.map(Some),
+            }
         }
+    }
+
+    /// Cleans some segments, given by their places in the list; returns how many bytes were copied.
+    pub(crate) fn clean_segments(&self, state: &mut State, chosen: &[usize]) -> Result<u64> {
         let segments = self.segments.lock().clone();
         let victims: Vec<&Segment> = chosen.iter().map(|i| &segments[*i]).collect();
         let needed = self.mark(state, &victims, &segments)?;
@@ -297,20 +334,13 @@ impl Store {
         let unclean = segments.iter().position(|s| !is_clean(s)).unwrap_or(segments.len());
         let guess: u64 = victims.iter().map(|s| if s.live == LIVE_UNKNOWN { s.end } else { s.live + s.slack }).sum();
         let most: u64 = victims.iter().map(|s| s.end + 64).sum::<u64>() + pack::HEADER + (64 << 10);
-        let mut size = (guess + guess / 8 + (1 << 20)).min(most);
+        let mut size = (guess + guess / 8 + (64 << 10)).min(most);
         loop {
-            let copy = Copy { needed: &needed, segments: &segments, chosen: &chosen, unclean };
+            let copy = Copy { needed: &needed, segments: &segments, chosen, unclean };
             match self.copy(state, &copy, size) {
-                // Of little more than was thought.
-                Err(Error::NoSpace { .. }) if size < most => size = (size * 2).min(most),
-                Err(Error::Corrupt { place, what, expected, found }) => {
-                    // Its bytes stay as they are, for somebody to heal; the others can still be cleaned.
-                    state.damaged.extend(victims.iter().map(|s| s.at.id));
-                    tracing::error!("not cleaned: {place}: {what} is damaged (expected {expected}, found {found})");
-                    return Ok(Some(0));
-                }
-                Ok(copied) => return Ok(Some(copied)),
-                Err(e) => return Err(e),
+                // More than was thought.
+                Err(Error::TooLarge) if size < most => size = (size * 2).min(most),
+                outcome => return outcome,
             }
         }
     }

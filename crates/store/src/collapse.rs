@@ -22,7 +22,7 @@ use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Merged, run_source};
 use crate::key::{KEY_HEAD, parse};
 use crate::maintain::{RunWriter, State};
-use crate::retain::{FOREVER, Retention};
+use crate::retain::{FOREVER, Retention, WhenFull};
 use crate::store::Store;
 use crate::{FilesetId, Kind, Result, Tid};
 
@@ -94,6 +94,11 @@ pub struct Account {
     pub by_age: [u64; AGES.len()],
     /// As `history`, by fileset.
     pub by_fileset: BTreeMap<FilesetId, u64>,
+    /// As `history`, by fileset and the step of its grid that keeps it (the first that does, in the order of the grid; last:
+    /// labels and other pins).
+    pub by_step: BTreeMap<FilesetId, Vec<u64>>,
+    /// Of filesets whose oldest history gives way: bytes by the tid until which (coarsely) they were the present.
+    pub yielding: BTreeMap<u64, u64>,
 }
 
 /// Ages in nanoseconds up to which history is counted together.
@@ -250,6 +255,7 @@ impl<'k> Sieve<'k> {
             let bytes = self.needs(&e);
             self.tally.lapses.add(when, self.keep.now_ns, bytes);
             self.count_history(&e, bytes);
+            self.count_seen(&retention, &e, until, bytes);
         } else {
             let bytes = self.needs(&e);
             self.tally.account.live += bytes;
@@ -259,6 +265,16 @@ impl<'k> Sieve<'k> {
             self.keep_tombstone(t, Fate::History, out)?;
         }
         out(e, if live { Fate::Live } else { Fate::History })
+    }
+
+    fn count_seen(&mut self, retention: &Retention, e: &Entry, until: Tid, bytes: u64) {
+        let account = &mut self.tally.account;
+        let steps = account.by_step.entry(self.fileset).or_insert_with(|| vec![0; retention.grid.steps.len() + 1]);
+        steps[retention.step_that_sees(e.tid, until, Tid(self.keep.now_ns))] += bytes;
+        if retention.when_full == WhenFull::CollapseOldest && !retention.is_pinned(e.tid, until) {
+            let unit = (self.keep.now_ns.saturating_sub(until.0).max(1).next_power_of_two() / 16).max(1);
+            *account.yielding.entry(until.0.div_ceil(unit).saturating_mul(unit)).or_default() += bytes;
+        }
     }
 
     fn keep_tombstone(&mut self, e: Entry, fate: Fate, out: &mut dyn FnMut(Entry, Fate) -> Result<()>) -> Result<()> {

@@ -15,6 +15,7 @@ mod fileset;
 mod fold;
 mod forget;
 mod frame;
+mod full;
 #[cfg(test)]
 mod fuzz;
 mod index;

@@ -150,7 +150,7 @@ impl Writer {
         self.parts.last_mut().expect("begun")
     }
 
-    /// Adds bytes that are at `offset` of the segment. `NoSpace` if the region is too small.
+    /// Adds bytes that are at `offset` of the segment. `TooLarge` if the region is too small.
     pub fn add(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.part().runs.push(offset, bytes.len());
         self.buf.extend_from_slice(bytes);
@@ -160,7 +160,7 @@ impl Writer {
     fn write_out(&mut self) -> Result<()> {
         let size = self.region.place().size;
         if self.at + self.buf.len() as u64 > size {
-            return Err(Error::NoSpace { used: self.at, size });
+            return Err(Error::TooLarge);
         }
         self.region.write_at(&self.buf, self.at)?;
         self.at += self.buf.len() as u64;

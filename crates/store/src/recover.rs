@@ -249,6 +249,8 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         regions: RwLock::new(regions),
         segments: Mutex::new(m.segments.clone()),
         packs: Mutex::new(packs),
+        making_room: Mutex::new(0),
+        crowded: false.into(),
         wiping: false.into(),
         collapse_wanted: Mutex::new(false),
         retentions: RwLock::default(),

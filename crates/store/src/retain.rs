@@ -217,10 +217,24 @@ impl Retention {
         None
     }
 
+    /// Whether a pinned moment lies in `tid .. until`.
+    pub(crate) fn is_pinned(&self, tid: Tid, until: Tid) -> bool {
+        self.pins.partition_point(|p| *p < until) > self.pins.partition_point(|p| *p < tid)
+    }
+
+    /// Which step of the grid (the first) sees what was visible in `tid .. until`, when it is `clock`; behind the last: none.
+    pub(crate) fn step_that_sees(&self, tid: Tid, until: Tid, clock: Tid) -> usize {
+        let last = Tid(until.0 - 1);
+        let sees = |s: &Step| match s.every {
+            0 => s.lasts == FOREVER || clock.0.saturating_sub(s.lasts) < until.0,
+            _ => s.point(last).is_some_and(|p| p >= tid && s.outlives(p, clock)),
+        };
+        self.grid.steps.iter().position(sees).unwrap_or(self.grid.steps.len())
+    }
+
     /// Until when, by the clock in nanoseconds, some visible moment lies in `tid .. until`; [`FOREVER`].
     pub(crate) fn expiry(&self, tid: Tid, until: Tid) -> u64 {
-        let pinned = self.pins.partition_point(|p| *p < until) > self.pins.partition_point(|p| *p < tid);
-        if pinned { FOREVER } else { self.grid.expiry(tid, until) }
+        if self.is_pinned(tid, until) { FOREVER } else { self.grid.expiry(tid, until) }
     }
 
     /// With the grid applied at `clock`: what is given up by then is given up.

@@ -99,6 +99,10 @@ pub struct Store {
     /// Held while moments are given up, or made sure of.
     pub(crate) retaining: Mutex<()>,
     pub(crate) pins: Mutex<Pins>,
+    /// Held by whoever makes room on a full volume; when to try the next collapse at the earliest.
+    pub(crate) making_room: Mutex<u64>,
+    /// Whether no gap was large enough for the last segment.
+    pub(crate) crowded: std::sync::atomic::AtomicBool,
     /// Whether what is given back is overwritten.
     pub(crate) wiping: std::sync::atomic::AtomicBool,
     /// Somebody waits for a collapse.
@@ -122,7 +126,9 @@ thread_local! {
 /// Bytes of the largest frame.
 pub(crate) const FRAME_MAX: usize = 2 << 20;
 /// Bytes of the smallest segment.
-const SEGMENT_MIN: u64 = 1 << 20;
+const SEGMENT_MIN: u64 = 256 << 10;
+/// One smaller than this has room for few large transactions.
+const SEGMENT_SMALL: u64 = 8 << 20;
 /// On a full volume a segment with this much room left is still used.
 const SMALL_ROOM: u64 = 64 << 10;
 /// Bytes that may be written before free space is looked at again.
@@ -194,14 +200,20 @@ impl Store {
         while self.index.read().active.bytes() as u64 > 3 * self.memtable_max() {
             self.step()?;
         }
+        if self.crowded.swap(false, Ordering::Relaxed) {
+            self.make_gap()?;
+        }
         let wanted = bytes as i64;
         if self.allowance.fetch_sub(wanted, Ordering::Relaxed) >= wanted {
             return Ok(());
         }
         // Looking costs system calls: some is allowed at a time.
-        let u = self.usage()?;
+        let mut u = self.usage()?;
         if u.free < bytes {
-            return Err(Error::NoSpace { used: u.used, size: u.size });
+            if !self.make_room(bytes)? {
+                return Err(Error::NoSpace { used: u.used, size: u.size });
+            }
+            u = self.usage()?;
         }
         self.allowance.store((u.free / 2).min(ALLOWANCE) as i64 - wanted, Ordering::Relaxed);
         Ok(())
@@ -215,7 +227,8 @@ impl Store {
         self.clock.fetch_max(now_ns, Ordering::Relaxed);
         let mut tail = self.log.tail();
         tail.check()?;
-        let wanted = (2 * FRAME_MAX as u64).min(tail.segment.place().size / 2);
+        let size = tail.segment.place().size;
+        let wanted = if size >= SEGMENT_SMALL { 2 * FRAME_MAX as u64 } else { (size / 8).max(2 * SMALL_ROOM) };
         if tail.room() < wanted {
             match self.next_segment(&mut tail) {
                 // What is left of this one still serves small transactions, such as deletions.
@@ -272,7 +285,10 @@ impl Store {
             };
             match created {
                 // On a full or crowded volume a small one will do.
-                Err(Error::NoSpace { .. }) if len > SEGMENT_MIN => len /= 2,
+                Err(Error::NoSpace { .. }) if len > SEGMENT_MIN => {
+                    len /= 2;
+                    self.crowded.store(true, Ordering::Relaxed);
+                }
                 outcome => return outcome,
             }
         }

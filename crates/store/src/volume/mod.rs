@@ -88,6 +88,11 @@ pub trait Volume: Send + Sync {
     fn remove(&self, at: RegionRef) -> Result<()>;
     /// Tells which regions exist (after open); all others are gone.
     fn keep_only(&self, regions: &[RegionRef]) -> Result<()>;
+    /// The room between regions, (start, bytes) by start, where a region needs a gap as large as itself; `None` where any
+    /// room will do.
+    fn gaps(&self) -> Result<Option<Vec<(u64, u64)>>> {
+        Ok(None)
+    }
     /// (bytes in use, bytes there are). `limit`: the size that the store was made with, 0 for none.
     fn usage(&self, limit: u64) -> Result<(u64, u64)>;
 }

@@ -48,16 +48,19 @@ impl RawVolume {
     }
 }
 
-/// First gap of `size` bytes between regions.
-fn first_fit(used: &BTreeMap<u64, u64>, size: u64, end: u64) -> Option<u64> {
+/// What lies between regions: (start, bytes), by start.
+fn gaps(used: &BTreeMap<u64, u64>, end: u64) -> impl Iterator<Item = (u64, u64)> {
     let mut at = DATA_START;
-    for (&start, &len) in used {
-        if start.saturating_sub(at) >= size {
-            return Some(at);
-        }
+    used.iter().map(|(s, l)| (*s, *l)).chain([(end, 0)]).filter_map(move |(start, len)| {
+        let gap = (at, start.saturating_sub(at));
         at = at.max(start + len);
-    }
-    (at + size <= end).then_some(at)
+        (gap.1 > 0).then_some(gap)
+    })
+}
+
+/// The smallest gap of at least `size` bytes between regions: large ones are for what needs them.
+fn best_fit(used: &BTreeMap<u64, u64>, size: u64, end: u64) -> Option<u64> {
+    gaps(used, end).filter(|(_, len)| *len >= size).min_by_key(|(_, len)| *len).map(|(start, _)| start)
 }
 
 impl Volume for RawVolume {
@@ -84,7 +87,7 @@ impl Volume for RawVolume {
         let size = size.next_multiple_of(UNIT);
         let end = self.len()?;
         let mut used = self.used.lock();
-        let start = first_fit(&used, size, end)
+        let start = best_fit(&used, size, end)
             .ok_or_else(|| Error::NoSpace { used: used.values().sum::<u64>() + DATA_START, size: end })?;
         used.insert(start, size);
         Ok(self.region(RegionRef { id, start, size }))
@@ -127,6 +130,10 @@ impl Volume for RawVolume {
     fn keep_only(&self, regions: &[RegionRef]) -> Result<()> {
         *self.used.lock() = regions.iter().map(|r| (r.start, r.size)).collect();
         Ok(())
+    }
+
+    fn gaps(&self) -> Result<Option<Vec<(u64, u64)>>> {
+        Ok(Some(gaps(&self.used.lock(), self.len()?).collect()))
     }
 
     fn usage(&self, _limit: u64) -> Result<(u64, u64)> {
