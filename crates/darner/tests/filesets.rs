@@ -207,6 +207,20 @@ fn nothing_is_lost_when_the_daemon_is_killed_after_a_clone_was_changed() {
 }
 
 #[test]
+fn commands_know_the_fileset_of_a_path_through_a_bind_mount_too() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; mkdir home/d; echo one > home/d/f");
+    w.sh("mkdir $DIR/bound; mount --bind $MNT/home/d $DIR/bound; $DARNER snapshot $DIR/bound before; echo two > $DIR/bound/f");
+    assert_eq!(w.sh("cat $DIR/bound/f@@before; cat home/d@@before/f; $DARNER log $DIR/bound/f | wc -l"), "one\none\n2");
+    assert_eq!(
+        w.sh("$DARNER snapshot list $MNT; ls home/@@ home/d/@@ | grep -c before; ls @@ | grep -c before || true"),
+        "2\n0"
+    );
+    assert_eq!(w.sh("$DARNER diff $DIR/bound@@before $DIR/bound || true"), "M f  content, mtime");
+    w.sh("umount $DIR/bound");
+}
+
+#[test]
 fn restore_knows_what_a_fileset_is() {
     let Some(w) = World::new() else { return };
     w.sh("$DARNER fileset create $MNT home; echo one > home/f");
