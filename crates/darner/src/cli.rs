@@ -35,6 +35,10 @@ pub enum Command {
     Restore(Restore),
     /// Name a moment; list or remove such names
     Snapshot(Snapshot),
+    /// Filesystems of their own within a store: make, list, rename, limit or remove them
+    Fileset(Fileset),
+    /// Make a fileset of what another one is, or was; nothing is copied
+    Clone(CloneOf),
     /// Print the segments and records of a store that is not mounted
     Inspect(Inspect),
     /// Read and verify everything in a store that is not mounted; changes nothing
@@ -76,6 +80,9 @@ pub struct Mount {
     /// Bytes that a created store may use (10G, 500M, …); without it, all there are
     #[arg(long, value_parser = size)]
     pub size: Option<u64>,
+    /// Mount this fileset by itself
+    #[arg(long, value_name = "NAME")]
+    pub fileset: Option<String>,
     /// Mount the past: the tree as of WHEN, read-only
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     pub as_of: Option<String>,
@@ -97,7 +104,7 @@ pub struct Mount {
     /// Write the daemon's log to this file (RUST_LOG chooses what)
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
-    /// Mount options as in fstab: ro, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, create, size=…
+    /// Mount options as in fstab: ro, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, fileset=…, create, size=…
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Nothing is printed but errors (mount(8) passes these)
@@ -205,6 +212,81 @@ pub enum SnapshotAction {
     },
 }
 
+/// `darner fileset`
+///
+/// A fileset appears as a directory in the root of the whole, and can be mounted by itself (mount --fileset). It has labels and
+/// limits of its own; as-of names lead through it.
+#[derive(Args, Debug)]
+pub struct Fileset {
+    /// What to do
+    #[command(subcommand)]
+    pub action: FilesetAction,
+}
+
+/// What to do with filesets.
+#[derive(Subcommand, Debug)]
+pub enum FilesetAction {
+    /// Make an empty one, which appears as the directory NAME in the root of the whole
+    Create {
+        /// A mount point
+        mnt: PathBuf,
+        /// Its name
+        name: String,
+    },
+    /// All filesets, and what they hold
+    List {
+        /// A mount point
+        mnt: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End one; its past stays
+    Remove {
+        /// A mount point
+        mnt: PathBuf,
+        /// Its name
+        name: String,
+        /// Also if something is in it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give one another name
+    Rename {
+        /// A mount point
+        mnt: PathBuf,
+        /// Its name
+        name: String,
+        /// The new one
+        new_name: String,
+    },
+    /// Limit what one may come to; without options, show limits and use
+    Quota {
+        /// A mount point
+        mnt: PathBuf,
+        /// Its name
+        name: String,
+        /// Live bytes of file data (10G, 500M, …), or none
+        #[arg(long, value_parser = limit)]
+        bytes: Option<u64>,
+        /// Live files, directories and so on, or none
+        #[arg(long, value_parser = limit)]
+        objects: Option<u64>,
+        /// Bytes of history, or none
+        #[arg(long, value_parser = limit)]
+        history: Option<u64>,
+    },
+}
+
+/// `darner clone`
+#[derive(Args, Debug)]
+pub struct CloneOf {
+    /// MNT/NAME or MNT (the main fileset), and as of when: MNT/NAME@@-1h, MNT/@@yesterday
+    pub source: PathBuf,
+    /// The clone's name
+    pub name: String,
+}
+
 /// `darner inspect`
 #[derive(Args, Debug)]
 pub struct Inspect {
@@ -280,6 +362,14 @@ pub struct Completions {
     pub shell: clap_complete::Shell,
 }
 
+/// A limit as [`size`] reads it; 0 stands for `none`.
+fn limit(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        _ => size(text).and_then(|n| if n > 0 { Ok(n) } else { Err("use none for no limit".into()) }),
+    }
+}
+
 /// `10G`, `500M`, `4096`: bytes, with binary suffixes.
 pub fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
@@ -308,6 +398,12 @@ mod tests {
         assert_eq!(size("2GiB"), Ok(2 << 30));
         assert_eq!(size("3mb"), Ok(3 << 20));
         assert!(size("x").is_err() && size("").is_err() && size("10Q").is_err() && size("99999999P").is_err());
+    }
+
+    #[test]
+    fn a_limit_is_a_size_or_none() {
+        assert_eq!((limit("none"), limit("10G")), (Ok(0), Ok(10 << 30)));
+        assert!(limit("0").is_err() && limit("no").is_err());
     }
 
     #[test]

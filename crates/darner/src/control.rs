@@ -12,6 +12,15 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Failure, Result};
 use crate::place::Place;
 
+/// What of a store a command is about: a path in one of the daemon's mounts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Spot {
+    /// Of the mount; empty: the whole.
+    pub mountpoint: PathBuf,
+    /// Components of the path, as bytes, without moments. It need not exist.
+    pub path: Vec<Vec<u8>>,
+}
+
 /// What a command asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "call", rename_all = "kebab-case")]
@@ -29,15 +38,17 @@ pub enum Request {
     Status,
     /// Make everything durable.
     Sync,
-    /// Versions of a path, relative to the root.
+    /// Versions of a path.
     Log {
-        /// Components, as bytes.
-        path: Vec<Vec<u8>>,
+        /// Which.
+        at: Spot,
         /// Consecutive writes as one.
         coalesce: bool,
     },
-    /// Label the newest or a past moment.
+    /// Label the newest or a past moment of a fileset.
     AddLabel {
+        /// Where in it.
+        at: Spot,
         /// Its name.
         name: String,
         /// WHEN; `None`: now.
@@ -45,15 +56,67 @@ pub enum Request {
     },
     /// Forget a label.
     RemoveLabel {
+        /// Where in its fileset.
+        at: Spot,
         /// Its name.
         name: String,
     },
-    /// All labels.
-    Labels,
-    /// What tid a WHEN means.
+    /// All labels of a fileset.
+    Labels {
+        /// Where in it.
+        at: Spot,
+    },
+    /// What tid a WHEN means in a fileset.
     Resolve {
+        /// Where in it.
+        at: Spot,
         /// WHEN.
         when: String,
+    },
+    /// All filesets.
+    Filesets,
+    /// Make one.
+    CreateFileset {
+        /// Its name.
+        name: String,
+        /// Owner of its root.
+        uid: u32,
+        /// Group of its root.
+        gid: u32,
+    },
+    /// Make one of what another is, or was.
+    CloneFileset {
+        /// The other one.
+        of: Spot,
+        /// As of when; `None`: now.
+        tid: Option<u64>,
+        /// Its name.
+        name: String,
+    },
+    /// End one.
+    RemoveFileset {
+        /// Its name.
+        name: String,
+        /// Whatever it holds.
+        force: bool,
+    },
+    /// Name one anew.
+    RenameFileset {
+        /// Its name.
+        name: String,
+        /// The new one.
+        new_name: String,
+    },
+    /// Set limits; `None` leaves one as it is, 0 takes it away.
+    LimitFileset {
+        /// Its name.
+        name: String,
+        /// Live bytes.
+        bytes: Option<u64>,
+        /// Live objects.
+        objects: Option<u64>,
+        /// Bytes of history.
+        history: Option<u64>,
     },
 }
 
@@ -62,6 +125,9 @@ pub enum Request {
 pub struct MountRequest {
     /// Absolute.
     pub mountpoint: PathBuf,
+    /// This fileset by itself.
+    #[serde(default)]
+    pub fileset: Option<String>,
     /// WHEN, for a mount of the past.
     pub as_of: Option<String>,
     /// Change nothing through it.
@@ -110,11 +176,42 @@ pub struct LabelLine {
     pub when: String,
 }
 
+/// A fileset.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FilesetLine {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub number: u32,
+    /// Inode number of its root.
+    pub inode: u64,
+    /// The transaction that made it, `0x…`.
+    pub created_tid: String,
+    /// When, RFC 3339, local.
+    pub created: String,
+    /// Of a clone: the fileset it was made of (its number, if it has no name any more).
+    pub base: Option<String>,
+    /// As of when, `0x…`.
+    pub base_tid: Option<String>,
+    /// Live objects.
+    pub objects: u64,
+    /// Live bytes of file data.
+    pub live_bytes: u64,
+    /// Most live objects; 0: no limit.
+    pub limit_objects: u64,
+    /// Most live bytes; 0: no limit.
+    pub limit_bytes: u64,
+    /// Most bytes of history; 0: no limit.
+    pub limit_history_bytes: u64,
+}
+
 /// A mount of a store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MountLine {
     /// Where.
     pub mountpoint: PathBuf,
+    /// Of which fileset, for one by itself.
+    pub fileset: Option<String>,
     /// As of when, for one of the past.
     pub as_of: Option<String>,
     /// Whether it changes nothing.
@@ -187,6 +284,8 @@ pub enum Response {
     Log(Vec<LogLine>),
     /// Answer to [`Request::Labels`] and [`Request::AddLabel`].
     Labels(Vec<LabelLine>),
+    /// Answer to [`Request::Filesets`] and those that make or change one.
+    Filesets(Vec<FilesetLine>),
     /// Answer to [`Request::Resolve`].
     Tid(Option<u64>),
 }

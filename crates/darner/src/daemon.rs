@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Fs, MAIN, Node, ROOT, Tid};
-use darner_fuse::{Config, MountOptions, Session, abi};
+use darner_fs::{FilesetId, Fs, Inode, Node, ROOT, Tid};
+use darner_fuse::{Config, MountOptions, Notifier, Session, abi};
 use darner_store::{OpenOptions, Progress, Store};
 use parking_lot::{Condvar, Mutex};
 
@@ -33,14 +33,27 @@ const WRITE_EVERY: Duration = Duration::from_millis(20);
 /// The kernel's readahead for a mount, bytes.
 const READAHEAD: u32 = 1 << 20;
 
-struct Mount {
-    line: MountLine,
-    live: bool,
+pub(crate) struct Mount {
+    pub line: MountLine,
+    pub live: bool,
+    pub root: Inode,
+    pub notifier: Notifier,
+}
+
+impl Mount {
+    fn writes(&self) -> bool {
+        self.live && !self.line.read_only
+    }
+
+    /// Whether what is below `root` is, in part or in whole, seen through this mount.
+    fn shows(&self, root: Inode) -> bool {
+        [root, ROOT].contains(&self.root) || root == ROOT
+    }
 }
 
 #[derive(Default)]
-struct State {
-    mounts: HashMap<PathBuf, Mount>,
+pub(crate) struct State {
+    pub mounts: HashMap<PathBuf, Mount>,
     closing: bool,
     closed: bool,
 }
@@ -48,12 +61,12 @@ struct State {
 /// See the module.
 pub struct Daemon {
     place: Place,
-    fs: Arc<Fs>,
+    pub(crate) fs: Arc<Fs>,
     /// The nodes of the live mounts.
     holders: Holders,
-    /// Held while a mount is made: one at a time, and none while the daemon decides to end.
-    mounting: Mutex<()>,
-    state: Mutex<State>,
+    /// Held while a mount is made: one at a time, and none while the daemon decides to end or a fileset is changed.
+    pub(crate) mounting: Mutex<()>,
+    pub(crate) state: Mutex<State>,
     changed: Condvar,
 }
 
@@ -154,7 +167,7 @@ impl Daemon {
         thread::sleep(Duration::from_millis(20));
     }
 
-    fn store(&self) -> &Arc<Store> {
+    pub(crate) fn store(&self) -> &Arc<Store> {
         self.fs.store()
     }
 
@@ -208,22 +221,18 @@ impl Daemon {
 
     /// Mounts, and returns when the mount answers.
     fn mount(self: &Arc<Daemon>, m: &MountRequest) -> Result<()> {
-        let as_of = match &m.as_of {
-            Some(when) => Some(self.moment(when)?),
-            None => None,
-        };
+        let (root, as_of) = self.root_for(m)?;
         let live = as_of.is_none();
         let read_only = m.read_only || !live || self.store().is_read_only();
         let shared = {
             let state = self.state.lock();
             if live && !m.read_only {
-                self.may_write(&state)?;
+                self.may_write(&state, root)?;
             }
-            // Nothing but the one writable mount changes the live tree.
+            // Nothing but the one writable mount of a fileset changes its live tree.
             live && read_only && !self.store().is_read_only()
         };
-        let root = Node::AsOf(ROOT, as_of.unwrap_or(Tid::MAX));
-        self.fs.getattr(if live { self.fs.root() } else { root })?;
+        self.fs.getattr(as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, tid)))?;
         let mut options = MountOptions {
             source: self.place.path.display().to_string(),
             subtype: Some(m.subtype.clone().unwrap_or_else(|| "darner".into())),
@@ -257,7 +266,8 @@ impl Daemon {
             }
         })?;
         let stale = Mutex::new(stale);
-        let nodes = Arc::new(Nodes::new(ROOT, as_of));
+        let notifier = session.notifier();
+        let nodes = Arc::new(Nodes::new(root, as_of));
         if live {
             self.holders.add(&nodes);
         }
@@ -271,8 +281,13 @@ impl Daemon {
                 let _ = stale.lock().send(id);
             }),
         );
-        let line = MountLine { mountpoint: m.mountpoint.clone(), as_of: as_of.map(|t| t.to_string()), read_only };
-        self.state.lock().mounts.insert(m.mountpoint.clone(), Mount { line, live });
+        let line = MountLine {
+            mountpoint: m.mountpoint.clone(),
+            fileset: m.fileset.clone().filter(|_| root != ROOT),
+            as_of: as_of.map(|t| t.to_string()),
+            read_only,
+        };
+        self.state.lock().mounts.insert(m.mountpoint.clone(), Mount { line, live, root, notifier });
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.max(2), Duration::from_micros(m.poll_us));
         thread::Builder::new().name("serve".into()).spawn(move || {
@@ -301,34 +316,55 @@ impl Daemon {
         Ok(())
     }
 
+    /// What a mount is to show: below which root, and as of when.
+    fn root_for(&self, m: &MountRequest) -> Result<(Inode, Option<Tid>)> {
+        let named = |name: &str, at: Tid| {
+            self.fs.fileset_named(name, at).map_err(|e| Failure::new(format!("fileset {name:?}: {e}")))
+        };
+        let root = |at: Tid| m.fileset.as_deref().map_or(Ok(ROOT), |name| named(name, at));
+        let Some(when) = &m.as_of else { return Ok((root(Tid::MAX)?, None)) };
+        // (One that is gone has no labels.)
+        let labels = root(Tid::MAX).unwrap_or(ROOT).fileset;
+        let tid = self.moment(labels, when)?;
+        Ok((root(tid)?, Some(tid)))
+    }
+
     /// Whether a mount that is in the way has been taken away already, and only we have not seen the end of it.
     fn one_is_leaving(&self, m: &MountRequest) -> Result<bool> {
         let table = mounts::all()?;
         let state = self.state.lock();
         let there = |at: &Path| table.iter().any(|t| t.mountpoint == at && t.source == self.place.path);
-        let in_the_way = |at: &Path, o: &Mount| at == m.mountpoint || (!m.read_only && o.live && !o.line.read_only);
+        let in_the_way = |at: &Path, o: &Mount| at == m.mountpoint || (!m.read_only && o.writes());
         Ok(state.mounts.iter().any(|(at, o)| in_the_way(at, o) && !there(at)))
     }
 
-    /// Whether a writable mount may be added.
-    fn may_write(&self, state: &State) -> Result<()> {
+    /// Whether a writable mount of what is below a root may be added. What a mount's kernel has cached is true as long as
+    /// nobody changes it elsewhere.
+    fn may_write(&self, state: &State, root: Inode) -> Result<()> {
         let path = self.place.path.display();
         if self.store().is_read_only() {
             return Err(Failure::new(format!(
                 "{path} is mounted read-only; unmount that before it is mounted writable"
             )));
         }
-        match state.mounts.values().find(|o| o.live && !o.line.read_only) {
-            Some(other) => Err(Failure::new(format!(
-                "{path} is mounted on {} already; further mounts of it need --read-only or --as-of",
-                other.line.mountpoint.display()
-            ))),
-            None => Ok(()),
-        }
+        let Some(other) = state.mounts.values().find(|o| o.writes() && o.shows(root)) else { return Ok(()) };
+        let at = other.line.mountpoint.display();
+        Err(Failure::new(match &other.line.fileset {
+            _ if other.root == root => {
+                format!("{path} is mounted on {at} already; further mounts of it need --read-only or --as-of")
+            }
+            Some(name) => format!(
+                "the fileset {name} of {path} is mounted on {at} by itself: beside it, the whole needs --read-only or --as-of"
+            ),
+            None => format!(
+                "the whole of {path} is mounted on {at} already: beside it, a fileset by itself needs --read-only or \
+                 --as-of (or bind-mount its directory: mount --bind)"
+            ),
+        }))
     }
 
-    fn moment(&self, when: &str) -> Result<Tid> {
-        let found = self.fs.resolve_when(MAIN, when, now_ns())?;
+    fn moment(&self, fileset: FilesetId, when: &str) -> Result<Tid> {
+        let found = self.fs.resolve_when(fileset, when, now_ns())?;
         found.ok_or_else(|| {
             Failure::new(format!(
                 "{when:?} is no moment of this filesystem: it is no time, label or tid, lies in the future, or before {}",
@@ -379,24 +415,31 @@ impl Daemon {
                 self.fs.sync()?;
                 Response::Done
             }
-            Request::Log { path, coalesce } => {
-                let path: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
-                let entries = self.fs.log(ROOT, &path, coalesce)?;
+            Request::Log { at, coalesce } => {
+                let path: Vec<&[u8]> = at.path.iter().map(Vec::as_slice).collect();
+                let entries = self.fs.log(self.root_of(&at), &path, coalesce)?;
                 Response::Log(entries.iter().map(log_line).collect())
             }
-            Request::AddLabel { name, when } => {
-                let at = when.map(|w| self.moment(&w)).transpose()?;
-                let label = self.fs.add_label(MAIN, &name, at, now_ns())?;
+            Request::AddLabel { at, name, when } => {
+                let fileset = self.fileset_of(&at)?;
+                let at = when.map(|w| self.moment(fileset, &w)).transpose()?;
+                let label = self.fs.add_label(fileset, &name, at, now_ns())?;
                 self.fs.sync()?;
                 Response::Labels(vec![label_line(&label)])
             }
-            Request::RemoveLabel { name } => {
-                self.fs.remove_label(MAIN, &name, now_ns())?;
+            Request::RemoveLabel { at, name } => {
+                self.fs.remove_label(self.fileset_of(&at)?, &name, now_ns())?;
                 self.fs.sync()?;
                 Response::Done
             }
-            Request::Labels => Response::Labels(self.fs.labels(MAIN)?.iter().map(label_line).collect()),
-            Request::Resolve { when } => Response::Tid(self.fs.resolve_when(MAIN, &when, now_ns())?.map(|t| t.0)),
+            Request::Labels { at } => {
+                Response::Labels(self.fs.labels(self.fileset_of(&at)?)?.iter().map(label_line).collect())
+            }
+            Request::Resolve { at, when } => {
+                let fileset = self.fileset_of(&at)?;
+                Response::Tid(self.fs.resolve_when(fileset, &when, now_ns())?.map(|t| t.0))
+            }
+            request => Response::Filesets(self.serve_filesets(request)?),
         })
     }
 

@@ -7,6 +7,7 @@ pub mod control;
 pub mod copy;
 pub mod daemon;
 pub mod error;
+mod filesets;
 pub mod frontend;
 pub mod listing;
 pub mod mounts;

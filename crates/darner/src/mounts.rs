@@ -7,13 +7,15 @@ use std::path::{Component, Path, PathBuf};
 
 use darner_fs::Tid;
 
-use crate::control::{self, Request, Response};
+use crate::control::{self, Request, Response, Spot};
 use crate::error::{Context, Failure, Result};
 use crate::place::Place;
 
 /// One line of mountinfo.
 #[derive(Clone, Debug)]
 pub struct Mounted {
+    /// Major and minor number: the same for all mounts of one filesystem.
+    pub device: String,
     /// What of the filesystem is mounted: `/`, or a directory of it for a bind mount.
     pub root: PathBuf,
     /// Where.
@@ -35,6 +37,7 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     let dash = fields.iter().position(|f| *f == b"-")?;
     let path = |i: usize| Some(PathBuf::from(OsString::from_vec(unescape(fields.get(i)?))));
     Some(Mounted {
+        device: String::from_utf8_lossy(fields.get(2)?).into_owned(),
         root: path(3)?,
         mountpoint: path(4)?,
         kind: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
@@ -103,6 +106,22 @@ pub fn store_of(path: &Path) -> Result<Place> {
             _ => Err(not_mounted),
         },
     }
+}
+
+/// The store and what of it a user means by a path in a mount (without moments), or the store's own path.
+pub fn spot_of(path: &Path) -> Result<(Place, Spot)> {
+    match containing(path) {
+        Ok((mount, within)) => Ok((Place::at(&mount.source)?, spot(&mount, &within)?)),
+        Err(_) => Ok((store_of(path)?, Spot::default())),
+    }
+}
+
+/// A path within a mount as the daemon knows it, which has not made bind mounts.
+pub fn spot(mount: &Mounted, within: &Path) -> Result<Spot> {
+    let root = mount.root.strip_prefix("/").unwrap_or(&mount.root);
+    let path = root.join(within).iter().map(|name| name.as_bytes().to_vec()).collect();
+    let original = all()?.into_iter().find(|m| m.device == mount.device && m.root == Path::new("/"));
+    Ok(Spot { mountpoint: original.map_or_else(|| mount.mountpoint.clone(), |m| m.mountpoint), path })
 }
 
 /// What a user means by a path that may lead into the past.
@@ -219,9 +238,10 @@ fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &[u8])]) -> Result<Option<Moment<'
         let (Ok(when), base) = (std::str::from_utf8(when), OsStr::from_bytes(base)) else { continue };
         let beside = dir.join(base);
         let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty());
-        let Some((mount, _)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
+        let Some((mount, within)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
         let store = Place::at(&mount.source)?;
-        match control::must_call(&store, &Request::Resolve { when: when.into() })? {
+        let at = spot(&mount, &within)?;
+        match control::must_call(&store, &Request::Resolve { at, when: when.into() })? {
             Response::Tid(Some(tid)) => {
                 let (place, base) = match root {
                     Some((m, _)) => (Some(m.mountpoint), OsStr::new("")),

@@ -193,7 +193,12 @@ impl Fs {
         if name == MAIN_NAME {
             return Ok(ROOT);
         }
-        match self.dirent(ROOT, name.as_bytes(), at)?.filter(|found| found.ino.fileset != MAIN) {
+        self.fileset_below(name.as_bytes(), at)
+    }
+
+    /// The root of the fileset that a name in the main root led to at a moment.
+    pub fn fileset_below(&self, name: &[u8], at: Tid) -> Result<Inode> {
+        match self.dirent(ROOT, name, at)?.filter(|found| found.ino.fileset != MAIN) {
             Some(found) => Ok(found.ino),
             None => refuse(libc::ENOENT, "there is no fileset of this name"),
         }

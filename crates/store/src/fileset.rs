@@ -56,10 +56,17 @@ impl Lineage {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Known {
-    lineage: Lineage,
+    /// `None`: it is removed, and what it was is forgotten.
+    lineage: Option<Lineage>,
     removed: Option<Tid>,
+}
+
+impl Known {
+    fn base(&self) -> Option<(FilesetId, Tid)> {
+        self.lineage?.base
+    }
 }
 
 /// See the module.
@@ -70,17 +77,10 @@ impl Filesets {
     /// Takes note of a version of a catalogue record (of others it is none). Versions of one come oldest first.
     pub fn note(&mut self, key: &Key, tid: Tid, value: Option<&Value>) {
         let Some(fileset) = subject(key) else { return };
+        let known = self.0.entry(fileset).or_default();
         match value {
-            Some(value) => {
-                if let Some((lineage, _)) = Lineage::decode(value) {
-                    self.0.insert(fileset, Known { lineage, removed: None });
-                }
-            }
-            None => {
-                if let Some(known) = self.0.get_mut(&fileset) {
-                    known.removed = Some(tid);
-                }
-            }
+            Some(value) => known.lineage = Lineage::decode(value).map(|(lineage, _)| lineage),
+            None => known.removed = Some(tid),
         }
     }
 
@@ -97,18 +97,18 @@ impl Filesets {
 
     /// What shows through a fileset as of a moment where it has nothing of its own.
     pub fn beneath(&self, fileset: FilesetId, at: Tid) -> Option<(FilesetId, Tid)> {
-        let lineage = self.0.get(&fileset)?.lineage;
+        let lineage = self.0.get(&fileset)?.lineage?;
         lineage.base.filter(|_| at >= lineage.created)
     }
 
     /// Those through which something shows: their tombstones hide it.
     pub fn clones(&self) -> BTreeSet<FilesetId> {
-        self.0.iter().filter(|(_, known)| known.lineage.base.is_some()).map(|(fileset, _)| *fileset).collect()
+        self.0.iter().filter(|(_, known)| known.base().is_some()).map(|(fileset, _)| *fileset).collect()
     }
 
     /// What clones show, present and removed ones (whose past can still be looked at).
     pub fn bases(&self) -> BTreeSet<(FilesetId, Tid)> {
-        self.0.values().filter_map(|known| known.lineage.base).collect()
+        self.0.values().filter_map(Known::base).collect()
     }
 }
 

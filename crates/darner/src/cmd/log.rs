@@ -1,7 +1,6 @@
 //! `darner log`
 
 use std::fmt::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::human;
@@ -36,11 +35,8 @@ fn versions(c: &Log) -> Result<Vec<LogLine>> {
 
 fn ask(path: &Path, coalesce: bool) -> Result<Vec<LogLine>> {
     let (mount, within) = mounts::containing(path)?;
-    let root = mount.root.strip_prefix("/").unwrap_or(&mount.root);
-    let names = root.join(&within);
-    let names = names.iter().map(|name| name.as_bytes().to_vec()).collect();
     let place = Place::at(&mount.source)?;
-    match control::must_call(&place, &Request::Log { path: names, coalesce }) {
+    match control::must_call(&place, &Request::Log { at: mounts::spot(&mount, &within)?, coalesce }) {
         Ok(Response::Log(lines)) => Ok(lines),
         Ok(_) => Err(Failure::new("the daemon gave an answer of another kind")),
         Err(e) => Err(Failure::new(format!("{}: {e}", path.display()))),

@@ -2,8 +2,10 @@
 
 mod bench;
 mod check;
+mod clone;
 mod create;
 mod diff;
+mod fileset;
 mod inspect;
 mod log;
 mod manual;
@@ -63,6 +65,8 @@ fn run(command: Command) -> Result<()> {
         Command::Status(c) => status::run(&c),
         Command::Log(c) => log::run(&c),
         Command::Snapshot(c) => snapshot::run(&c),
+        Command::Fileset(c) => fileset::run(&c),
+        Command::Clone(c) => clone::run(&c),
         Command::Bench(c) => bench::run(&c),
         Command::Man(c) => manual::pages(&c),
         Command::Completions(c) => manual::completions(&c),

@@ -109,6 +109,7 @@ fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
             "nodev" => r.nodev = true,
             "noexec" => r.noexec = true,
             "writeback" => r.writeback = true,
+            "fileset" => c.fileset = Some(value.to_string()),
             "as_of" => c.as_of = Some(value.to_string()),
             "create" => c.create = true,
             "size" => c.size = Some(size(value).map_err(bad)?),
@@ -145,6 +146,7 @@ fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
         }
     }
     r.as_of = c.as_of.clone();
+    r.fileset = c.fileset.clone();
     r.read_only = c.read_only;
     Ok((c, r))
 }
@@ -212,6 +214,7 @@ fn arguments(c: &Mount, r: &MountRequest) -> Vec<std::ffi::OsString> {
     args.push(format!("--threads={}", r.threads).into());
     args.push(format!("--poll={}", r.poll_us).into());
     args.extend(c.as_of.as_ref().map(|w| format!("--as-of={w}").into()));
+    args.extend(c.fileset.as_ref().map(|name| format!("--fileset={name}").into()));
     args.extend(c.read_only.then(|| "--read-only".into()));
     if let Some(log) = &c.log {
         args.push("--log".into());

@@ -55,6 +55,12 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
             target.display()
         )));
     }
+    if super::fileset::is_root(&target) {
+        return Err(Failure::new(format!(
+            "{} is a fileset, which can't be replaced: restore what is in it, use --to, or make a clone of it",
+            target.display()
+        )));
+    }
     if !target.parent().is_some_and(Path::is_dir) {
         let dir = target.parent().unwrap_or(&target).display();
         return Err(Failure::new(format!("{dir} does not exist any more: restore that first, or use --to")));

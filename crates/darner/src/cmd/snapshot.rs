@@ -8,15 +8,21 @@ use crate::error::{Failure, Result};
 use crate::mounts;
 
 pub fn run(c: &Snapshot) -> Result<()> {
-    let (mnt, request) = match (&c.action, &c.mnt, &c.label) {
-        (Some(SnapshotAction::List { mnt, .. }), ..) => (mnt, Request::Labels),
-        (Some(SnapshotAction::Remove { mnt, label }), ..) => (mnt, Request::RemoveLabel { name: label.clone() }),
-        (None, Some(mnt), Some(label)) => (mnt, Request::AddLabel { name: label.clone(), when: c.at.clone() }),
-        (None, ..) => return Err(Failure::new("a mount point and a label are needed")),
+    let mnt = match (&c.action, &c.mnt) {
+        (Some(SnapshotAction::List { mnt, .. } | SnapshotAction::Remove { mnt, .. }), _) | (None, Some(mnt)) => mnt,
+        (None, None) => return Err(Failure::new("a mount point and a label are needed")),
     };
-    let place = mounts::store_of(mnt)?;
+    let (place, at) = mounts::spot_of(mnt)?;
+    let request = match (&c.action, &c.label) {
+        (Some(SnapshotAction::List { .. }), _) => Request::Labels { at },
+        (Some(SnapshotAction::Remove { label, .. }), _) => Request::RemoveLabel { at, name: label.clone() },
+        (None, Some(label)) => Request::AddLabel { at, name: label.clone(), when: c.at.clone() },
+        (None, None) => return Err(Failure::new("a mount point and a label are needed")),
+    };
     let about = |e: Failure| match &request {
-        Request::AddLabel { name, .. } | Request::RemoveLabel { name } => Failure::new(format!("label {name:?}: {e}")),
+        Request::AddLabel { name, .. } | Request::RemoveLabel { name, .. } => {
+            Failure::new(format!("label {name:?}: {e}"))
+        }
         _ => e,
     };
     let labels = match control::must_call(&place, &request).map_err(about)? {

@@ -40,7 +40,8 @@ fn table(s: &Status) -> String {
             (None, true) => "read-only".into(),
             (None, false) => "live".into(),
         };
-        line("mount", format!("{} ({how})", m.mountpoint.display()));
+        let of = m.fileset.as_ref().map(|name| format!("fileset {name}, ")).unwrap_or_default();
+        line("mount", format!("{} ({of}{how})", m.mountpoint.display()));
     }
     out
 }

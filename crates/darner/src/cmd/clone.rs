@@ -1,0 +1,19 @@
+//! `darner clone`
+
+use super::fileset;
+use crate::cli::CloneOf;
+use crate::control::Request;
+use crate::error::{Failure, Result};
+use crate::mounts;
+
+pub fn run(c: &CloneOf) -> Result<()> {
+    let located = mounts::locate(&c.source)?;
+    let (path, tid) = match &located.past {
+        Some(past) => (&past.live, Some(past.tid.0)),
+        None => (&located.path, None),
+    };
+    let (place, of) = mounts::spot_of(path)?;
+    let request = Request::CloneFileset { of, tid, name: c.name.clone() };
+    let made = fileset::ask(&place, &request);
+    made.map_err(|e| Failure::new(format!("{} as {:?}: {e}", c.source.display(), c.name))).map(drop)
+}

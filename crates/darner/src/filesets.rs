@@ -1,0 +1,129 @@
+//! What the daemon does about filesets: which one a path of a command is in, commands that make and change them, and telling
+//! the kernel, which believes that only it changes the main root.
+
+use darner_fs::{Caller, Fileset, FilesetId, Inode, Limits, MAIN, ROOT, Tid};
+
+use crate::control::{FilesetLine, Request, Spot};
+use crate::daemon::Daemon;
+use crate::error::{Failure, Result};
+use crate::frontend::now_ns;
+use crate::when::local;
+
+/// The kernel's id of the main root, in mounts of the whole.
+const ROOT_ID: u64 = 1;
+
+impl Daemon {
+    /// What is at the top of the mount that a spot is in.
+    pub(crate) fn root_of(&self, spot: &Spot) -> Inode {
+        self.state.lock().mounts.get(&spot.mountpoint).map_or(ROOT, |mount| mount.root)
+    }
+
+    /// The fileset that a spot is in.
+    pub(crate) fn fileset_of(&self, spot: &Spot) -> Result<FilesetId> {
+        let path: Vec<&[u8]> = spot.path.iter().map(Vec::as_slice).collect();
+        Ok(self.fs.fileset_at(self.root_of(spot), &path)?)
+    }
+
+    /// Serves the requests about filesets, and answers with those that it is about.
+    pub(crate) fn serve_filesets(&self, request: Request) -> Result<Vec<FilesetLine>> {
+        let _none_is_mounted = self.mounting.lock();
+        let now = now_ns();
+        let changed = match request {
+            Request::CreateFileset { name, uid, gid } => {
+                let caller = Caller { uid, gid, ..Caller::default() };
+                self.fs.create_fileset(&caller, now, &name)?
+            }
+            Request::CloneFileset { of, tid, name } => {
+                let tid = tid.map(Tid);
+                self.fs.clone_fileset(now, self.fileset_at(&of, tid.unwrap_or(Tid::MAX))?, tid, &name)?
+            }
+            Request::RemoveFileset { name, force } => self.remove(&name, force)?,
+            Request::RenameFileset { name, new_name } => {
+                let renamed = self.fs.rename_fileset(now, &name, &new_name)?;
+                self.tell_kernels(&name);
+                self.rename_mounts(&renamed);
+                renamed
+            }
+            Request::LimitFileset { name, bytes, objects, history } => {
+                let held = self.fs.filesets().into_iter().find(|(fileset, _)| fileset.name == name);
+                let had = held.map_or(Limits::default(), |(fileset, _)| fileset.limits);
+                let limits = Limits {
+                    bytes: bytes.unwrap_or(had.bytes),
+                    objects: objects.unwrap_or(had.objects),
+                    history: history.unwrap_or(had.history),
+                };
+                self.fs.limit_fileset(now, &name, limits)?
+            }
+            _ => return Ok(self.lines()),
+        };
+        self.tell_kernels(&changed.name);
+        self.fs.sync()?;
+        Ok(self.lines().into_iter().filter(|line| line.number == changed.id.0).collect())
+    }
+
+    fn remove(&self, name: &str, force: bool) -> Result<Fileset> {
+        let root = self.fs.fileset_named(name, Tid::MAX)?;
+        let mounted = self.state.lock();
+        if let Some(mount) = mounted.mounts.values().find(|mount| mount.live && mount.root == root && root != ROOT) {
+            let at = mount.line.mountpoint.display();
+            return Err(Failure::new(format!("it is mounted on {at} by itself: unmount that first")));
+        }
+        drop(mounted);
+        Ok(self.fs.remove_fileset(now_ns(), name, force)?)
+    }
+
+    /// The root of the fileset at a spot as of a moment.
+    fn fileset_at(&self, spot: &Spot, at: Tid) -> Result<Inode> {
+        match (self.root_of(spot), &spot.path[..]) {
+            (root, []) => Ok(root),
+            (ROOT, [name]) => Ok(self.fs.fileset_below(name, at)?),
+            _ => Err(Failure::new("only a whole fileset can be cloned: MNT/NAME@@WHEN, or MNT@@WHEN for the main one")),
+        }
+    }
+
+    /// A name in the main root came, went or leads elsewhere.
+    fn tell_kernels(&self, name: &str) {
+        let state = self.state.lock();
+        let of_the_whole = state.mounts.values().filter(|mount| mount.live && mount.root == ROOT);
+        let notifiers: Vec<_> = of_the_whole.map(|mount| mount.notifier.clone()).collect();
+        // The kernel may wait for requests meanwhile.
+        drop(state);
+        for notifier in notifiers {
+            let told =
+                notifier.inval_inode(ROOT_ID, 0, 0).and_then(|()| notifier.inval_entry(ROOT_ID, name.as_bytes()));
+            if let Err(e) = told {
+                tracing::debug!("name {name:?}: {e}");
+            }
+        }
+    }
+
+    fn rename_mounts(&self, renamed: &Fileset) {
+        let mut state = self.state.lock();
+        for mount in state.mounts.values_mut().filter(|mount| mount.live && mount.root == renamed.inode()) {
+            mount.line.fileset = Some(renamed.name.clone());
+        }
+    }
+
+    fn lines(&self) -> Vec<FilesetLine> {
+        let all = self.fs.filesets();
+        let name = |id: FilesetId| {
+            let found = all.iter().find(|(fileset, _)| fileset.id == id);
+            found.map_or_else(|| format!("{}", id.0), |(fileset, _)| fileset.name.clone())
+        };
+        let line = |(fileset, count): &(Fileset, darner_fs::Count)| FilesetLine {
+            name: fileset.name.clone(),
+            number: fileset.id.0,
+            inode: fileset.inode().number(),
+            created_tid: fileset.created.to_string(),
+            created: local(if fileset.id == MAIN { self.store().birth() } else { fileset.created }),
+            base: fileset.base.map(|(base, _)| name(base)),
+            base_tid: fileset.base.map(|(_, tid)| tid.to_string()),
+            objects: count.objects,
+            live_bytes: count.live,
+            limit_objects: fileset.limits.objects,
+            limit_bytes: fileset.limits.bytes,
+            limit_history_bytes: fileset.limits.history,
+        };
+        all.iter().map(line).collect()
+    }
+}

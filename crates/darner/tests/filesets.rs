@@ -1,0 +1,232 @@
+//! Filesets and clones through the real program and the real kernel: commands, mounts, and what the kernel has cached.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use common::{World, rename};
+use serde_json::Value;
+
+fn filesets(w: &World) -> Vec<Value> {
+    serde_json::from_str(&w.sh("$DARNER fileset list $MNT --json")).unwrap()
+}
+
+fn names(w: &World) -> Vec<String> {
+    filesets(w).iter().map(|line| line["name"].as_str().unwrap().to_string()).collect()
+}
+
+/// What a command that fails says.
+#[track_caller]
+fn refused(w: &World, script: &str) -> String {
+    let out = w.try_sh(script);
+    assert!(!out.status.success(), "{script}");
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+#[test]
+fn commands_make_list_rename_and_remove_filesets_and_the_kernel_notices() {
+    let Some(w) = World::new() else { return };
+    // Its absence, and the listing, are in the kernel's caches.
+    assert!(!w.path("home").exists());
+    assert_eq!(w.sh("ls"), "");
+    w.sh("$DARNER fileset create $MNT home; echo one > home/f; mkdir -p home/a/b; echo deep > home/a/b/c");
+    assert_eq!(w.sh("ls; cat home/f home/a/b/c; stat -c %a home"), "home\none\ndeep\n755");
+    assert_eq!(names(&w), ["main", "home"]);
+    let home = &filesets(&w)[1];
+    assert_eq!((home["objects"].as_u64(), home["live_bytes"].as_u64()), (Some(5), Some(9)));
+    assert_eq!(home["inode"].as_u64(), Some(fs::metadata(w.path("home")).unwrap().ino()));
+    w.sh("$DARNER fileset rename $MNT home house");
+    assert_eq!(w.sh("ls; cat house/f; test ! -e home"), "house\none");
+    assert!(refused(&w, "$DARNER fileset create $MNT house").contains("exists"));
+    assert!(refused(&w, "$DARNER fileset create $MNT a/b").contains("contain"));
+    assert!(refused(&w, "$DARNER fileset remove $MNT none").contains("no fileset of this name"));
+    assert!(refused(&w, "$DARNER fileset remove $MNT house").contains("not empty"));
+    assert!(refused(&w, "$DARNER fileset remove $MNT main --force").contains("main"));
+    let then = w.now();
+    w.sh("$DARNER fileset remove $MNT house --force");
+    assert_eq!(w.sh(&format!("ls; test ! -e house; cat house@@{then}/f @@{then}/house/a/b/c")), "one\ndeep");
+    w.sh("$DARNER fileset create $MNT house; ls house; $DARNER fileset remove $MNT house");
+    w.remount();
+    assert_eq!(names(&w), ["main"]);
+    assert_eq!(w.sh(&format!("ls; cat house@@{then}/f")), "one");
+}
+
+#[test]
+fn to_programs_a_fileset_is_a_directory_that_stays_where_it_is() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; $DARNER fileset create $MNT other; mkdir d; echo x > f; echo y > home/g");
+    let errno = |from: &str, to: &str| rename(&w.path(from), &w.path(to), 0).unwrap_err();
+    assert_eq!(
+        (errno("home", "h"), errno("d", "other"), errno("f", "home/f")),
+        (libc::EBUSY, libc::EBUSY, libc::EXDEV)
+    );
+    assert_eq!(fs::remove_dir(w.path("other")).unwrap_err().raw_os_error(), Some(libc::EBUSY));
+    assert_eq!(fs::hard_link(w.path("f"), w.path("home/f")).unwrap_err().raw_os_error(), Some(libc::EXDEV));
+    // mv falls back to copying, cp shares.
+    assert_eq!(w.sh("mv f home/f; cat home/f; ls; cd home; cat ../home/g; cd ..; pwd -P"), {
+        format!("x\nd\nhome\nother\ny\n{}", w.mnt.display())
+    });
+    w.sh("head -c 3M /dev/urandom > big; cp big home/big; cmp big home/big; rm big; cat home/big > /dev/null");
+    assert_eq!(w.sh("find . | sort | head -4"), ".\n./d\n./home\n./home/big");
+    assert!(w.sh("find . -printf '%i\\n' | sort | uniq -d").is_empty(), "inode numbers are unique");
+    w.remount();
+    assert_eq!(w.sh("cat home/g home/f; stat -c %s home/big; rm -r home/*; ls home"), "y\nx\n3145728");
+    w.sh("$DARNER fileset remove $MNT home");
+}
+
+#[test]
+fn a_quota_is_shown_set_and_kept() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; $DARNER fileset quota $MNT home --bytes 1M --objects 4 --history 5G");
+    assert_eq!(
+        w.sh("$DARNER fileset quota $MNT home"),
+        "bytes    0 B of 1.0 MiB\nobjects  1 of 4\nhistory  limit 5.0 GiB"
+    );
+    assert_eq!(
+        w.sh("df --output=size,avail -B1 home | tail -1").split_whitespace().collect::<Vec<_>>(),
+        ["1048576"; 2]
+    );
+    assert_eq!(w.sh("df --output=itotal,iavail home | tail -1").split_whitespace().collect::<Vec<_>>(), ["4", "3"]);
+    assert!(refused(&w, "head -c 2M /dev/zero > home/f").contains("Disk quota exceeded"));
+    w.sh("truncate -s 0 home/f; head -c 900K /dev/urandom > home/f; touch home/g home/h");
+    assert!(refused(&w, "touch home/i").contains("Disk quota exceeded"));
+    w.sh("touch outside; rm home/g; touch home/i; head -c 2M /dev/zero > outside");
+    w.remount();
+    assert!(refused(&w, "head -c 300K /dev/urandom >> home/f").contains("Disk quota exceeded"));
+    assert!(refused(&w, "cp --reflink=never outside home/i").contains("Disk quota exceeded"));
+    w.sh("$DARNER fileset quota $MNT home --bytes none; cp outside home/i");
+    assert!(w.sh("$DARNER fileset list $MNT").contains("at most 4 objects  history at most 5.0 GiB"));
+    assert!(refused(&w, "touch home/j").contains("Disk quota exceeded"));
+    w.sh("$DARNER fileset quota $MNT home --objects none; touch home/j");
+    assert!(refused(&w, "$DARNER fileset quota $MNT none --bytes 5").contains("no fileset of this name"));
+}
+
+#[test]
+fn a_fileset_is_mounted_by_itself_and_written_through_one_mount() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; echo one > home/f; mkdir home/d; $DARNER fileset create $MNT other");
+    // Beside the whole only for reading.
+    let said = w.mount_at("own", &["--fileset", "home"]).unwrap_err();
+    assert!(said.contains("the whole") && said.contains("--read-only"), "{said}");
+    let own = w.mount_at("own", &["--fileset", "home", "--read-only"]).unwrap();
+    assert_eq!(fs::read_to_string(own.join("f")).unwrap(), "one\n");
+    w.sh("echo two > home/d/g");
+    common::eventually("the change is seen", || own.join("d/g").exists());
+    assert!(refused(&w, "$DARNER fileset remove $MNT home --force").contains("by itself"));
+    w.darner(&["unmount", own.to_str().unwrap()]);
+    w.unmount();
+    // By itself for writing; then another one, but not the whole.
+    let own = w.mount_at("own", &["-o", "fileset=home"]).unwrap();
+    fs::write(own.join("new"), "new").unwrap();
+    let other = w.mount_at("other", &["--fileset", "other"]).unwrap();
+    fs::write(other.join("o"), "o").unwrap();
+    let said = w.mount_at("mnt", &[]).unwrap_err();
+    assert!(said.contains("by itself"), "{said}");
+    let again = w.mount_at("again", &["--fileset", "home"]).unwrap_err();
+    assert!(again.contains("already"), "{again}");
+    assert!(w.mount_at("none", &["--fileset", "none"]).unwrap_err().contains("no fileset of this name"));
+    w.mount_at("mnt", &["--read-only"]).unwrap();
+    assert_eq!(w.sh("cat home/new other/o"), "newo");
+    let status = w.sh("$DARNER status $DIR/store");
+    assert!(status.contains("(fileset home, live)"), "{status}");
+    // What a mount of its own has: `..` that ends, as-of names, labels, orphans, the log.
+    let own_path = own.display();
+    assert_eq!(
+        w.sh(&format!("cd {own_path}; cat f; ls -a | head -2; ls ..")),
+        "one\n.\n..\nagain\ndaemon.log\nmnt\nnone\nother\nown\nstore"
+    );
+    let then = w.now();
+    w.sh(&format!("cd {own_path}; exec 5< f; rm f; cat <&5; cat f@@{then} @@{then}/f; $DARNER log f | grep removed"));
+    w.sh(&format!(
+        "$DARNER snapshot {own_path} here; cat {own_path}/new@@here; $DARNER snapshot list {own_path} | grep here"
+    ));
+    assert_eq!(w.sh("$DARNER snapshot list $MNT"), "");
+    assert_eq!(w.sh("$DARNER snapshot list $MNT/home | wc -l; cat home/d/g@@here"), "1\ntwo");
+    assert!(refused(&w, "cat other/o@@here").contains("No such file"));
+    w.darner(&["unmount", own.to_str().unwrap()]);
+    let past = w.mount_at("past", &["--fileset", "home", "--as-of", &then]).unwrap();
+    assert_eq!(fs::read_to_string(past.join("f")).unwrap(), "one\n");
+    assert!(w.mount_at("none", &["--fileset", "home", "--as-of", "2020-01-01"]).is_err());
+}
+
+#[test]
+fn a_clone_shares_all_and_goes_its_own_way() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; head -c 5M /dev/urandom > home/big; mkdir home/d; echo one > home/d/f; ln home/d/f home/l");
+    let then = w.now();
+    w.sh("sleep 0.01; echo two > home/d/f; rm home/big; echo main > f");
+    let used = |w: &World| w.status()["used_bytes"].as_u64().unwrap();
+    let before = used(&w);
+    assert!(!w.path("copy").exists());
+    w.sh(&format!("$DARNER clone $MNT/home@@{then} copy"));
+    assert_eq!(w.sh("ls; ls copy; cat copy/d/f copy/l; stat -c '%s %h' copy/big copy/l"), {
+        "copy\nf\nhome\nbig\nd\nl\none\none\n5242880 1\n4 2"
+    });
+    assert!(used(&w) - before < 64 << 10, "nothing is copied");
+    assert_eq!(
+        w.sh(&format!("cmp copy/big home@@{then}/big; diff -r copy home@@{then}; $DARNER diff home@@{then} copy")),
+        ""
+    );
+    assert!(w.sh("find . -type f -links 1 -printf '%i\\n' | sort | uniq -d").is_empty(), "inode numbers are unique");
+    assert_ne!(fs::metadata(w.path("copy/l")).unwrap().ino(), fs::metadata(w.path("home/l")).unwrap().ino());
+    w.sh("printf X | dd of=copy/big bs=1 seek=3000000 conv=notrunc status=none; mv copy/d/f copy/moved; rm copy/l");
+    w.remount();
+    assert_eq!(
+        w.sh("cat copy/moved home/d/f home/l; ls copy copy/d"),
+        "one\ntwo\ntwo\ncopy:\nbig\nd\nmoved\n\ncopy/d:"
+    );
+    assert_eq!(
+        w.sh(&format!("cmp copy/big home@@{then}/big | wc -l || true; cmp -n 3000000 copy/big home@@{then}/big")),
+        "1"
+    );
+    assert!(refused(&w, &format!("ls copy@@{then}")).contains("No such file"));
+    assert!(refused(&w, "$DARNER fileset remove $MNT home --force").contains("\"copy\" is a clone of it"));
+    // The main one, now and then; the others stay out of it.
+    w.sh(&format!("$DARNER clone $MNT now; $DARNER clone $MNT/@@{then} early; $DARNER clone $MNT@@{then} early2; ls now | grep -x f"));
+    assert_eq!(w.sh("ls now; ls early early2; $DARNER fileset list $MNT | grep -c clone"), "f\nearly:\n\nearly2:\n4");
+    assert!(refused(&w, "$DARNER clone $MNT/home/d x").contains("only a whole fileset"));
+    assert!(refused(&w, "$DARNER clone $MNT/home f").contains("exists"));
+    // A removed one comes back as a clone of its past.
+    w.sh("for f in now early early2 copy; do $DARNER fileset remove $MNT $f --force; done; $DARNER fileset remove $MNT home --force");
+    w.sh(&format!("$DARNER clone $MNT/home@@{then} home; cat home/d/f; stat -c %s home/big | grep 5242880"));
+    w.unmount();
+    w.sh_outside("$DARNER check $DIR/store");
+}
+
+#[test]
+fn nothing_is_lost_when_the_daemon_is_killed_after_a_clone_was_changed() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; head -c 300K /dev/urandom > home/f; cp home/f saved; $DARNER clone $MNT/home copy");
+    w.sh("printf changed | dd of=copy/f bs=1 seek=100000 conv=notrunc,fsync status=none");
+    w.kill();
+    w.mount();
+    assert_eq!(w.sh("cmp home/f saved; dd if=copy/f bs=1 skip=100000 count=7 status=none; cmp -n 100000 copy/f saved; cmp -i 100007 copy/f saved"), "changed");
+    w.unmount();
+    w.sh_outside("$DARNER check $DIR/store");
+}
+
+#[test]
+fn commands_know_the_fileset_of_a_path_through_a_bind_mount_too() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; mkdir home/d; echo one > home/d/f");
+    w.sh("mkdir $DIR/bound; mount --bind $MNT/home/d $DIR/bound; $DARNER snapshot $DIR/bound before; echo two > $DIR/bound/f");
+    assert_eq!(w.sh("cat $DIR/bound/f@@before; cat home/d@@before/f; $DARNER log $DIR/bound/f | wc -l"), "one\none\n2");
+    assert_eq!(
+        w.sh("$DARNER snapshot list $MNT; ls home/@@ home/d/@@ | grep -c before; ls @@ | grep -c before || true"),
+        "2\n0"
+    );
+    assert_eq!(w.sh("$DARNER diff $DIR/bound@@before $DIR/bound || true"), "M f  content, mtime");
+    w.sh("umount $DIR/bound");
+}
+
+#[test]
+fn restore_knows_what_a_fileset_is() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; echo one > home/f");
+    let then = w.now();
+    w.sh("echo two > home/f");
+    assert!(refused(&w, &format!("$DARNER restore home@@{then}")).contains("is a fileset"));
+    w.sh(&format!("$DARNER restore home/f@@{then}; $DARNER restore home@@{then} --to old"));
+    assert_eq!(w.sh("cat home/f old/f; ls"), "one\none\nhome\nold");
+}
