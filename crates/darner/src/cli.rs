@@ -39,6 +39,12 @@ pub enum Command {
     Fileset(Fileset),
     /// Make a fileset of what another one is, or was; nothing is copied
     Clone(CloneOf),
+    /// What is kept of the past, and for how long: show or change it
+    Retain(Retain),
+    /// Give back the space of what is not kept any more, now
+    Clean(Clean),
+    /// Destroy every version of a file or tree, in all moments, labelled ones too
+    Forget(Forget),
     /// Print the segments and records of a store that is not mounted
     Inspect(Inspect),
     /// Read and verify everything in a store that is not mounted; changes nothing
@@ -134,6 +140,9 @@ pub struct Unmount {
 pub struct Status {
     /// A mount point, a path in a mount, or a store
     pub mnt: PathBuf,
+    /// What the history of each age costs (reads the whole index)
+    #[arg(long)]
+    pub by_time: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -285,6 +294,58 @@ pub struct CloneOf {
     pub source: PathBuf,
     /// The clone's name
     pub name: String,
+}
+
+/// `darner retain`
+///
+/// A grid is steps EVERY:HOW-LONG: `darner retain mnt all:1d 1h:1w 1d:forever` keeps every commit for a day, then one
+/// moment an hour for a week, then one a day for ever. Units are s, m, h, d, w, M (30 days), y (365 days). What no step
+/// keeps is given up; labels and clones keep their moments. `forever` keeps everything, `none` only the present, `default`
+/// is the grid offered. Without a grid: shows the one in force, and what each step keeps and costs now.
+#[derive(Args, Debug)]
+pub struct Retain {
+    /// A mount point, or a fileset's directory in one
+    pub mnt: PathBuf,
+    /// Steps, or forever, none, default
+    pub grid: Vec<String>,
+    /// Say what the grid would give up and free, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// On a full volume: keep history and refuse writes, or collapse the oldest
+    #[arg(long, value_parser = ["keep", "collapse-oldest"])]
+    pub when_full: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner clean`
+///
+/// The cleaner runs by itself; this makes it begin at once and take all that gives any space back.
+#[derive(Args, Debug)]
+pub struct Clean {
+    /// A mount point
+    pub mnt: PathBuf,
+    /// Return when it is done
+    #[arg(long)]
+    pub wait: bool,
+    /// As JSON (with --wait)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner forget`
+///
+/// Removes PATH if it exists, and destroys all versions that it, and everything that ever was below it, ever had. What is
+/// given back is overwritten. It can't be undone.
+#[derive(Args, Debug)]
+pub struct Forget {
+    /// Paths in a mount; they need not exist any more
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// As JSON, one object a path
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `darner inspect`

@@ -73,6 +73,29 @@ pub enum Request {
         /// WHEN.
         when: String,
     },
+    /// What is kept of a fileset's past; changes it where a grid or what to do when full is given.
+    Retain {
+        /// Where in it.
+        at: Spot,
+        /// Steps.
+        grid: Option<String>,
+        /// `keep` or `collapse-oldest`.
+        when_full: Option<String>,
+        /// Only tell what the grid would give up.
+        dry_run: bool,
+    },
+    /// Collapse and clean.
+    Clean {
+        /// Answer when it is done.
+        wait: bool,
+    },
+    /// Destroy every version of a path, which must not exist any more.
+    Forget {
+        /// Which.
+        at: Spot,
+    },
+    /// What is needed for what; reads the whole index.
+    Usage,
     /// All filesets.
     Filesets,
     /// Make one.
@@ -214,8 +237,87 @@ pub struct MountLine {
     pub fileset: Option<String>,
     /// As of when, for one of the past.
     pub as_of: Option<String>,
+    /// The same, RFC 3339, local.
+    pub as_of_time: Option<String>,
     /// Whether it changes nothing.
     pub read_only: bool,
+}
+
+/// A step of a retention grid.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepLine {
+    /// As people write it.
+    pub step: String,
+    /// Points that it keeps now; `null`: every commit.
+    pub points: Option<u64>,
+    /// Bytes of history that it is the first step to keep.
+    pub history_bytes: u64,
+}
+
+/// What is kept of a fileset's past.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RetentionReport {
+    /// The grid, or the one proposed.
+    pub grid: String,
+    /// One to start with.
+    pub offered: String,
+    /// `keep` or `collapse-oldest`.
+    pub when_full: String,
+    /// Since when every commit is visible, `0x…`.
+    pub horizon_tid: String,
+    /// The same, RFC 3339, local; `null`: since ever.
+    pub horizon: Option<String>,
+    /// Its steps.
+    pub steps: Vec<StepLine>,
+    /// Bytes of history that only labels, clones and mounts keep.
+    pub pinned_bytes: u64,
+    /// Bytes of history that stay.
+    pub history_bytes: u64,
+    /// Versions that the grid does not keep (any more).
+    pub lapsed_versions: u64,
+    /// Bytes that come back with them, about.
+    pub lapsed_bytes: u64,
+}
+
+/// What is kept of a fileset's past, in short.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RetentionLine {
+    /// The fileset.
+    pub fileset: String,
+    /// Its grid.
+    pub grid: String,
+    /// `keep` or `collapse-oldest`.
+    pub when_full: String,
+    /// Since when every commit is visible; `null`: since ever.
+    pub horizon: Option<String>,
+    /// Whether it is the main one.
+    pub main: bool,
+}
+
+/// History of some age.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgeLine {
+    /// `hour`, `day`, …: written within the last one, but before the line above.
+    pub age: String,
+    /// Bytes that only the past needs.
+    pub history_bytes: u64,
+}
+
+/// What is needed for what.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Usage {
+    /// Records and file data of the live trees.
+    pub live_bytes: u64,
+    /// What only the past needs.
+    pub history_bytes: u64,
+    /// Versions in the index.
+    pub versions: u64,
+    /// What nobody needs, but is not collapsed yet.
+    pub lapsed_bytes: u64,
+    /// Versions of it.
+    pub lapsed_versions: u64,
+    /// The history by age.
+    pub by_age: Vec<AgeLine>,
 }
 
 /// A volume of a store.
@@ -252,6 +354,8 @@ pub struct Status {
     pub live_bytes: u64,
     /// Of those, the past and the index.
     pub history_bytes: u64,
+    /// Of those, what nobody needs: it comes back as the cleaner goes.
+    pub dead_bytes: u64,
     /// Bytes that can still be written.
     pub free_bytes: u64,
     /// Live files, directories and so on.
@@ -266,6 +370,10 @@ pub struct Status {
     pub volumes: Vec<VolumeLine>,
     /// Mounts.
     pub mounts: Vec<MountLine>,
+    /// What is kept of each fileset's past.
+    pub retention: Vec<RetentionLine>,
+    /// What somebody should look at.
+    pub warnings: Vec<String>,
 }
 
 /// What the daemon answers.
@@ -288,10 +396,42 @@ pub enum Response {
     Filesets(Vec<FilesetLine>),
     /// Answer to [`Request::Resolve`].
     Tid(Option<u64>),
+    /// How far it is; another answer follows.
+    Progress {
+        /// Done.
+        done: u64,
+        /// To do.
+        total: u64,
+    },
+    /// Answer to [`Request::Retain`].
+    Retention(RetentionReport),
+    /// Answer to [`Request::Clean`].
+    Cleaned {
+        /// Bytes in use before.
+        before: u64,
+        /// And since.
+        after: u64,
+        /// Bytes copied.
+        copied: u64,
+    },
+    /// Answer to [`Request::Forget`].
+    Forgotten {
+        /// Objects destroyed.
+        objects: u64,
+        /// What could not be reached.
+        left: Vec<String>,
+    },
+    /// Answer to [`Request::Usage`].
+    Usage(Usage),
 }
 
 /// Calls the daemon that has the store; `None` if there is none.
 pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
+    call_with(place, request, &mut |_, _| ())
+}
+
+/// As [`call`]; `progress` gets what is done and what there is to do.
+fn call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
     let Ok(stream) = UnixStream::connect_addr(&place.socket()?) else { return Ok(None) };
     // Anybody may take an abstract name: only root, we, and the store's owner are believed.
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&place.path)?);
@@ -303,11 +443,21 @@ pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
     stream.set_read_timeout(Some(Duration::from_secs(120)))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
+    let mut answers = BufReader::new(&stream);
     let mut answer = String::new();
-    let talk = (&stream).write_all(line.as_bytes()).and_then(|()| BufReader::new(&stream).read_line(&mut answer));
+    let mut talk = (&stream).write_all(line.as_bytes());
+    let mut read = 0;
+    while talk.is_ok() {
+        answer.clear();
+        talk = answers.read_line(&mut answer).map(|n| read = n);
+        match serde_json::from_str(&answer) {
+            Ok(Response::Progress { done, total }) => progress(done, total),
+            _ => break,
+        }
+    }
     // It may end between connection and answer.
     let ended = talk.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe));
-    if ended || matches!(talk, Ok(0)) {
+    if ended || talk.is_ok() && read == 0 {
         return Ok(Some(Response::Closing));
     }
     talk.cant(|| format!("reach the daemon of {}", place.path.display()))?;
@@ -319,7 +469,12 @@ pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
 
 /// As [`call`], where a daemon must be there.
 pub fn must_call(place: &Place, request: &Request) -> Result<Response> {
-    match call(place, request)? {
+    must_call_with(place, request, &mut |_, _| ())
+}
+
+/// As [`must_call`]; `progress` gets what is done and what there is to do.
+pub fn must_call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Response> {
+    match call_with(place, request, progress)? {
         Some(Response::Closing) | None => {
             Err(Failure::new(format!("{} is not mounted (no daemon has it open)", place.path.display())))
         }

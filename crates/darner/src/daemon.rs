@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use darner_fs::{FilesetId, Fs, Inode, Node, ROOT, Tid};
 use darner_fuse::{Config, MountOptions, Notifier, Session, abi};
-use darner_store::{OpenOptions, Progress, Store};
+use darner_store::{OpenOptions, Pin, Progress, Store};
 use parking_lot::{Condvar, Mutex};
 
 use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status, VolumeLine};
@@ -22,6 +22,7 @@ use crate::frontend::{Frontend, now_ns};
 use crate::mounts;
 use crate::nodes::{Holders, Nodes};
 use crate::place::Place;
+use crate::retention::{Tell, Wanted};
 use crate::when::local;
 
 /// After this long at the latest, what was written survives a power failure without fsync too.
@@ -38,6 +39,9 @@ pub(crate) struct Mount {
     pub live: bool,
     pub root: Inode,
     pub notifier: Notifier,
+    pub nodes: Arc<Nodes>,
+    /// Keeps what a mount of the past shows.
+    _pin: Option<Pin>,
 }
 
 impl Mount {
@@ -207,16 +211,45 @@ impl Daemon {
     }
 
     fn keep_up(&self) {
+        if let Err(e) = self.finish_forgetting() {
+            tracing::error!("what was to be forgotten is still there in part: {e}");
+        }
+        let mut seen = self.store().tid();
         while !self.state.lock().closing {
-            match self.store().step() {
-                Ok(Progress::Worked) => continue,
-                Ok(Progress::Idle) => thread::sleep(Duration::from_millis(100)),
+            let start = Instant::now();
+            let pause = match self.store().step().and_then(|p| self.then_clean(p)) {
+                // What the store needs goes first, and at once.
+                Ok((Progress::Worked, false)) => Duration::ZERO,
+                // The cleaner leaves those who work at least as much time as it takes.
+                Ok((Progress::Worked, true)) if self.store().tid() != seen => start.elapsed(),
+                Ok((Progress::Worked, true)) => Duration::ZERO,
+                Ok((Progress::Idle, _)) => Duration::from_millis(100),
                 Err(e) => {
                     tracing::error!("upkeep failed: {e}");
-                    thread::sleep(Duration::from_secs(1));
+                    Duration::from_secs(1)
                 }
+            };
+            seen = self.store().tid();
+            thread::sleep(pause);
+        }
+    }
+
+    /// Collapses and cleans where nothing else is due; says whether that was it.
+    fn then_clean(&self, upkeep: Progress) -> darner_store::Result<(Progress, bool)> {
+        match upkeep {
+            Progress::Worked => Ok((upkeep, false)),
+            Progress::Idle => Ok((self.store().step_clean(now_ns())?, true)),
+        }
+    }
+
+    /// Goes on with what a crash interrupted.
+    fn finish_forgetting(&self) -> Result<()> {
+        if self.store().is_forgetting()? {
+            for (fileset, _) in self.fs.filesets() {
+                self.store().forget(fileset.id, &[], &[], now_ns(), &mut |_| ())?;
             }
         }
+        Ok(())
     }
 
     /// Mounts, and returns when the mount answers.
@@ -243,6 +276,10 @@ impl Daemon {
             ..MountOptions::default()
         };
         options.allow_other = m.allow_other.unwrap_or(options.allow_other);
+        let pin = match as_of {
+            Some(tid) => self.fs.pin(darner_fs::Node::AsOf(root, tid))?,
+            None => None,
+        };
         let fd = darner_fuse::mount(&m.mountpoint, &options)?;
         let mut config = Config::default();
         if m.writeback && !read_only {
@@ -285,9 +322,11 @@ impl Daemon {
             mountpoint: m.mountpoint.clone(),
             fileset: m.fileset.clone().filter(|_| root != ROOT),
             as_of: as_of.map(|t| t.to_string()),
+            as_of_time: as_of.map(local),
             read_only,
         };
-        self.state.lock().mounts.insert(m.mountpoint.clone(), Mount { line, live, root, notifier });
+        let mount = Mount { line, live, root, notifier, nodes: nodes.clone(), _pin: pin };
+        self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.max(2), Duration::from_micros(m.poll_us));
         thread::Builder::new().name("serve".into()).spawn(move || {
@@ -384,7 +423,11 @@ impl Daemon {
     }
 
     fn converse(self: &Arc<Daemon>, stream: &UnixStream) {
-        let response = match control::receive(stream).and_then(|r| self.serve(r)) {
+        let mut tell = |interim: Response| {
+            // Whoever asked may be gone; what was asked for is done all the same.
+            let _ = control::answer(stream, &interim);
+        };
+        let response = match control::receive(stream).and_then(|r| self.serve(r, &mut tell)) {
             Ok(response) => response,
             Err(e) => Response::Failed(e.to_string()),
         };
@@ -393,7 +436,7 @@ impl Daemon {
         }
     }
 
-    fn serve(self: &Arc<Daemon>, request: Request) -> Result<Response> {
+    fn serve(self: &Arc<Daemon>, request: Request, tell: &mut Tell<'_>) -> Result<Response> {
         if self.state.lock().closing {
             return Ok(Response::Closing);
         }
@@ -439,6 +482,12 @@ impl Daemon {
                 let fileset = self.fileset_of(&at)?;
                 Response::Tid(self.fs.resolve_when(fileset, &when, now_ns())?.map(|t| t.0))
             }
+            Request::Retain { at, grid, when_full, dry_run } => {
+                Response::Retention(self.retain(&at, &Wanted { grid, when_full, dry_run })?)
+            }
+            Request::Clean { wait } => self.clean(wait, tell)?,
+            Request::Forget { at } => self.destroy(&at, tell)?,
+            Request::Usage => Response::Usage(self.usage()?),
             request => Response::Filesets(self.serve_filesets(request)?),
         })
     }
@@ -465,6 +514,8 @@ impl Daemon {
         let store = self.store();
         let usage = store.usage()?;
         let path = store.volume_name();
+        let dead = store.dead_bytes();
+        let warnings = warnings(&usage);
         let volume = VolumeLine { id: 0, path, size_bytes: usage.size, used_bytes: usage.used };
         let state = self.state.lock();
         let mut mounts: Vec<MountLine> = state.mounts.values().map(|m| m.line.clone()).collect();
@@ -478,7 +529,8 @@ impl Daemon {
             size_bytes: usage.size,
             used_bytes: usage.used,
             live_bytes: usage.live,
-            history_bytes: usage.used.saturating_sub(usage.live),
+            history_bytes: usage.used.saturating_sub(usage.live + dead),
+            dead_bytes: dead,
             free_bytes: usage.free,
             objects: usage.objects,
             daemon_pid: std::process::id(),
@@ -486,8 +538,22 @@ impl Daemon {
             resident_bytes: resident_bytes(),
             volumes: vec![volume],
             mounts,
+            retention: self.retentions()?,
+            warnings,
         })
     }
+}
+
+fn warnings(usage: &darner_store::Usage) -> Vec<String> {
+    let mut all = Vec::new();
+    if usage.free < usage.size / 20 {
+        all.push(format!(
+            "less than 5 % of the volume is free ({} MiB): when it is full, writes fail. `darner retain` says what is kept of \
+             the past, and can give some of it up",
+            usage.free >> 20
+        ));
+    }
+    all
 }
 
 /// Blocks the signals that mean *end* in this thread and those it starts.

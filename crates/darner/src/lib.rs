@@ -13,5 +13,6 @@ pub mod listing;
 pub mod mounts;
 pub mod nodes;
 pub mod place;
+mod retention;
 pub mod when;
 pub mod xattr;

@@ -140,6 +140,15 @@ impl Nodes {
         }
     }
 
+    /// The ids under which the kernel may know the past of an object.
+    pub fn past_ids(&self, ino: Inode) -> Vec<u64> {
+        let state = self.state.lock();
+        let views =
+            state.views.iter().enumerate().filter(|(_, v)| v.lookups > 0 && v.way.object.fileset == ino.fileset);
+        let seen_by_name = views.map(|(view, _)| PAST | (view as u64) << OBJECT_BITS | ino.object.0);
+        seen_by_name.chain(self.base.map(|_| self.id(ino))).collect()
+    }
+
     /// Whether the kernel knows a live object through this mount.
     pub fn holds(&self, object: Inode) -> bool {
         self.base.is_none() && self.state.lock().live.contains_key(&self.id(object))

@@ -178,6 +178,17 @@ impl Store {
         Ok(Cleaned { before, after: self.usage()?.used, copied })
     }
 
+    /// Has the next [`Store::step_clean`] begin a collapse.
+    pub fn want_collapse(&self) {
+        *self.collapse_wanted.lock() = true;
+    }
+
+    /// Bytes in segments that nobody needs, as far as is known.
+    pub fn dead_bytes(&self) -> u64 {
+        let state = self.maintenance.lock();
+        self.containers(&state).iter().map(Container::waste).sum()
+    }
+
     fn collapse_is_due(&self, state: &mut State, now_ns: u64) -> Result<bool> {
         if std::mem::take(&mut *self.collapse_wanted.lock()) {
             return Ok(true);

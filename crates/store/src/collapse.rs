@@ -92,6 +92,8 @@ pub struct Account {
     pub lapsed: u64,
     /// The history by the hour, day, … in which it was written: for each of [`AGES`] the bytes not in one before.
     pub by_age: [u64; AGES.len()],
+    /// The same by fileset: (versions, bytes).
+    pub lapsed_by_fileset: BTreeMap<FilesetId, (u64, u64)>,
     /// As `history`, by fileset.
     pub by_fileset: BTreeMap<FilesetId, u64>,
     /// As `history`, by fileset and the step of its grid that keeps it (the first that does, in the order of the grid; last:
@@ -179,6 +181,7 @@ impl<'k> Sieve<'k> {
     }
 
     fn begin_object(&mut self, key: &[u8]) {
+        self.lapse_tombstones();
         self.object = key[..OBJECT_END.min(key.len())].to_vec();
         self.dead = None;
         let Some((fileset, object, ..)) = parse(key) else {
@@ -204,10 +207,17 @@ impl<'k> Sieve<'k> {
     }
 
     fn lapse_tombstones(&mut self) {
-        for e in self.tombstones.drain(..) {
-            self.tally.account.lapsed_versions += 1;
-            self.tally.account.lapsed += record_bytes(&e);
+        for e in std::mem::take(&mut self.tombstones) {
+            self.count_lapsed(record_bytes(&e));
         }
+    }
+
+    fn count_lapsed(&mut self, bytes: u64) {
+        let account = &mut self.tally.account;
+        account.lapsed_versions += 1;
+        account.lapsed += bytes;
+        let of = account.lapsed_by_fileset.entry(self.fileset).or_default();
+        *of = (of.0 + 1, of.1 + bytes);
     }
 
     /// Passes an entry; `out` gets what stays, in order.
@@ -305,8 +315,7 @@ impl<'k> Sieve<'k> {
             let known = self.blocks.get(&(s.place.region, s.place.offset)).copied().unwrap_or(0);
             bytes += block_bytes(&s.place, blocks_of(&s) & !known);
         }
-        self.tally.account.lapsed_versions += 1;
-        self.tally.account.lapsed += bytes;
+        self.count_lapsed(bytes);
     }
 
     fn add_to_segment(&mut self, segment: u64, bytes: u64) {

@@ -2,15 +2,18 @@
 
 mod bench;
 mod check;
+mod clean;
 mod clone;
 mod create;
 mod diff;
 mod fileset;
+mod forget;
 mod inspect;
 mod log;
 mod manual;
 mod mount;
 mod restore;
+mod retain;
 mod snapshot;
 mod status;
 mod unmount;
@@ -74,6 +77,9 @@ fn run(command: Command) -> Result<()> {
         Command::Restore(c) => restore::run(&c),
         Command::Inspect(c) => inspect::run(&c),
         Command::Check(c) => check::run(&c),
+        Command::Retain(c) => retain::run(&c),
+        Command::Clean(c) => clean::run(&c),
+        Command::Forget(c) => forget::run(&c),
     }
 }
 
@@ -93,6 +99,16 @@ pub(crate) fn spinner(what: &'static str) -> indicatif::ProgressBar {
     bar.set_prefix(what);
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     bar
+}
+
+/// Shows on a terminal how far long work is; elsewhere nothing.
+pub(crate) fn progress_bar() -> indicatif::ProgressBar {
+    use std::io::IsTerminal;
+    if !std::io::stderr().is_terminal() {
+        return indicatif::ProgressBar::hidden();
+    }
+    let style = indicatif::ProgressStyle::with_template("{bar:40} {percent}% eta {eta} ({elapsed})");
+    indicatif::ProgressBar::new(0).with_style(style.expect("the template is well-formed"))
 }
 
 /// Prints a value as JSON.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::human;
 use crate::cli;
-use crate::control::{self, Request, Response, Status};
+use crate::control::{self, Request, Response, Status, Usage};
 use crate::error::{Failure, Result};
 use crate::mounts;
 
@@ -13,6 +13,21 @@ pub fn run(c: &cli::Status) -> Result<()> {
     let Response::Status(s) = control::must_call(&place, &Request::Status)? else {
         return Err(Failure::new("the daemon gave an answer of another kind"));
     };
+    let usage = match c.by_time {
+        true => match control::must_call(&place, &Request::Usage)? {
+            Response::Usage(u) => Some(u),
+            _ => return Err(Failure::new("the daemon gave an answer of another kind")),
+        },
+        false => None,
+    };
+    if let (true, Some(u)) = (c.json, &usage) {
+        let mut all = serde_json::to_value(&s)?;
+        all["usage"] = serde_json::to_value(u)?;
+        return super::print_json(&all);
+    }
+    if let Some(u) = &usage {
+        return super::print(&(table(&s) + &by_time(u)));
+    }
     if c.json { super::print_json(&s) } else { super::print(&table(&s)) }
 }
 
@@ -26,7 +41,13 @@ fn table(s: &Status) -> String {
     line("size", human(s.size_bytes));
     line(
         "used",
-        format!("{} (live {}, history and index {})", human(s.used_bytes), human(s.live_bytes), human(s.history_bytes)),
+        format!(
+            "{} (live {}, history and index {}, waste {})",
+            human(s.used_bytes),
+            human(s.live_bytes),
+            human(s.history_bytes),
+            human(s.dead_bytes)
+        ),
     );
     line("free", human(s.free_bytes));
     line("objects", s.objects.to_string());
@@ -36,12 +57,33 @@ fn table(s: &Status) -> String {
     }
     for m in &s.mounts {
         let how = match (&m.as_of, m.read_only) {
-            (Some(tid), _) => format!("as of {tid}"),
+            (Some(tid), _) => format!("as of {tid}, {}", m.as_of_time.as_deref().unwrap_or_default()),
             (None, true) => "read-only".into(),
             (None, false) => "live".into(),
         };
         let of = m.fileset.as_ref().map(|name| format!("fileset {name}, ")).unwrap_or_default();
         line("mount", format!("{} ({of}{how})", m.mountpoint.display()));
     }
+    for r in &s.retention {
+        let name = if r.main { String::new() } else { format!("{}: ", r.fileset) };
+        let exact = r.horizon.as_ref().map(|h| format!(", exact since {h}")).unwrap_or_default();
+        let full = if r.when_full == "keep" { "" } else { ", the oldest gives way when full" };
+        line("keeps", format!("{name}{}{exact}{full}", r.grid));
+    }
+    for w in &s.warnings {
+        line("warning", w.clone());
+    }
     out
+}
+
+fn by_time(u: &Usage) -> String {
+    let mut out = String::new();
+    let mut line =
+        |name: &str, bytes: u64| writeln!(out, "  {name:<10} {:>12}", human(bytes)).expect("strings take all");
+    line("live", u.live_bytes);
+    for a in &u.by_age {
+        line(&a.age, a.history_bytes);
+    }
+    line("lapsed", u.lapsed_bytes);
+    format!("needed, history by the age of what was superseded:\n{out}")
 }

@@ -1,0 +1,58 @@
+//! `darner forget`: exit code 0 if nothing is left, 1 if some of it could not be reached.
+
+use std::path::Path;
+
+use super::progress_bar;
+use crate::cli::Forget;
+use crate::control::{self, Request, Response};
+use crate::error::{Context, Failure, Result};
+use crate::mounts;
+
+pub fn run(c: &Forget) -> Result<()> {
+    let mut left = 0;
+    for path in &c.paths {
+        left += forget(c, path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
+    }
+    if left > 0 {
+        return Err(Failure::new(format!("{left} things could not be reached (see above)")));
+    }
+    Ok(())
+}
+
+/// Removes what is there and destroys its past; returns how many things could not be reached.
+fn forget(c: &Forget, path: &Path) -> Result<usize> {
+    let (place, at) = mounts::spot_of(path)?;
+    if at.path.is_empty() {
+        return Err(Failure::new("a fileset is not forgotten but removed (darner fileset remove)"));
+    }
+    // The ordinary way, so that the kernel knows.
+    match std::fs::symlink_metadata(path) {
+        Ok(m) if m.is_dir() => std::fs::remove_dir_all(path).cant(|| "remove it".into())?,
+        Ok(_) => std::fs::remove_file(path).cant(|| "remove it".into())?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).cant(|| "look at it".into()),
+    }
+    let bar = progress_bar();
+    let answer = control::must_call_with(&place, &Request::Forget { at }, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let Response::Forgotten { objects, left } = answer? else {
+        return Err(Failure::new("the daemon gave an answer of another kind"));
+    };
+    if c.json {
+        super::print_json(&serde_json::json!({ "path": path, "objects": objects, "left": left }))?;
+        return Ok(left.len());
+    }
+    let mut out = format!("{}: {objects} objects and their names are destroyed, in every moment\n", path.display());
+    for l in &left {
+        out.push_str(&format!("  not reached: {l}\n"));
+    }
+    out.push_str(
+        "  beyond reach: copies elsewhere (mirrors, backups), bytes shared with other files (cp --reflink), and what the disk \
+         itself may keep of blocks freed earlier\n",
+    );
+    super::print(&out)?;
+    Ok(left.len())
+}

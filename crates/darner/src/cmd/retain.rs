@@ -1,0 +1,61 @@
+//! `darner retain`
+
+use std::fmt::Write;
+
+use super::human;
+use crate::cli::Retain;
+use crate::control::{self, Request, Response, RetentionReport};
+use crate::error::{Failure, Result};
+use crate::mounts;
+
+pub fn run(c: &Retain) -> Result<()> {
+    let (place, at) = mounts::spot_of(&c.mnt)?;
+    let grid = (!c.grid.is_empty()).then(|| c.grid.join(" "));
+    let changes = grid.is_some() || c.when_full.is_some();
+    if c.dry_run && grid.is_none() {
+        return Err(Failure::new("--dry-run needs a grid"));
+    }
+    let request = Request::Retain { at, grid, when_full: c.when_full.clone(), dry_run: c.dry_run };
+    let Response::Retention(r) = control::must_call(&place, &request)? else {
+        return Err(Failure::new("the daemon gave an answer of another kind"));
+    };
+    if c.json {
+        return super::print_json(&r);
+    }
+    let mut out = table(&r);
+    let line = match (changes, c.dry_run) {
+        (true, true) => format!(
+            "would collapse {} versions and free about {}; nothing was changed\n",
+            r.lapsed_versions,
+            human(r.lapsed_bytes)
+        ),
+        (true, false) => format!(
+            "{} versions, about {}, are given up and come back as the cleaner goes (`darner clean --wait` hurries it)\n",
+            r.lapsed_versions,
+            human(r.lapsed_bytes)
+        ),
+        (false, _) if r.grid == "forever" => {
+            format!("everything is kept; a grid that many want: darner retain {} {}\n", c.mnt.display(), r.offered)
+        }
+        (false, _) => String::new(),
+    };
+    out.push_str(&line);
+    super::print(&out)
+}
+
+fn table(r: &RetentionReport) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| writeln!(out, "{name:<14} {value}").expect("strings take all");
+    line("grid", r.grid.clone());
+    line("when full", r.when_full.clone());
+    line("exact since", r.horizon.clone().unwrap_or_else(|| "ever".into()));
+    for s in &r.steps {
+        let what = s.points.map_or("every commit".into(), |n| format!("{n} points"));
+        line(&s.step, format!("{what}, {}", human(s.history_bytes)));
+    }
+    if r.pinned_bytes > 0 {
+        line("labels", human(r.pinned_bytes));
+    }
+    line("history", human(r.history_bytes));
+    out
+}

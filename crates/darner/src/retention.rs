@@ -1,0 +1,176 @@
+//! What the daemon does about the past: shows and changes what is kept of it, hurries the cleaner, and forgets on purpose.
+
+use std::time::{Duration, Instant};
+
+use darner_fs::{FilesetId, Inode, MAIN, retain};
+use darner_store::{AGES, Account, Advance, Retention, Step, Tid, WhenFull, retain::FOREVER};
+
+use crate::control::{AgeLine, Response, RetentionLine, RetentionReport, Spot, StepLine, Usage};
+use crate::daemon::Daemon;
+use crate::error::{Failure, Result};
+use crate::frontend::now_ns;
+use crate::when::local;
+
+/// How long to wait for the kernel to let go of what was just removed.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// At most so many nodes of the past are made stale one by one.
+const STALE_MAX: usize = 1 << 16;
+const AGE_NAMES: [&str; AGES.len()] = ["hour", "day", "week", "month", "quarter", "year", "older"];
+
+/// What `darner retain` asks for.
+pub(crate) struct Wanted {
+    pub grid: Option<String>,
+    pub when_full: Option<String>,
+    pub dry_run: bool,
+}
+
+/// Gets interim answers.
+pub(crate) type Tell<'t> = dyn FnMut(Response) + 't;
+
+fn progress(tell: &mut Tell<'_>, a: Advance) {
+    tell(Response::Progress { done: a.done, total: a.total });
+}
+
+impl Daemon {
+    /// Shows what is kept of a fileset's past or, if anything is wanted, changes it (or only shows what that would do).
+    pub(crate) fn retain(&self, at: &Spot, wanted: &Wanted) -> Result<RetentionReport> {
+        let fileset = self.fileset_of(at)?;
+        let now = now_ns();
+        let grid = wanted.grid.as_deref().map(retain::parse_grid).transpose()?;
+        let when_full = match wanted.when_full.as_deref() {
+            None => None,
+            Some("keep") => Some(WhenFull::Keep),
+            Some("collapse-oldest") => Some(WhenFull::CollapseOldest),
+            Some(other) => return Err(Failure::new(format!("{other:?} is neither keep nor collapse-oldest"))),
+        };
+        let changes = grid.is_some() || when_full.is_some();
+        if changes && !wanted.dry_run {
+            self.fs.retain(fileset, grid.clone(), when_full, now)?;
+            self.fs.sync()?;
+            self.store().want_collapse();
+        }
+        let before = self.fs.retention(fileset)?;
+        let shown = before.with_grid(grid.unwrap_or_else(|| before.grid.clone()));
+        let account = self.store().account(now, Some((fileset, &shown.advanced(Tid(now)))))?;
+        Ok(self.report(fileset, &before, &shown, &account, now))
+    }
+
+    fn report(
+        &self,
+        fileset: FilesetId,
+        before: &Retention,
+        shown: &Retention,
+        account: &Account,
+        now: u64,
+    ) -> RetentionReport {
+        let costs = account.by_step.get(&fileset).cloned().unwrap_or_default();
+        let cost = |i: usize| costs.get(i).copied().unwrap_or(0);
+        let born = self.store().birth().0;
+        let step = |(i, s): (usize, &Step)| StepLine {
+            step: retain::step_text(s),
+            points: points(s, born, now),
+            history_bytes: cost(i),
+        };
+        let (lapsed_versions, lapsed_bytes) = account.lapsed_by_fileset.get(&fileset).copied().unwrap_or_default();
+        RetentionReport {
+            grid: retain::grid_text(&shown.grid),
+            offered: retain::OFFERED.into(),
+            when_full: when_full_name(before.when_full).into(),
+            horizon_tid: before.horizon().to_string(),
+            horizon: Some(before.horizon()).filter(|h| *h > Tid::ZERO).map(local),
+            steps: shown.grid.steps.iter().enumerate().map(step).collect(),
+            pinned_bytes: cost(shown.grid.steps.len()),
+            history_bytes: account.by_fileset.get(&fileset).copied().unwrap_or(0),
+            lapsed_versions,
+            lapsed_bytes,
+        }
+    }
+
+    /// Collapses and cleans all there is, now.
+    pub(crate) fn clean(&self, wait: bool, tell: &mut Tell<'_>) -> Result<Response> {
+        if self.store().is_read_only() {
+            return Err(Failure::new("the store is open for reading only"));
+        }
+        if !wait {
+            self.store().want_collapse();
+            return Ok(Response::Done);
+        }
+        let done = self.store().clean(now_ns(), &mut |a| progress(tell, a))?;
+        Ok(Response::Cleaned { before: done.before, after: done.after, copied: done.copied })
+    }
+
+    /// Destroys every version of what is, or ever was, at a path.
+    pub(crate) fn destroy(&self, at: &Spot, tell: &mut Tell<'_>) -> Result<Response> {
+        let path: Vec<&[u8]> = at.path.iter().map(Vec::as_slice).collect();
+        let start = Instant::now();
+        let done = loop {
+            let outcome = self.fs.destroy(self.root_of(at), &path, now_ns(), &mut |a| progress(tell, a));
+            match outcome {
+                // The kernel tells a little later that nobody holds what was removed.
+                Err(e) if e.errno() == libc::EBUSY && start.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                outcome => break outcome?,
+            }
+        };
+        self.make_stale(&done.objects);
+        Ok(Response::Forgotten { objects: done.objects.len() as u64, left: done.left })
+    }
+
+    /// Makes the kernels drop what they have cached of the past of some objects.
+    fn make_stale(&self, objects: &[Inode]) {
+        let state = self.state.lock();
+        let mounts: Vec<_> = state.mounts.values().map(|m| (m.nodes.clone(), m.notifier.clone())).collect();
+        // The kernel may wait for requests meanwhile.
+        drop(state);
+        for (nodes, notifier) in mounts {
+            for id in objects.iter().flat_map(|o| nodes.past_ids(*o)).take(STALE_MAX) {
+                if let Err(e) = notifier.inval_inode(id, 0, 0) {
+                    tracing::debug!("inode {id}: {e}");
+                }
+            }
+        }
+    }
+
+    /// What is needed for what, by age.
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        let a = self.store().account(now_ns(), None)?;
+        let ages = AGE_NAMES.iter().zip(a.by_age);
+        Ok(Usage {
+            live_bytes: a.live,
+            history_bytes: a.history,
+            versions: a.versions,
+            lapsed_bytes: a.lapsed,
+            lapsed_versions: a.lapsed_versions,
+            by_age: ages.map(|(name, bytes)| AgeLine { age: (*name).into(), history_bytes: bytes }).collect(),
+        })
+    }
+
+    /// What is kept of each fileset's past, in short.
+    pub(crate) fn retentions(&self) -> Result<Vec<RetentionLine>> {
+        let line = |(fileset, _): &(darner_fs::Fileset, darner_fs::Count)| {
+            let r = self.fs.retention(fileset.id)?;
+            Ok(RetentionLine {
+                fileset: fileset.name.clone(),
+                grid: retain::grid_text(&r.grid),
+                when_full: when_full_name(r.when_full).into(),
+                horizon: Some(r.horizon()).filter(|h| *h > Tid::ZERO).map(local),
+                main: fileset.id == MAIN,
+            })
+        };
+        self.fs.filesets().iter().map(line).collect()
+    }
+}
+
+fn when_full_name(w: WhenFull) -> &'static str {
+    match w {
+        WhenFull::Keep => "keep",
+        WhenFull::CollapseOldest => "collapse-oldest",
+    }
+}
+
+/// How many points of a step there can be; `None`: every commit.
+fn points(s: &Step, born: u64, now: u64) -> Option<u64> {
+    let lasts = if s.lasts == FOREVER { u64::MAX } else { s.lasts };
+    (s.every != 0).then(|| now.saturating_sub(born).min(lasts) / s.every + 1)
+}
