@@ -28,19 +28,26 @@ impl Daemon {
     pub(crate) fn serve_filesets(&self, request: Request) -> Result<Vec<FilesetLine>> {
         let _none_is_mounted = self.mounting.lock();
         let now = now_ns();
+        // The names in the main root that lead elsewhere then.
+        let mut names = Vec::new();
         let changed = match request {
             Request::CreateFileset { name, uid, gid } => {
+                names.push(name.clone());
                 let caller = Caller { uid, gid, ..Caller::default() };
                 self.fs.create_fileset(&caller, now, &name)?
             }
             Request::CloneFileset { of, tid, name } => {
+                names.push(name.clone());
                 let tid = tid.map(Tid);
                 self.fs.clone_fileset(now, self.fileset_at(&of, tid.unwrap_or(Tid::MAX))?, tid, &name)?
             }
-            Request::RemoveFileset { name, force } => self.remove(&name, force)?,
+            Request::RemoveFileset { name, force } => {
+                names.push(name.clone());
+                self.remove(&name, force)?
+            }
             Request::RenameFileset { name, new_name } => {
+                names.extend([name.clone(), new_name.clone()]);
                 let renamed = self.fs.rename_fileset(now, &name, &new_name)?;
-                self.tell_kernels(&name);
                 self.rename_mounts(&renamed);
                 renamed
             }
@@ -56,7 +63,7 @@ impl Daemon {
             }
             _ => return Ok(self.lines()),
         };
-        self.tell_kernels(&changed.name);
+        self.tell_kernels(&names);
         self.fs.sync()?;
         Ok(self.lines().into_iter().filter(|line| line.number == changed.id.0).collect())
     }
@@ -81,18 +88,22 @@ impl Daemon {
         }
     }
 
-    /// A name in the main root came, went or leads elsewhere.
-    fn tell_kernels(&self, name: &str) {
+    /// Names in the main root came, went or lead elsewhere. (To those that do not, nothing is said: what is mounted beneath a
+    /// name goes with it.)
+    fn tell_kernels(&self, names: &[String]) {
         let state = self.state.lock();
         let of_the_whole = state.mounts.values().filter(|mount| mount.live && mount.root == ROOT);
         let notifiers: Vec<_> = of_the_whole.map(|mount| mount.notifier.clone()).collect();
         // The kernel may wait for requests meanwhile.
         drop(state);
-        for notifier in notifiers {
-            let told =
-                notifier.inval_inode(ROOT_ID, 0, 0).and_then(|()| notifier.inval_entry(ROOT_ID, name.as_bytes()));
-            if let Err(e) = told {
-                tracing::debug!("name {name:?}: {e}");
+        for notifier in notifiers.iter().filter(|_| !names.is_empty()) {
+            // A look-up may have been answered before the change and be remembered after it: newer kernels doubt those too.
+            let doubted = notifier.inc_epoch();
+            let entries = names.iter().map(|name| notifier.inval_entry(ROOT_ID, name.as_bytes()));
+            for told in [doubted, notifier.inval_inode(ROOT_ID, 0, 0)].into_iter().chain(entries) {
+                if let Err(e) = told {
+                    tracing::debug!("names {names:?}: {e}");
+                }
             }
         }
     }

@@ -99,6 +99,8 @@ fn a_quota_is_shown_set_and_kept() {
     assert!(w.sh("$DARNER fileset list $MNT").contains("at most 4 objects  history at most 5.0 GiB"));
     assert!(refused(&w, "touch home/j").contains("Disk quota exceeded"));
     w.sh("$DARNER fileset quota $MNT home --objects none; touch home/j");
+    // What is mounted in it does not notice.
+    w.sh("mkdir home/m; mount -t tmpfs none home/m; $DARNER fileset quota $MNT home --history none; mountpoint -q home/m; umount home/m");
     assert!(refused(&w, "$DARNER fileset quota $MNT none --bytes 5").contains("no fileset of this name"));
 }
 
