@@ -455,6 +455,7 @@ impl Store {
             let mut packs = self.packs.lock();
             packs.push(pack.clone());
             for (part, tombstones) in parts.into_iter().zip(tombstones) {
+                state.forgotten.remove(&part.number);
                 let i = segments.iter().position(|s| s.at.id == part.number).expect("segments go only here");
                 if part.runs.len() == 0 {
                     let gone = segments.remove(i);
@@ -470,7 +471,6 @@ impl Store {
                 s.at = RegionRef { id: part.number, start: 0, size: part.end };
                 let own = s.pack.replace(at.id).is_none();
                 state.cleaned.insert(part.number, state.passes);
-                state.forgotten.remove(&part.number);
                 let before = regions.insert(part.number, Arc::new(Packed::new(pack.clone(), part)));
                 if own {
                     old.extend(before.map(|b| (b, was)));

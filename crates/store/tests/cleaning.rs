@@ -397,3 +397,20 @@ fn space_comes_back_by_itself_in_a_bounded_number_of_steps() {
     let cleaned = store.clean(now, &mut |_| ()).unwrap();
     assert!(cleaned.after <= needed * 115 / 100, "{cleaned:?}, needed {needed}");
 }
+
+#[test]
+fn what_is_alone_in_its_segment_is_forgotten_with_the_segment() {
+    let disk = SimDisk::new(1 << 30);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    let secret = ObjectId(900);
+    for _ in 0..2 {
+        let mut tx = store.begin(FS, 100).unwrap();
+        tx.put(secret, Kind::ATTR, &[], b"attributes");
+        tx.commit().unwrap();
+        let mut tx = store.begin(FS, 100).unwrap();
+        tx.delete(secret, Kind::ATTR, &[]);
+        tx.commit().unwrap();
+        store.forget(FS, &[secret], &[], 200, &mut |_| ()).unwrap();
+    }
+}
