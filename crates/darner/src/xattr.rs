@@ -30,6 +30,13 @@ fn sized(get: impl Fn(&mut [u8]) -> isize) -> Result<Vec<u8>> {
     }
 }
 
+/// One by name, if it is there.
+pub fn get(path: &Path, name: &CStr) -> Option<Vec<u8>> {
+    let path = c_path(path).ok()?;
+    // SAFETY: path and name are NUL-terminated, the buffer as long as told.
+    sized(|buf| unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) }).ok()
+}
+
 /// All that the caller may see.
 pub fn all(path: &Path) -> Result<Xattrs> {
     let path = c_path(path)?;

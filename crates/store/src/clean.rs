@@ -158,6 +158,7 @@ impl Store {
         }
         drop(tail);
         let mut state = self.maintenance.lock();
+        self.trim_segments()?;
         self.flush_locked(&mut state)?;
         self.begin_pass(&mut state, now_ns)?;
         while let Some(advance) = self.step_pass(&mut state)? {

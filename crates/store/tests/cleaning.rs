@@ -33,7 +33,7 @@ fn random_grid(run: &mut Run) -> Grid {
 fn by_the_book(grid: &Grid, at: Tid, clock: u64) -> bool {
     grid.steps.iter().any(|s| match s.every {
         0 => at.0 >= clock.saturating_sub(s.lasts),
-        every => at.0 % every == 0 && (s.lasts == u64::MAX || clock - at.0 <= s.lasts),
+        every => at.0.is_multiple_of(every) && (s.lasts == u64::MAX || clock - at.0 <= s.lasts),
     })
 }
 

@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use crate::cli::{Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
-use crate::{daemon, mounts};
+use crate::{daemon, mounts, xattr};
 
 /// How long to wait for a daemon that is closing the store.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,7 +47,7 @@ pub fn run(c: Mount) -> Result<()> {
     let start = Instant::now();
     loop {
         match control::call(&place, &Request::Mount(request.clone()))? {
-            Some(Response::Done) => return answers(&request.mountpoint),
+            Some(Response::Done) => return answers(&request),
             Some(_) => {}
             None if c.foreground => return serve(&c, place, &request, || ()),
             None => match start_daemon(&c, &place, &request) {
@@ -59,7 +58,7 @@ pub fn run(c: Mount) -> Result<()> {
                     }
                 }
                 Err(e) => return Err(e),
-                Ok(()) => return answers(&request.mountpoint),
+                Ok(()) => return answers(&request),
             },
         }
         if start.elapsed() > PATIENCE {
@@ -87,11 +86,18 @@ fn closing(place: &Place) -> bool {
     matches!(control::call(place, &Request::Status), Ok(Some(Response::Closing)))
 }
 
-fn answers(mountpoint: &Path) -> Result<()> {
-    if !mounts::all()?.iter().any(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse")) {
+fn answers(request: &MountRequest) -> Result<()> {
+    let mountpoint = &request.mountpoint;
+    if !mounts::all()?.iter().any(|m| m.mountpoint == *mountpoint && m.kind.starts_with("fuse")) {
         return Err(Failure::new(format!("{} was said to be mounted, but is not", mountpoint.display())));
     }
     std::fs::metadata(mountpoint).cant(|| format!("look at {}, just mounted", mountpoint.display()))?;
+    // A moment between two that are kept is shown as the earlier one: whoever asked for it should know.
+    let shown = request.as_of.as_ref().and_then(|_| xattr::get(mountpoint, c"user.darner.as-of"));
+    let shown = shown.map(|s| String::from_utf8_lossy(&s).into_owned());
+    if let Some(shown) = shown.filter(|s| s.contains("retained point")) {
+        eprintln!("darner: {} shows {shown}", mountpoint.display());
+    }
     Ok(())
 }
 

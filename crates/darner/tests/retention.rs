@@ -1,0 +1,147 @@
+//! What is kept of the past, cleaning and forgetting, through the real program and the real kernel.
+
+mod common;
+
+use std::ffi::CStr;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use common::{World, eventually};
+use serde_json::Value;
+
+fn xattr(path: &Path, name: &CStr) -> String {
+    let path = common::c_string(path);
+    let mut buf = vec![0; 1000];
+    // SAFETY: path and name are NUL-terminated, the buffer as long as told.
+    let n = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) };
+    assert!(n >= 0, "{}", std::io::Error::last_os_error());
+    buf.truncate(n as usize);
+    String::from_utf8(buf).unwrap()
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn a_grid_is_shown_tried_and_set_and_its_space_comes_back() {
+    let Some(w) = World::new() else { return };
+    w.sh("for i in 1 2 3 4; do head -c 10M /dev/urandom > big; done; echo kept > notes");
+    let shown = json(&w.sh("$DARNER retain $MNT --json"));
+    assert_eq!((shown["grid"].as_str(), shown["horizon"].as_str()), (Some("forever"), None));
+    assert!(shown["history_bytes"].as_u64() > Some(29 << 20), "{shown}");
+    let tried = json(&w.sh("$DARNER retain $MNT none --dry-run --json"));
+    assert!(tried["lapsed_bytes"].as_u64() > Some(29 << 20), "{tried}");
+    assert_eq!(json(&w.sh("$DARNER retain $MNT --json"))["grid"], "forever", "a try changes nothing");
+    assert!(w.sh("$DARNER retain $MNT").contains("a grid that many want: darner retain"));
+    let then = w.now();
+    w.sh("echo later > notes");
+    let before = w.status()["used_bytes"].as_u64().unwrap();
+    w.sh("$DARNER retain $MNT all:1h 1d:forever");
+    assert_eq!(w.sh(&format!("cat notes@@{then}")), "kept");
+    w.sh("$DARNER retain $MNT none");
+    eventually("space comes back by itself", || w.status()["used_bytes"].as_u64().unwrap() < before / 2);
+    let cleaned = json(&w.sh("$DARNER clean $MNT --wait --json"));
+    assert!(cleaned["used_bytes"].as_u64() < Some(14 << 20), "{cleaned}");
+    assert_eq!(w.sh(&format!("cat notes; test ! -e notes@@{then} && echo gone")), "later\ngone");
+    let status = w.status();
+    assert!(status["retention"][0]["grid"] == "none" && status["retention"][0]["horizon"].is_string(), "{status}");
+    assert!(w.sh("$DARNER status --by-time $MNT").contains("older"));
+    for wrong in ["1h", "xyz:1d", "--dry-run", "--when-full maybe all:1d"] {
+        assert!(!w.try_sh(&format!("$DARNER retain $MNT {wrong}")).status.success(), "{wrong}");
+    }
+    w.remount();
+    assert_eq!(w.status()["retention"][0]["grid"], "none");
+    w.unmount();
+    w.sh_outside("$DARNER check store");
+}
+
+#[test]
+fn a_mount_of_the_past_keeps_what_it_shows_and_says_where_it_rounded_to() {
+    let Some(w) = World::new() else { return };
+    w.sh("echo one > a");
+    let then = w.now();
+    w.sh("echo two > a; rm a; echo three > b");
+    w.mount_at("past", &["--as-of", &then]).unwrap();
+    w.sh("$DARNER retain $MNT none; $DARNER clean $MNT --wait");
+    assert_eq!(w.sh_outside("cat past/a; ls past"), "one\na");
+    let shown = xattr(&w.dir.join("past"), c"user.darner.as-of");
+    assert!(shown.starts_with(&then) && shown.contains("retained point"), "{shown}");
+    w.sh_outside("$DARNER snapshot mnt label; $DARNER unmount past");
+    w.sh("$DARNER clean $MNT --wait");
+    let refused = w.mount_at("past", &["--as-of", &then]).unwrap_err();
+    assert!(refused.contains("is no moment"), "{refused}");
+    w.sh("echo four > b; $DARNER clean $MNT --wait; echo five > b; $DARNER clean $MNT --wait");
+    let between = w.now();
+    w.sh("echo six > b; $DARNER clean $MNT --wait");
+    let said = w.sh_outside(&format!("mkdir -p again; $DARNER mount --as-of {between} store again 2>&1; cat again/b"));
+    assert!(said.contains("retained point") && said.ends_with("three"), "{said}");
+    w.sh_outside("$DARNER unmount again");
+}
+
+#[test]
+fn what_is_forgotten_is_gone_from_what_the_kernel_has_cached_too() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir d; echo password > d/secret; echo harmless > d/other; $DARNER snapshot $MNT pinned");
+    let then = w.now();
+    let past = format!("d/secret@@{then}");
+    assert_eq!(w.sh(&format!("cat {past} @@pinned/d/secret d@@{then}/secret")), "password\npassword\npassword");
+    w.sh("echo 'another password' > d/secret; cp d/secret elsewhere");
+    let said = w.sh("$DARNER forget d/secret --json");
+    assert_eq!(json(&said)["left"], json("[]"), "{said}");
+    for path in [past.as_str(), "@@pinned/d/secret", &format!("d@@{then}/secret"), "d/secret"] {
+        assert!(fs::read(w.path(path)).is_err(), "{path}");
+    }
+    assert_eq!(
+        w.sh(&format!("cat @@pinned/d/other elsewhere; ls d d@@{then}")),
+        "harmless\nanother password\nd:\nother\n\nd@@".to_string() + &then + ":\nother"
+    );
+    assert!(!w.try_sh("$DARNER log d/secret").status.success());
+    w.unmount();
+    assert_eq!(w.sh_outside("grep -rl 'password' store | wc -l"), "1", "the copy elsewhere is in one segment");
+    w.sh_outside("if grep -rl \"$(printf 'password\\n')\" store | xargs grep -c '^password' ; then exit 1; fi; true");
+    w.sh_outside("$DARNER check store");
+}
+
+#[test]
+fn a_full_volume_lets_go_of_what_is_deleted_once_it_is_told_so() {
+    let Some(w) = World::unmounted() else { return };
+    w.mount_at("mnt", &["--create", "--size", "192M"]).unwrap();
+    w.sh("for i in $(seq 1 400); do head -c 1M /dev/urandom > f$i || { rm -f f$i; break; }; done 2>/dev/null; ls | wc -l");
+    let refused = w.try_sh("head -c 8M /dev/urandom > more");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("No space left"), "it is full");
+    assert!(w.sh("$DARNER status $MNT").contains("warning"));
+    w.sh("rm -f *; ls");
+    w.sh("$DARNER retain $MNT none; $DARNER clean $MNT --wait");
+    w.sh("for i in $(seq 1 60); do head -c 1M /dev/urandom > g$i; done; md5sum g* > $DIR/sums; md5sum -c --quiet $DIR/sums");
+    w.remount();
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.sh("$DARNER retain $MNT forever --when-full collapse-oldest");
+    w.sh("for i in $(seq 1 300); do head -c 1M /dev/urandom > same; done; md5sum -c --quiet $DIR/sums");
+    w.unmount();
+    w.sh_outside("$DARNER check store");
+}
+
+#[test]
+fn nothing_is_lost_while_the_cleaner_works_and_the_daemon_is_killed() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER retain $MNT all:1s 2s:10s; mkdir tree; for i in $(seq 1 200); do head -c $((i * 500)) /dev/urandom > tree/$i; done");
+    w.sh("cd tree; md5sum * > $DIR/sums; sync .");
+    let rounds = if common::long() { 30 } else { 4 };
+    for round in 0..rounds {
+        let script = "for i in $(seq 1 150); do head -c 200K /dev/urandom > hot$((i % 7)); echo $i > n; done; \
+                      (cd tree; md5sum -c --quiet $DIR/sums)";
+        w.sh(script);
+        if round % 2 == 0 {
+            w.sh("$DARNER clean $MNT");
+            std::thread::sleep(Duration::from_millis(37 * (round + 1)));
+        }
+        w.kill();
+        w.mount();
+        w.sh("(cd tree; md5sum -c --quiet $DIR/sums); test -s n");
+    }
+    w.sh("$DARNER clean $MNT --wait; (cd tree; md5sum -c --quiet $DIR/sums)");
+    w.unmount();
+    w.sh_outside("$DARNER check store");
+}
