@@ -248,6 +248,35 @@ fn clones_equal_plain_maps_at_every_moment_across_crashes_and_rebuilds() {
 }
 
 #[test]
+fn a_power_failure_leaves_filesets_and_clones_as_they_were_at_some_transaction() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut world = World::new(seed);
+    let base = world.disk.fork();
+    world.disk.record();
+    for _ in 0..150 {
+        world.step();
+        if world.rng.u8(0..4) == 0 {
+            world.store().sync().unwrap();
+        }
+    }
+    let events = world.disk.events();
+    for _ in 0..40 {
+        let n = world.rng.usize(..=events);
+        let mut luck = fastrand::Rng::with_seed(n as u64);
+        let disk = SimDisk::crashed(&base, &world.disk, n, &mut |_| luck.bool());
+        let found = open(&disk, &OpenOptions { memory: 1, ..OpenOptions::default() });
+        let tid = found.tid();
+        let all: Vec<FilesetId> = world.model.keys().copied().collect();
+        for fileset in world.rng.choose_multiple(&all, 3) {
+            world.compare(&found, *fileset, tid);
+            let at = Tid(world.rng.u64(1_000..=tid.0));
+            world.compare(&found, *fileset, at);
+        }
+    }
+}
+
+#[test]
 fn a_transaction_over_several_filesets_is_visible_all_at_once_and_counts_in_each() {
     let mut world = World::new(1);
     let other = FilesetId(2);
