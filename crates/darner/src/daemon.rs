@@ -223,7 +223,14 @@ impl Daemon {
                 // The cleaner leaves those who work at least as much time as it takes.
                 Ok((Progress::Worked, true)) if self.store().tid() != seen => start.elapsed(),
                 Ok((Progress::Worked, true)) => Duration::ZERO,
-                Ok((Progress::Idle, _)) => Duration::from_millis(100),
+                Ok((Progress::Idle, _)) => match self.fs.gather(now_ns()) {
+                    Ok(true) => start.elapsed(),
+                    Ok(false) => Duration::from_millis(100),
+                    Err(e) => {
+                        tracing::warn!("a scattered file stays as it is: {e}");
+                        Duration::from_secs(1)
+                    }
+                },
                 Err(e) => {
                     tracing::error!("upkeep failed: {e}");
                     Duration::from_secs(1)

@@ -76,7 +76,12 @@ impl Fs {
         if len == 0 {
             return Ok((Vec::new(), 0));
         }
-        Ok((self.store.map(node.inode().fileset, node.inode().object, offset, len, node.at())?, len as usize))
+        let Inode { fileset, object } = node.inode();
+        let pieces = self.store.map(fileset, object, offset, len, node.at())?;
+        if let Node::Live(_) = node {
+            self.store.note_scattered(fileset, &pieces);
+        }
+        Ok((pieces, len as usize))
     }
 
     /// Attributes of a node whose data can be read.

@@ -30,6 +30,7 @@ mod recover;
 #[cfg(test)]
 mod regressions;
 pub mod retain;
+mod scatter;
 mod segment;
 mod store;
 mod superblock;
@@ -48,6 +49,7 @@ pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
 pub use retain::{Grid, Pin, Retention, Step, WhenFull};
+pub use scatter::Chunk;
 pub use store::{Store, Usage, Value, Version, VisitValue, VisitVersion};
 pub use tid::Tid;
 pub use tx::Tx;

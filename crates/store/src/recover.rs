@@ -250,6 +250,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         segments: Mutex::new(m.segments.clone()),
         packs: Mutex::new(packs),
         making_room: Mutex::new(0),
+        scattered: Mutex::default(),
         crowded: false.into(),
         wiping: false.into(),
         collapse_wanted: Mutex::new(false),

@@ -101,6 +101,7 @@ pub struct Store {
     pub(crate) pins: Mutex<Pins>,
     /// Held by whoever makes room on a full volume; when to try the next collapse at the earliest.
     pub(crate) making_room: Mutex<u64>,
+    pub(crate) scattered: Mutex<crate::scatter::Scattered>,
     /// Whether no gap was large enough for the last segment.
     pub(crate) crowded: std::sync::atomic::AtomicBool,
     /// Whether what is given back is overwritten.
