@@ -359,3 +359,43 @@ fn a_merge_that_fails_gives_its_space_back() {
     }
     assert!(worst <= 64 << 10, "leaked {worst}");
 }
+
+#[test]
+fn space_given_back_is_not_discarded_once_it_is_somebody_elses() {
+    /// A disk on which somebody makes a region while another one's space is discarded.
+    struct Racing(SimDisk, Mutex<Option<Arc<RawVolume>>>, Mutex<Option<u64>>);
+    impl Disk for Racing {
+        fn name(&self) -> String {
+            "racing".into()
+        }
+        fn len(&self) -> std::io::Result<u64> {
+            self.0.len()
+        }
+        fn read_at(&self, b: &mut [u8], o: u64) -> std::io::Result<()> {
+            self.0.read_at(b, o)
+        }
+        fn write_at(&self, b: &[u8], o: u64) -> std::io::Result<()> {
+            self.0.write_at(b, o)
+        }
+        fn flush(&self) -> std::io::Result<()> {
+            self.0.flush()
+        }
+        fn discard(&self, o: u64, n: u64) {
+            if let Some(volume) = self.1.lock().take() {
+                let made = volume.create(9, n).unwrap();
+                made.write_at(b"newer", 0).unwrap();
+                *self.2.lock() = Some(made.place().start);
+            }
+            self.0.write_at(&vec![0; n as usize], o).unwrap();
+        }
+    }
+    let disk = Arc::new(Racing(SimDisk::new(64 << 20), Mutex::default(), Mutex::default()));
+    let volume = Arc::new(RawVolume::new(disk.clone()));
+    let old = volume.create(1, 1 << 20).unwrap().place();
+    *disk.1.lock() = Some(volume.clone());
+    volume.remove(old).unwrap();
+    let start = disk.2.lock().expect("one was made");
+    let mut found = [0; 5];
+    disk.0.read_at(&mut found, start).unwrap();
+    assert_eq!(&found, b"newer");
+}

@@ -122,8 +122,9 @@ impl Volume for RawVolume {
     }
 
     fn remove(&self, at: RegionRef) -> Result<()> {
-        self.used.lock().remove(&at.start);
+        // First, as long as nobody else can be given this space and have written to it.
         self.disk.discard(at.start, at.size);
+        self.used.lock().remove(&at.start);
         Ok(())
     }
 
