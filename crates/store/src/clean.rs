@@ -336,6 +336,9 @@ impl Store {
 
     /// Cleans some segments, given by their places in the list; returns how many bytes were copied.
     pub(crate) fn clean_segments(&self, state: &mut State, chosen: &[usize]) -> Result<u64> {
+        // After a crash the sizes may be those from before a trim, and what lies behind the ends somebody else's: it must
+        // not be overwritten when a victim is given back.
+        self.trim_segments()?;
         let segments = self.segments.lock().clone();
         let victims: Vec<&Segment> = chosen.iter().map(|i| &segments[*i]).collect();
         let needed = self.mark(state, &victims, &segments)?;

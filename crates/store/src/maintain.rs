@@ -188,7 +188,7 @@ impl Store {
     }
 
     /// Gives back what sealed segments did not use.
-    fn trim_segments(&self) -> Result<()> {
+    pub(crate) fn trim_segments(&self) -> Result<()> {
         let due = |s: &crate::segment::Segment| s.end != 0 && !s.trimmed;
         if !self.segments.lock().iter().rev().nth(1).is_some_and(due) {
             return Ok(());

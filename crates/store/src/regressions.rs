@@ -399,3 +399,22 @@ fn space_given_back_is_not_discarded_once_it_is_somebody_elses() {
     disk.0.read_at(&mut found, start).unwrap();
     assert_eq!(&found, b"newer");
 }
+
+#[test]
+fn what_lies_behind_the_end_of_a_segment_that_was_trimmed_before_a_crash_is_left_alone() {
+    let disk = SimDisk::new(64 << 20);
+    let volume = RawVolume::new(Arc::new(disk.clone()));
+    let old = volume.create(1, 1 << 20).unwrap().place();
+    // Trimmed, and what it gave back used by another segment, to which a seal leads; the manifest still says the old size.
+    volume.shrink(old, 512 << 10).unwrap();
+    let other = volume.create(2, 512 << 10).unwrap();
+    assert_eq!(other.place().start, old.start + (512 << 10));
+    other.write_at(b"synced", 0).unwrap();
+    let volume = RawVolume::new(Arc::new(disk));
+    volume.open(old).unwrap();
+    let other = volume.open(other.place()).unwrap();
+    volume.remove(old).unwrap();
+    let mut found = [0; 6];
+    other.read_at(&mut found, 0).unwrap();
+    assert_eq!(&found, b"synced");
+}
