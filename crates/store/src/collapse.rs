@@ -481,6 +481,8 @@ impl Store {
     /// Begins a pass over all there is.
     pub(crate) fn begin_pass(&self, state: &mut State, now_ns: u64) -> Result<()> {
         let keep = self.keep(now_ns, None)?;
+        // A label or a fileset that was taken away must not be back after a crash when what it kept is gone.
+        self.sync()?;
         let levels = self.index.read().levels.clone();
         let total = levels.tables().map(|t| t.entries()).sum();
         let (live, history) = (levels.live.clone(), levels.history.clone());

@@ -464,3 +464,38 @@ fn a_collapse_that_begins_anew_does_not_bring_back_what_the_one_before_had_rewri
     assert!(again >= far, "what had been rewritten counts again");
     assert!(versions(&s) <= 2);
 }
+
+fn key_of(name: &str) -> Key {
+    Key::new(FS, ObjectId(2), Kind::DIRENT, name.as_bytes())
+}
+
+#[test]
+fn a_label_whose_end_is_not_durable_still_shows_its_moment_after_a_crash() {
+    let base = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(base.clone())));
+    let disk = base.fork();
+    disk.record();
+    let s = open(Arc::new(disk.clone())).unwrap();
+    let at = put(&s, "name");
+    let mut value = Vec::new();
+    crate::codec::put_varint(&mut value, at.0);
+    let mut tx = s.begin(FS, 20).unwrap();
+    tx.put(ObjectId(0), Kind::LABEL, b"label", &value);
+    tx.delete(ObjectId(2), Kind::DIRENT, b"name");
+    tx.commit().unwrap();
+    s.checkpoint().unwrap();
+    s.retain(FS, 100, |r| r.with_grid(Grid::default()).advanced(Tid(100))).unwrap();
+    s.sync().unwrap();
+    let mut tx = s.begin(FS, 100).unwrap();
+    tx.delete(ObjectId(0), Kind::LABEL, b"label");
+    tx.commit().unwrap();
+    s.want_collapse();
+    for _ in 0..2 {
+        s.step_clean(100).unwrap();
+    }
+    let crashed = SimDisk::crashed(&base, &disk, disk.events(), &mut |_| false);
+    let s = open(Arc::new(crashed)).unwrap();
+    if s.retention(FS).unwrap().round(at) == Some(at) {
+        assert!(s.get(&key_of("name"), at).unwrap().is_some(), "it is said to be kept");
+    }
+}
