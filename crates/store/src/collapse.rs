@@ -575,6 +575,8 @@ impl Store {
             runs.iter().map(|r| r.above(last)).filter(|r| !r.tables.is_empty()).collect()
         };
         let (live, history) = (clip(&pass.live), clip(&pass.history));
+        // What was cleaned on the way (for a gap) may still hold what this step drops.
+        state.passes += 1;
         let mut made = pass.made.clone();
         for (made, run) in made.iter_mut().zip(runs) {
             made.tables.extend(run.into_iter().flat_map(|r| r.tables));

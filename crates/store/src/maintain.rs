@@ -54,7 +54,7 @@ pub(crate) struct State {
     pub account: Option<Account>,
     /// When to look for the first time.
     pub first_look: Option<u64>,
-    /// How many passes were begun, and after which of them segments were cleaned.
+    /// How many passes were begun and steps of them done, and after which of those segments were cleaned.
     pub passes: u64,
     pub cleaned: HashMap<u64, u64>,
     /// Segments that can't be cleaned, because they can't be read.

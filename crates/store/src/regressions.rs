@@ -499,3 +499,42 @@ fn a_label_whose_end_is_not_durable_still_shows_its_moment_after_a_crash() {
         assert!(s.get(&key_of("name"), at).unwrap().is_some(), "it is said to be kept");
     }
 }
+
+#[test]
+fn what_a_collapse_drops_after_a_segment_was_moved_does_not_come_back_from_it() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk.clone())).unwrap();
+    let roll = |s: &Store| s.next_segment(&mut s.log.tail()).unwrap();
+    put(&s, "name");
+    roll(&s);
+    let mut tx = s.begin(FS, 20).unwrap();
+    tx.delete(ObjectId(2), Kind::DIRENT, b"name");
+    tx.commit().unwrap();
+    put(&s, "other");
+    roll(&s);
+    put(&s, "third");
+    s.checkpoint().unwrap();
+    s.retain(FS, 100, |r| r.with_grid(Grid::default())).unwrap();
+    s.want_collapse();
+    s.step_clean(100).unwrap();
+    // A pass has begun. Where a gap is wanted, a segment moves meanwhile.
+    {
+        let mut state = s.maintenance.lock();
+        assert!(state.pass.is_some());
+        s.clean_segments(&mut state, &[0]).unwrap();
+    }
+    s.step_clean(100).unwrap();
+    {
+        let mut state = s.maintenance.lock();
+        assert!(state.pass.is_none());
+        s.clean_segments(&mut state, &[1]).unwrap();
+    }
+    assert!(!has(&s, "name"));
+    s.close().unwrap();
+    drop(s);
+    let options = OpenOptions { read_only: true, from_segments: true, ..opts() };
+    let rebuilt = Store::open(Arc::new(RawVolume::new(Arc::new(disk))), &options).unwrap();
+    assert!(has(&rebuilt, "other"));
+    assert!(!has(&rebuilt, "name"), "it was deleted");
+}
