@@ -13,6 +13,8 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use crate::codec::{hash_key, mix};
 use crate::collapse::{Advance, blocks_of, spans};
 use crate::extent::{BLOCK, CHUNK, Codec, Place, Span};
@@ -161,8 +163,8 @@ impl Store {
         self.flush_locked(&mut state)?;
         self.begin_pass(&mut state, now_ns)?;
         while let Some(advance) = self.step_pass(&mut state)? {
-            each(advance);
-            parking_lot::MutexGuard::bump(&mut state);
+            // Whoever is told may take his time: nobody else waits for that.
+            MutexGuard::unlocked_fair(&mut state, || each(advance));
         }
         let mut copied = 0;
         let total = before;
@@ -170,8 +172,7 @@ impl Store {
         while let Some(n) = self.clean_batch(&mut state, Effort::Full)? {
             copied += n;
             done += n;
-            each(Advance { done: done.min(total), total });
-            parking_lot::MutexGuard::bump(&mut state);
+            MutexGuard::unlocked_fair(&mut state, || each(Advance { done: done.min(total), total }));
         }
         self.bury(&mut state)?;
         drop(state);

@@ -538,3 +538,21 @@ fn what_a_collapse_drops_after_a_segment_was_moved_does_not_come_back_from_it() 
     assert!(has(&rebuilt, "other"));
     assert!(!has(&rebuilt, "name"), "it was deleted");
 }
+
+#[test]
+fn whoever_is_told_how_far_the_cleaner_is_holds_nobody_up() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk)).unwrap();
+    for round in 0..2 {
+        put_large(&s, 100, 400, round);
+    }
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let mut told = 0;
+    s.clean(20, &mut |_| {
+        told += 1;
+        assert!(s.maintenance.try_lock().is_some(), "upkeep could go on meanwhile");
+    })
+    .unwrap();
+    assert!(told > 1);
+}
