@@ -48,7 +48,7 @@ pub(crate) struct Keep {
 
 impl Keep {
     /// The segment that holds the records of a transaction.
-    fn segment_of(&self, tid: Tid) -> u64 {
+    pub fn segment_of(&self, tid: Tid) -> u64 {
         let after = self.segments.partition_point(|(after, _)| *after < tid);
         self.segments[after.max(1) - 1].1
     }
@@ -409,6 +409,8 @@ pub(crate) struct Pass {
     history: Vec<Run>,
     /// What it has made.
     made: [Run; 2],
+    /// The segment that was written to when it began: from there on it does not see all that is needed.
+    newest: u64,
     tally: Tally,
     read: u64,
     total: u64,
@@ -488,8 +490,8 @@ impl Store {
         let (live, history) = (levels.live.clone(), levels.history.clone());
         state.lapses = Lapses::default();
         state.passes += 1;
-        state.pass =
-            Some(Pass { keep, live, history, made: Default::default(), tally: Tally::default(), read: 0, total });
+        let (newest, made, tally) = (state.log.region, Default::default(), Tally::default());
+        state.pass = Some(Pass { keep, live, history, made, newest, tally, read: 0, total });
         Ok(())
     }
 
@@ -504,7 +506,7 @@ impl Store {
                 Ok(Some(advance))
             }
             Ok(false) => {
-                self.end_pass(state, pass.tally);
+                self.end_pass(state, pass);
                 Ok(None)
             }
             // The next one begins anew.
@@ -512,12 +514,10 @@ impl Store {
         }
     }
 
-    fn end_pass(&self, state: &mut State, tally: Tally) {
-        let Tally { account, segments, mut lapses, forgotten } = tally;
+    fn end_pass(&self, state: &mut State, pass: Pass) {
+        let Tally { account, segments, mut lapses, forgotten } = pass.tally;
         state.forgotten = forgotten;
-        let newest = state.log.region;
-        for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != newest) {
-            // Those that were begun since hold more than the pass has seen.
+        for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != pass.newest) {
             s.live = segments.get(&s.at.id).copied().unwrap_or(0).min(s.end);
         }
         lapses.0.extend(std::mem::take(&mut state.lapses).0);

@@ -556,3 +556,27 @@ fn whoever_is_told_how_far_the_cleaner_is_holds_nobody_up() {
     .unwrap();
     assert!(told > 1);
 }
+
+#[test]
+fn segments_begun_during_a_collapse_are_not_taken_for_waste() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk)).unwrap();
+    for round in 0..2 {
+        put_large(&s, 100, 400, round);
+    }
+    s.checkpoint().unwrap();
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    s.want_collapse();
+    s.step_clean(20).unwrap();
+    put_large(&s, 2000, 600, 7);
+    s.checkpoint().unwrap();
+    while s.maintenance.lock().pass.is_some() {
+        s.step_clean(20).unwrap();
+    }
+    let fresh = s.keep(20, None).unwrap().segment_of(s.tid());
+    let segments = s.segments.lock().clone();
+    let n = segments.iter().position(|x| x.at.id == fresh).unwrap();
+    let dead: Vec<_> = segments[n - 1..n].iter().map(|x| x.live).collect();
+    assert!(dead.iter().all(|live| *live != 0), "all of it is live");
+}
