@@ -41,11 +41,7 @@ impl Fs {
         let Some(fileset) = roots.first().map(|ino| ino.fileset) else {
             return refuse(libc::ENOENT, "nothing ever had this name");
         };
-        for dir in &within {
-            if self.dirent(*dir, name, Tid::MAX)?.is_some() {
-                return refuse(libc::EEXIST, "it exists: remove it first");
-            }
-        }
+        self.check_gone(&within, name)?;
         let mut out = Destroyed::default();
         let all = self.ever_below(roots, &mut out.left)?;
         self.check_not_cloned(fileset, &all)?;
@@ -66,8 +62,23 @@ impl Fs {
         let suffix = self.suffix(name);
         let keys: Vec<Key> = within.iter().map(|dir| dir.key(Kind::DIRENT, &suffix)).collect();
         let objects: Vec<ObjectId> = out.objects.iter().map(|ino| ino.object).collect();
-        self.store.forget(fileset, &objects, &keys, now_ns, each)?;
+        let newest = {
+            // A file that gets the name from here on is another one, and stays.
+            let _live = self.live.read();
+            self.check_gone(&within, name)?;
+            self.store.tid()
+        };
+        self.store.forget(fileset, &objects, &keys, newest, now_ns, each)?;
         Ok(out)
+    }
+
+    fn check_gone(&self, dirs: &[Inode], name: &[u8]) -> Result<()> {
+        for dir in dirs {
+            if self.dirent(*dir, name, Tid::MAX)?.is_some() {
+                return refuse(libc::EEXIST, "it exists: remove it first");
+            }
+        }
+        Ok(())
     }
 
     /// Fails if a clone shows any of these objects.

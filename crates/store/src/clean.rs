@@ -569,7 +569,7 @@ impl Store {
             let key = |suffix: &[u8]| Key::new(r.fileset, r.object, r.kind, suffix);
             needed.forgotten.has_object(r.fileset, r.object)
                 || matches!(r.body, Body::Put { suffix, .. } | Body::Tombstone { suffix }
-                    if needed.forgotten.has_key(key(suffix).as_bytes()))
+                    if needed.forgotten.has_key(key(suffix).as_bytes(), h.tid))
         };
         for r in f.records {
             // What others share of it stays, without a record of whose it was.

@@ -232,7 +232,7 @@ impl<'k> Sieve<'k> {
         let dies = if self.dead.is_some_and(|dead| dead > e.tid) { self.dead } else { None };
         let until = self.until.min(dies.unwrap_or(Tid::MAX));
         self.until = e.tid;
-        let Some(retention) = self.retention.clone().filter(|_| !self.keep.forgotten.has_key(&e.key)) else {
+        let Some(retention) = self.retention.clone().filter(|_| !self.keep.forgotten.has_key(&e.key, e.tid)) else {
             self.tally.forgotten.insert(self.keep.segment_of(e.tid));
             self.tally.forgotten.extend(spans(&e).iter().map(|s| s.place.region));
             self.drop_entry(&e);

@@ -580,3 +580,35 @@ fn segments_begun_during_a_collapse_are_not_taken_for_waste() {
     let dead: Vec<_> = segments[n - 1..n].iter().map(|x| x.live).collect();
     assert!(dead.iter().all(|live| *live != 0), "all of it is live");
 }
+
+#[test]
+fn a_name_given_anew_while_its_past_is_being_forgotten_stays() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk)).unwrap();
+    let key = Key::new(FS, ObjectId(2), Kind::DIRENT, b"name");
+    put(&s, "name");
+    let mut tx = s.begin(FS, 10).unwrap();
+    tx.delete(ObjectId(2), Kind::DIRENT, b"name");
+    tx.commit().unwrap();
+    let again = std::sync::atomic::AtomicBool::new(false);
+    s.forget(FS, &[], &[key], s.tid(), 20, &mut |_| {
+        if !again.swap(true, Ordering::SeqCst) {
+            put(&s, "name");
+        }
+    })
+    .unwrap();
+    assert!(has(&s, "name"));
+    // The same, where the name is in the tables before the collapse begins.
+    let mut tx = s.begin(FS, 30).unwrap();
+    tx.delete(ObjectId(2), Kind::DIRENT, b"name");
+    tx.commit().unwrap();
+    let suffix = [&2u64.to_be_bytes()[..], &crate::codec::hash_key(key_of("name").as_bytes()).to_be_bytes()].concat();
+    let mut tx = s.begin(FS, 30).unwrap();
+    tx.put(ObjectId(0), Kind::FORGET, &suffix, &[]);
+    tx.commit().unwrap();
+    put(&s, "name");
+    s.clean(40, &mut |_| ()).unwrap();
+    assert!(has(&s, "name"));
+    assert_eq!(s.all_versions(&key_of("name")).unwrap().len(), 1, "what was before is gone");
+}
