@@ -43,6 +43,10 @@ impl Fs {
         };
         self.check_gone(&within, name)?;
         let mut out = Destroyed::default();
+        // One at a time: clones have object numbers in common with their bases, so a number alone says nothing.
+        let (roots, mut others): (Vec<Inode>, Vec<Inode>) = roots.into_iter().partition(|ino| ino.fileset == fileset);
+        others.dedup_by_key(|ino| ino.fileset);
+        out.left.extend(others.iter().map(is_another));
         let all = self.ever_below(roots, &mut out.left)?;
         self.check_not_cloned(fileset, &all)?;
         for ino in all {
@@ -123,7 +127,7 @@ impl Fs {
             self.store.versions(ino.fileset, ino.object, Kind::DIRENT, &[], &mut |_, _, value| {
                 match value.and_then(|value| Dirent::decode(value, ino.fileset)) {
                     Some(child) if child.ino.fileset == ino.fileset => todo.push(child.ino),
-                    Some(child) => left.push(format!("fileset {} is another one", child.ino.fileset.0)),
+                    Some(child) => left.push(is_another(&child.ino)),
                     None => {}
                 }
                 ControlFlow::Continue(())
@@ -131,4 +135,8 @@ impl Fs {
         }
         Ok(all)
     }
+}
+
+fn is_another(ino: &Inode) -> String {
+    format!("fileset {} is another one", ino.fileset.0)
 }

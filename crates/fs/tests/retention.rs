@@ -238,3 +238,23 @@ fn a_day_of_points_over_an_unchanged_filesystem_costs_nothing() {
     let op = Op::Lookup { dir: world.fs.root(), name: b"a@@2026-11-22T18:00" };
     assert!(matches!(world.fs.run(&world.caller, START + 80_000 * SECOND, op), Ok(Reply::Entry(_))));
 }
+
+#[test]
+fn what_had_the_name_in_another_fileset_is_not_destroyed_by_its_number_in_this_one() {
+    check(
+        "
+        t=1 create kept
+        write kept 'data'
+        create x
+        hold x x
+        unlink x
+        forget #x
+        clone / x
+        remove-fileset x force
+        destroy x => 1 fileset 2 is another one
+        find kept => there
+        read kept => data
+        find kept@@2026-11-22T00:00:03 => there
+        ",
+    );
+}
