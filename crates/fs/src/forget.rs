@@ -49,6 +49,7 @@ impl Fs {
         out.left.extend(others.iter().map(is_another));
         let all = self.ever_below(roots, &mut out.left)?;
         self.check_not_cloned(fileset, &all)?;
+        self.check_not_from_base(fileset, &all)?;
         for ino in all {
             match self.attr_at(ino, Tid::MAX)? {
                 Some(attr) if attr.nlink > 0 => {
@@ -94,6 +95,18 @@ impl Fs {
                     let why = format!("the fileset {:?} is a clone that shows it: remove that first", clone.name);
                     return Err(FsError::told(libc::EBUSY, why));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if it is a clone whose base shows any of these objects: what has hidden them would be forgotten too.
+    fn check_not_from_base(&self, fileset: FilesetId, all: &BTreeSet<Inode>) -> Result<()> {
+        let clone = self.filesets().into_iter().map(|(clone, _)| clone).find(|clone| clone.id == fileset);
+        let Some((base, at)) = clone.and_then(|clone| clone.base) else { return Ok(()) };
+        for ino in all {
+            if self.attr_at(Inode { fileset: base, ..*ino }, at)?.is_some() {
+                return refuse(libc::EBUSY, "it came with the clone from its base: only both together could be forgotten");
             }
         }
         Ok(())

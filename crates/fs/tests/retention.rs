@@ -258,3 +258,28 @@ fn what_had_the_name_in_another_fileset_is_not_destroyed_by_its_number_in_this_o
         ",
     );
 }
+
+#[test]
+fn what_a_clone_has_deleted_does_not_come_back_from_its_base_when_it_is_destroyed() {
+    check(
+        "
+        t=1 create secret
+        write secret 'password'
+        clone / c
+        hold s c/secret
+        unlink c/secret
+        forget #s
+        destroy c/secret => EBUSY
+        find c/secret => ENOENT
+        ls c
+        create c/own
+        write c/own 'x'
+        hold o c/own
+        unlink c/own
+        forget #o
+        destroy c/own => 1
+        find c/own => ENOENT
+        read secret => password
+        ",
+    );
+}
