@@ -515,8 +515,7 @@ impl Store {
     }
 
     fn end_pass(&self, state: &mut State, pass: Pass) {
-        let Tally { account, segments, mut lapses, forgotten } = pass.tally;
-        state.forgotten = forgotten;
+        let Tally { account, segments, mut lapses, .. } = pass.tally;
         for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != pass.newest) {
             s.live = segments.get(&s.at.id).copied().unwrap_or(0).min(s.end);
         }
@@ -559,8 +558,13 @@ impl Store {
                 return Err(e);
             }
         };
-        let tally = sieve.finish();
+        let mut tally = sieve.finish();
         self.replace_range(state, pass, runs, &last)?;
+        // At once: should the pass be cut short, the next one does not meet any more what this step dropped.
+        let forgotten = std::mem::take(&mut tally.forgotten);
+        let segments = self.segments.lock();
+        state.forgotten.extend(segments.iter().map(|s| s.at.id).filter(|id| forgotten.contains(id)));
+        drop(segments);
         pass.tally = tally;
         pass.read += read;
         Ok(more)

@@ -85,7 +85,8 @@ impl Store {
     }
 
     /// Destroys every version of some objects and of some single keys (names that led to them), in all moments up to
-    /// `newest`. The caller has made sure that nothing visible led to them then. On return the bytes are overwritten and gone from the
+    /// `newest`. The caller has made sure that nothing visible led to them then. With neither: goes on with what was
+    /// interrupted. On return the bytes are overwritten and gone from the
     /// volume, but for what other objects share. `each` is told how far it is.
     pub fn forget(
         &self,
@@ -104,6 +105,13 @@ impl Store {
             Some([object.0.to_be_bytes(), hash_key(key.as_bytes()).to_be_bytes()].concat())
         });
         let suffixes: Vec<Vec<u8>> = of_objects.chain(of_keys).collect();
+        let _one = self.forgetting.lock();
+        if suffixes.is_empty() {
+            if self.forget_records(fileset)?.is_empty() {
+                return Ok(());
+            }
+            self.suspect_all();
+        }
         for batch in suffixes.chunks(BATCH) {
             let mut tx = self.begin(fileset, now_ns)?;
             batch.iter().for_each(|suffix| tx.put(ObjectId(0), Kind::FORGET, suffix, &value));
@@ -125,6 +133,14 @@ impl Store {
         }
         self.sync()?;
         Ok(())
+    }
+
+    /// After a crash no pass tells any more which segments hold some of it: all there are may.
+    fn suspect_all(&self) {
+        let mut state = self.maintenance.lock();
+        let is_empty = self.log.tail().end() <= crate::segment::HEADER;
+        let segments = self.segments.lock();
+        state.forgotten.extend(segments[..segments.len() - usize::from(is_empty)].iter().map(|s| s.at.id));
     }
 
     /// Gives a region back; while something is being forgotten, overwritten.

@@ -59,7 +59,7 @@ pub(crate) struct State {
     pub cleaned: HashMap<u64, u64>,
     /// Segments that can't be cleaned, because they can't be read.
     pub damaged: HashSet<u64>,
-    /// Segments that held what is to be forgotten, as the last pass found.
+    /// Segments that held what is to be forgotten, as passes found, and were not cleaned since.
     pub forgotten: HashSet<u64>,
 }
 

@@ -251,6 +251,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         packs: Mutex::new(packs),
         making_room: Mutex::new(0),
         crowded: false.into(),
+        forgetting: Mutex::new(()),
         wiping: false.into(),
         collapse_wanted: Mutex::new(false),
         retentions: RwLock::default(),

@@ -103,6 +103,8 @@ pub struct Store {
     pub(crate) making_room: Mutex<u64>,
     /// Whether no gap was large enough for the last segment.
     pub(crate) crowded: std::sync::atomic::AtomicBool,
+    /// Held while something is forgotten: one at a time.
+    pub(crate) forgetting: Mutex<()>,
     /// Whether what is given back is overwritten.
     pub(crate) wiping: std::sync::atomic::AtomicBool,
     /// Somebody waits for a collapse.
