@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::codec::{Reader, hash_key, put_varint};
 use crate::collapse::Advance;
@@ -17,6 +18,8 @@ use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// Records in one transaction.
 const BATCH: usize = 4096;
+/// How long to wait for those who still read what is to be overwritten.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is to be forgotten, by fileset.
 #[derive(Clone, Debug, Default)]
@@ -119,10 +122,9 @@ impl Store {
         }
         self.sync()?;
         self.wiping.store(true, Ordering::Relaxed);
-        let outcome = self.clean(now_ns, each);
+        let outcome = self.clean(now_ns, each).and_then(|_| self.outlast_readers());
         self.wiping.store(false, Ordering::Relaxed);
-        outcome?;
-        let left = self.maintenance.lock().forgotten.len();
+        let left = outcome? + self.maintenance.lock().forgotten.len();
         if left > 0 {
             return Err(Error::Unreached { left });
         }
@@ -133,6 +135,21 @@ impl Store {
         }
         self.sync()?;
         Ok(())
+    }
+
+    /// What somebody still reads is given back only after him: waits for that. Returns how many regions are left all the same.
+    fn outlast_readers(&self) -> Result<usize> {
+        let start = Instant::now();
+        loop {
+            let mut state = self.maintenance.lock();
+            self.bury(&mut state)?;
+            let left = state.doomed.len() + state.doomed_regions.len();
+            drop(state);
+            if left == 0 || start.elapsed() > PATIENCE {
+                return Ok(left);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// After a crash no pass tells any more which segments hold some of it: all there are may.

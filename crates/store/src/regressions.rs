@@ -612,3 +612,35 @@ fn a_name_given_anew_while_its_past_is_being_forgotten_stays() {
     assert!(has(&s, "name"));
     assert_eq!(s.all_versions(&key_of("name")).unwrap().len(), 1, "what was before is gone");
 }
+
+/// Whether bytes are anywhere on a disk, within a page.
+fn is_on(disk: &SimDisk, bytes: &[u8]) -> bool {
+    disk.written_pages().into_iter().any(|at| {
+        let mut page = [0; 4096];
+        disk.read_at(&mut page, at).unwrap();
+        page.windows(bytes.len()).any(|w| w == bytes)
+    })
+}
+
+#[test]
+fn what_somebody_reads_while_it_is_forgotten_is_overwritten_before_that_is_said_to_be_done() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk.clone())).unwrap();
+    let secret = b"correct horse battery staple";
+    let mut tx = s.begin(FS, 10).unwrap();
+    tx.put(ObjectId(9), Kind::ATTR, b"", secret);
+    tx.commit().unwrap();
+    let mut tx = s.begin(FS, 10).unwrap();
+    tx.delete(ObjectId(9), Kind::ATTR, b"");
+    tx.commit().unwrap();
+    s.checkpoint().unwrap();
+    let read = s.index.read().levels.clone();
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(read);
+    });
+    s.forget(FS, &[ObjectId(9)], &[], s.tid(), 20, &mut |_| ()).unwrap();
+    assert!(!is_on(&disk, secret));
+    reader.join().unwrap();
+}
