@@ -486,8 +486,8 @@ impl Store {
             old.extend(unused.into_iter().map(|p| (p.clone(), p.place())));
         }
         let levels = self.index.read().levels.clone();
+        state.outdated.extend(old);
         self.write_manifest(state, &levels)?;
-        state.doomed_regions.extend(old);
         self.bury(state)
     }
 

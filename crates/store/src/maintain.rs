@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub doomed: Vec<Arc<Table>>,
     /// The same, of segments and packs that were cleaned.
     pub doomed_regions: Vec<(Arc<dyn Region>, RegionRef)>,
+    /// The same, as long as the last manifest still names them.
+    pub outdated: Vec<(Arc<dyn Region>, RegionRef)>,
     /// The collapse under way.
     pub pass: Option<Pass>,
     /// When what is superseded by now lapses.
@@ -284,6 +286,7 @@ impl Store {
         // After a failure the next attempt takes the same slot: the other one stays whole.
         next.write(&*self.volume)?;
         *sb = next;
+        state.doomed_regions.append(&mut state.outdated);
         if let Some(old) = state.manifest.replace(region.place()) {
             self.give_back(old)?;
         }

@@ -221,6 +221,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         pending: None,
         doomed: Vec::new(),
         doomed_regions: Vec::new(),
+        outdated: Vec::new(),
         pass: None,
         lapses: Lapses::default(),
         account: None,

@@ -644,3 +644,33 @@ fn what_somebody_reads_while_it_is_forgotten_is_overwritten_before_that_is_said_
     assert!(!is_on(&disk, secret));
     reader.join().unwrap();
 }
+
+#[test]
+fn a_cleaning_whose_manifest_fails_gives_the_space_back_later() {
+    let base = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(base.clone())));
+    let d = Hooked::new(base, false, false);
+    let s = open(d.clone()).unwrap();
+    for round in 0..2 {
+        put_large(&s, 100, 200, round);
+    }
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    s.next_segment(&mut s.log.tail()).unwrap();
+    s.checkpoint().unwrap();
+    s.advance_retentions(20).unwrap();
+    let mut state = s.maintenance.lock();
+    s.begin_pass(&mut state, 20).unwrap();
+    while s.step_pass(&mut state).unwrap().is_some() {}
+    s.bury(&mut state).unwrap();
+    let victim = s.segments.lock()[0];
+    let before = s.usage().unwrap().used;
+    // The pack is flushed, and its manifest is not.
+    d.fail_flush_in.store(2, Ordering::SeqCst);
+    s.clean_segments(&mut state, &[0]).unwrap_err();
+    drop(state);
+    put(&s, "more");
+    s.checkpoint().unwrap();
+    while s.step().unwrap() == Progress::Worked {}
+    let after = s.usage().unwrap().used;
+    assert!(after + victim.end / 3 < before, "{} MiB, then {} MiB", before >> 20, after >> 20);
+}
