@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::clean::FIRST_LOOK;
 use crate::extent::{self, Place, Span};
 use crate::fileset::CATALOGUE;
 use crate::forget::Forgotten;
@@ -509,8 +510,11 @@ impl Store {
                 self.end_pass(state, pass);
                 Ok(None)
             }
-            // The next one begins anew.
-            Err(e) => Err(e),
+            // The next one begins anew, after a while: what failed may fail again, and the cleaner has other work.
+            Err(e) => {
+                state.first_look = Some(self.clock().saturating_add(FIRST_LOOK));
+                Err(e)
+            }
         }
     }
 

@@ -674,3 +674,28 @@ fn a_cleaning_whose_manifest_fails_gives_the_space_back_later() {
     let after = s.usage().unwrap().used;
     assert!(after + victim.end / 3 < before, "{} MiB, then {} MiB", before >> 20, after >> 20);
 }
+
+#[test]
+fn a_collapse_that_fails_keeps_neither_the_cleaner_away_nor_the_disk_busy() {
+    let base = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(base.clone())));
+    let d = Hooked::new(base, false, false);
+    let s = open(d.clone()).unwrap();
+    put(&s, "name");
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    s.checkpoint().unwrap();
+    let mut now = 10;
+    s.step_clean(now).unwrap();
+    now += 31_000_000_000;
+    // The first look, which fails at its first table.
+    s.step_clean(now).unwrap();
+    assert!(s.maintenance.lock().pass.is_some());
+    d.fail_flush_in.store(1, Ordering::SeqCst);
+    s.step_clean(now).unwrap_err();
+    now += 1_000_000_000;
+    s.step_clean(now).unwrap();
+    assert!(s.maintenance.lock().pass.is_none(), "it is not tried again at once");
+    now += 31_000_000_000;
+    s.step_clean(now).unwrap();
+    assert!(s.maintenance.lock().pass.is_some());
+}
