@@ -253,7 +253,7 @@ impl Daemon {
     fn finish_forgetting(&self) -> Result<()> {
         if self.store().is_forgetting()? {
             for (fileset, _) in self.fs.filesets() {
-                self.store().forget(fileset.id, &[], &[], now_ns(), &mut |_| ())?;
+                self.store().forget(fileset.id, &[], &[], Tid::ZERO, now_ns(), &mut |_| ())?;
             }
         }
         Ok(())

@@ -41,14 +41,15 @@ impl Fs {
         let Some(fileset) = roots.first().map(|ino| ino.fileset) else {
             return refuse(libc::ENOENT, "nothing ever had this name");
         };
-        for dir in &within {
-            if self.dirent(*dir, name, Tid::MAX)?.is_some() {
-                return refuse(libc::EEXIST, "it exists: remove it first");
-            }
-        }
+        self.check_gone(&within, name)?;
         let mut out = Destroyed::default();
+        // One at a time: clones have object numbers in common with their bases, so a number alone says nothing.
+        let (roots, mut others): (Vec<Inode>, Vec<Inode>) = roots.into_iter().partition(|ino| ino.fileset == fileset);
+        others.dedup_by_key(|ino| ino.fileset);
+        out.left.extend(others.iter().map(is_another));
         let all = self.ever_below(roots, &mut out.left)?;
         self.check_not_cloned(fileset, &all)?;
+        self.check_not_from_base(fileset, &all)?;
         for ino in all {
             match self.attr_at(ino, Tid::MAX)? {
                 Some(attr) if attr.nlink > 0 => {
@@ -66,8 +67,23 @@ impl Fs {
         let suffix = self.suffix(name);
         let keys: Vec<Key> = within.iter().map(|dir| dir.key(Kind::DIRENT, &suffix)).collect();
         let objects: Vec<ObjectId> = out.objects.iter().map(|ino| ino.object).collect();
-        self.store.forget(fileset, &objects, &keys, now_ns, each)?;
+        let newest = {
+            // A file that gets the name from here on is another one, and stays.
+            let _live = self.live.read();
+            self.check_gone(&within, name)?;
+            self.store.tid()
+        };
+        self.store.forget(fileset, &objects, &keys, newest, now_ns, each)?;
         Ok(out)
+    }
+
+    fn check_gone(&self, dirs: &[Inode], name: &[u8]) -> Result<()> {
+        for dir in dirs {
+            if self.dirent(*dir, name, Tid::MAX)?.is_some() {
+                return refuse(libc::EEXIST, "it exists: remove it first");
+            }
+        }
+        Ok(())
     }
 
     /// Fails if a clone shows any of these objects.
@@ -79,6 +95,18 @@ impl Fs {
                     let why = format!("the fileset {:?} is a clone that shows it: remove that first", clone.name);
                     return Err(FsError::told(libc::EBUSY, why));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if it is a clone whose base shows any of these objects: what has hidden them would be forgotten too.
+    fn check_not_from_base(&self, fileset: FilesetId, all: &BTreeSet<Inode>) -> Result<()> {
+        let clone = self.filesets().into_iter().map(|(clone, _)| clone).find(|clone| clone.id == fileset);
+        let Some((base, at)) = clone.and_then(|clone| clone.base) else { return Ok(()) };
+        for ino in all {
+            if self.attr_at(Inode { fileset: base, ..*ino }, at)?.is_some() {
+                return refuse(libc::EBUSY, "it came with the clone from its base: only both together could be forgotten");
             }
         }
         Ok(())
@@ -112,7 +140,7 @@ impl Fs {
             self.store.versions(ino.fileset, ino.object, Kind::DIRENT, &[], &mut |_, _, value| {
                 match value.and_then(|value| Dirent::decode(value, ino.fileset)) {
                     Some(child) if child.ino.fileset == ino.fileset => todo.push(child.ino),
-                    Some(child) => left.push(format!("fileset {} is another one", child.ino.fileset.0)),
+                    Some(child) => left.push(is_another(&child.ino)),
                     None => {}
                 }
                 ControlFlow::Continue(())
@@ -120,4 +148,8 @@ impl Fs {
         }
         Ok(all)
     }
+}
+
+fn is_another(ino: &Inode) -> String {
+    format!("fileset {} is another one", ino.fileset.0)
 }

@@ -238,3 +238,48 @@ fn a_day_of_points_over_an_unchanged_filesystem_costs_nothing() {
     let op = Op::Lookup { dir: world.fs.root(), name: b"a@@2026-11-22T18:00" };
     assert!(matches!(world.fs.run(&world.caller, START + 80_000 * SECOND, op), Ok(Reply::Entry(_))));
 }
+
+#[test]
+fn what_had_the_name_in_another_fileset_is_not_destroyed_by_its_number_in_this_one() {
+    check(
+        "
+        t=1 create kept
+        write kept 'data'
+        create x
+        hold x x
+        unlink x
+        forget #x
+        clone / x
+        remove-fileset x force
+        destroy x => 1 fileset 2 is another one
+        find kept => there
+        read kept => data
+        find kept@@2026-11-22T00:00:03 => there
+        ",
+    );
+}
+
+#[test]
+fn what_a_clone_has_deleted_does_not_come_back_from_its_base_when_it_is_destroyed() {
+    check(
+        "
+        t=1 create secret
+        write secret 'password'
+        clone / c
+        hold s c/secret
+        unlink c/secret
+        forget #s
+        destroy c/secret => EBUSY
+        find c/secret => ENOENT
+        ls c
+        create c/own
+        write c/own 'x'
+        hold o c/own
+        unlink c/own
+        forget #o
+        destroy c/own => 1
+        find c/own => ENOENT
+        read secret => password
+        ",
+    );
+}

@@ -13,6 +13,8 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use crate::codec::{hash_key, mix};
 use crate::collapse::{Advance, blocks_of, spans};
 use crate::extent::{BLOCK, CHUNK, Codec, Place, Span};
@@ -42,7 +44,7 @@ const LAPSED_VERSIONS_MIN: u64 = 20_000;
 /// What a tombstone takes in a segment, about.
 const TOMBSTONE: u64 = 32;
 /// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
-const FIRST_LOOK: u64 = 30_000_000_000;
+pub(crate) const FIRST_LOOK: u64 = 30_000_000_000;
 
 /// How hard to try.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,8 +164,8 @@ impl Store {
         self.flush_locked(&mut state)?;
         self.begin_pass(&mut state, now_ns)?;
         while let Some(advance) = self.step_pass(&mut state)? {
-            each(advance);
-            parking_lot::MutexGuard::bump(&mut state);
+            // Whoever is told may take his time: nobody else waits for that.
+            MutexGuard::unlocked_fair(&mut state, || each(advance));
         }
         let mut copied = 0;
         let total = before;
@@ -171,8 +173,7 @@ impl Store {
         while let Some(n) = self.clean_batch(&mut state, Effort::Full)? {
             copied += n;
             done += n;
-            each(Advance { done: done.min(total), total });
-            parking_lot::MutexGuard::bump(&mut state);
+            MutexGuard::unlocked_fair(&mut state, || each(Advance { done: done.min(total), total }));
         }
         self.bury(&mut state)?;
         drop(state);
@@ -337,6 +338,9 @@ impl Store {
 
     /// Cleans some segments, given by their places in the list; returns how many bytes were copied.
     pub(crate) fn clean_segments(&self, state: &mut State, chosen: &[usize]) -> Result<u64> {
+        // After a crash the sizes may be those from before a trim, and what lies behind the ends somebody else's: it must
+        // not be overwritten when a victim is given back.
+        self.trim_segments()?;
         let segments = self.segments.lock().clone();
         let victims: Vec<&Segment> = chosen.iter().map(|i| &segments[*i]).collect();
         let needed = self.mark(state, &victims, &segments)?;
@@ -483,8 +487,8 @@ impl Store {
             old.extend(unused.into_iter().map(|p| (p.clone(), p.place())));
         }
         let levels = self.index.read().levels.clone();
+        state.outdated.extend(old);
         self.write_manifest(state, &levels)?;
-        state.doomed_regions.extend(old);
         self.bury(state)
     }
 
@@ -566,7 +570,7 @@ impl Store {
             let key = |suffix: &[u8]| Key::new(r.fileset, r.object, r.kind, suffix);
             needed.forgotten.has_object(r.fileset, r.object)
                 || matches!(r.body, Body::Put { suffix, .. } | Body::Tombstone { suffix }
-                    if needed.forgotten.has_key(key(suffix).as_bytes()))
+                    if needed.forgotten.has_key(key(suffix).as_bytes(), h.tid))
         };
         for r in f.records {
             // What others share of it stays, without a record of whose it was.

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::clean::FIRST_LOOK;
 use crate::extent::{self, Place, Span};
 use crate::fileset::CATALOGUE;
 use crate::forget::Forgotten;
@@ -48,7 +49,7 @@ pub(crate) struct Keep {
 
 impl Keep {
     /// The segment that holds the records of a transaction.
-    fn segment_of(&self, tid: Tid) -> u64 {
+    pub fn segment_of(&self, tid: Tid) -> u64 {
         let after = self.segments.partition_point(|(after, _)| *after < tid);
         self.segments[after.max(1) - 1].1
     }
@@ -232,7 +233,7 @@ impl<'k> Sieve<'k> {
         let dies = if self.dead.is_some_and(|dead| dead > e.tid) { self.dead } else { None };
         let until = self.until.min(dies.unwrap_or(Tid::MAX));
         self.until = e.tid;
-        let Some(retention) = self.retention.clone().filter(|_| !self.keep.forgotten.has_key(&e.key)) else {
+        let Some(retention) = self.retention.clone().filter(|_| !self.keep.forgotten.has_key(&e.key, e.tid)) else {
             self.tally.forgotten.insert(self.keep.segment_of(e.tid));
             self.tally.forgotten.extend(spans(&e).iter().map(|s| s.place.region));
             self.drop_entry(&e);
@@ -409,6 +410,8 @@ pub(crate) struct Pass {
     history: Vec<Run>,
     /// What it has made.
     made: [Run; 2],
+    /// The segment that was written to when it began: from there on it does not see all that is needed.
+    newest: u64,
     tally: Tally,
     read: u64,
     total: u64,
@@ -481,13 +484,15 @@ impl Store {
     /// Begins a pass over all there is.
     pub(crate) fn begin_pass(&self, state: &mut State, now_ns: u64) -> Result<()> {
         let keep = self.keep(now_ns, None)?;
+        // A label or a fileset that was taken away must not be back after a crash when what it kept is gone.
+        self.sync()?;
         let levels = self.index.read().levels.clone();
         let total = levels.tables().map(|t| t.entries()).sum();
         let (live, history) = (levels.live.clone(), levels.history.clone());
         state.lapses = Lapses::default();
         state.passes += 1;
-        state.pass =
-            Some(Pass { keep, live, history, made: Default::default(), tally: Tally::default(), read: 0, total });
+        let (newest, made, tally) = (state.log.region, Default::default(), Tally::default());
+        state.pass = Some(Pass { keep, live, history, made, newest, tally, read: 0, total });
         Ok(())
     }
 
@@ -502,20 +507,20 @@ impl Store {
                 Ok(Some(advance))
             }
             Ok(false) => {
-                self.end_pass(state, pass.tally);
+                self.end_pass(state, pass);
                 Ok(None)
             }
-            // The next one begins anew.
-            Err(e) => Err(e),
+            // The next one begins anew, after a while: what failed may fail again, and the cleaner has other work.
+            Err(e) => {
+                state.first_look = Some(self.clock().saturating_add(FIRST_LOOK));
+                Err(e)
+            }
         }
     }
 
-    fn end_pass(&self, state: &mut State, tally: Tally) {
-        let Tally { account, segments, mut lapses, forgotten } = tally;
-        state.forgotten = forgotten;
-        let newest = state.log.region;
-        for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != newest) {
-            // Those that were begun since hold more than the pass has seen.
+    fn end_pass(&self, state: &mut State, pass: Pass) {
+        let Tally { account, segments, mut lapses, .. } = pass.tally;
+        for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != pass.newest) {
             s.live = segments.get(&s.at.id).copied().unwrap_or(0).min(s.end);
         }
         lapses.0.extend(std::mem::take(&mut state.lapses).0);
@@ -557,8 +562,13 @@ impl Store {
                 return Err(e);
             }
         };
-        let tally = sieve.finish();
+        let mut tally = sieve.finish();
         self.replace_range(state, pass, runs, &last)?;
+        // At once: should the pass be cut short, the next one does not meet any more what this step dropped.
+        let forgotten = std::mem::take(&mut tally.forgotten);
+        let segments = self.segments.lock();
+        state.forgotten.extend(segments.iter().map(|s| s.at.id).filter(|id| forgotten.contains(id)));
+        drop(segments);
         pass.tally = tally;
         pass.read += read;
         Ok(more)
@@ -573,6 +583,8 @@ impl Store {
             runs.iter().map(|r| r.above(last)).filter(|r| !r.tables.is_empty()).collect()
         };
         let (live, history) = (clip(&pass.live), clip(&pass.history));
+        // What was cleaned on the way (for a gap) may still hold what this step drops.
+        state.passes += 1;
         let mut made = pass.made.clone();
         for (made, run) in made.iter_mut().zip(runs) {
             made.tables.extend(run.into_iter().flat_map(|r| r.tables));

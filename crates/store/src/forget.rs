@@ -5,25 +5,28 @@
 //! collapse drops it from the index, labelled moments included; then every segment that holds any of it, or any waste that
 //! might be of it, is cleaned, and what is given back is overwritten with zeroes before.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use crate::codec::hash_key;
+use crate::codec::{Reader, hash_key, put_varint};
 use crate::collapse::Advance;
 use crate::key::parse;
 use crate::store::Store;
 use crate::volume::RegionRef;
-use crate::{Error, FilesetId, Key, Kind, ObjectId, Result};
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// Records in one transaction.
 const BATCH: usize = 4096;
+/// How long to wait for those who still read what is to be overwritten.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is to be forgotten, by fileset.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Forgotten {
     objects: HashSet<(FilesetId, ObjectId)>,
-    /// Hashes of single keys.
-    keys: HashSet<u64>,
+    /// Hashes of single keys, each with the newest tid of which it holds: a name may have been given anew since.
+    keys: HashMap<u64, Tid>,
 }
 
 impl Forgotten {
@@ -37,17 +40,20 @@ impl Forgotten {
         self.objects.contains(&(fileset, object))
     }
 
-    /// Whether a key is by itself.
-    pub fn has_key(&self, key: &[u8]) -> bool {
-        !self.keys.is_empty() && self.keys.contains(&hash_key(key))
+    /// Whether a version of a key is by itself.
+    pub fn has_key(&self, key: &[u8], tid: Tid) -> bool {
+        !self.keys.is_empty() && self.keys.get(&hash_key(key)).is_some_and(|newest| tid <= *newest)
     }
 
     /// Adds what a FORGET record's suffix says: an object, or the object and the hash of one of its keys.
-    fn note(&mut self, fileset: FilesetId, suffix: &[u8]) {
+    fn note(&mut self, fileset: FilesetId, suffix: &[u8], newest: Tid) {
         let number = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes);
         match suffix.split_at_checked(8) {
             Some((object, [])) => drop(number(object).map(|n| self.objects.insert((fileset, ObjectId(n))))),
-            Some((_, hash)) => drop(number(hash).map(|h| self.keys.insert(h))),
+            Some((_, hash)) => drop(number(hash).map(|h| {
+                let known = self.keys.entry(h).or_default();
+                *known = newest.max(*known);
+            })),
             None => {}
         }
     }
@@ -58,8 +64,8 @@ impl Store {
     pub(crate) fn forgotten(&self) -> Result<Forgotten> {
         let mut all = Forgotten::default();
         for (fileset, _) in self.filesets() {
-            for suffix in self.forget_records(fileset)? {
-                all.note(fileset, &suffix);
+            for (suffix, newest) in self.forget_records(fileset)? {
+                all.note(fileset, &suffix, newest);
             }
         }
         Ok(all)
@@ -70,51 +76,88 @@ impl Store {
         Ok(!self.forgotten()?.is_empty())
     }
 
-    fn forget_records(&self, fileset: FilesetId) -> Result<Vec<Vec<u8>>> {
+    /// Suffixes, and the newest tid of which each holds.
+    fn forget_records(&self, fileset: FilesetId) -> Result<Vec<(Vec<u8>, Tid)>> {
         let mut versions = self.all_versions(&Key::new(fileset, ObjectId(0), Kind::FORGET, &[]))?;
         versions.dedup_by(|older, newer| older.key == newer.key);
-        let live = versions.iter().filter(|e| e.value.is_some());
-        Ok(live.filter_map(|e| parse(&e.key).map(|(.., suffix)| suffix.to_vec())).collect())
+        let live = versions.iter().filter_map(|e| {
+            let newest = Reader::new(e.value.as_ref()?).varint().map_or(e.tid, Tid);
+            parse(&e.key).map(|(.., suffix)| (suffix.to_vec(), newest))
+        });
+        Ok(live.collect())
     }
 
-    /// Destroys every version of some objects and of some single keys (names that led to them), in all moments. The caller
-    /// has made sure that nothing visible leads to them any more. On return the bytes are overwritten and gone from the
+    /// Destroys every version of some objects and of some single keys (names that led to them), in all moments up to
+    /// `newest`. The caller has made sure that nothing visible led to them then. With neither: goes on with what was
+    /// interrupted. On return the bytes are overwritten and gone from the
     /// volume, but for what other objects share. `each` is told how far it is.
     pub fn forget(
         &self,
         fileset: FilesetId,
         objects: &[ObjectId],
         keys: &[Key],
+        newest: Tid,
         now_ns: u64,
         each: &mut dyn FnMut(Advance),
     ) -> Result<()> {
+        let mut value = Vec::new();
+        put_varint(&mut value, newest.0);
         let of_objects = objects.iter().map(|o| o.0.to_be_bytes().to_vec());
         let of_keys = keys.iter().filter_map(|key| {
             let (_, object, ..) = parse(key.as_bytes())?;
             Some([object.0.to_be_bytes(), hash_key(key.as_bytes()).to_be_bytes()].concat())
         });
         let suffixes: Vec<Vec<u8>> = of_objects.chain(of_keys).collect();
+        let _one = self.forgetting.lock();
+        if suffixes.is_empty() {
+            if self.forget_records(fileset)?.is_empty() {
+                return Ok(());
+            }
+            self.suspect_all();
+        }
         for batch in suffixes.chunks(BATCH) {
             let mut tx = self.begin(fileset, now_ns)?;
-            batch.iter().for_each(|suffix| tx.put(ObjectId(0), Kind::FORGET, suffix, &[]));
+            batch.iter().for_each(|suffix| tx.put(ObjectId(0), Kind::FORGET, suffix, &value));
             tx.commit()?;
         }
         self.sync()?;
         self.wiping.store(true, Ordering::Relaxed);
-        let outcome = self.clean(now_ns, each);
+        let outcome = self.clean(now_ns, each).and_then(|_| self.outlast_readers());
         self.wiping.store(false, Ordering::Relaxed);
-        outcome?;
-        let left = self.maintenance.lock().forgotten.len();
+        let left = outcome? + self.maintenance.lock().forgotten.len();
         if left > 0 {
             return Err(Error::Unreached { left });
         }
         for batch in self.forget_records(fileset)?.chunks(BATCH) {
             let mut tx = self.begin(fileset, now_ns)?;
-            batch.iter().for_each(|suffix| tx.delete(ObjectId(0), Kind::FORGET, suffix));
+            batch.iter().for_each(|(suffix, _)| tx.delete(ObjectId(0), Kind::FORGET, suffix));
             tx.commit()?;
         }
         self.sync()?;
         Ok(())
+    }
+
+    /// What somebody still reads is given back only after him: waits for that. Returns how many regions are left all the same.
+    fn outlast_readers(&self) -> Result<usize> {
+        let start = Instant::now();
+        loop {
+            let mut state = self.maintenance.lock();
+            self.bury(&mut state)?;
+            let left = state.doomed.len() + state.doomed_regions.len();
+            drop(state);
+            if left == 0 || start.elapsed() > PATIENCE {
+                return Ok(left);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// After a crash no pass tells any more which segments hold some of it: all there are may.
+    fn suspect_all(&self) {
+        let mut state = self.maintenance.lock();
+        let is_empty = self.log.tail().end() <= crate::segment::HEADER;
+        let segments = self.segments.lock();
+        state.forgotten.extend(segments[..segments.len() - usize::from(is_empty)].iter().map(|s| s.at.id));
     }
 
     /// Gives a region back; while something is being forgotten, overwritten.

@@ -48,7 +48,7 @@ impl Kind {
     pub const RETAIN: Kind = Kind(8);
     /// A fileset (fileset 0, object 0; suffix: its number, 4 bytes).
     pub const FILESET: Kind = Kind(9);
-    /// An object whose every version is to be destroyed (object 0; suffix: the object).
+    /// An object whose every version is to be destroyed (object 0; suffix: the object; value: up to which tid).
     pub const FORGET: Kind = Kind(10);
 }
 

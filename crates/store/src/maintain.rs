@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub doomed: Vec<Arc<Table>>,
     /// The same, of segments and packs that were cleaned.
     pub doomed_regions: Vec<(Arc<dyn Region>, RegionRef)>,
+    /// The same, as long as the last manifest still names them.
+    pub outdated: Vec<(Arc<dyn Region>, RegionRef)>,
     /// The collapse under way.
     pub pass: Option<Pass>,
     /// When what is superseded by now lapses.
@@ -54,12 +56,12 @@ pub(crate) struct State {
     pub account: Option<Account>,
     /// When to look for the first time.
     pub first_look: Option<u64>,
-    /// How many passes were begun, and after which of them segments were cleaned.
+    /// How many passes were begun and steps of them done, and after which of those segments were cleaned.
     pub passes: u64,
     pub cleaned: HashMap<u64, u64>,
     /// Segments that can't be cleaned, because they can't be read.
     pub damaged: HashSet<u64>,
-    /// Segments that held what is to be forgotten, as the last pass found.
+    /// Segments that held what is to be forgotten, as passes found, and were not cleaned since.
     pub forgotten: HashSet<u64>,
 }
 
@@ -284,6 +286,7 @@ impl Store {
         // After a failure the next attempt takes the same slot: the other one stays whole.
         next.write(&*self.volume)?;
         *sb = next;
+        state.doomed_regions.append(&mut state.outdated);
         if let Some(old) = state.manifest.replace(region.place()) {
             self.give_back(old)?;
         }

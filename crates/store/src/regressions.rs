@@ -359,3 +359,343 @@ fn a_merge_that_fails_gives_its_space_back() {
     }
     assert!(worst <= 64 << 10, "leaked {worst}");
 }
+
+#[test]
+fn space_given_back_is_not_discarded_once_it_is_somebody_elses() {
+    /// A disk on which somebody makes a region while another one's space is discarded.
+    struct Racing(SimDisk, Mutex<Option<Arc<RawVolume>>>, Mutex<Option<u64>>);
+    impl Disk for Racing {
+        fn name(&self) -> String {
+            "racing".into()
+        }
+        fn len(&self) -> std::io::Result<u64> {
+            self.0.len()
+        }
+        fn read_at(&self, b: &mut [u8], o: u64) -> std::io::Result<()> {
+            self.0.read_at(b, o)
+        }
+        fn write_at(&self, b: &[u8], o: u64) -> std::io::Result<()> {
+            self.0.write_at(b, o)
+        }
+        fn flush(&self) -> std::io::Result<()> {
+            self.0.flush()
+        }
+        fn discard(&self, o: u64, n: u64) {
+            if let Some(volume) = self.1.lock().take() {
+                let made = volume.create(9, n).unwrap();
+                made.write_at(b"newer", 0).unwrap();
+                *self.2.lock() = Some(made.place().start);
+            }
+            self.0.write_at(&vec![0; n as usize], o).unwrap();
+        }
+    }
+    let disk = Arc::new(Racing(SimDisk::new(64 << 20), Mutex::default(), Mutex::default()));
+    let volume = Arc::new(RawVolume::new(disk.clone()));
+    let old = volume.create(1, 1 << 20).unwrap().place();
+    *disk.1.lock() = Some(volume.clone());
+    volume.remove(old).unwrap();
+    let start = disk.2.lock().expect("one was made");
+    let mut found = [0; 5];
+    disk.0.read_at(&mut found, start).unwrap();
+    assert_eq!(&found, b"newer");
+}
+
+#[test]
+fn what_lies_behind_the_end_of_a_segment_that_was_trimmed_before_a_crash_is_left_alone() {
+    let disk = SimDisk::new(64 << 20);
+    let volume = RawVolume::new(Arc::new(disk.clone()));
+    let old = volume.create(1, 1 << 20).unwrap().place();
+    // Trimmed, and what it gave back used by another segment, to which a seal leads; the manifest still says the old size.
+    volume.shrink(old, 512 << 10).unwrap();
+    let other = volume.create(2, 512 << 10).unwrap();
+    assert_eq!(other.place().start, old.start + (512 << 10));
+    other.write_at(b"synced", 0).unwrap();
+    let volume = RawVolume::new(Arc::new(disk));
+    volume.open(old).unwrap();
+    let other = volume.open(other.place()).unwrap();
+    volume.remove(old).unwrap();
+    let mut found = [0; 6];
+    other.read_at(&mut found, 0).unwrap();
+    assert_eq!(&found, b"synced");
+}
+
+/// Values that don't compress, so that an index of them takes several steps of a collapse.
+fn put_large(s: &Store, object: u64, n: u64, seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let value: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(60_000).collect();
+    for i in 0..n {
+        let mut tx = s.begin(FS, 10).unwrap();
+        tx.put(ObjectId(object + i), Kind::ATTR, b"", &value);
+        tx.commit().unwrap();
+    }
+}
+
+#[test]
+fn a_collapse_that_begins_anew_does_not_bring_back_what_the_one_before_had_rewritten() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk.clone())).unwrap();
+    // Two versions of everything; the first step of a collapse comes to a third of them.
+    for round in 0..2 {
+        put_large(&s, 100, 900, round);
+    }
+    s.checkpoint().unwrap();
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let versions = |s: &Store| {
+        let all = |i| s.all_versions(&Key::new(FS, ObjectId(i), Kind::ATTR, &[])).unwrap().len();
+        (100..1000).map(all).max().unwrap()
+    };
+    s.want_collapse();
+    // It begins, and goes nearly to the end.
+    for _ in 0..3 {
+        s.step_clean(20).unwrap();
+    }
+    let at = |s: &Store| s.index.read().levels.live.iter().map(|r| r.above.to_vec()).max().unwrap();
+    let far = at(&s);
+    drop(s);
+    let s = open(Arc::new(disk)).unwrap();
+    assert_eq!(at(&s), far);
+    s.want_collapse();
+    // Another begins from the start; its first step ends before that.
+    for _ in 0..2 {
+        s.step_clean(30).unwrap();
+    }
+    let again = at(&s);
+    assert!(again >= far, "what had been rewritten counts again");
+    assert!(versions(&s) <= 2);
+}
+
+fn key_of(name: &str) -> Key {
+    Key::new(FS, ObjectId(2), Kind::DIRENT, name.as_bytes())
+}
+
+#[test]
+fn a_label_whose_end_is_not_durable_still_shows_its_moment_after_a_crash() {
+    let base = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(base.clone())));
+    let disk = base.fork();
+    disk.record();
+    let s = open(Arc::new(disk.clone())).unwrap();
+    let at = put(&s, "name");
+    let mut value = Vec::new();
+    crate::codec::put_varint(&mut value, at.0);
+    let mut tx = s.begin(FS, 20).unwrap();
+    tx.put(ObjectId(0), Kind::LABEL, b"label", &value);
+    tx.delete(ObjectId(2), Kind::DIRENT, b"name");
+    tx.commit().unwrap();
+    s.checkpoint().unwrap();
+    s.retain(FS, 100, |r| r.with_grid(Grid::default()).advanced(Tid(100))).unwrap();
+    s.sync().unwrap();
+    let mut tx = s.begin(FS, 100).unwrap();
+    tx.delete(ObjectId(0), Kind::LABEL, b"label");
+    tx.commit().unwrap();
+    s.want_collapse();
+    for _ in 0..2 {
+        s.step_clean(100).unwrap();
+    }
+    let crashed = SimDisk::crashed(&base, &disk, disk.events(), &mut |_| false);
+    let s = open(Arc::new(crashed)).unwrap();
+    if s.retention(FS).unwrap().round(at) == Some(at) {
+        assert!(s.get(&key_of("name"), at).unwrap().is_some(), "it is said to be kept");
+    }
+}
+
+#[test]
+fn what_a_collapse_drops_after_a_segment_was_moved_does_not_come_back_from_it() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk.clone())).unwrap();
+    let roll = |s: &Store| s.next_segment(&mut s.log.tail()).unwrap();
+    put(&s, "name");
+    roll(&s);
+    let mut tx = s.begin(FS, 20).unwrap();
+    tx.delete(ObjectId(2), Kind::DIRENT, b"name");
+    tx.commit().unwrap();
+    put(&s, "other");
+    roll(&s);
+    put(&s, "third");
+    s.checkpoint().unwrap();
+    s.retain(FS, 100, |r| r.with_grid(Grid::default())).unwrap();
+    s.want_collapse();
+    s.step_clean(100).unwrap();
+    // A pass has begun. Where a gap is wanted, a segment moves meanwhile.
+    {
+        let mut state = s.maintenance.lock();
+        assert!(state.pass.is_some());
+        s.clean_segments(&mut state, &[0]).unwrap();
+    }
+    s.step_clean(100).unwrap();
+    {
+        let mut state = s.maintenance.lock();
+        assert!(state.pass.is_none());
+        s.clean_segments(&mut state, &[1]).unwrap();
+    }
+    assert!(!has(&s, "name"));
+    s.close().unwrap();
+    drop(s);
+    let options = OpenOptions { read_only: true, from_segments: true, ..opts() };
+    let rebuilt = Store::open(Arc::new(RawVolume::new(Arc::new(disk))), &options).unwrap();
+    assert!(has(&rebuilt, "other"));
+    assert!(!has(&rebuilt, "name"), "it was deleted");
+}
+
+#[test]
+fn whoever_is_told_how_far_the_cleaner_is_holds_nobody_up() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk)).unwrap();
+    for round in 0..2 {
+        put_large(&s, 100, 400, round);
+    }
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let mut told = 0;
+    s.clean(20, &mut |_| {
+        told += 1;
+        assert!(s.maintenance.try_lock().is_some(), "upkeep could go on meanwhile");
+    })
+    .unwrap();
+    assert!(told > 1);
+}
+
+#[test]
+fn segments_begun_during_a_collapse_are_not_taken_for_waste() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk)).unwrap();
+    for round in 0..2 {
+        put_large(&s, 100, 400, round);
+    }
+    s.checkpoint().unwrap();
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    s.want_collapse();
+    s.step_clean(20).unwrap();
+    put_large(&s, 2000, 600, 7);
+    s.checkpoint().unwrap();
+    while s.maintenance.lock().pass.is_some() {
+        s.step_clean(20).unwrap();
+    }
+    let fresh = s.keep(20, None).unwrap().segment_of(s.tid());
+    let segments = s.segments.lock().clone();
+    let n = segments.iter().position(|x| x.at.id == fresh).unwrap();
+    let dead: Vec<_> = segments[n - 1..n].iter().map(|x| x.live).collect();
+    assert!(dead.iter().all(|live| *live != 0), "all of it is live");
+}
+
+#[test]
+fn a_name_given_anew_while_its_past_is_being_forgotten_stays() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk)).unwrap();
+    let key = Key::new(FS, ObjectId(2), Kind::DIRENT, b"name");
+    put(&s, "name");
+    let mut tx = s.begin(FS, 10).unwrap();
+    tx.delete(ObjectId(2), Kind::DIRENT, b"name");
+    tx.commit().unwrap();
+    let again = std::sync::atomic::AtomicBool::new(false);
+    s.forget(FS, &[], &[key], s.tid(), 20, &mut |_| {
+        if !again.swap(true, Ordering::SeqCst) {
+            put(&s, "name");
+        }
+    })
+    .unwrap();
+    assert!(has(&s, "name"));
+    // The same, where the name is in the tables before the collapse begins.
+    let mut tx = s.begin(FS, 30).unwrap();
+    tx.delete(ObjectId(2), Kind::DIRENT, b"name");
+    tx.commit().unwrap();
+    let suffix = [&2u64.to_be_bytes()[..], &crate::codec::hash_key(key_of("name").as_bytes()).to_be_bytes()].concat();
+    let mut tx = s.begin(FS, 30).unwrap();
+    tx.put(ObjectId(0), Kind::FORGET, &suffix, &[]);
+    tx.commit().unwrap();
+    put(&s, "name");
+    s.clean(40, &mut |_| ()).unwrap();
+    assert!(has(&s, "name"));
+    assert_eq!(s.all_versions(&key_of("name")).unwrap().len(), 1, "what was before is gone");
+}
+
+/// Whether bytes are anywhere on a disk, within a page.
+fn is_on(disk: &SimDisk, bytes: &[u8]) -> bool {
+    disk.written_pages().into_iter().any(|at| {
+        let mut page = [0; 4096];
+        disk.read_at(&mut page, at).unwrap();
+        page.windows(bytes.len()).any(|w| w == bytes)
+    })
+}
+
+#[test]
+fn what_somebody_reads_while_it_is_forgotten_is_overwritten_before_that_is_said_to_be_done() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk.clone())).unwrap();
+    let secret = b"correct horse battery staple";
+    let mut tx = s.begin(FS, 10).unwrap();
+    tx.put(ObjectId(9), Kind::ATTR, b"", secret);
+    tx.commit().unwrap();
+    let mut tx = s.begin(FS, 10).unwrap();
+    tx.delete(ObjectId(9), Kind::ATTR, b"");
+    tx.commit().unwrap();
+    s.checkpoint().unwrap();
+    let read = s.index.read().levels.clone();
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(read);
+    });
+    s.forget(FS, &[ObjectId(9)], &[], s.tid(), 20, &mut |_| ()).unwrap();
+    assert!(!is_on(&disk, secret));
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_cleaning_whose_manifest_fails_gives_the_space_back_later() {
+    let base = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(base.clone())));
+    let d = Hooked::new(base, false, false);
+    let s = open(d.clone()).unwrap();
+    for round in 0..2 {
+        put_large(&s, 100, 200, round);
+    }
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    s.next_segment(&mut s.log.tail()).unwrap();
+    s.checkpoint().unwrap();
+    s.advance_retentions(20).unwrap();
+    let mut state = s.maintenance.lock();
+    s.begin_pass(&mut state, 20).unwrap();
+    while s.step_pass(&mut state).unwrap().is_some() {}
+    s.bury(&mut state).unwrap();
+    let victim = s.segments.lock()[0];
+    let before = s.usage().unwrap().used;
+    // The pack is flushed, and its manifest is not.
+    d.fail_flush_in.store(2, Ordering::SeqCst);
+    s.clean_segments(&mut state, &[0]).unwrap_err();
+    drop(state);
+    put(&s, "more");
+    s.checkpoint().unwrap();
+    while s.step().unwrap() == Progress::Worked {}
+    let after = s.usage().unwrap().used;
+    assert!(after + victim.end / 3 < before, "{} MiB, then {} MiB", before >> 20, after >> 20);
+}
+
+#[test]
+fn a_collapse_that_fails_keeps_neither_the_cleaner_away_nor_the_disk_busy() {
+    let base = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(base.clone())));
+    let d = Hooked::new(base, false, false);
+    let s = open(d.clone()).unwrap();
+    put(&s, "name");
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    s.checkpoint().unwrap();
+    let mut now = 10;
+    s.step_clean(now).unwrap();
+    now += 31_000_000_000;
+    // The first look, which fails at its first table.
+    s.step_clean(now).unwrap();
+    assert!(s.maintenance.lock().pass.is_some());
+    d.fail_flush_in.store(1, Ordering::SeqCst);
+    s.step_clean(now).unwrap_err();
+    now += 1_000_000_000;
+    s.step_clean(now).unwrap();
+    assert!(s.maintenance.lock().pass.is_none(), "it is not tried again at once");
+    now += 31_000_000_000;
+    s.step_clean(now).unwrap();
+    assert!(s.maintenance.lock().pass.is_some());
+}

@@ -104,6 +104,8 @@ pub struct Store {
     pub(crate) scattered: Mutex<crate::scatter::Scattered>,
     /// Whether no gap was large enough for the last segment.
     pub(crate) crowded: std::sync::atomic::AtomicBool,
+    /// Held while something is forgotten: one at a time.
+    pub(crate) forgetting: Mutex<()>,
     /// Whether what is given back is overwritten.
     pub(crate) wiping: std::sync::atomic::AtomicBool,
     /// Somebody waits for a collapse.

@@ -32,6 +32,8 @@ impl Run {
 
     /// The run without what is not after `key`.
     pub fn above(&self, key: &[u8]) -> Run {
+        // A collapse that was cut short may have come further: what it has rewritten must not count again.
+        let key = key.max(&self.above);
         let tables = self.tables[self.tables.partition_point(|t| t.last_key() <= key)..].to_vec();
         Run { tables, above: key.into() }
     }

@@ -63,6 +63,12 @@ fn best_fit(used: &BTreeMap<u64, u64>, size: u64, end: u64) -> Option<u64> {
     gaps(used, end).filter(|(_, len)| *len >= size).min_by_key(|(_, len)| *len).map(|(start, _)| start)
 }
 
+/// Where a region ends at the latest: after a recovery another one may already have some of it (docs/format.md §Recovery).
+fn end_of(used: &BTreeMap<u64, u64>, at: RegionRef) -> u64 {
+    let next = used.range(at.start + 1..).next().map_or(u64::MAX, |(start, _)| *start);
+    next.min(at.start + at.size)
+}
+
 impl Volume for RawVolume {
     fn name(&self) -> String {
         self.disk.name()
@@ -113,17 +119,17 @@ impl Volume for RawVolume {
         if size < at.size {
             let mut used = self.used.lock();
             used.insert(at.start, size);
-            // After a recovery another region may already have some of it (docs/format.md §Recovery).
-            let next = used.range(at.start + 1..).next().map_or(u64::MAX, |(start, _)| *start);
-            let end = next.min(at.start + at.size);
+            let end = end_of(&used, at);
             self.disk.discard(at.start + size, end.saturating_sub(at.start + size));
         }
         Ok(RegionRef { size, ..at })
     }
 
     fn remove(&self, at: RegionRef) -> Result<()> {
+        // First, as long as nobody else can be given this space and have written to it.
+        let end = end_of(&self.used.lock(), at);
+        self.disk.discard(at.start, end - at.start);
         self.used.lock().remove(&at.start);
-        self.disk.discard(at.start, at.size);
         Ok(())
     }
 
