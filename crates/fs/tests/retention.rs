@@ -32,7 +32,7 @@ fn a_time_between_retained_points_rounds_down_and_says_so() {
         t=121 write a 'sixths'
         read a@@2026-11-22T00:02:00 => fifths
         read a => sixths
-        getx a@@2026-11-22T00:02:00 user.darner.as-of => 0x18ea350a57d3b000 2026-11-22T00:02:00 (exact)
+        getx a@@2026-11-22T00:02:00 user.darner.as-of => 0x18ea350a57d3b000 2026-11-22T00:02 (exact)
         ",
     );
 }
