@@ -5,7 +5,7 @@
 //! collapse drops it from the index, labelled moments included; then every segment that holds any of it, or any waste that
 //! might be of it, is cleaned, and what is given back is overwritten with zeroes before.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use crate::codec::hash_key;
@@ -13,7 +13,7 @@ use crate::collapse::Advance;
 use crate::key::parse;
 use crate::store::Store;
 use crate::volume::RegionRef;
-use crate::{Error, FilesetId, Key, Kind, ObjectId, Result};
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tx};
 
 /// Records in one transaction.
 const BATCH: usize = 4096;
@@ -77,27 +77,30 @@ impl Store {
         Ok(live.filter_map(|e| parse(&e.key).map(|(.., suffix)| suffix.to_vec())).collect())
     }
 
-    /// Destroys every version of some objects and of some single keys (names that led to them), in all moments. The caller
-    /// has made sure that nothing visible leads to them any more. On return the bytes are overwritten and gone from the
-    /// volume, but for what other objects share. `each` is told how far it is.
+    /// Destroys every version of some objects and of some single keys (names that led to them), in all moments, and goes on
+    /// with what was not brought to its end. The caller has made sure that nothing visible leads to them any more, and that
+    /// no clone shows them. On return the bytes are overwritten and gone from the volume, but for what other objects share.
+    /// `each` is told how far it is.
     pub fn forget(
         &self,
-        fileset: FilesetId,
-        objects: &[ObjectId],
+        objects: &[(FilesetId, ObjectId)],
         keys: &[Key],
         now_ns: u64,
         each: &mut dyn FnMut(Advance),
     ) -> Result<()> {
-        let of_objects = objects.iter().map(|o| o.0.to_be_bytes().to_vec());
-        let of_keys = keys.iter().filter_map(|key| {
-            let (_, object, ..) = parse(key.as_bytes())?;
-            Some([object.0.to_be_bytes(), hash_key(key.as_bytes()).to_be_bytes()].concat())
-        });
-        let suffixes: Vec<Vec<u8>> = of_objects.chain(of_keys).collect();
-        for batch in suffixes.chunks(BATCH) {
-            let mut tx = self.begin(fileset, now_ns)?;
-            batch.iter().for_each(|suffix| tx.put(ObjectId(0), Kind::FORGET, suffix, &[]));
-            tx.commit()?;
+        let mut suffixes: BTreeMap<FilesetId, Vec<Vec<u8>>> = BTreeMap::new();
+        for (fileset, object) in objects {
+            suffixes.entry(*fileset).or_default().push(object.0.to_be_bytes().to_vec());
+        }
+        for key in keys {
+            let Some((fileset, object, ..)) = parse(key.as_bytes()) else { continue };
+            let suffix = [object.0.to_be_bytes(), hash_key(key.as_bytes()).to_be_bytes()].concat();
+            suffixes.entry(fileset).or_default().push(suffix);
+        }
+        for (fileset, suffixes) in suffixes {
+            self.change_forget_records(fileset, &suffixes, now_ns, |tx, suffix| {
+                tx.put(ObjectId(0), Kind::FORGET, suffix, &[]);
+            })?;
         }
         self.sync()?;
         self.wiping.store(true, Ordering::Relaxed);
@@ -108,12 +111,28 @@ impl Store {
         if left > 0 {
             return Err(Error::Unreached { left });
         }
-        for batch in self.forget_records(fileset)?.chunks(BATCH) {
-            let mut tx = self.begin(fileset, now_ns)?;
-            batch.iter().for_each(|suffix| tx.delete(ObjectId(0), Kind::FORGET, suffix));
-            tx.commit()?;
+        for (fileset, _) in self.filesets() {
+            let done = self.forget_records(fileset)?;
+            self.change_forget_records(fileset, &done, now_ns, |tx, suffix| {
+                tx.delete(ObjectId(0), Kind::FORGET, suffix);
+            })?;
         }
         self.sync()?;
+        Ok(())
+    }
+
+    fn change_forget_records(
+        &self,
+        fileset: FilesetId,
+        suffixes: &[Vec<u8>],
+        now_ns: u64,
+        change: impl Fn(&mut Tx<'_>, &[u8]),
+    ) -> Result<()> {
+        for batch in suffixes.chunks(BATCH) {
+            let mut tx = self.begin(fileset, now_ns)?;
+            batch.iter().for_each(|suffix| change(&mut tx, suffix));
+            tx.commit()?;
+        }
         Ok(())
     }
 
