@@ -252,9 +252,7 @@ impl Daemon {
     /// Goes on with what a crash interrupted.
     fn finish_forgetting(&self) -> Result<()> {
         if self.store().is_forgetting()? {
-            for (fileset, _) in self.fs.filesets() {
-                self.store().forget(fileset.id, &[], &[], Tid::ZERO, now_ns(), &mut |_| ())?;
-            }
+            self.store().forget(&[], &[], Tid::ZERO, now_ns(), &mut |_| ())?;
         }
         Ok(())
     }

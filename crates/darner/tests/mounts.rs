@@ -270,7 +270,8 @@ fn an_ordinary_user_mounts_through_fusermount3() {
         dir = w.dir.display()
     );
     let mut command = Command::new("timeout");
-    let out = command.args(["60", "unshare", "-m", "--propagation", "private", "bash", "-euc", &script]).output().unwrap();
+    let out =
+        command.args(["60", "unshare", "-m", "--propagation", "private", "bash", "-euc", &script]).output().unwrap();
     assert!(out.status.success(), "{out:?}");
     assert_eq!(String::from_utf8_lossy(&out.stdout), "mine\nroot may not look\nmine\n");
 }

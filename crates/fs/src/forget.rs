@@ -3,11 +3,14 @@
 //! What is destroyed: the objects that ever had this name here and all that ever was below them, and the name itself. What
 //! lives on under another name is left and told; what is open must be closed first. The live name must be gone before: whoever asks removes it the
 //! ordinary way, so that the kernel knows.
+//!
+//! Clones share: what a live one shows of the fileset stays, and so does what a clone shows of its base, since a clone's
+//! own records only hide that. In removed clones, which only their past shows, it goes as well.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use darner_store::{Advance, FilesetId, Key, Kind, ObjectId, Tid};
+use darner_store::{Advance, FilesetId, Key, Kind, Tid};
 
 use crate::dirent::Dirent;
 use crate::error::{FsError, Result, refuse};
@@ -65,15 +68,20 @@ impl Fs {
             }
         }
         let suffix = self.suffix(name);
+        let removed = self.removed_clones(fileset);
+        let everywhere = |ino: &Inode| -> Vec<Inode> {
+            removed.iter().chain([&fileset]).map(|of| Inode { fileset: *of, ..*ino }).collect()
+        };
+        // (What a removed clone itself called so was something else.)
         let keys: Vec<Key> = within.iter().map(|dir| dir.key(Kind::DIRENT, &suffix)).collect();
-        let objects: Vec<ObjectId> = out.objects.iter().map(|ino| ino.object).collect();
+        let objects: Vec<_> = out.objects.iter().flat_map(everywhere).map(|ino| (ino.fileset, ino.object)).collect();
         let newest = {
             // A file that gets the name from here on is another one, and stays.
             let _live = self.live.read();
             self.check_gone(&within, name)?;
             self.store.tid()
         };
-        self.store.forget(fileset, &objects, &keys, newest, now_ns, each)?;
+        self.store.forget(&objects, &keys, newest, now_ns, each)?;
         Ok(out)
     }
 
@@ -86,10 +94,11 @@ impl Fs {
         Ok(())
     }
 
-    /// Fails if a clone shows any of these objects.
+    /// Fails if a clone, or a clone of one, shows any of these objects.
     fn check_not_cloned(&self, fileset: FilesetId, all: &BTreeSet<Inode>) -> Result<()> {
-        for (clone, _) in self.filesets() {
-            let Some((_, at)) = clone.base.filter(|(base, _)| *base == fileset) else { continue };
+        let live = self.filesets();
+        for (clone, at) in self.store.shown_through(fileset) {
+            let Some((clone, _)) = live.iter().find(|(f, _)| f.id == clone) else { continue };
             for ino in all {
                 if self.attr_at(*ino, at)?.is_some() {
                     let why = format!("the fileset {:?} is a clone that shows it: remove that first", clone.name);
@@ -100,16 +109,25 @@ impl Fs {
         Ok(())
     }
 
-    /// Fails if it is a clone whose base shows any of these objects: what has hidden them would be forgotten too.
+    /// Fails if any of these objects is a clone's base's: were what hides it destroyed, it would be there again.
     fn check_not_from_base(&self, fileset: FilesetId, all: &BTreeSet<Inode>) -> Result<()> {
-        let clone = self.filesets().into_iter().map(|(clone, _)| clone).find(|clone| clone.id == fileset);
-        let Some((base, at)) = clone.and_then(|clone| clone.base) else { return Ok(()) };
+        let Some((base, at)) = self.store.beneath(fileset) else { return Ok(()) };
         for ino in all {
             if self.attr_at(Inode { fileset: base, ..*ino }, at)?.is_some() {
-                return refuse(libc::EBUSY, "it came with the clone from its base: only both together could be forgotten");
+                return refuse(
+                    libc::EBUSY,
+                    "it came with the clone from its base, and can't be destroyed in the clone alone",
+                );
             }
         }
         Ok(())
+    }
+
+    /// Clones that are no more, but in whose past a fileset shows.
+    fn removed_clones(&self, fileset: FilesetId) -> Vec<FilesetId> {
+        let live = self.filesets();
+        let clones = self.store.shown_through(fileset).into_iter().map(|(clone, _)| clone);
+        clones.filter(|clone| live.iter().all(|(f, _)| f.id != *clone)).collect()
     }
 
     /// The directories that ever were at a path.

@@ -260,6 +260,30 @@ fn what_had_the_name_in_another_fileset_is_not_destroyed_by_its_number_in_this_o
 }
 
 #[test]
+fn what_a_clone_shows_of_its_base_is_not_destroyed_in_the_clone() {
+    // Its own tombstones only hide the base's records: destroyed, they would let them show again.
+    check(
+        "
+        t=1 create a
+        t=2 write a 'of the base'
+        t=3 clone . c
+        hold a c/a
+        t=4 unlink c/a
+        forget #a
+        t=5 destroy c/a => EBUSY
+        find c/a => ENOENT
+        t=6 create c/b
+        hold b c/b
+        t=7 unlink c/b
+        forget #b
+        destroy c/b => 1
+        find c/a => ENOENT
+        read a => of the base
+        ",
+    );
+}
+
+#[test]
 fn what_a_clone_has_deleted_does_not_come_back_from_its_base_when_it_is_destroyed() {
     check(
         "
@@ -280,6 +304,32 @@ fn what_a_clone_has_deleted_does_not_come_back_from_its_base_when_it_is_destroye
         destroy c/own => 1
         find c/own => ENOENT
         read secret => password
+        ",
+    );
+}
+
+#[test]
+fn what_is_destroyed_is_gone_from_the_past_of_removed_clones_too() {
+    check(
+        "
+        t=1 create a
+        t=2 write a 'secret'
+        t=3 create b
+        t=4 clone . c
+        t=5 append c/a ' of the clone'
+        t=6 remove-fileset c force
+        read c@@2026-11-22T00:00:05/a => secret of the clone
+        hold a a
+        t=8 unlink a
+        forget #a
+        t=9 clone c@@2026-11-22T00:00:05 back
+        t=10 destroy a => EBUSY
+        read back/a => secret of the clone
+        remove-fileset back force
+        t=12 destroy a => 1
+        find c@@2026-11-22T00:00:05/a => ENOENT
+        find back@@2026-11-22T00:00:10/a => ENOENT
+        find c@@2026-11-22T00:00:05/b => there
         ",
     );
 }

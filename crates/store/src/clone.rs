@@ -31,6 +31,22 @@ impl Store {
         self.index.read().filesets.bases().into_iter().collect()
     }
 
+    /// What shows through a fileset now, and as of when.
+    pub fn beneath(&self, fileset: FilesetId) -> Option<(FilesetId, Tid)> {
+        self.index.read().filesets.beneath(fileset, Tid::MAX)
+    }
+
+    /// The filesets, removed ones too, through which another one shows, at whatever depth, each with as of when.
+    pub fn shown_through(&self, base: FilesetId) -> Vec<(FilesetId, Tid)> {
+        let filesets = self.index.read().filesets.clone();
+        let moment = |clone: FilesetId| {
+            let mut layers =
+                std::iter::successors(filesets.beneath(clone, Tid::MAX), |(f, at)| filesets.beneath(*f, *at));
+            layers.find(|(fileset, _)| *fileset == base).map(|(_, at)| (clone, at))
+        };
+        filesets.all().filter_map(|(clone, _)| moment(clone)).collect()
+    }
+
     /// Reads what the index says of the filesets.
     pub(crate) fn load_filesets(&self) -> Result<()> {
         let mut versions = self.all_versions(&Key::new(CATALOGUE, ObjectId(0), Kind::FILESET, &[]))?;

@@ -5,7 +5,7 @@
 //! collapse drops it from the index, labelled moments included; then every segment that holds any of it, or any waste that
 //! might be of it, is cleaned, and what is given back is overwritten with zeroes before.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::collapse::Advance;
 use crate::key::parse;
 use crate::store::Store;
 use crate::volume::RegionRef;
-use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid, Tx};
 
 /// Records in one transaction.
 const BATCH: usize = 4096;
@@ -88,13 +88,12 @@ impl Store {
     }
 
     /// Destroys every version of some objects and of some single keys (names that led to them), in all moments up to
-    /// `newest`. The caller has made sure that nothing visible led to them then. With neither: goes on with what was
-    /// interrupted. On return the bytes are overwritten and gone from the
-    /// volume, but for what other objects share. `each` is told how far it is.
+    /// `newest`, and goes on with what was not brought to its end. The caller has made sure that nothing visible led to them
+    /// then, and that no clone shows them. On return the bytes are overwritten and gone from the volume, but for what other
+    /// objects share. `each` is told how far it is.
     pub fn forget(
         &self,
-        fileset: FilesetId,
-        objects: &[ObjectId],
+        objects: &[(FilesetId, ObjectId)],
         keys: &[Key],
         newest: Tid,
         now_ns: u64,
@@ -102,23 +101,25 @@ impl Store {
     ) -> Result<()> {
         let mut value = Vec::new();
         put_varint(&mut value, newest.0);
-        let of_objects = objects.iter().map(|o| o.0.to_be_bytes().to_vec());
-        let of_keys = keys.iter().filter_map(|key| {
-            let (_, object, ..) = parse(key.as_bytes())?;
-            Some([object.0.to_be_bytes(), hash_key(key.as_bytes()).to_be_bytes()].concat())
-        });
-        let suffixes: Vec<Vec<u8>> = of_objects.chain(of_keys).collect();
-        let _one = self.forgetting.lock();
-        if suffixes.is_empty() {
-            if self.forget_records(fileset)?.is_empty() {
-                return Ok(());
-            }
-            self.suspect_all();
+        let mut suffixes: BTreeMap<FilesetId, Vec<Vec<u8>>> = BTreeMap::new();
+        for (fileset, object) in objects {
+            suffixes.entry(*fileset).or_default().push(object.0.to_be_bytes().to_vec());
         }
-        for batch in suffixes.chunks(BATCH) {
-            let mut tx = self.begin(fileset, now_ns)?;
-            batch.iter().for_each(|suffix| tx.put(ObjectId(0), Kind::FORGET, suffix, &value));
-            tx.commit()?;
+        for key in keys {
+            let Some((fileset, object, ..)) = parse(key.as_bytes()) else { continue };
+            let suffix = [object.0.to_be_bytes(), hash_key(key.as_bytes()).to_be_bytes()].concat();
+            suffixes.entry(fileset).or_default().push(suffix);
+        }
+        let _one = self.forgetting.lock();
+        if self.is_forgetting()? {
+            self.suspect_all();
+        } else if suffixes.is_empty() {
+            return Ok(());
+        }
+        for (fileset, suffixes) in suffixes {
+            self.change_forget_records(fileset, &suffixes, now_ns, |tx, suffix| {
+                tx.put(ObjectId(0), Kind::FORGET, suffix, &value);
+            })?;
         }
         self.sync()?;
         self.wiping.store(true, Ordering::Relaxed);
@@ -128,10 +129,11 @@ impl Store {
         if left > 0 {
             return Err(Error::Unreached { left });
         }
-        for batch in self.forget_records(fileset)?.chunks(BATCH) {
-            let mut tx = self.begin(fileset, now_ns)?;
-            batch.iter().for_each(|(suffix, _)| tx.delete(ObjectId(0), Kind::FORGET, suffix));
-            tx.commit()?;
+        for (fileset, _) in self.filesets() {
+            let done: Vec<_> = self.forget_records(fileset)?.into_iter().map(|(suffix, _)| suffix).collect();
+            self.change_forget_records(fileset, &done, now_ns, |tx, suffix| {
+                tx.delete(ObjectId(0), Kind::FORGET, suffix);
+            })?;
         }
         self.sync()?;
         Ok(())
@@ -158,6 +160,21 @@ impl Store {
         let is_empty = self.log.tail().end() <= crate::segment::HEADER;
         let segments = self.segments.lock();
         state.forgotten.extend(segments[..segments.len() - usize::from(is_empty)].iter().map(|s| s.at.id));
+    }
+
+    fn change_forget_records(
+        &self,
+        fileset: FilesetId,
+        suffixes: &[Vec<u8>],
+        now_ns: u64,
+        change: impl Fn(&mut Tx<'_>, &[u8]),
+    ) -> Result<()> {
+        for batch in suffixes.chunks(BATCH) {
+            let mut tx = self.begin(fileset, now_ns)?;
+            batch.iter().for_each(|suffix| change(&mut tx, suffix));
+            tx.commit()?;
+        }
+        Ok(())
     }
 
     /// Gives a region back; while something is being forgotten, overwritten.

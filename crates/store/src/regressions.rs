@@ -592,7 +592,7 @@ fn a_name_given_anew_while_its_past_is_being_forgotten_stays() {
     tx.delete(ObjectId(2), Kind::DIRENT, b"name");
     tx.commit().unwrap();
     let again = std::sync::atomic::AtomicBool::new(false);
-    s.forget(FS, &[], &[key], s.tid(), 20, &mut |_| {
+    s.forget(&[], &[key], s.tid(), 20, &mut |_| {
         if !again.swap(true, Ordering::SeqCst) {
             put(&s, "name");
         }
@@ -640,7 +640,7 @@ fn what_somebody_reads_while_it_is_forgotten_is_overwritten_before_that_is_said_
         std::thread::sleep(std::time::Duration::from_millis(300));
         drop(read);
     });
-    s.forget(FS, &[ObjectId(9)], &[], s.tid(), 20, &mut |_| ()).unwrap();
+    s.forget(&[(FS, ObjectId(9))], &[], s.tid(), 20, &mut |_| ()).unwrap();
     assert!(!is_on(&disk, secret));
     reader.join().unwrap();
 }

@@ -6,7 +6,8 @@
 //!
 //! Invariants: horizon and clock of a fileset never go back, and are durable before anything that they give up is
 //! dropped; so what a retained point shows never changes, however far the cleaner has come. A grid that replaces another
-//! can't bring back what that one gave up: a moment before the horizon of an *era* must be a point of that era's grid too.
+//! can't bring back what that one gave up: a moment must have been kept by the grid of every *era*, as a point or since that
+//! era's own horizon (a later grid may keep every commit of a time of which an earlier one left only points: those stay).
 //!
 //! Tried and dropped: aligning record tids to points (HAMMER did; it broke every mirror), and a stored list of all points
 //! (a minute's grid kept for ever has half a million a year).
@@ -129,8 +130,19 @@ struct Era {
     grid: Grid,
     /// The latest time at which it was applied.
     clock: Tid,
-    /// Moments before this were given up but for its points.
+    /// Moments before this were given up but for its points; not later ones, whatever other eras gave up.
     horizon: Tid,
+}
+
+impl Era {
+    /// The first moment not before `from` that it kept.
+    fn next(&self, from: Tid) -> Tid {
+        match self.grid.next(from, self.clock) {
+            _ if from >= self.horizon => from,
+            Some(point) => point.min(self.horizon),
+            None => self.horizon,
+        }
+    }
 }
 
 /// The retention of a fileset: the grid in force, and what is visible of the past.
@@ -140,7 +152,7 @@ pub struct Retention {
     pub grid: Grid,
     /// What to do when the volume is full.
     pub when_full: WhenFull,
-    /// Oldest first; horizons and clocks never fall.
+    /// Oldest first.
     eras: Vec<Era>,
     /// Points before this are gone, but for pinned ones.
     floor: Tid,
@@ -169,7 +181,7 @@ impl Retention {
 
     /// Since when every commit is visible; [`Tid::ZERO`]: since ever.
     pub fn horizon(&self) -> Tid {
-        self.eras.last().map_or(Tid::ZERO, |e| e.horizon)
+        self.eras.iter().map(|e| e.horizon).max().unwrap_or(Tid::ZERO)
     }
 
     /// The moment that is shown when `at` is asked for: `at` itself since the horizon, else the newest retained point not
@@ -202,17 +214,21 @@ impl Retention {
 
     /// The first visible moment in `tid .. until`: how to look at what was there then.
     pub fn first_seen(&self, tid: Tid, until: Tid) -> Option<Tid> {
-        let mut from = tid;
-        while from < until {
-            let pinned = self.pins.get(self.pins.partition_point(|p| *p < from)).copied();
-            let by_grid = self.eras.last().and_then(|e| e.grid.next(from, e.clock));
-            let exact = Some(from.max(self.horizon()));
-            let next = [pinned, by_grid, exact].into_iter().flatten().min()?;
-            // An earlier grid may have given it up.
-            if self.round(next) == Some(next) {
-                return Some(next).filter(|p| *p < until);
+        let pinned = self.pins.get(self.pins.partition_point(|p| *p < tid)).copied();
+        let seen = pinned.map_or(until, |p| p.min(until));
+        let first = self.next_by_grid(tid, seen).or(pinned);
+        first.filter(|first| *first < until)
+    }
+
+    /// The first moment in `from .. until` that every era kept.
+    fn next_by_grid(&self, from: Tid, until: Tid) -> Option<Tid> {
+        let mut at = from.max(self.floor);
+        while at < until {
+            let next = self.eras.iter().map(|e| e.next(at)).max().unwrap_or(at);
+            if next == at {
+                return Some(at);
             }
-            from = Tid(next.0 + 1);
+            at = next;
         }
         None
     }
@@ -244,8 +260,7 @@ impl Retention {
             return next;
         }
         let clock = clock.max(self.eras.last().map_or(Tid::ZERO, |e| e.clock));
-        let horizon = self.grid.horizon(clock).max(self.horizon());
-        let era = Era { grid: self.grid.clone(), clock, horizon };
+        let era = Era { grid: self.grid.clone(), clock, horizon: self.grid.horizon(clock) };
         match next.eras.last_mut() {
             Some(last) if last.grid == self.grid => *last = era,
             _ => next.eras.push(era),
@@ -293,13 +308,9 @@ impl Retention {
         };
         let floor = Tid(r.varint()?);
         let grid = grid(&mut r)?;
-        let mut eras: Vec<Era> = Vec::new();
+        let mut eras = Vec::new();
         for _ in 0..r.varint()? {
-            let era = Era { grid: self::grid(&mut r)?, clock: Tid(r.varint()?), horizon: Tid(r.varint()?) };
-            if eras.last().is_some_and(|last| last.horizon > era.horizon) {
-                return None;
-            }
-            eras.push(era);
+            eras.push(Era { grid: self::grid(&mut r)?, clock: Tid(r.varint()?), horizon: Tid(r.varint()?) });
         }
         r.is_empty().then_some(Retention { grid, when_full, eras, floor, pins: Vec::new() })
     }
@@ -488,10 +499,25 @@ mod tests {
                     assert!(now.is_none_or(|p| next.round(p) == Some(p)), "a point rounds to itself");
                 }
                 r = next;
+                let (from, until) = (rng.u64(0..=clock), rng.u64(0..=clock + 10));
+                let first = (from..until).find(|t| r.round(Tid(*t)) == Some(Tid(*t))).map(Tid);
+                assert_eq!(r.first_seen(Tid(from), Tid(until)), first, "{r:?} {from}..{until}");
+                assert_eq!(r.sees(Tid(from), Tid(until)), first.is_some(), "{r:?} {from}..{until}");
                 clock += rng.u64(1..200);
             }
             assert_eq!(Retention::decode(&r.encode()).as_ref(), Some(&r));
         }
+    }
+
+    #[test]
+    fn a_grid_that_keeps_every_commit_keeps_the_points_that_an_earlier_one_left() {
+        let points = retention(grid(&[(100, FOREVER)])).advanced(Tid(1000));
+        let all = points.with_grid(grid(&[(0, 500), (400, FOREVER)])).advanced(Tid(1200));
+        assert_eq!(all.round(Tid(950)), Some(Tid(900)));
+        assert_eq!(all.round(Tid(799)), Some(Tid(700)));
+        assert_eq!(all.round(Tid(699)), Some(Tid(400)));
+        assert_eq!((all.horizon(), all.round(Tid(1001))), (Tid(1000), Some(Tid(1001))));
+        assert_eq!(all.first_seen(Tid(701), Tid(1000)), Some(Tid(800)));
     }
 
     #[test]

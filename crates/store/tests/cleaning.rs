@@ -337,7 +337,7 @@ fn what_is_forgotten_is_nowhere_on_the_disk_and_all_else_is_as_it_was() {
         assert!(is_on(&disk, &data[2000..2400]) && is_on(&disk, name));
         let retention = store.retention(FS).unwrap();
         let key = darner_store::Key::new(FS, ObjectId(1), Kind::DIRENT, name);
-        store.forget(FS, &[secret], &[key], store.tid(), run.now, &mut |_| ()).unwrap();
+        store.forget(&[(FS, secret)], &[key], store.tid(), run.now, &mut |_| ()).unwrap();
         assert!(!store.is_forgetting().unwrap());
         assert!(!is_on(&disk, name) && !is_on(&disk, value), "seed {seed}");
         assert_eq!(is_on(&disk, &data[2000..2400]), seed == 5, "only what another object shares is left");
@@ -411,7 +411,7 @@ fn what_is_alone_in_its_segment_is_forgotten_with_the_segment() {
         let mut tx = store.begin(FS, 100).unwrap();
         tx.delete(secret, Kind::ATTR, &[]);
         tx.commit().unwrap();
-        store.forget(FS, &[secret], &[], store.tid(), 200, &mut |_| ()).unwrap();
+        store.forget(&[(FS, secret)], &[], store.tid(), 200, &mut |_| ()).unwrap();
     }
 }
 
@@ -444,7 +444,7 @@ fn a_forgetting_that_a_crash_interrupted_is_brought_to_its_end() {
     drop(store);
     let store = open(&disk).unwrap();
     assert!(store.is_forgetting().unwrap());
-    store.forget(FS, &[], &[], Tid::ZERO, 300, &mut |_| ()).unwrap();
+    store.forget(&[], &[], Tid::ZERO, 300, &mut |_| ()).unwrap();
     assert!(!store.is_forgetting().unwrap());
     assert!(!is_on(&disk, password));
 }
