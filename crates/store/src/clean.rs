@@ -267,7 +267,12 @@ impl Store {
         let segments = self.segments.lock().clone();
         let must = |c: &Container| c.segments.iter().any(|i| state.forgotten.contains(&segments[*i].at.id));
         let wiping = self.wiping.load(std::sync::atomic::Ordering::Relaxed);
-        let sweep = all.iter().map(|c| c.tombstones).sum::<u64>() > u.used / WASTE;
+        // What has been swept since the last collapse is done with.
+        let done = |i: &usize| state.cleaned.get(&segments[*i].at.id) == Some(&state.passes);
+        let to_sweep = |c: &Container| c.needed <= room && !c.segments.iter().all(done);
+        // Where some can't be, what is stuck behind it stays so: then the others are still cleaned for their waste.
+        let stuck = all.iter().map(|c| c.tombstones).sum::<u64>() > u.used / WASTE;
+        let sweep = stuck && all.iter().any(to_sweep);
         let (enough, each) = match effort {
             Effort::Full => (1, 64),
             Effort::Steady if pressed => (1 << 20, 16),
@@ -277,9 +282,8 @@ impl Store {
             // Nothing of it may be left, nor any waste that might be of earlier versions.
             all.retain(|c| must(c) || wiping && c.waste() > 0);
         } else if sweep {
-            // Oldest first: then what is stuck comes free. What has been swept since the last collapse is done with.
-            let done = |i: &usize| state.cleaned.get(&segments[*i].at.id) == Some(&state.passes);
-            all.retain(|c| !c.segments.iter().all(done));
+            // Oldest first: then what is stuck comes free.
+            all.retain(to_sweep);
             all.sort_by_key(|c| c.segments.iter().min().copied());
         } else {
             if waste < enough {

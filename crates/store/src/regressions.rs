@@ -699,3 +699,26 @@ fn a_collapse_that_fails_keeps_neither_the_cleaner_away_nor_the_disk_busy() {
     s.step_clean(now).unwrap();
     assert!(s.maintenance.lock().pass.is_some());
 }
+
+#[test]
+fn tombstones_that_are_stuck_keep_the_cleaner_from_nothing_else() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk)).unwrap();
+    for round in 0..2 {
+        put_large(&s, 100, 200, round);
+    }
+    s.checkpoint().unwrap();
+    let mut state = s.maintenance.lock();
+    let mut segments = s.segments.lock();
+    assert!(segments.len() > 1);
+    let passes = state.passes;
+    // All have been swept, and the oldest is mere waste since.
+    for x in segments.iter_mut() {
+        state.cleaned.insert(x.at.id, passes);
+    }
+    segments[0].live = 0;
+    segments[0].tombstones = s.volume.usage(0).unwrap().0;
+    drop(segments);
+    assert!(s.clean_batch(&mut state, crate::clean::Effort::Full).unwrap().is_some());
+}
