@@ -3,7 +3,8 @@
 //!
 //! What is to go is written down first (FORGET records), so that a crash in between is made good by the next attempt; a
 //! collapse drops it from the index, labelled moments included; then every segment that holds any of it, or any waste that
-//! might be of it, is cleaned, and what is given back is overwritten with zeroes before.
+//! might be of it, is cleaned, and what is given back is overwritten with zeroes before. Versions that an earlier collapse
+//! dropped are in no index: all segments are searched for them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -104,7 +105,7 @@ impl Store {
         }
         self.sync()?;
         self.wiping.store(true, Ordering::Relaxed);
-        let outcome = self.clean(now_ns, each);
+        let outcome = self.clean(now_ns, each).and_then(|_| self.clean_remains());
         self.wiping.store(false, Ordering::Relaxed);
         outcome?;
         let left = self.maintenance.lock().forgotten.len();
