@@ -505,12 +505,28 @@ impl Store {
         needed: &Needed,
         drop_tombstones: bool,
     ) -> Result<u64> {
-        let region = self.regions.read()[&s.at.id].clone();
         w.begin(s);
-        let mut window = Window::new(region.clone(), crate::segment::HEADER);
-        let mut at = region_start(&*region);
         let mut stuck = 0;
         let mut since_look = 0;
+        self.each_frame(s, &mut |frame| {
+            stuck += self.copy_frame(w, frame, needed, drop_tombstones)?;
+            since_look += frame.bytes.len();
+            if since_look > 4 << 20 {
+                since_look = 0;
+                if self.flush_is_due(state) {
+                    self.flush_locked(state)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(stuck)
+    }
+
+    /// Visits the transactions that are left of a segment.
+    fn each_frame(&self, s: &Segment, visit: &mut dyn FnMut(&Source<'_>) -> Result<()>) -> Result<()> {
+        let region = self.regions.read()[&s.at.id].clone();
+        let mut window = Window::new(region.clone(), crate::segment::HEADER);
+        let mut at = region_start(&*region);
         while at < s.end {
             window.fill_frame(at)?;
             let bytes = window.bytes(at);
@@ -522,22 +538,44 @@ impl Store {
                     found: "damaged bytes".into(),
                 });
             };
-            let shape = frame::shape(bytes).expect("just parsed");
+            let len = frame::shape(bytes).expect("just parsed").len;
             if let Content::Transaction(records) = &f.content {
-                let frame = Source { bytes: &bytes[..shape.len], at, region: s.at.id, frame: &f, records };
-                stuck += self.copy_frame(w, &frame, needed, drop_tombstones)?;
+                visit(&Source { bytes: &bytes[..len], at, region: s.at.id, frame: &f, records })?;
             }
-            since_look += shape.len;
-            at = region.next_kept(at + shape.len as u64);
-            if since_look > 4 << 20 {
-                since_look = 0;
-                if self.flush_is_due(state) {
-                    self.flush_locked(state)?;
-                }
+            at = region.next_kept(at + len as u64);
+        }
+        Ok(())
+    }
+
+    /// Cleans the segments that still hold records of what is to be forgotten. (Those that a collapse dropped before from
+    /// the index are known to nobody else, and what a segment holds beside what is needed is only estimated.)
+    pub(crate) fn clean_remains(&self) -> Result<()> {
+        let forgotten = self.forgotten()?;
+        let mut state = self.maintenance.lock();
+        let segments = self.segments.lock().clone();
+        let newest = state.log.region;
+        for s in segments.iter().take_while(|s| s.at.id != newest) {
+            let mut holds = false;
+            self.each_frame(s, &mut |frame| {
+                holds |= frame.records.iter().any(|r| is_forgotten(&forgotten, r, frame.frame.header.tid));
+                Ok(())
+            })?;
+            if holds {
+                state.forgotten.insert(s.at.id);
             }
         }
-        Ok(stuck)
+        while self.clean_batch(&mut state, Effort::Full)?.is_some() {
+            parking_lot::MutexGuard::bump(&mut state);
+        }
+        self.bury(&mut state)
     }
+}
+
+fn is_forgotten(forgotten: &Forgotten, r: &Record<'_>, tid: Tid) -> bool {
+    let key = |suffix: &[u8]| Key::new(r.fileset, r.object, r.kind, suffix);
+    forgotten.has_object(r.fileset, r.object)
+        || matches!(r.body, Body::Put { suffix, .. } | Body::Tombstone { suffix }
+            if forgotten.has_key(key(suffix).as_bytes(), tid))
 }
 
 /// A batch to be copied.
@@ -570,15 +608,9 @@ impl Store {
             let key = Key::new(r.fileset, r.object, r.kind, suffix);
             needed.versions.contains(&version_hash(key.as_bytes(), h.tid))
         };
-        let forgotten = |r: &Record| {
-            let key = |suffix: &[u8]| Key::new(r.fileset, r.object, r.kind, suffix);
-            needed.forgotten.has_object(r.fileset, r.object)
-                || matches!(r.body, Body::Put { suffix, .. } | Body::Tombstone { suffix }
-                    if needed.forgotten.has_key(key(suffix).as_bytes(), h.tid))
-        };
         for r in f.records {
             // What others share of it stays, without a record of whose it was.
-            let is_forgotten = !needed.forgotten.is_empty() && forgotten(r);
+            let is_forgotten = !needed.forgotten.is_empty() && is_forgotten(&needed.forgotten, r, h.tid);
             let stays = match &r.body {
                 // It says whose the records behind it are.
                 Body::Fileset { .. } => {

@@ -3,7 +3,8 @@
 //!
 //! What is to go is written down first (FORGET records), so that a crash in between is made good by the next attempt; a
 //! collapse drops it from the index, labelled moments included; then every segment that holds any of it, or any waste that
-//! might be of it, is cleaned, and what is given back is overwritten with zeroes before.
+//! might be of it, is cleaned, and what is given back is overwritten with zeroes before. Versions that an earlier collapse
+//! dropped are in no index: all segments are searched for them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -111,9 +112,7 @@ impl Store {
             suffixes.entry(fileset).or_default().push(suffix);
         }
         let _one = self.forgetting.lock();
-        if self.is_forgetting()? {
-            self.suspect_all();
-        } else if suffixes.is_empty() {
+        if suffixes.is_empty() && !self.is_forgetting()? {
             return Ok(());
         }
         for (fileset, suffixes) in suffixes {
@@ -123,7 +122,7 @@ impl Store {
         }
         self.sync()?;
         self.wiping.store(true, Ordering::Relaxed);
-        let outcome = self.clean(now_ns, each).and_then(|_| self.outlast_readers());
+        let outcome = self.clean(now_ns, each).and_then(|_| self.clean_remains()).and_then(|()| self.outlast_readers());
         self.wiping.store(false, Ordering::Relaxed);
         let left = outcome? + self.maintenance.lock().forgotten.len();
         if left > 0 {
@@ -152,14 +151,6 @@ impl Store {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-    }
-
-    /// After a crash no pass tells any more which segments hold some of it: all there are may.
-    fn suspect_all(&self) {
-        let mut state = self.maintenance.lock();
-        let is_empty = self.log.tail().end() <= crate::segment::HEADER;
-        let segments = self.segments.lock();
-        state.forgotten.extend(segments[..segments.len() - usize::from(is_empty)].iter().map(|s| s.at.id));
     }
 
     fn change_forget_records(

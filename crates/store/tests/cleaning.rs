@@ -448,3 +448,27 @@ fn a_forgetting_that_a_crash_interrupted_is_brought_to_its_end() {
     assert!(!store.is_forgetting().unwrap());
     assert!(!is_on(&disk, password));
 }
+
+#[test]
+fn versions_that_were_collapsed_long_before_are_destroyed_in_the_segments_too() {
+    let disk = SimDisk::new(1 << 30);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    let (dir, name) = (ObjectId(900), b"a name that nobody may read");
+    store.retain(FS, 100, |r| r.with_grid(Grid::default())).unwrap();
+    // Among so many small records the one that is not needed is less than the error of the estimate.
+    let mut tx = store.begin(FS, 100).unwrap();
+    tx.put(dir, Kind::DIRENT, name, b"1");
+    (1000..3000).for_each(|object| tx.put(ObjectId(object), Kind::ATTR, &[], b"x"));
+    tx.commit().unwrap();
+    let mut tx = store.begin(FS, 200).unwrap();
+    tx.delete(dir, Kind::DIRENT, name);
+    tx.commit().unwrap();
+    store.clean(300, &mut |_| ()).unwrap();
+    assert!(is_on(&disk, name));
+    let key = darner_store::Key::new(FS, dir, Kind::DIRENT, name);
+    store.forget(&[], &[key], Tid::MAX, 400, &mut |_| ()).unwrap();
+    assert!(!is_on(&disk, name));
+    assert!(store.get(&darner_store::Key::new(FS, ObjectId(1500), Kind::ATTR, &[]), Tid::MAX).unwrap().is_some());
+    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+}
