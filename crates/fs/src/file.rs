@@ -66,6 +66,8 @@ impl Fs {
         if len > 0 {
             self.store.read(&pieces, &mut buf[..len])?;
         }
+        // It may have been given up meanwhile: then it was a mixture.
+        self.check_kept(node)?;
         Ok(len)
     }
 

@@ -155,6 +155,10 @@ impl Fs {
             if ino == ROOT || !all.insert(ino) {
                 continue;
             }
+            // What lives on under another name keeps what ever was below it.
+            if self.attr_at(ino, Tid::MAX)?.is_some_and(|attr| attr.nlink > 0) {
+                continue;
+            }
             self.store.versions(ino.fileset, ino.object, Kind::DIRENT, &[], &mut |_, _, value| {
                 match value.and_then(|value| Dirent::decode(value, ino.fileset)) {
                     Some(child) if child.ino.fileset == ino.fileset => todo.push(child.ino),

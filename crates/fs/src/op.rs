@@ -124,10 +124,13 @@ impl Op<'_> {
 impl Fs {
     /// Does one operation. A change is one transaction, begun at `now_ns` or just after the newest one.
     pub fn run(&self, caller: &Caller, now_ns: u64, op: Op<'_>) -> Result<Reply> {
-        self.dispatch(caller, now_ns, op).map_err(|error| match op.subject() {
+        let reply = self.dispatch(caller, now_ns, op).map_err(|error| match op.subject() {
             Some(node) => self.explain(node, error),
             None => error,
-        })
+        })?;
+        // What was looked at may have been given up meanwhile: then it was a mixture.
+        op.subject().map_or(Ok(()), |node| self.check_kept(node))?;
+        Ok(reply)
     }
 
     fn dispatch(&self, caller: &Caller, now: u64, op: Op<'_>) -> Result<Reply> {

@@ -9,7 +9,7 @@
 //! A tombstone (or hole) that is in no index any more stays in its segment unless all older segments were cleaned since the
 //! last collapse: else an index made anew from the segments would find again what it hid.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -328,16 +328,38 @@ impl Store {
                 // A volume in which no large gap is left may still have room for small packs, and these make larger gaps.
                 Err(Error::NoSpace { .. }) if most > 0 => most = if most > 1 << 20 { most / 8 } else { 0 },
                 Err(Error::NoSpace { .. }) => return Ok(None),
-                Err(Error::Corrupt { place, what, expected, found }) => {
-                    // Its bytes stay as they are, for somebody to heal; the others can still be cleaned.
-                    let segments = self.segments.lock();
-                    state.damaged.extend(chosen.iter().map(|i| segments[*i].at.id));
-                    tracing::error!("not cleaned: {place}: {what} is damaged (expected {expected}, found {found})");
-                    return Ok(Some(0));
-                }
+                Err(Error::Corrupt { .. }) => return self.clean_apart(state, &chosen).map(Some),
                 outcome => return outcome.map(Some),
             }
         }
+    }
+
+    /// Cleans a batch region by region, because some of it is damaged: that stays as it is, for somebody to heal.
+    fn clean_apart(&self, state: &mut State, chosen: &[usize]) -> Result<u64> {
+        let mut by_region: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        {
+            let segments = self.segments.lock();
+            for s in chosen.iter().map(|i| &segments[*i]) {
+                by_region.entry(s.pack.unwrap_or(s.at.id)).or_default().push(s.at.id);
+            }
+        }
+        let mut copied = 0;
+        for ids in by_region.into_values() {
+            let segments = self.segments.lock();
+            // Those before may be gone by now.
+            let places: Vec<usize> = (0..segments.len()).filter(|i| ids.contains(&segments[*i].at.id)).collect();
+            drop(segments);
+            match self.clean_segments(state, &places) {
+                Ok(n) => copied += n,
+                Err(Error::NoSpace { .. }) => {}
+                Err(e @ Error::Corrupt { .. }) => {
+                    tracing::error!("not cleaned: {e}");
+                    state.damaged.extend(ids);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(copied)
     }
 
     /// Cleans some segments, given by their places in the list; returns how many bytes were copied.
@@ -556,10 +578,15 @@ impl Store {
         let newest = state.log.region;
         for s in segments.iter().take_while(|s| s.at.id != newest) {
             let mut holds = false;
-            self.each_frame(s, &mut |frame| {
+            let searched = self.each_frame(s, &mut |frame| {
                 holds |= frame.records.iter().any(|r| is_forgotten(&forgotten, r, frame.frame.header.tid));
                 Ok(())
-            })?;
+            });
+            match searched {
+                // What can't be read may hold some of it: whoever forgets is told.
+                Err(Error::Corrupt { .. }) => holds = true,
+                searched => searched?,
+            }
             if holds {
                 state.forgotten.insert(s.at.id);
             }

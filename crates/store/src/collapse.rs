@@ -387,7 +387,8 @@ impl Ageing {
     pub fn note(&mut self, store: &Store, e: &Entry, until: Option<Tid>, lapses: &mut Lapses) -> Result<()> {
         let Some((fileset, ..)) = parse(&e.key) else { return Ok(()) };
         if self.retention.as_ref().is_none_or(|(f, _)| *f != fileset) {
-            self.retention = Some((fileset, store.retention(fileset)?));
+            // A record that is in no known form must not keep a flush from being done: whoever looks at the past is told.
+            self.retention = Some((fileset, store.retention(fileset).unwrap_or_default()));
         }
         let retention = &self.retention.as_ref().expect("just set").1;
         if let Some(until) = until.filter(|until| *until != Tid::MAX && !retention.grid.keeps_all()) {
@@ -535,7 +536,7 @@ impl Store {
         let mut sieve = Sieve::new(&pass.keep, std::mem::take(&mut pass.tally));
         let mut made = Vec::new();
         let mut outputs = [RunWriter::default(), RunWriter::default()];
-        let (mut written, mut read) = (0, 0);
+        let (mut written, mut read) = (0, 0u64);
         let mut last: Vec<u8> = Vec::new();
         let mut more = false;
         let outcome = (|| {
@@ -545,6 +546,10 @@ impl Store {
                     break;
                 }
                 read += 1;
+                if read.is_multiple_of(4096) && self.flush_is_due(state) {
+                    // One object may take long.
+                    self.flush_locked(state)?;
+                }
                 last.clone_from(&e.key);
                 written += (e.key.len() + 16) as u64;
                 sieve.pass(e, &mut |e, fate| {

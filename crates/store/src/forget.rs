@@ -121,10 +121,12 @@ impl Store {
             })?;
         }
         self.sync()?;
+        let before = self.not_given_back.load(Ordering::Relaxed);
         self.wiping.store(true, Ordering::Relaxed);
         let outcome = self.clean(now_ns, each).and_then(|_| self.clean_remains()).and_then(|()| self.outlast_readers());
         self.wiping.store(false, Ordering::Relaxed);
-        let left = outcome? + self.maintenance.lock().forgotten.len();
+        let failed = self.not_given_back.load(Ordering::Relaxed) - before;
+        let left = outcome? + self.maintenance.lock().forgotten.len() + failed as usize;
         if left > 0 {
             return Err(Error::Unreached { left });
         }
@@ -177,16 +179,12 @@ impl Store {
     }
 
     fn wipe(&self, at: RegionRef) -> Result<()> {
-        const STEP: u64 = 4 << 20;
         let region = match self.volume.open(at) {
             // It is gone already.
             Err(Error::Io { .. }) => return Ok(()),
             opened => opened?,
         };
-        let zeroes = vec![0; STEP.min(at.size) as usize];
-        for from in (0..at.size).step_by(STEP as usize) {
-            region.write_at(&zeroes[..STEP.min(at.size - from) as usize], from)?;
-        }
+        crate::volume::wipe(at.size, |zeroes, from| region.write_at(zeroes, from))?;
         region.flush()
     }
 }

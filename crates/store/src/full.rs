@@ -36,7 +36,10 @@ impl Store {
             if now < *not_before {
                 return Ok(false);
             }
-            if !self.collapse_all(now)? && !self.collapse_oldest(now, bytes)? {
+            let collapsed = self.collapse_all(now).and_then(|some| Ok(some || self.collapse_oldest(now, bytes)?));
+            // Damage in the index is told where it is met; here it only means that there is no more room.
+            let collapsed = collapsed.inspect_err(|e| tracing::error!("no room can be made: {e}")).unwrap_or(false);
+            if !collapsed {
                 *not_before = now + PAUSE;
                 return Ok(false);
             }

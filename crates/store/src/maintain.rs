@@ -288,7 +288,7 @@ impl Store {
         *sb = next;
         state.doomed_regions.append(&mut state.outdated);
         if let Some(old) = state.manifest.replace(region.place()) {
-            self.give_back(old)?;
+            self.give_back_or_leave(old);
         }
         Ok(())
     }
@@ -325,19 +325,23 @@ impl Store {
         self.bury(state)
     }
 
+    /// Nothing names it any more: where it can't be given back now, the next open does it.
+    fn give_back_or_leave(&self, at: RegionRef) {
+        if let Err(e) = self.give_back(at) {
+            self.not_given_back.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tracing::warn!("region {:x} takes its space until the next mount: {e}", at.id);
+        }
+    }
+
     /// Gives back the space of replaced tables and segments that nobody reads any more.
     pub(crate) fn bury(&self, state: &mut State) -> Result<()> {
         let (free, read): (Vec<_>, Vec<_>) = state.doomed.drain(..).partition(|t| Arc::strong_count(t) == 1);
         state.doomed = read;
-        for t in free {
-            self.give_back(t.reference().region)?;
-        }
+        free.into_iter().for_each(|t| self.give_back_or_leave(t.reference().region));
         let (free, read): (Vec<_>, Vec<_>) =
             state.doomed_regions.drain(..).partition(|(r, _)| Arc::strong_count(r) == 1);
         state.doomed_regions = read;
-        for (_, at) in free {
-            self.give_back(at)?;
-        }
+        free.into_iter().for_each(|(_, at)| self.give_back_or_leave(at));
         Ok(())
     }
 

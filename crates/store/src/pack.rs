@@ -291,7 +291,11 @@ impl Region for Packed {
     }
 
     fn write_at(&self, _: &[u8], offset: u64) -> Result<()> {
-        unreachable!("a sealed segment is written to at byte {offset}")
+        Err(Error::Io {
+            place: format!("segment {:x} at byte {offset}", self.part.number),
+            action: "write",
+            source: Arc::new(std::io::ErrorKind::ReadOnlyFilesystem.into()),
+        })
     }
 
     fn flush(&self) -> Result<()> {

@@ -73,7 +73,7 @@ impl Store {
                 volume.name()
             )));
         }
-        volume.keep_only(&[])?;
+        volume.keep_only(&[], false)?;
         for slot in 0..2 {
             // An older store's superblock would win by its generation.
             if volume.read_super(slot)?.iter().any(|b| *b != 0) {
@@ -200,7 +200,8 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         false => Levels { live: open_runs(&*volume, &m.live)?, history: open_runs(&*volume, &m.history)? },
     };
     let (regions, packs) = open_segments(&*volume, &sb.uuid, &m)?;
-    let first = regions.get(&m.log.region).cloned().ok_or_else(|| Error::Corrupt {
+    let is_open = m.segments.iter().any(|s| s.at.id == m.log.region && s.pack.is_none());
+    let first = regions.get(&m.log.region).filter(|_| is_open).cloned().ok_or_else(|| Error::Corrupt {
         place: volume.name(),
         what: "manifest",
         expected: format!("segment {:x} in its list", m.log.region),
@@ -254,6 +255,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         scattered: Mutex::default(),
         crowded: false.into(),
         forgetting: Mutex::new(()),
+        not_given_back: AtomicU64::new(0),
         wiping: false.into(),
         collapse_wanted: Mutex::new(false),
         retentions: RwLock::default(),
@@ -513,7 +515,8 @@ impl Store {
         };
         // A process that was killed may have left it in the page cache: nothing of the older one goes before it is durable.
         self.superblock.lock().write(&*self.volume)?;
-        self.volume.keep_only(&all)?;
+        // What a forgetting had replaced, but not yet overwritten when the power failed, is among what is not named.
+        self.volume.keep_only(&all, self.is_forgetting()?)?;
         if replayed.frames == 0 && !replayed.dirty_end {
             return Ok(());
         }

@@ -722,3 +722,30 @@ fn tombstones_that_are_stuck_keep_the_cleaner_from_nothing_else() {
     drop(segments);
     assert!(s.clean_batch(&mut state, crate::clean::Effort::Full).unwrap().is_some());
 }
+
+#[test]
+fn a_damaged_segment_stays_as_it_is_and_the_others_are_cleaned() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk.clone())).unwrap();
+    for round in 0..2 {
+        // Each in a segment of its own.
+        for segment in 0..4 {
+            put_large(&s, 100 + 20 * segment, 20, round);
+            s.next_segment(&mut s.log.tail()).unwrap();
+        }
+    }
+    s.checkpoint().unwrap();
+    let second = s.segments.lock()[1];
+    disk.flip(second.at.start + segment::HEADER + 20, 3);
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let before = s.usage().unwrap().used;
+    s.clean(20, &mut |_| ()).unwrap();
+    let ids: Vec<u64> = s.segments.lock().iter().map(|s| s.at.id).collect();
+    assert!(ids.contains(&second.at.id), "what is damaged is left for somebody to heal");
+    let freed = before - s.usage().unwrap().used;
+    assert!(freed > 3 * 20 * 60_000 * 9 / 10, "{freed} bytes came back");
+    let key = Key::new(FS, ObjectId(105), Kind::ATTR, b"");
+    let found = s.forget(&[(FS, ObjectId(9))], &[key], s.tid(), 30, &mut |_| ());
+    assert!(matches!(found, Err(crate::Error::Unreached { .. })), "it says that it could not look everywhere");
+}

@@ -106,7 +106,7 @@ impl Grid {
 
     /// Until when some point sees what was visible from `tid` until `until`, by the clock in nanoseconds.
     fn expiry(&self, tid: Tid, until: Tid) -> u64 {
-        let last = Tid(until.0 - 1);
+        let last = Tid(until.0.saturating_sub(1));
         let spaced =
             self.spaced().filter_map(|s| s.point(last).filter(|p| *p >= tid).map(|p| p.0.saturating_add(s.lasts)));
         let all = self.every_commit().map(|lasts| last.0.saturating_add(lasts));
@@ -209,7 +209,7 @@ impl Retention {
 
     /// Whether any visible moment lies in `tid .. until`.
     pub fn sees(&self, tid: Tid, until: Tid) -> bool {
-        tid < until && (until > self.horizon() || self.round(Tid(until.0 - 1)).is_some_and(|p| p >= tid))
+        tid < until && (until > self.horizon() || self.round(Tid(until.0.saturating_sub(1))).is_some_and(|p| p >= tid))
     }
 
     /// The first visible moment in `tid .. until`: how to look at what was there then.
@@ -240,7 +240,7 @@ impl Retention {
 
     /// Which step of the grid (the first) sees what was visible in `tid .. until`, when it is `clock`; behind the last: none.
     pub(crate) fn step_that_sees(&self, tid: Tid, until: Tid, clock: Tid) -> usize {
-        let last = Tid(until.0 - 1);
+        let last = Tid(until.0.saturating_sub(1));
         let sees = |s: &Step| match s.every {
             0 => s.lasts == FOREVER || clock.0.saturating_sub(s.lasts) < until.0,
             _ => s.point(last).is_some_and(|p| p >= tid && s.outlives(p, clock)),

@@ -106,6 +106,8 @@ pub struct Store {
     pub(crate) crowded: std::sync::atomic::AtomicBool,
     /// Held while something is forgotten: one at a time.
     pub(crate) forgetting: Mutex<()>,
+    /// Regions that could not be given back.
+    pub(crate) not_given_back: AtomicU64,
     /// Whether what is given back is overwritten.
     pub(crate) wiping: std::sync::atomic::AtomicBool,
     /// Somebody waits for a collapse.

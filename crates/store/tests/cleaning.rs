@@ -472,3 +472,44 @@ fn versions_that_were_collapsed_long_before_are_destroyed_in_the_segments_too() 
     assert!(store.get(&darner_store::Key::new(FS, ObjectId(1500), Kind::ATTR, &[]), Tid::MAX).unwrap().is_some());
     assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
 }
+
+#[test]
+fn a_forgetting_cut_at_any_write_leaves_nothing_once_it_is_resumed() {
+    let base = SimDisk::new(192 << 20);
+    create(&base);
+    let disk = base.fork();
+    let mut run = Run::new(77);
+    let store = open(&disk).unwrap();
+    let (secret, password) = (ObjectId(900), b"correct horse battery staple".as_slice());
+    let mut noise = vec![0; 9000];
+    run.rng.fill(&mut noise);
+    for _ in 0..20 {
+        run.transaction(&store).unwrap();
+    }
+    let mut tx = store.begin(FS, run.now).unwrap();
+    tx.put(secret, Kind::ATTR, &[], password);
+    tx.write(secret, 0, &noise).unwrap();
+    tx.commit().unwrap();
+    let mut tx = store.begin(FS, run.now).unwrap();
+    tx.delete(secret, Kind::ATTR, &[]);
+    tx.commit().unwrap();
+    store.close().unwrap();
+    let base = disk.fork();
+    disk.record();
+    store.forget(&[(FS, secret)], &[], store.tid(), run.now, &mut |_| ()).unwrap();
+    println!("{} events", disk.events());
+    for n in 0..=disk.events() {
+        for keeps in [false, true] {
+            let crashed = SimDisk::crashed(&base, &disk, n, &mut |_| keeps);
+            let store = open(&crashed).unwrap();
+            let begun = store.is_forgetting().unwrap();
+            store.forget(&[], &[], Tid::MAX, run.now, &mut |_| ()).unwrap();
+            if begun {
+                assert!(!is_on(&crashed, password), "event {n}");
+                assert!(!is_on(&crashed, &noise[1000..1400]), "event {n}");
+            }
+            assert!(!store.is_forgetting().unwrap());
+            run.compare(&store, Tid::MAX);
+        }
+    }
+}

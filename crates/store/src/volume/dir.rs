@@ -36,6 +36,12 @@ impl DirVolume {
     }
 }
 
+fn wipe_file(path: &Path) -> std::io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    super::wipe(file.metadata()?.len(), |zeroes, at| file.write_all_at(zeroes, at))?;
+    file.sync_data()
+}
+
 fn io<T>(action: &'static str, path: &Path, r: std::io::Result<T>) -> Result<T> {
     r.map_err(|e| Error::Io { place: path.display().to_string(), action, source: Arc::new(e) })
 }
@@ -125,7 +131,7 @@ impl Volume for DirVolume {
         }
     }
 
-    fn keep_only(&self, regions: &[RegionRef]) -> Result<()> {
+    fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()> {
         self.used.store(regions.iter().map(|r| r.size).sum(), Ordering::Relaxed);
         if !self.write {
             return Ok(());
@@ -135,6 +141,9 @@ impl Volume for DirVolume {
             let name = entry.file_name();
             let id = name.to_str().and_then(|n| u64::from_str_radix(n.strip_prefix("region-")?, 16).ok());
             if id.is_some_and(|id| regions.iter().all(|r| r.id != id)) {
+                if wipe {
+                    io("wipe", &entry.path(), wipe_file(&entry.path()))?;
+                }
                 io("remove", &entry.path(), fs::remove_file(entry.path()))?;
             }
         }

@@ -70,6 +70,13 @@ pub trait Region: Send + Sync {
     }
 }
 
+/// Writes zeroes over so many bytes: `write` gets some, and where they go.
+pub(crate) fn wipe<E>(len: u64, mut write: impl FnMut(&[u8], u64) -> Result<(), E>) -> Result<(), E> {
+    const STEP: u64 = 4 << 20;
+    let zeroes = vec![0; STEP.min(len) as usize];
+    (0..len).step_by(STEP as usize).try_for_each(|from| write(&zeroes[..STEP.min(len - from) as usize], from))
+}
+
 /// A place that keeps regions.
 pub trait Volume: Send + Sync {
     /// What users call it.
@@ -86,8 +93,8 @@ pub trait Volume: Send + Sync {
     fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef>;
     /// Gives a region's space back. Open handles may still read it on a directory; not on a raw volume.
     fn remove(&self, at: RegionRef) -> Result<()>;
-    /// Tells which regions exist (after open); all others are gone.
-    fn keep_only(&self, regions: &[RegionRef]) -> Result<()>;
+    /// Tells which regions exist (after open); all others are gone. `wipe`: what they held is overwritten.
+    fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()>;
     /// The room between regions, (start, bytes) by start, where a region needs a gap as large as itself; `None` where any
     /// room will do.
     fn gaps(&self) -> Result<Option<Vec<(u64, u64)>>> {

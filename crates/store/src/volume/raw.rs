@@ -133,8 +133,15 @@ impl Volume for RawVolume {
         Ok(())
     }
 
-    fn keep_only(&self, regions: &[RegionRef]) -> Result<()> {
+    fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()> {
         *self.used.lock() = regions.iter().map(|r| (r.start, r.size)).collect();
+        if wipe {
+            let unused: Vec<_> = gaps(&self.used.lock(), self.len()?).collect();
+            for (start, len) in unused {
+                self.io("wipe", start, super::wipe(len, |zeroes, at| self.disk.write_at(zeroes, start + at)))?;
+            }
+            self.io("flush", 0, self.disk.flush())?;
+        }
         Ok(())
     }
 

@@ -41,6 +41,10 @@ impl Pages {
             let at = offset + done as u64;
             let (page, within) = (at / PAGE, (at % PAGE) as usize);
             let n = (PAGE as usize - within).min(bytes.len() - done);
+            if !self.0.contains_key(&page) && bytes[done..done + n].iter().all(|b| *b == 0) {
+                done += n;
+                continue;
+            }
             let page = self.0.entry(page).or_insert_with(|| Box::new([0; PAGE as usize]));
             page[within..within + n].copy_from_slice(&bytes[done..done + n]);
             done += n;
