@@ -22,6 +22,7 @@ mod file;
 mod fileset;
 mod forget;
 mod fs;
+mod keepless;
 mod label;
 mod log;
 mod lookup;
