@@ -302,12 +302,21 @@ pub struct CloneOf {
 /// moment an hour for a week, then one a day for ever. Units are s, m, h, d, w, M (30 days), y (365 days). What no step
 /// keeps is given up; labels and clones keep their moments. `forever` keeps everything, `none` only the present, `default`
 /// is the grid offered. Without a grid: shows the one in force, and what each step keeps and costs now.
+///
+/// `darner retain mnt/src/target --nothing-here` keeps no history of a directory (a build tree, a cache) and of what is made in
+/// it, whatever the grid and labels; what there is of it is given up.
 #[derive(Args, Debug)]
 pub struct Retain {
-    /// A mount point, or a fileset's directory in one
+    /// A mount point, a fileset's directory in one, or a directory in that
     pub mnt: PathBuf,
     /// Steps, or forever, none, default
     pub grid: Vec<String>,
+    /// Keep no history of this directory and all below it
+    #[arg(long, conflicts_with_all = ["grid", "dry_run", "when_full", "as_elsewhere"])]
+    pub nothing_here: bool,
+    /// Keep history of it again, as of what is around it
+    #[arg(long, conflicts_with_all = ["grid", "dry_run", "when_full"])]
+    pub as_elsewhere: bool,
     /// Say what the grid would give up and free, and change nothing
     #[arg(long)]
     pub dry_run: bool,

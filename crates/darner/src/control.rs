@@ -83,6 +83,8 @@ pub enum Request {
         when_full: Option<String>,
         /// Only tell what the grid would give up.
         dry_run: bool,
+        /// Whether to keep no history of the directory and all below it (true), or some as elsewhere (false).
+        nothing_here: Option<bool>,
     },
     /// Collapse and clean.
     Clean {
@@ -277,6 +279,10 @@ pub struct RetentionReport {
     pub lapsed_versions: u64,
     /// Bytes that come back with them, about.
     pub lapsed_bytes: u64,
+    /// Whether no history is kept of what is at the path asked about.
+    pub nothing_here: bool,
+    /// Objects of which that was changed.
+    pub marked: u64,
 }
 
 /// What is kept of a fileset's past, in short.

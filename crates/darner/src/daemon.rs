@@ -487,8 +487,9 @@ impl Daemon {
                 let fileset = self.fileset_of(&at)?;
                 Response::Tid(self.fs.resolve_when(fileset, &when, now_ns())?.map(|t| t.0))
             }
-            Request::Retain { at, grid, when_full, dry_run } => {
-                Response::Retention(self.retain(&at, &Wanted { grid, when_full, dry_run })?)
+            Request::Retain { at, grid, when_full, dry_run, nothing_here } => {
+                let wanted = Wanted { grid, when_full, dry_run, nothing_here };
+                Response::Retention(self.retain(&at, &wanted, tell)?)
             }
             Request::Clean { wait } => self.clean(wait, tell)?,
             Request::Forget { at } => self.destroy(&at, tell)?,

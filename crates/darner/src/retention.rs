@@ -22,6 +22,7 @@ pub(crate) struct Wanted {
     pub grid: Option<String>,
     pub when_full: Option<String>,
     pub dry_run: bool,
+    pub nothing_here: Option<bool>,
 }
 
 /// Gets interim answers.
@@ -33,7 +34,7 @@ fn progress(tell: &mut Tell<'_>, a: Advance) {
 
 impl Daemon {
     /// Shows what is kept of a fileset's past or, if anything is wanted, changes it (or only shows what that would do).
-    pub(crate) fn retain(&self, at: &Spot, wanted: &Wanted) -> Result<RetentionReport> {
+    pub(crate) fn retain(&self, at: &Spot, wanted: &Wanted, tell: &mut Tell<'_>) -> Result<RetentionReport> {
         let fileset = self.fileset_of(at)?;
         let now = now_ns();
         let grid = wanted.grid.as_deref().map(retain::parse_grid).transpose()?;
@@ -49,10 +50,33 @@ impl Daemon {
             self.fs.sync()?;
             self.store().want_collapse();
         }
+        let marked = match wanted.nothing_here {
+            Some(nothing) => self.keep_nothing(at, fileset, !nothing, tell)?,
+            None => 0,
+        };
         let before = self.fs.retention(fileset)?;
         let shown = before.with_grid(grid.unwrap_or_else(|| before.grid.clone()));
         let account = self.store().account(now, Some((fileset, &shown.advanced(Tid(now)))))?;
-        Ok(self.report(fileset, &before, &shown, &account, now))
+        let mut report = self.report(fileset, &before, &shown, &account, now);
+        report.marked = marked;
+        report.nothing_here = self.fs.keeps_nothing_at(self.root_of(at), &names(at)).unwrap_or(false);
+        Ok(report)
+    }
+
+    /// Keeps no history of a directory, or (`keep`) some again; returns how many objects that changed.
+    fn keep_nothing(&self, at: &Spot, fileset: FilesetId, keep: bool, tell: &mut Tell<'_>) -> Result<u64> {
+        if self.store().is_read_only() {
+            return Err(Failure::new("the store is open for reading only"));
+        }
+        let total = self.store().counted(fileset).objects;
+        let mut each = |done: u64| tell(Response::Progress { done: done.min(total), total });
+        let marked = self.fs.keep_nothing(self.root_of(at), &names(at), keep, now_ns(), &mut each)?;
+        self.fs.sync()?;
+        self.make_stale(&marked);
+        if !keep {
+            self.store().want_collapse();
+        }
+        Ok(marked.len() as u64)
     }
 
     fn report(
@@ -83,6 +107,8 @@ impl Daemon {
             history_bytes: account.by_fileset.get(&fileset).copied().unwrap_or(0),
             lapsed_versions,
             lapsed_bytes,
+            nothing_here: false,
+            marked: 0,
         }
     }
 
@@ -101,7 +127,7 @@ impl Daemon {
 
     /// Destroys every version of what is, or ever was, at a path.
     pub(crate) fn destroy(&self, at: &Spot, tell: &mut Tell<'_>) -> Result<Response> {
-        let path: Vec<&[u8]> = at.path.iter().map(Vec::as_slice).collect();
+        let path = names(at);
         let start = Instant::now();
         let done = loop {
             let outcome = self.fs.destroy(self.root_of(at), &path, now_ns(), &mut |a| progress(tell, a));
@@ -160,6 +186,10 @@ impl Daemon {
         };
         self.fs.filesets().iter().map(line).collect()
     }
+}
+
+fn names(at: &Spot) -> Vec<&[u8]> {
+    at.path.iter().map(Vec::as_slice).collect()
 }
 
 fn when_full_name(w: WhenFull) -> &'static str {

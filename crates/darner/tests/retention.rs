@@ -145,3 +145,48 @@ fn nothing_is_lost_while_the_cleaner_works_and_the_daemon_is_killed() {
     w.unmount();
     w.sh_outside("$DARNER check store");
 }
+
+#[test]
+fn a_build_tree_that_is_told_so_costs_no_history() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir -p src/target/release/deps; echo 'fn main' > src/main.rs; head -c 2M /dev/urandom > src/target/old");
+    w.sh("$DARNER snapshot $MNT before");
+    assert!(w.sh("ls src@@before/target") == "old\nrelease", "it is kept until somebody says otherwise");
+    assert_eq!(w.sh("$DARNER retain src/target --nothing-here"), "4 files and directories changed");
+    assert!(w.sh("$DARNER retain src/target").starts_with("here"));
+    assert_eq!(json(&w.sh("$DARNER retain src/target --json"))["nothing_here"], true);
+    assert_eq!(json(&w.sh("$DARNER retain src --json"))["nothing_here"], false);
+    // The kernel had looked at it before.
+    assert_eq!(
+        w.sh("ls src@@before; ls src@@before/target; test ! -e src@@before/target/old && echo gone"),
+        "main.rs\ntarget\ngone"
+    );
+    let build = "for i in $(seq 1 40); do head -c 500K /dev/urandom > src/target/release/deps/tmp$i; \
+                 mv src/target/release/deps/tmp$i src/target/release/deps/lib$i.rlib; echo $i > src/target/.fingerprint; done; \
+                 rm -f src/target/release/deps/lib*7.rlib; echo \"fn main // $RANDOM\" > src/main.rs";
+    for _ in 0..6 {
+        w.sh(build);
+    }
+    let account = json(&w.sh("$DARNER retain $MNT --json"));
+    assert!(account["lapsed_bytes"].as_u64() > Some(80 << 20) || w.status()["used_bytes"].as_u64() < Some(60 << 20));
+    assert!(account["history_bytes"].as_u64() < Some(1 << 20), "{account}");
+    let cleaned = json(&w.sh("$DARNER clean $MNT --wait --json"));
+    assert!(cleaned["used_bytes"].as_u64() < Some(28 << 20), "of 120 MiB 20 are there: {cleaned}");
+    assert_eq!(w.sh("$DARNER log src/target/release/deps/lib1.rlib --json | grep -c tid").parse::<u32>().unwrap(), 1);
+    assert_eq!(
+        w.sh("ls @@before/src/target; ls src/target/release/deps | wc -l; $DARNER log src/main.rs | wc -l > $DIR/n"),
+        "36"
+    );
+    w.sh("$DARNER clone $MNT@@before then");
+    assert_eq!(w.sh("ls then/src then/src/target"), "then/src:\nmain.rs\ntarget\n\nthen/src/target:");
+    assert!(!w.try_sh("$DARNER retain src/main.rs --nothing-here").status.success());
+    assert!(!w.try_sh("$DARNER retain $MNT --nothing-here").status.success());
+    w.sh("$DARNER retain src/target --as-elsewhere");
+    let then = w.now();
+    w.sh("echo later > src/target/.fingerprint");
+    assert_eq!(w.sh(&format!("cat src/target/.fingerprint@@{then}")), "40");
+    w.remount();
+    assert_eq!(w.sh(&format!("cat src/target/.fingerprint@@{then}; ls src@@before/target")), "40");
+    w.unmount();
+    w.sh_outside("$DARNER check store");
+}

@@ -73,6 +73,10 @@ impl Attr {
     pub const ACL_DEFAULT: u32 = 4;
     /// Flag: has `security.capability`, which a write must remove.
     pub const CAPS: u32 = 8;
+    /// Flag: no history is kept of it, nor of what is made in it (`keepless.rs`).
+    pub const KEEPLESS: u32 = 16;
+    /// Flag: was [`Attr::KEEPLESS`] once.
+    pub const ONCE_KEEPLESS: u32 = 32;
 
     /// The `S_IFMT` bits.
     pub fn file_type(&self) -> u32 {

@@ -145,6 +145,14 @@ impl<'f> Change<'f> {
         Ok(&mut held.attr)
     }
 
+    /// Changes an object's flags, and no time: nothing that programs know of changes.
+    pub(crate) fn edit_flags(&mut self, ino: Inode, change: impl FnOnce(u32) -> u32) -> Result<()> {
+        let held = self.plan.touch(ino)?;
+        held.edited = true;
+        held.attr.flags = change(held.attr.flags);
+        Ok(())
+    }
+
     /// Sets a record of an object.
     pub(crate) fn put(&mut self, ino: Inode, kind: Kind, suffix: &[u8], value: &[u8]) {
         assert_eq!(ino.fileset, self.fileset, "a change is of one fileset");
@@ -168,6 +176,9 @@ impl<'f> Change<'f> {
         let attr = self.attr(ino)?;
         self.touched.retain(|held| held.ino != ino);
         self.delete(ino, Kind::ATTR, &[]);
+        if attr.flags & (Attr::KEEPLESS | Attr::ONCE_KEEPLESS) != 0 {
+            self.delete(ino, Kind::KEEPLESS, &[]);
+        }
         self.objects -= 1;
         self.bytes -= attr.bytes as i64;
         self.adopt(ino);
@@ -243,7 +254,12 @@ impl<'f> Change<'f> {
     ) -> Result<Tid> {
         let tid = self.tx.tid();
         self.check_limits(self.objects, self.bytes)?;
+        let is_clone = self.live.get(self.fileset).is_some_and(|fileset| fileset.base.is_some());
         for held in self.plan.touched.iter().filter(|held| held.edited) {
+            if is_clone && held.attr.flags & Attr::KEEPLESS != 0 {
+                // What says so may be the base's, which the collapse of the clone's own records does not look at.
+                self.tx.put(held.ino.object, Kind::KEEPLESS, &[], &[]);
+            }
             self.tx.put(held.ino.object, Kind::ATTR, &[], &held.attr.encode(tid));
         }
         if self.objects != 0 || self.bytes != 0 {

@@ -5,13 +5,17 @@
 //! come along: labels, objects without a name, and the other filesets in the main root, whose names a clone of that takes
 //! away (a directory can be in one place only).
 //!
+//! Of what is keepless (`keepless.rs`) the past has nothing: in a clone of a past moment its directories are new and empty,
+//! and its files are not there.
+//!
 //! What the clone holds is counted when it is made: for the newest moment that is what the store counts, else the tree as
 //! of then is walked, before anybody has to wait for it.
 
-use std::collections::HashSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 
-use darner_store::{Count, Kind, Tid};
+use darner_store::{Count, FilesetId, Kind, ObjectId, Tid, Tx};
 
 use crate::attr::Attr;
 use crate::change::{Plan, SMALL};
@@ -21,11 +25,56 @@ use crate::fileset::{Fileset, Limits, put_new_record};
 use crate::fs::Fs;
 use crate::node::{Inode, MAIN, ROOT};
 
+/// What a walk of the past found.
+struct Walked {
+    count: Count,
+    left_out: Vec<LeftOut>,
+}
+
+/// An entry that leads to something keepless.
+struct LeftOut {
+    dir: Inode,
+    suffix: Vec<u8>,
+    found: Dirent,
+}
+
+/// What a clone has of its own in the place of that.
+#[derive(Default)]
+struct Emptied {
+    /// Directories in which something was left out.
+    dirs: BTreeMap<ObjectId, Attr>,
+    /// New, empty directories: where, by key suffix, and as what.
+    fresh: Vec<(ObjectId, Vec<u8>, ObjectId, Attr)>,
+    /// Names that go.
+    gone: Vec<(ObjectId, Vec<u8>)>,
+}
+
+impl Emptied {
+    /// Writes it; from the root `away` names of other filesets go besides.
+    fn put(&self, tx: &mut Tx<'_>, fileset: FilesetId, root: ObjectId, away: usize) {
+        let tid = tx.tid();
+        for (dir, attr) in &self.dirs {
+            let away = if *dir == root { away } else { 0 };
+            let size = attr.size.saturating_sub(away as u64);
+            let nlink = attr.nlink.saturating_sub(away as u32);
+            tx.put(*dir, Kind::ATTR, &[], &Attr { size, nlink, ..*attr }.encode(tid));
+        }
+        for (dir, suffix, object, attr) in &self.fresh {
+            let entry = Dirent { ino: Inode { fileset, object: *object }, d_type: libc::DT_DIR };
+            tx.put(*dir, Kind::DIRENT, suffix, &entry.encode(fileset));
+            tx.put(*object, Kind::KEEPLESS, &[], &[]);
+            tx.put(*object, Kind::ATTR, &[], &attr.encode(tid));
+        }
+        self.gone.iter().for_each(|(dir, suffix)| tx.delete(*dir, Kind::DIRENT, suffix));
+    }
+}
+
 impl Fs {
     /// Makes a fileset of what is, or `at` was, below another one's root. ENOENT if that did not exist then.
     pub fn clone_fileset(&self, now_ns: u64, of: Inode, at: Option<Tid>, name: &str) -> Result<Fileset> {
+        let marked = self.live.read().marked;
         let walked = match at {
-            Some(at) if at != self.store.tid() => Some(self.count_tree(of, at)?),
+            Some(at) if at != self.store.tid() => Some(self.walk(of, at)?),
             _ => None,
         };
         let mut plan = self.plan(MAIN, SMALL)?;
@@ -35,15 +84,17 @@ impl Fs {
             return refuse(libc::EINVAL, "a clone needs a moment that has been");
         }
         let mut root = self.root_at(of, at)?;
-        let count = match walked {
-            Some(count) => count,
-            None if at == plan.newest => self.count_live(of)?,
-            None => self.count_tree(of, at)?,
+        let walked = match walked.filter(|_| plan.live.marked == marked) {
+            Some(walked) => walked,
+            None if at == plan.newest => Walked { count: self.count_live(of)?, left_out: Vec::new() },
+            None => self.walk(of, at)?,
         };
         let away = plan.fileset_names(of, at)?;
         root.size = root.size.saturating_sub(away.len() as u64);
         root.nlink = root.nlink.saturating_sub(away.len() as u32);
         let id = plan.live.fresh()?;
+        let emptied = self.emptied(&walked, at)?;
+        let count = Count { objects: walked.count.objects + emptied.fresh.len() as u64, ..walked.count };
         // From the look on, the moment is pinned by the clone.
         self.store.while_retained(|| {
             if self.shown(of.fileset, at)? != Some(at) {
@@ -61,9 +112,10 @@ impl Fs {
                     for suffix in &away {
                         tx.delete(of.object, Kind::DIRENT, suffix);
                     }
-                    if !away.is_empty() {
+                    if !away.is_empty() && !emptied.dirs.contains_key(&of.object) {
                         tx.put(of.object, Kind::ATTR, &[], &root.encode(tid));
                     }
+                    emptied.put(tx, id, of.object, away.len());
                 },
                 |live| live.insert(fileset.clone()),
             )?;
@@ -92,33 +144,74 @@ impl Fs {
     }
 
     /// What a fileset's tree held as of a moment.
-    fn count_tree(&self, root: Inode, at: Tid) -> Result<Count> {
+    fn walk(&self, root: Inode, at: Tid) -> Result<Walked> {
         self.root_at(root, at)?;
-        let (mut count, mut linked, mut todo) = (Count::default(), HashSet::new(), vec![root]);
+        let mut walked = Walked { count: Count::default(), left_out: Vec::new() };
+        let (mut linked, mut todo) = (HashSet::new(), vec![root]);
         while let Some(ino) = todo.pop() {
             let Some(attr) = self.attr_at(ino, at)? else { continue };
             if !attr.is_dir() && attr.nlink > 1 && !linked.insert(ino) {
                 continue;
             }
-            count.objects += 1;
-            count.live += attr.bytes;
-            if attr.is_dir() {
-                todo.extend(self.children(ino, at)?.into_iter().filter(|child| child.fileset == root.fileset));
+            walked.count.objects += 1;
+            walked.count.live += attr.bytes;
+            if !attr.is_dir() {
+                continue;
+            }
+            for (suffix, found) in self.entries(ino, at)? {
+                if found.ino.fileset != root.fileset {
+                    continue;
+                }
+                match self.is_left_out(found.ino, at)? {
+                    true => walked.left_out.push(LeftOut { dir: ino, suffix, found }),
+                    false => todo.push(found.ino),
+                }
             }
         }
-        Ok(count)
+        Ok(walked)
     }
 
-    fn children(&self, dir: Inode, at: Tid) -> Result<Vec<Inode>> {
-        let mut children = Ok(Vec::new());
-        self.each(dir, Kind::DIRENT, &[], at, |suffix, tid, value| {
-            match (Dirent::decode(value, dir.fileset), &mut children) {
-                (Some(found), Ok(children)) => children.push(found.ino),
-                _ => children = Err(malformed(dir, suffix, tid)),
+    /// What takes the place of what was left out.
+    fn emptied(&self, walked: &Walked, at: Tid) -> Result<Emptied> {
+        let mut emptied = Emptied::default();
+        for out in &walked.left_out {
+            let dir = match emptied.dirs.entry(out.dir.object) {
+                Entry::Occupied(dir) => dir.into_mut(),
+                Entry::Vacant(dir) => match self.attr_at(out.dir, at)? {
+                    Some(attr) => dir.insert(attr),
+                    None => continue,
+                },
+            };
+            match self.attr_shown(out.found.ino, at)? {
+                Some(attr) => {
+                    let attr = Attr { parent: out.dir.object, bytes: 0, flags: Attr::KEEPLESS, ..attr };
+                    emptied.fresh.push((out.dir.object, out.suffix.clone(), self.store.new_object(), attr));
+                }
+                None => {
+                    dir.size = dir.size.saturating_sub(1);
+                    dir.nlink = dir.nlink.saturating_sub(u32::from(out.found.is_dir()));
+                    emptied.gone.push((out.dir.object, out.suffix.clone()));
+                }
             }
-            if children.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        }
+        Ok(emptied)
+    }
+
+    pub(crate) fn children(&self, dir: Inode, at: Tid) -> Result<Vec<Inode>> {
+        Ok(self.entries(dir, at)?.into_iter().map(|(_, found)| found.ino).collect())
+    }
+
+    /// A directory's records as of a moment, by key suffix.
+    fn entries(&self, dir: Inode, at: Tid) -> Result<Vec<(Vec<u8>, Dirent)>> {
+        let mut entries = Ok(Vec::new());
+        self.each(dir, Kind::DIRENT, &[], at, |suffix, tid, value| {
+            match (Dirent::decode(value, dir.fileset), &mut entries) {
+                (Some(found), Ok(entries)) => entries.push((suffix.to_vec(), found)),
+                _ => entries = Err(malformed(dir, suffix, tid)),
+            }
+            if entries.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        children
+        entries
     }
 }
 

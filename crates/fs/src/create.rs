@@ -1,7 +1,7 @@
 //! Making objects and names: create, mknod, mkdir, symlink, tmpfile, link.
 //!
 //! A new object belongs to its caller; in a set-group-id directory it gets the directory's group, and a new directory
-//! the bit as well. The umask applies unless the directory has a default ACL.
+//! the bit as well. The umask applies unless the directory has a default ACL. What is made where no history is kept has none either.
 
 use darner_store::Kind;
 
@@ -191,6 +191,9 @@ impl Fs {
             attr.mode |= parent.mode & libc::S_ISGID;
         }
         change.add(ino, attr);
+        if parent.flags & Attr::KEEPLESS != 0 {
+            change.mark_keepless(ino, true)?;
+        }
         Ok(ino)
     }
 }

@@ -82,8 +82,11 @@ impl Fs {
         dirent_suffix(&self.hash_key, name)
     }
 
-    /// What `name` leads to in directory `dir` as of `at`.
+    /// What `name` leads to in directory `dir` as of `at` (in the past: nothing, where no history is kept).
     pub(crate) fn dirent(&self, dir: Inode, name: &[u8], at: Tid) -> Result<Option<Dirent>> {
+        if self.is_left_out(dir, at)? {
+            return Ok(None);
+        }
         let key = dir.key(Kind::DIRENT, &self.suffix(name));
         let Some(found) = self.store.get(&key, at)? else { return Ok(None) };
         Dirent::decode(&found.value, dir.fileset).map(Some).ok_or_else(|| malformed(dir, name, found.tid))

@@ -102,11 +102,13 @@ impl Fileset {
 pub(crate) struct Catalogue {
     all: BTreeMap<FilesetId, Fileset>,
     next: FilesetId,
+    /// Counts what `keepless.rs` marked, for those who looked before they had the lock.
+    pub(crate) marked: u64,
 }
 
 impl Default for Catalogue {
     fn default() -> Catalogue {
-        Catalogue { all: BTreeMap::from([(MAIN, Fileset::main())]), next: FilesetId(MAIN.0 + 1) }
+        Catalogue { all: BTreeMap::from([(MAIN, Fileset::main())]), next: FilesetId(MAIN.0 + 1), marked: 0 }
     }
 }
 

@@ -112,7 +112,7 @@ impl Fs {
             return Ok(self.points_attr(ino));
         }
         self.check_kept(node)?;
-        match self.attr_at(node.inode(), node.at())? {
+        match self.attr_shown(node.inode(), node.at())? {
             Some(attr) => Ok(attr),
             None => refuse(libc::ESTALE, "the file does not exist any more"),
         }

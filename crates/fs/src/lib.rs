@@ -23,6 +23,7 @@ mod fileset;
 mod forget;
 mod fs;
 mod gather;
+mod keepless;
 mod label;
 mod log;
 mod lookup;

@@ -57,6 +57,8 @@ pub(crate) struct Tenure {
     from: Tid,
     /// When it ended; `None`: it lasts.
     until: Option<Tid>,
+    /// Whether the past shows nothing of it.
+    only_now: bool,
 }
 
 /// Writes that follow one another within this are one run.
@@ -68,10 +70,19 @@ impl Fs {
     /// is told. ENOENT if nothing ever had this name.
     pub fn log(&self, root: Inode, path: &[&[u8]], coalesce: bool) -> Result<Vec<LogEntry>> {
         let Some((name, dirs)) = path.split_last() else {
-            return self.tell(&[Tenure { ino: root, from: Tid::ZERO, until: None }], coalesce);
+            return self.tell(&[Tenure { ino: root, from: Tid::ZERO, until: None, only_now: false }], coalesce);
         };
         let within = self.ever_at(root, dirs)?;
-        let tenures = self.tenures_in(&within, name)?;
+        let mut tenures = Vec::new();
+        for dir in &within {
+            let mut all = self.tenures(*dir, name)?;
+            if self.kept_since(*dir)? == Tid::MAX {
+                all.retain(|tenure| tenure.until.is_none());
+                all.iter_mut().for_each(|tenure| tenure.only_now = true);
+            }
+            tenures.extend(all);
+        }
+        tenures.sort_by_key(|t| t.from);
         if tenures.is_empty() {
             return refuse(libc::ENOENT, "nothing ever had this name");
         }
@@ -104,7 +115,7 @@ impl Fs {
             if let Some(last) = tenures.last_mut() {
                 last.until = last.until.or(Some(tid));
             }
-            tenures.extend(found.map(|entry| Tenure { ino: entry.ino, from: tid, until: None }));
+            tenures.extend(found.map(|entry| Tenure { ino: entry.ino, from: tid, until: None, only_now: false }));
         }
         Ok(tenures)
     }
@@ -112,6 +123,11 @@ impl Fs {
     fn tell(&self, tenures: &[Tenure], coalesce: bool) -> Result<Vec<LogEntry>> {
         let mut log = Vec::new();
         for (nth, tenure) in tenures.iter().enumerate() {
+            let kept_since = self.kept_since(tenure.ino)?;
+            if tenure.only_now || kept_since == Tid::MAX {
+                log.extend(self.present(tenure)?);
+                continue;
+            }
             let mut attrs = self.attr_versions(tenure.ino)?;
             let later = tenure.until.map_or(attrs.len(), |until| attrs.partition_point(|(tid, _)| *tid < until));
             let end = attrs.split_off(later);
@@ -122,7 +138,7 @@ impl Fs {
                 attrs.iter().skip(1).map(|(tid, _)| *tid).chain([tenure.until.unwrap_or(Tid::MAX)]).collect();
             for ((tid, attr), until) in attrs.into_iter().zip(ends) {
                 if tid >= tenure.from
-                    && let Some(shown) = retention.first_seen(tid, until)
+                    && let Some(shown) = retention.first_seen(tid.max(kept_since), until)
                 {
                     log.push(LogEntry {
                         tid,
@@ -155,6 +171,15 @@ impl Fs {
             });
         }
         Ok(log)
+    }
+
+    /// The one version that there is of what has no history.
+    fn present(&self, tenure: &Tenure) -> Result<Option<LogEntry>> {
+        let key = tenure.ino.key(Kind::ATTR, &[]);
+        let (Some(found), None) = (self.store.get(&key, Tid::MAX)?, tenure.until) else { return Ok(None) };
+        let (tid, attr) = (found.tid, Attr::decode(&found.value, found.tid));
+        let what = |attr: &Attr| if attr.btime == Time::from(tid) { What::Created } else { What::Written };
+        Ok(attr.map(|attr| LogEntry { tid, shown: tid, what: what(&attr), ino: tenure.ino, attr }))
     }
 
     /// All versions of an object's attributes, oldest first.

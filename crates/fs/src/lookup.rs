@@ -47,7 +47,12 @@ impl Fs {
         if name.len() <= NAME_MAX
             && let Some(found) = self.dirent(dir.inode(), name, dir.at())?
         {
-            return self.entry(self.found_beside(dir, found.ino)?);
+            let node = self.found_beside(dir, found.ino)?;
+            return match (dir, self.attr_shown(node.inode(), node.at())?) {
+                (_, Some(attr)) => Ok(Entry { node, attr, steady: true }),
+                (Node::AsOf(..), None) => refuse(libc::ENOENT, "nothing is kept of it"),
+                _ => refuse(libc::ESTALE, "the file does not exist any more"),
+            };
         }
         match self.lookup_past(dir.inode(), name, now_ns)? {
             Some(entry) => Ok(entry),
@@ -68,7 +73,7 @@ impl Fs {
     fn lookup_point(&self, object: Inode, name: &[u8], now_ns: u64) -> Result<Entry> {
         if let Ok(text) = std::str::from_utf8(name)
             && let Some(moment) = self.moment(object.fileset, text, now_ns)?
-            && let Some(attr) = self.attr_at(object, moment.tid)?
+            && let Some(attr) = self.attr_shown(object, moment.tid)?
         {
             return Ok(Entry { node: Node::AsOf(object, moment.tid), attr, steady: moment.steady });
         }

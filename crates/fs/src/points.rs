@@ -34,7 +34,7 @@ impl Fs {
         }
         let mut there = Vec::new();
         for (name, tid) in points {
-            if self.attr_at(object, tid)?.is_some() {
+            if self.attr_shown(object, tid)?.is_some() {
                 there.push((name, tid));
             }
         }

@@ -66,10 +66,11 @@ impl Fs {
             Node::Points(object) => self.list_points(object, after, &mut room, &mut entries, now_ns)?,
             _ => self.list_dir(dir, after, &mut room, &mut entries)?,
         }
-        if plus {
-            for entry in entries.iter_mut().filter(|entry| entry.cookie > DOT_DOT) {
-                entry.attr = self.attr_at(entry.node.inode(), entry.node.at())?;
-            }
+        for entry in entries.iter_mut().filter(|entry| entry.cookie > DOT_DOT) {
+            entry.attr = match entry.attr.filter(|_| plus) {
+                None if plus => self.attr_shown(entry.node.inode(), entry.node.at())?,
+                known => known,
+            };
         }
         Ok(entries)
     }
@@ -94,6 +95,10 @@ impl Fs {
     fn list_dir(&self, dir: Node, after: u64, room: &mut Room, entries: &mut Vec<DirEntry>) -> Result<()> {
         let from = after.max(DOT_DOT).saturating_add(1).to_be_bytes();
         let mut end = Ok(None);
+        let past = matches!(dir, Node::AsOf(..));
+        if self.is_left_out(dir.inode(), dir.at())? {
+            return Ok(());
+        }
         self.each(dir.inode(), Kind::DIRENT, &from, dir.at(), |suffix, tid, value| {
             let (Some((cookie, name)), Some(found)) =
                 (parse_dirent_suffix(suffix), Dirent::decode(value, dir.inode().fileset))
@@ -101,17 +106,24 @@ impl Fs {
                 end = Err(malformed(dir.inode(), suffix, tid));
                 return ControlFlow::Break(());
             };
+            let node = dir.beside(found.ino);
+            let attr = match past && found.ino.fileset == dir.inode().fileset {
+                true => match self.attr_shown(found.ino, dir.at()) {
+                    // Nothing is kept of it.
+                    Ok(None) => return ControlFlow::Continue(()),
+                    Ok(attr) => attr,
+                    Err(e) => {
+                        end = Err(e);
+                        return ControlFlow::Break(());
+                    }
+                },
+                false => None,
+            };
             if !room.take(name) {
                 end = Ok(Some(cookie));
                 return ControlFlow::Break(());
             }
-            entries.push(DirEntry {
-                name: name.to_vec(),
-                cookie,
-                node: dir.beside(found.ino),
-                d_type: found.d_type,
-                attr: None,
-            });
+            entries.push(DirEntry { name: name.to_vec(), cookie, node, d_type: found.d_type, attr });
             ControlFlow::Continue(())
         })?;
         if let Some(cut) = end? {

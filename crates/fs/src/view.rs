@@ -120,7 +120,7 @@ impl Fs {
         };
         let Some(object) = object else { return Ok(None) };
         let node = self.found_beside(Node::AsOf(dir, moment.tid), object)?;
-        let attr = self.attr_at(object, node.at())?;
+        let attr = self.attr_shown(object, node.at())?;
         Ok(attr.map(|attr| Entry { node, attr, steady: moment.steady }))
     }
 

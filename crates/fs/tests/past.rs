@@ -411,7 +411,9 @@ impl Past<'_> {
         let mut objects = children(&dirs, Some(name));
         loop {
             let n = objects.len();
-            objects.append(&mut children(&objects.clone(), None));
+            // What lives on keeps what ever was below it.
+            let dead = |o: &&u64| !visible || !self.h.tree.contains_key(*o);
+            objects.append(&mut children(&objects.iter().filter(dead).copied().collect(), None));
             if objects.len() == n {
                 return Ever { dirs, objects };
             }

@@ -199,7 +199,8 @@ impl Store {
         for (fileset, _) in self.filesets() {
             gives_up |= !self.retention(fileset)?.grid.keeps_all();
         }
-        if !gives_up {
+        // Keepless objects lapse whatever the grids say.
+        if !gives_up && state.lapses.is_empty() {
             return Ok(false);
         }
         let Some(account) = &state.account else {

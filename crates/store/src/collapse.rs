@@ -8,6 +8,9 @@
 //! Invariants: a pass uses a retention that is durable; what it drops is invisible by it and by every later one. A
 //! tombstone stays while an older version of its key does. Whatever is in no table (memtable) is newer and untouched.
 //!
+//! Of a *keepless* object (it has a KEEPLESS record, which comes first of its keys) only the newest versions count, whatever the
+//! grid and the labels say, and those that a clone shows as part of what it is now.
+//!
 //! Tried and dropped: dropping versions in ordinary merges (a merge of some runs can't know until when a version was
 //! visible, nor what a tombstone still hides).
 
@@ -20,12 +23,13 @@ use crate::fileset::CATALOGUE;
 use crate::forget::Forgotten;
 use crate::index::Entry;
 use crate::index::levels::{Levels, Run};
+use crate::index::memtable::Found;
 use crate::index::merge::{Merged, run_source};
 use crate::key::{KEY_HEAD, parse};
 use crate::maintain::{RunWriter, State};
 use crate::retain::{FOREVER, Retention, WhenFull};
 use crate::store::Store;
-use crate::{FilesetId, Kind, Result, Tid};
+use crate::{FilesetId, Key, Kind, Result, Tid};
 
 /// Bytes of tables that one step writes, about.
 const STEP: u64 = 16 << 20;
@@ -42,6 +46,8 @@ pub(crate) struct Keep {
     /// Filesets whose tombstones hide what shows through.
     clones: BTreeSet<FilesetId>,
     forgotten: Forgotten,
+    /// Moments that are part of what some clone is now, ascending.
+    cloned: BTreeMap<FilesetId, Vec<Tid>>,
     /// For the account: where each segment's transactions begin, ascending.
     segments: Vec<(Tid, u64)>,
     now_ns: u64,
@@ -60,6 +66,11 @@ impl Keep {
 pub(crate) struct Lapses(BTreeMap<u64, (u64, u64)>);
 
 impl Lapses {
+    /// Whether nothing ever lapses.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds a version of so many bytes that is visible until `when`, as known at `now`.
     pub fn add(&mut self, when: u64, now: u64, bytes: u64) {
         if when == FOREVER {
@@ -143,6 +154,9 @@ pub(crate) struct Sieve<'k> {
     retention: Option<Arc<Retention>>,
     /// When the object died.
     dead: Option<Tid>,
+    /// Moments before this don't count for it: it is keepless, or was until then.
+    kept_since: Tid,
+    kept_since_known: bool,
     /// Whether it is the fileset itself: only its newest records mean anything.
     meta: bool,
     /// Whether something shows through it.
@@ -166,6 +180,8 @@ impl<'k> Sieve<'k> {
             fileset: FilesetId(0),
             retention: None,
             dead: None,
+            kept_since: Tid::ZERO,
+            kept_since_known: false,
             meta: false,
             is_clone: false,
             key: Vec::new(),
@@ -185,6 +201,7 @@ impl<'k> Sieve<'k> {
         self.lapse_tombstones();
         self.object = key[..OBJECT_END.min(key.len())].to_vec();
         self.dead = None;
+        (self.kept_since, self.kept_since_known) = (Tid::ZERO, false);
         let Some((fileset, object, ..)) = parse(key) else {
             self.retention = None;
             return;
@@ -196,6 +213,27 @@ impl<'k> Sieve<'k> {
         self.retention = known.map(|(retention, _)| retention.clone());
         self.dead = known.and_then(|(_, removed)| *removed);
         self.is_clone = !self.meta && self.keep.clones.contains(&fileset);
+    }
+
+    /// Takes note of a KEEPLESS record: the newest that is no tombstone (that one goes with the object) counts.
+    fn note_keepless(&mut self, e: &Entry) {
+        if e.key.len() != KEY_HEAD || e.key[OBJECT_END] != Kind::KEEPLESS.0 || self.kept_since_known {
+            return;
+        }
+        self.kept_since = kept_since(e.tid, e.value.as_deref());
+        self.kept_since_known = e.value.is_some();
+    }
+
+    /// Whether some moment that counts for the object lies in `tid .. until`.
+    fn sees(&self, retention: &Retention, tid: Tid, until: Tid) -> bool {
+        retention.sees(tid.max(self.kept_since), until) || self.kept_since > tid && self.is_cloned(tid, until)
+    }
+
+    fn is_cloned(&self, tid: Tid, until: Tid) -> bool {
+        self.keep
+            .cloned
+            .get(&self.fileset)
+            .is_some_and(|moments| moments.get(moments.partition_point(|at| *at < tid)).is_some_and(|at| *at < until))
     }
 
     fn begin_key(&mut self, key: &[u8]) {
@@ -229,6 +267,7 @@ impl<'k> Sieve<'k> {
         if self.key != e.key {
             self.begin_key(&e.key);
         }
+        self.note_keepless(&e);
         let newest = std::mem::replace(&mut self.newest, false);
         let dies = if self.dead.is_some_and(|dead| dead > e.tid) { self.dead } else { None };
         let until = self.until.min(dies.unwrap_or(Tid::MAX));
@@ -243,7 +282,7 @@ impl<'k> Sieve<'k> {
             if e.key.len() == KEY_HEAD && e.key[OBJECT_END] == Kind::ATTR.0 && newest {
                 self.dead = Some(e.tid.min(self.dead.unwrap_or(Tid::MAX)));
             }
-            let seen = newest || !self.meta && retention.sees(e.tid, until);
+            let seen = newest || !self.meta && self.sees(&retention, e.tid, until);
             return match seen {
                 false => {
                     self.drop_entry(&e);
@@ -257,12 +296,13 @@ impl<'k> Sieve<'k> {
             };
         }
         let live = newest && (dies.is_none() || self.meta);
-        if !live && (self.meta || !retention.sees(e.tid, until)) {
+        if !live && (self.meta || !self.sees(&retention, e.tid, until)) {
             self.drop_entry(&e);
             return Ok(());
         }
         if !live {
-            let when = retention.expiry(e.tid, until);
+            let from = e.tid.max(self.kept_since);
+            let when = if from < until { retention.expiry(from, until) } else { FOREVER };
             let bytes = self.needs(&e);
             self.tally.lapses.add(when, self.keep.now_ns, bytes);
             self.count_history(&e, bytes);
@@ -339,6 +379,14 @@ impl<'k> Sieve<'k> {
     }
 }
 
+/// Since when moments count for an object, by its KEEPLESS record.
+fn kept_since(tid: Tid, value: Option<&[u8]>) -> Tid {
+    match value {
+        Some([_, ..]) => tid,
+        _ => Tid::MAX,
+    }
+}
+
 /// What an entry's record takes in a segment, about.
 fn record_bytes(e: &Entry) -> u64 {
     let extent = e.key.get(OBJECT_END) == Some(&Kind::EXTENT.0);
@@ -376,11 +424,14 @@ pub(crate) struct Ageing {
     now_ns: u64,
     retention: Option<(FilesetId, Arc<Retention>)>,
     newer: Option<Entry>,
+    object: Vec<u8>,
+    /// Since when moments count for the object, once somebody asked.
+    kept_since: Option<Tid>,
 }
 
 impl Ageing {
     pub fn new(now_ns: u64) -> Ageing {
-        Ageing { now_ns, retention: None, newer: None }
+        Ageing { now_ns, retention: None, newer: None, object: Vec::new(), kept_since: None }
     }
 
     /// `until`: when the entry was superseded, if it was.
@@ -390,16 +441,42 @@ impl Ageing {
             // A record that is in no known form must not keep a flush from being done: whoever looks at the past is told.
             self.retention = Some((fileset, store.retention(fileset).unwrap_or_default()));
         }
-        let retention = &self.retention.as_ref().expect("just set").1;
-        if let Some(until) = until.filter(|until| *until != Tid::MAX && !retention.grid.keeps_all()) {
+        if self.object != e.key[..OBJECT_END] {
+            self.object = e.key[..OBJECT_END].to_vec();
+            self.kept_since = None;
+        }
+        if e.key[OBJECT_END] == Kind::KEEPLESS.0 {
+            self.kept_since.get_or_insert(kept_since(e.tid, e.value.as_deref()));
+        }
+        if let Some(until) = until.filter(|until| *until != Tid::MAX) {
+            let when = self.expiry(store, e, until)?;
             let newer = self.newer.as_ref().filter(|n| n.key == e.key).map_or(Vec::new(), spans);
             let only_here =
                 |s: &&Span| !newer.iter().any(|n| n.place.offset == s.place.offset && n.place.region == s.place.region);
             let data: u64 = spans(e).iter().filter(only_here).map(|s| u64::from(s.len)).sum();
-            lapses.add(retention.expiry(e.tid, until), self.now_ns, record_bytes(e) + data);
+            lapses.add(when, self.now_ns, record_bytes(e) + data);
         }
         self.newer = Some(e.clone());
         Ok(())
+    }
+
+    fn expiry(&mut self, store: &Store, e: &Entry, until: Tid) -> Result<u64> {
+        let since = match (self.kept_since, parse(&e.key)) {
+            (Some(since), _) => since,
+            (None, Some((fileset, object, ..))) if object.0 != 0 => {
+                let found = store.find(&Key::new(fileset, object, Kind::KEEPLESS, &[]), Tid::MAX)?;
+                let version = found.and_then(Found::into_version);
+                version.map_or(Tid::ZERO, |v| kept_since(v.tid, Some(&v.value)))
+            }
+            _ => Tid::ZERO,
+        };
+        self.kept_since = Some(since);
+        let retention = &self.retention.as_ref().expect("set before").1;
+        Ok(match e.tid.max(since) {
+            from if from >= until => self.now_ns,
+            _ if retention.grid.keeps_all() => FOREVER,
+            from => retention.expiry(from, until),
+        })
     }
 }
 
@@ -438,7 +515,11 @@ impl Store {
     /// What may be seen of the past now. `instead`: as if a fileset had this retention.
     pub(crate) fn keep(&self, now_ns: u64, instead: Option<(FilesetId, &Retention)>) -> Result<Keep> {
         let mut keep = Keep { now_ns, ..Keep::default() };
-        keep.clones = self.index.read().filesets.clones();
+        let filesets = self.index.read().filesets.clone();
+        keep.clones = filesets.clones();
+        for (base, at) in filesets.shown_by_present() {
+            keep.cloned.entry(base).or_default().push(at);
+        }
         for (fileset, removed) in self.filesets() {
             let mut retention = self.retention(fileset)?;
             if let Some((_, other)) = instead.filter(|(f, _)| *f == fileset) {

@@ -106,6 +106,13 @@ impl Filesets {
         self.0.iter().filter(|(_, known)| known.base().is_some()).map(|(fileset, _)| *fileset).collect()
     }
 
+    /// What the clones show that are there now, and what shows through that.
+    pub fn shown_by_present(&self) -> BTreeSet<(FilesetId, Tid)> {
+        let present = self.0.iter().filter(|(_, known)| known.removed.is_none()).map(|(fileset, _)| *fileset);
+        let layers = |clone| std::iter::successors(self.beneath(clone, Tid::MAX), |(f, at)| self.beneath(*f, *at));
+        present.flat_map(layers).collect()
+    }
+
     /// What clones show, present and removed ones (whose past can still be looked at).
     pub fn bases(&self) -> BTreeSet<(FilesetId, Tid)> {
         self.0.values().filter_map(Known::base).collect()

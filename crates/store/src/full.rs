@@ -102,7 +102,7 @@ impl Store {
 
     /// Collapses what the grids don't keep; says whether there was anything.
     fn collapse_all(&self, now_ns: u64) -> Result<bool> {
-        let mut gives_up = false;
+        let mut gives_up = !self.maintenance.lock().lapses.is_empty();
         for (fileset, _) in self.filesets() {
             gives_up |= !self.retention(fileset)?.keeps_all();
         }

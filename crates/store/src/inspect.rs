@@ -301,8 +301,9 @@ fn record(region: &dyn Region, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
 }
 
 fn kind_name(kind: key::Kind) -> String {
-    let names = ["attr", "target", "xattr", "dirent", "extent", "orphan", "label", "retain", "fileset"];
-    match names.get(usize::from(kind.0).wrapping_sub(1)) {
+    let names =
+        ["keepless", "attr", "target", "xattr", "dirent", "extent", "orphan", "label", "retain", "fileset", "forget"];
+    match names.get(usize::from(kind.0)) {
         Some(name) => (*name).into(),
         None => kind.0.to_string(),
     }

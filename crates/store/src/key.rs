@@ -24,12 +24,15 @@ impl fmt::Debug for ObjectId {
     }
 }
 
-/// What a record says about its object. The store gives meaning to three: [`Kind::ATTR`], whose tombstone means
-/// that the whole object is dead, [`Kind::EXTENT`], whose records are byte ranges, and [`Kind::FILESET`], the catalogue.
+/// What a record says about its object. The store gives meaning to some: [`Kind::ATTR`], whose tombstone means
+/// that the whole object is dead, [`Kind::EXTENT`], whose records are byte ranges, [`Kind::FILESET`], the catalogue, and
+/// [`Kind::KEEPLESS`], which comes first so that a collapse knows it before all else of the object.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Kind(pub u8);
 
 impl Kind {
+    /// No history of the object is kept (suffix and value empty), or none from before this record (value: a byte 0).
+    pub const KEEPLESS: Kind = Kind(0);
     /// Attributes (suffix empty).
     pub const ATTR: Kind = Kind(1);
     /// Target of a symbolic link (suffix empty).

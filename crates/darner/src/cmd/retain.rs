@@ -15,12 +15,23 @@ pub fn run(c: &Retain) -> Result<()> {
     if c.dry_run && grid.is_none() {
         return Err(Failure::new("--dry-run needs a grid"));
     }
-    let request = Request::Retain { at, grid, when_full: c.when_full.clone(), dry_run: c.dry_run };
-    let Response::Retention(r) = control::must_call(&place, &request)? else {
+    let nothing_here = (c.nothing_here || c.as_elsewhere).then_some(c.nothing_here);
+    let when_full = c.when_full.clone();
+    let request = Request::Retain { at, grid, when_full, dry_run: c.dry_run, nothing_here };
+    let bar = super::progress_bar();
+    let answer = control::must_call_with(&place, &request, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let Response::Retention(r) = answer? else {
         return Err(Failure::new("the daemon gave an answer of another kind"));
     };
     if c.json {
         return super::print_json(&r);
+    }
+    if nothing_here.is_some() {
+        return super::print(&format!("{} files and directories changed\n", r.marked));
     }
     let mut out = table(&r);
     let line = match (changes, c.dry_run) {
@@ -46,6 +57,9 @@ pub fn run(c: &Retain) -> Result<()> {
 fn table(r: &RetentionReport) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| writeln!(out, "{name:<14} {value}").expect("strings take all");
+    if r.nothing_here {
+        line("here", "no history is kept of this directory, nor of what is in it".into());
+    }
     line("grid", r.grid.clone());
     line("when full", r.when_full.clone());
     line("exact since", r.horizon.clone().unwrap_or_else(|| "ever".into()));

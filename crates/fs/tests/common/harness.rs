@@ -1098,7 +1098,8 @@ impl<'r> Harness<'r> {
             Some(gone) => !gone,
             None => listed.contains_key(name),
         };
-        let expected = object.entries.iter().filter(|(name, _)| is_there(name));
+        let inode = |ino: u64| Inode { fileset, object: ObjectId(ino) };
+        let expected = object.entries.iter().filter(|(name, ino)| is_there(name) && !self.is_gone(inode(**ino)));
         let expected = expected.map(|(name, ino)| (name.clone(), (*ino, (tree[ino].kind() >> 12) as u8)));
         assert_eq!(listed, expected.collect(), "entries of {node:?}");
         todo.extend(listed.values().map(|(ino, _)| match node {

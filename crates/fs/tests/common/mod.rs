@@ -148,6 +148,12 @@ impl World {
                 let done = self.fs.destroy(ROOT, &names, self.now, &mut |_| ())?;
                 Ok(format!("{} {}", done.objects.len(), done.left.join("; ")).trim().into())
             }
+            ["nothing-here" | "as-elsewhere", path] => {
+                let names: Vec<&[u8]> = path.split('/').map(str::as_bytes).collect();
+                let keep = words[0] == "as-elsewhere";
+                let changed = self.fs.keep_nothing(ROOT, &names, keep, self.now, &mut |_| ())?;
+                Ok(changed.len().to_string())
+            }
             ["reap"] => Ok(self.fs.reap_orphans(self.now)?.to_string()),
             _ if words[0].ends_with('x') => self.xattr(words),
             _ => match self.make(words)? {
