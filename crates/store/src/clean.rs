@@ -42,7 +42,7 @@ const LAPSED_VERSIONS_MIN: u64 = 20_000;
 /// What a tombstone takes in a segment, about.
 const TOMBSTONE: u64 = 32;
 /// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
-const FIRST_LOOK: u64 = 30_000_000_000;
+pub(crate) const FIRST_LOOK: u64 = 30_000_000_000;
 
 /// How hard to try.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

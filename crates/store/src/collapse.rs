@@ -26,7 +26,7 @@ use crate::index::memtable::Found;
 use crate::index::merge::{Merged, run_source};
 use crate::key::{KEY_HEAD, parse};
 use crate::maintain::{RunWriter, State};
-use crate::retain::{FOREVER, Retention, WhenFull};
+use crate::retain::{FOREVER, Retention};
 use crate::store::Store;
 use crate::{FilesetId, Key, Kind, Result, Tid};
 
@@ -110,8 +110,8 @@ pub struct Account {
     /// As `history`, by fileset and the step of its grid that keeps it (the first that does, in the order of the grid; last:
     /// labels and other pins).
     pub by_step: BTreeMap<FilesetId, Vec<u64>>,
-    /// Of filesets whose oldest history gives way: bytes by the tid until which (coarsely) they were the present.
-    pub yielding: BTreeMap<u64, u64>,
+    /// Of what no label or other pin holds, by fileset: bytes by the tid until which (coarsely) they were the present.
+    pub yielding: BTreeMap<FilesetId, BTreeMap<u64, u64>>,
 }
 
 /// Ages in nanoseconds up to which history is counted together.
@@ -321,9 +321,10 @@ impl<'k> Sieve<'k> {
         let account = &mut self.tally.account;
         let steps = account.by_step.entry(self.fileset).or_insert_with(|| vec![0; retention.grid.steps.len() + 1]);
         steps[retention.step_that_sees(e.tid, until, Tid(self.keep.now_ns))] += bytes;
-        if retention.when_full == WhenFull::CollapseOldest && !retention.is_pinned(e.tid, until) {
+        if !retention.is_pinned(e.tid, until) {
+            let yielding = account.yielding.entry(self.fileset).or_default();
             let unit = (self.keep.now_ns.saturating_sub(until.0).max(1).next_power_of_two() / 16).max(1);
-            *account.yielding.entry(until.0.div_ceil(unit).saturating_mul(unit)).or_default() += bytes;
+            *yielding.entry(until.0.div_ceil(unit).saturating_mul(unit)).or_default() += bytes;
         }
     }
 
@@ -434,7 +435,15 @@ impl Ageing {
     }
 
     /// `until`: when the entry was superseded, if it was.
-    pub fn note(&mut self, store: &Store, e: &Entry, until: Option<Tid>, lapses: &mut Lapses) -> Result<()> {
+    /// `grown` gets, by fileset, what becomes history.
+    pub fn note(
+        &mut self,
+        store: &Store,
+        e: &Entry,
+        until: Option<Tid>,
+        lapses: &mut Lapses,
+        grown: &mut BTreeMap<FilesetId, u64>,
+    ) -> Result<()> {
         let Some((fileset, ..)) = parse(&e.key) else { return Ok(()) };
         if self.retention.as_ref().is_none_or(|(f, _)| *f != fileset) {
             self.retention = Some((fileset, store.retention(fileset)?));
@@ -452,7 +461,9 @@ impl Ageing {
             let only_here =
                 |s: &&Span| !newer.iter().any(|n| n.place.offset == s.place.offset && n.place.region == s.place.region);
             let data: u64 = spans(e).iter().filter(only_here).map(|s| u64::from(s.len)).sum();
-            lapses.add(when, self.now_ns, record_bytes(e) + data);
+            let bytes = record_bytes(e) + data;
+            lapses.add(when, self.now_ns, bytes);
+            *grown.entry(fileset).or_default() += if when > self.now_ns { bytes } else { 0 };
         }
         self.newer = Some(e.clone());
         Ok(())
@@ -566,6 +577,7 @@ impl Store {
         let total = levels.tables().map(|t| t.entries()).sum();
         let (live, history) = (levels.live.clone(), levels.history.clone());
         state.lapses = Lapses::default();
+        state.grown.clear();
         state.passes += 1;
         state.pass =
             Some(Pass { keep, live, history, made: Default::default(), tally: Tally::default(), read: 0, total });
