@@ -45,8 +45,8 @@ pub(crate) struct Keep {
     /// Filesets whose tombstones hide what shows through.
     clones: BTreeSet<FilesetId>,
     forgotten: Forgotten,
-    /// Moments that are part of what some clone is now, ascending.
-    cloned: BTreeMap<FilesetId, Vec<Tid>>,
+    /// Moments that are part of what some clone is now, and of what a removed one was, ascending.
+    cloned: [BTreeMap<FilesetId, Vec<Tid>>; 2],
     /// For the account: where each segment's transactions begin, ascending.
     segments: Vec<(Tid, u64)>,
     now_ns: u64,
@@ -156,6 +156,8 @@ pub(crate) struct Sieve<'k> {
     /// Moments before this don't count for it: it is keepless, or was until then.
     kept_since: Tid,
     kept_since_known: bool,
+    /// When it was said to be keepless or not to be, newest first.
+    said: Vec<(Tid, bool)>,
     /// Whether it is the fileset itself: only its newest records mean anything.
     meta: bool,
     /// Whether something shows through it.
@@ -181,6 +183,7 @@ impl<'k> Sieve<'k> {
             dead: None,
             kept_since: Tid::ZERO,
             kept_since_known: false,
+            said: Vec::new(),
             meta: false,
             is_clone: false,
             key: Vec::new(),
@@ -201,6 +204,7 @@ impl<'k> Sieve<'k> {
         self.object = key[..OBJECT_END.min(key.len())].to_vec();
         self.dead = None;
         (self.kept_since, self.kept_since_known) = (Tid::ZERO, false);
+        self.said.clear();
         let Some((fileset, object, ..)) = parse(key) else {
             self.retention = None;
             return;
@@ -216,7 +220,11 @@ impl<'k> Sieve<'k> {
 
     /// Takes note of a KEEPLESS record: the newest that is no tombstone (that one goes with the object) counts.
     fn note_keepless(&mut self, e: &Entry) {
-        if e.key.len() != KEY_HEAD || e.key[OBJECT_END] != Kind::KEEPLESS.0 || self.kept_since_known {
+        if e.key.len() != KEY_HEAD || e.key[OBJECT_END] != Kind::KEEPLESS.0 {
+            return;
+        }
+        self.said.push((e.tid, e.value.as_ref().is_none_or(|value| value.is_empty())));
+        if self.kept_since_known {
             return;
         }
         self.kept_since = kept_since(e.tid, e.value.as_deref());
@@ -228,11 +236,19 @@ impl<'k> Sieve<'k> {
         retention.sees(tid.max(self.kept_since), until) || self.kept_since > tid && self.is_cloned(tid, until)
     }
 
+    /// Whether a clone shows what was visible in `tid .. until`. The past of a removed one does not show what was keepless
+    /// then; what became so later it does.
     fn is_cloned(&self, tid: Tid, until: Tid) -> bool {
-        self.keep
-            .cloned
-            .get(&self.fileset)
-            .is_some_and(|moments| moments.get(moments.partition_point(|at| *at < tid)).is_some_and(|at| *at < until))
+        let [now, once] = &self.keep.cloned;
+        let within = |moments: &BTreeMap<FilesetId, Vec<Tid>>, shows: &dyn Fn(Tid) -> bool| {
+            moments.get(&self.fileset).is_some_and(|moments| {
+                let first = moments.partition_point(|at| *at < tid);
+                moments[first..].iter().take_while(|at| **at < until).any(|at| shows(*at))
+            })
+        };
+        let was_keepless =
+            |at: Tid| self.said.iter().find(|(tid, _)| *tid <= at).is_some_and(|(_, keepless)| *keepless);
+        within(now, &|_| true) || within(once, &|at| !was_keepless(at))
     }
 
     fn begin_key(&mut self, key: &[u8]) {
@@ -524,8 +540,10 @@ impl Store {
         let mut keep = Keep { now_ns, ..Keep::default() };
         let filesets = self.index.read().filesets.clone();
         keep.clones = filesets.clones();
-        for (base, at) in filesets.shown_by_present() {
-            keep.cloned.entry(base).or_default().push(at);
+        for (moments, removed) in keep.cloned.iter_mut().zip([false, true]) {
+            for (base, at) in filesets.shown_by(removed) {
+                moments.entry(base).or_default().push(at);
+            }
         }
         for (fileset, removed) in self.filesets() {
             let mut retention = self.retention(fileset)?;
