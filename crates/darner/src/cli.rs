@@ -281,7 +281,7 @@ pub enum FilesetAction {
         /// Live files, directories and so on, or none
         #[arg(long, value_parser = limit)]
         objects: Option<u64>,
-        /// Bytes of history, or none
+        /// Bytes of history, of which the oldest gives way then, or none
         #[arg(long, value_parser = limit)]
         history: Option<u64>,
     },

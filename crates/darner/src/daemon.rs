@@ -217,7 +217,7 @@ impl Daemon {
         let mut seen = self.store().tid();
         while !self.state.lock().closing {
             let start = Instant::now();
-            let pause = match self.store().step().and_then(|p| self.then_clean(p)) {
+            let pause = match self.store().step().map_err(Failure::from).and_then(|p| self.then_clean(p)) {
                 // What the store needs goes first, and at once.
                 Ok((Progress::Worked, false)) => Duration::ZERO,
                 // The cleaner leaves those who work at least as much time as it takes.
@@ -242,10 +242,13 @@ impl Daemon {
     }
 
     /// Collapses and cleans where nothing else is due; says whether that was it.
-    fn then_clean(&self, upkeep: Progress) -> darner_store::Result<(Progress, bool)> {
+    fn then_clean(&self, upkeep: Progress) -> Result<(Progress, bool)> {
         match upkeep {
             Progress::Worked => Ok((upkeep, false)),
-            Progress::Idle => Ok((self.store().step_clean(now_ns())?, true)),
+            Progress::Idle => {
+                self.fs.limit_history(now_ns())?;
+                Ok((self.store().step_clean(now_ns())?, true))
+            }
         }
     }
 

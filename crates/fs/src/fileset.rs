@@ -236,7 +236,7 @@ impl Fs {
         Ok(fileset)
     }
 
-    /// Ends a fileset: nothing of it is live any more; its past stays. ENOTEMPTY if it has anything in it, unless `force`;
+    /// Ends a fileset: nothing of it is live any more; its past stays, as far as its grid keeps it. ENOTEMPTY if it has anything in it, unless `force`;
     /// EBUSY while a clone shows it.
     pub fn remove_fileset(&self, now_ns: u64, name: &str, force: bool) -> Result<Fileset> {
         let plan = self.plan(MAIN, 0)?;
@@ -260,6 +260,10 @@ impl Fs {
             |live| drop(live.all.remove(&fileset.id)),
         )?;
         self.orphans.lock().retain(|orphan| orphan.fileset != fileset.id);
+        if !self.store.retention(fileset.id)?.grid.keeps_all() {
+            // All of it has become history at once, which nobody noted.
+            self.store.want_collapse();
+        }
         Ok(fileset)
     }
 
@@ -284,6 +288,13 @@ impl Fs {
         let change = plan.begin(now_ns)?;
         change.commit_catalogue(|tx| put_record(tx, &fileset), |live| live.insert(fileset.clone()))?;
         Ok(fileset)
+    }
+
+    /// Has filesets keep to the limits of their history; the store's next steps do what is due.
+    pub fn limit_history(&self, now_ns: u64) -> Result<()> {
+        let limited = |fileset: &Fileset| Some((fileset.id, fileset.limits.history)).filter(|(_, most)| *most != 0);
+        let limits: Vec<_> = self.live.read().all().filter_map(limited).collect();
+        Ok(self.store.limit_history(&limits, now_ns)?)
     }
 
     /// Reads the catalogue.

@@ -176,6 +176,32 @@ fn a_clone_holds_what_it_shares_as_long_as_it_is_there() {
 }
 
 #[test]
+fn the_past_of_a_removed_clone_shows_what_became_keepless_in_its_base_later() {
+    check(
+        "
+        t=1 mkdir d
+        t=2 create d/a
+        t=3 write d/a 'of the base'
+        t=4 clone . c
+        t=5 append c/d/a ' and the clone'
+        t=6 remove-fileset c force
+        t=7 nothing-here d => 2
+        t=8 write d/a 'OF THE BASE'
+        clean
+        read c@@2026-11-22T00:00:05/d/a => of the base and the clone
+        ls d@@2026-11-22T00:00:05 =>
+        read d/a => OF THE BASE
+        hold a d/a
+        unlink d/a
+        forget #a
+        clean
+        clean
+        read c@@2026-11-22T00:00:05/d/a => of the base and the clone
+        ",
+    );
+}
+
+#[test]
 fn a_whole_fileset_has_a_grid_for_that() {
     check(
         "

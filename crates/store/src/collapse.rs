@@ -27,7 +27,7 @@ use crate::index::memtable::Found;
 use crate::index::merge::{Merged, run_source};
 use crate::key::{KEY_HEAD, parse};
 use crate::maintain::{RunWriter, State};
-use crate::retain::{FOREVER, Retention, WhenFull};
+use crate::retain::{FOREVER, Retention};
 use crate::store::Store;
 use crate::{FilesetId, Key, Kind, Result, Tid};
 
@@ -46,8 +46,8 @@ pub(crate) struct Keep {
     /// Filesets whose tombstones hide what shows through.
     clones: BTreeSet<FilesetId>,
     forgotten: Forgotten,
-    /// Moments that are part of what some clone is now, ascending.
-    cloned: BTreeMap<FilesetId, Vec<Tid>>,
+    /// Moments that are part of what some clone is now, and of what a removed one was, ascending.
+    cloned: [BTreeMap<FilesetId, Vec<Tid>>; 2],
     /// For the account: where each segment's transactions begin, ascending.
     segments: Vec<(Tid, u64)>,
     now_ns: u64,
@@ -111,8 +111,8 @@ pub struct Account {
     /// As `history`, by fileset and the step of its grid that keeps it (the first that does, in the order of the grid; last:
     /// labels and other pins).
     pub by_step: BTreeMap<FilesetId, Vec<u64>>,
-    /// Of filesets whose oldest history gives way: bytes by the tid until which (coarsely) they were the present.
-    pub yielding: BTreeMap<u64, u64>,
+    /// Of what no label or other pin holds, by fileset: bytes by the tid until which (coarsely) they were the present.
+    pub yielding: BTreeMap<FilesetId, BTreeMap<u64, u64>>,
 }
 
 /// Ages in nanoseconds up to which history is counted together.
@@ -157,6 +157,8 @@ pub(crate) struct Sieve<'k> {
     /// Moments before this don't count for it: it is keepless, or was until then.
     kept_since: Tid,
     kept_since_known: bool,
+    /// When it was said to be keepless or not to be, newest first.
+    said: Vec<(Tid, bool)>,
     /// Whether it is the fileset itself: only its newest records mean anything.
     meta: bool,
     /// Whether something shows through it.
@@ -182,6 +184,7 @@ impl<'k> Sieve<'k> {
             dead: None,
             kept_since: Tid::ZERO,
             kept_since_known: false,
+            said: Vec::new(),
             meta: false,
             is_clone: false,
             key: Vec::new(),
@@ -202,6 +205,7 @@ impl<'k> Sieve<'k> {
         self.object = key[..OBJECT_END.min(key.len())].to_vec();
         self.dead = None;
         (self.kept_since, self.kept_since_known) = (Tid::ZERO, false);
+        self.said.clear();
         let Some((fileset, object, ..)) = parse(key) else {
             self.retention = None;
             return;
@@ -217,7 +221,11 @@ impl<'k> Sieve<'k> {
 
     /// Takes note of a KEEPLESS record: the newest that is no tombstone (that one goes with the object) counts.
     fn note_keepless(&mut self, e: &Entry) {
-        if e.key.len() != KEY_HEAD || e.key[OBJECT_END] != Kind::KEEPLESS.0 || self.kept_since_known {
+        if e.key.len() != KEY_HEAD || e.key[OBJECT_END] != Kind::KEEPLESS.0 {
+            return;
+        }
+        self.said.push((e.tid, e.value.as_ref().is_none_or(|value| value.is_empty())));
+        if self.kept_since_known {
             return;
         }
         self.kept_since = kept_since(e.tid, e.value.as_deref());
@@ -229,11 +237,19 @@ impl<'k> Sieve<'k> {
         retention.sees(tid.max(self.kept_since), until) || self.kept_since > tid && self.is_cloned(tid, until)
     }
 
+    /// Whether a clone shows what was visible in `tid .. until`. The past of a removed one does not show what was keepless
+    /// then; what became so later it does.
     fn is_cloned(&self, tid: Tid, until: Tid) -> bool {
-        self.keep
-            .cloned
-            .get(&self.fileset)
-            .is_some_and(|moments| moments.get(moments.partition_point(|at| *at < tid)).is_some_and(|at| *at < until))
+        let [now, once] = &self.keep.cloned;
+        let within = |moments: &BTreeMap<FilesetId, Vec<Tid>>, shows: &dyn Fn(Tid) -> bool| {
+            moments.get(&self.fileset).is_some_and(|moments| {
+                let first = moments.partition_point(|at| *at < tid);
+                moments[first..].iter().take_while(|at| **at < until).any(|at| shows(*at))
+            })
+        };
+        let was_keepless =
+            |at: Tid| self.said.iter().find(|(tid, _)| *tid <= at).is_some_and(|(_, keepless)| *keepless);
+        within(now, &|_| true) || within(once, &|at| !was_keepless(at))
     }
 
     fn begin_key(&mut self, key: &[u8]) {
@@ -322,9 +338,10 @@ impl<'k> Sieve<'k> {
         let account = &mut self.tally.account;
         let steps = account.by_step.entry(self.fileset).or_insert_with(|| vec![0; retention.grid.steps.len() + 1]);
         steps[retention.step_that_sees(e.tid, until, Tid(self.keep.now_ns))] += bytes;
-        if retention.when_full == WhenFull::CollapseOldest && !retention.is_pinned(e.tid, until) {
+        if !retention.is_pinned(e.tid, until) {
+            let yielding = account.yielding.entry(self.fileset).or_default();
             let unit = (self.keep.now_ns.saturating_sub(until.0).max(1).next_power_of_two() / 16).max(1);
-            *account.yielding.entry(until.0.div_ceil(unit).saturating_mul(unit)).or_default() += bytes;
+            *yielding.entry(until.0.div_ceil(unit).saturating_mul(unit)).or_default() += bytes;
         }
     }
 
@@ -435,7 +452,15 @@ impl Ageing {
     }
 
     /// `until`: when the entry was superseded, if it was.
-    pub fn note(&mut self, store: &Store, e: &Entry, until: Option<Tid>, lapses: &mut Lapses) -> Result<()> {
+    /// `grown` gets, by fileset, what becomes history.
+    pub fn note(
+        &mut self,
+        store: &Store,
+        e: &Entry,
+        until: Option<Tid>,
+        lapses: &mut Lapses,
+        grown: &mut BTreeMap<FilesetId, u64>,
+    ) -> Result<()> {
         let Some((fileset, ..)) = parse(&e.key) else { return Ok(()) };
         if self.retention.as_ref().is_none_or(|(f, _)| *f != fileset) {
             // A record that is in no known form must not keep a flush from being done: whoever looks at the past is told.
@@ -454,7 +479,9 @@ impl Ageing {
             let only_here =
                 |s: &&Span| !newer.iter().any(|n| n.place.offset == s.place.offset && n.place.region == s.place.region);
             let data: u64 = spans(e).iter().filter(only_here).map(|s| u64::from(s.len)).sum();
-            lapses.add(when, self.now_ns, record_bytes(e) + data);
+            let bytes = record_bytes(e) + data;
+            lapses.add(when, self.now_ns, bytes);
+            *grown.entry(fileset).or_default() += if when > self.now_ns { bytes } else { 0 };
         }
         self.newer = Some(e.clone());
         Ok(())
@@ -517,8 +544,10 @@ impl Store {
         let mut keep = Keep { now_ns, ..Keep::default() };
         let filesets = self.index.read().filesets.clone();
         keep.clones = filesets.clones();
-        for (base, at) in filesets.shown_by_present() {
-            keep.cloned.entry(base).or_default().push(at);
+        for (moments, removed) in keep.cloned.iter_mut().zip([false, true]) {
+            for (base, at) in filesets.shown_by(removed) {
+                moments.entry(base).or_default().push(at);
+            }
         }
         for (fileset, removed) in self.filesets() {
             let mut retention = self.retention(fileset)?;
@@ -572,6 +601,7 @@ impl Store {
         let total = levels.tables().map(|t| t.entries()).sum();
         let (live, history) = (levels.live.clone(), levels.history.clone());
         state.lapses = Lapses::default();
+        state.grown.clear();
         state.passes += 1;
         let (newest, made, tally) = (state.log.region, Default::default(), Tally::default());
         state.pass = Some(Pass { keep, live, history, made, newest, tally, read: 0, total });

@@ -106,9 +106,10 @@ impl Filesets {
         self.0.iter().filter(|(_, known)| known.base().is_some()).map(|(fileset, _)| *fileset).collect()
     }
 
-    /// What the clones show that are there now, and what shows through that.
-    pub fn shown_by_present(&self) -> BTreeSet<(FilesetId, Tid)> {
-        let present = self.0.iter().filter(|(_, known)| known.removed.is_none()).map(|(fileset, _)| *fileset);
+    /// What the clones show that are there now (or: that were removed), and what shows through that.
+    pub fn shown_by(&self, removed: bool) -> BTreeSet<(FilesetId, Tid)> {
+        let present =
+            self.0.iter().filter(|(_, known)| known.removed.is_some() == removed).map(|(fileset, _)| *fileset);
         let layers = |clone| std::iter::successors(self.beneath(clone, Tid::MAX), |(f, at)| self.beneath(*f, *at));
         present.flat_map(layers).collect()
     }

@@ -3,6 +3,8 @@
 //! Whoever is refused room helps the cleaner. A collapse that gave nothing is not tried again for a while: refusing must
 //! stay cheap.
 
+use std::collections::BTreeMap;
+
 use crate::clean::Effort;
 use crate::maintain::State;
 use crate::retain::WhenFull;
@@ -126,12 +128,11 @@ impl Store {
         }
         let account = self.account(now_ns, None)?;
         let wanted = (2 * bytes).max(self.usage()?.size / 32);
-        let mut sum = 0;
-        let floor = account.yielding.iter().find_map(|(until, bytes)| {
-            sum += bytes;
-            (sum >= wanted).then_some(*until)
-        });
-        let Some(floor) = floor.or(account.yielding.keys().next_back().copied()) else { return Ok(false) };
+        let mut yielding: BTreeMap<u64, u64> = BTreeMap::new();
+        for (until, bytes) in willing.iter().filter_map(|f| account.yielding.get(f)).flatten() {
+            *yielding.entry(*until).or_default() += bytes;
+        }
+        let Some(floor) = floor(&yielding, wanted) else { return Ok(false) };
         tracing::warn!(floor = %Tid(floor), "the volume is full: history up to this tid is given up");
         for fileset in willing {
             self.retain(fileset, now_ns, |r| r.raised(Tid(floor)))?;
@@ -150,4 +151,14 @@ impl Store {
         }
         Ok(state.account.as_ref().is_some_and(|a| a.lapsed_versions > 0))
     }
+}
+
+/// Up to which tid history must go for so many bytes, or for all there are; `None`: there are none.
+pub(crate) fn floor(yielding: &BTreeMap<u64, u64>, wanted: u64) -> Option<u64> {
+    let mut sum = 0;
+    let enough = yielding.iter().find_map(|(until, bytes)| {
+        sum += bytes;
+        (sum >= wanted).then_some(*until)
+    });
+    enough.or(yielding.keys().next_back().copied())
 }

@@ -25,6 +25,7 @@ mod log;
 mod maintain;
 mod manifest;
 mod pack;
+mod quota;
 mod readahead;
 mod recover;
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! leaves the older superblock valid, whose manifest names none of the new regions. Space of replaced regions is given
 //! back only after the superblock that no longer names them is durable, and when their last reader is gone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::collapse::{Account, Ageing, Lapses, Pass};
@@ -16,7 +16,7 @@ use crate::index::table::{Builder, Table};
 use crate::manifest::{Manifest, Position};
 use crate::store::Store;
 use crate::volume::{Region, RegionRef};
-use crate::{Result, Tid};
+use crate::{FilesetId, Result, Tid};
 
 /// A table that grows beyond this is ended and the next begun.
 const TABLE_TARGET: usize = 8 << 20;
@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub pass: Option<Pass>,
     /// When what is superseded by now lapses.
     pub lapses: Lapses,
+    /// What became history since the last pass began, by fileset.
+    pub grown: BTreeMap<FilesetId, u64>,
     /// What the last pass found.
     pub account: Option<Account>,
     /// When to look for the first time.
@@ -385,7 +387,7 @@ impl Store {
                 Family::History => Some(Tid::MAX),
             };
             if family == Family::Live {
-                ageing.note(self, &entry, until, &mut state.lapses)?;
+                ageing.note(self, &entry, until, &mut state.lapses, &mut state.grown)?;
             }
             outputs[usize::from(until.is_some())].add(self, &entry, made)?;
             n += 1;

@@ -4,7 +4,7 @@
 //! the first frame that is not valid. If a later frame says that the missing one had been durable, it was not torn by a
 //! crash but damaged since: then opening fails rather than lose synced data in silence.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -225,6 +225,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         outdated: Vec::new(),
         pass: None,
         lapses: Lapses::default(),
+        grown: BTreeMap::new(),
         account: None,
         first_look: None,
         passes: 0,
