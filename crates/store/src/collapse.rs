@@ -486,6 +486,8 @@ impl Store {
         let (live, history) = (levels.live.clone(), levels.history.clone());
         state.lapses = Lapses::default();
         state.passes += 1;
+        // What it is to find changes what pays.
+        state.batch = None;
         state.pass =
             Some(Pass { keep, live, history, made: Default::default(), tally: Tally::default(), read: 0, total });
         Ok(())
@@ -512,6 +514,12 @@ impl Store {
 
     fn end_pass(&self, state: &mut State, tally: Tally) {
         let Tally { account, segments, mut lapses, forgotten } = tally;
+        tracing::debug!(
+            versions = account.versions,
+            lapsed = account.lapsed_versions,
+            lapsed_kib = account.lapsed >> 10,
+            "a pass has ended"
+        );
         state.forgotten = forgotten;
         let newest = state.log.region;
         for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != newest) {

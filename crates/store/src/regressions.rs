@@ -215,7 +215,7 @@ fn a_manifest_names_a_next_region_beyond_its_own_number() {
     let s2 = s.clone();
     let t = std::thread::spawn(move || s2.checkpoint().unwrap());
     std::thread::sleep(std::time::Duration::from_millis(500));
-    let spare = s.create_segment().unwrap();
+    let spare = s.create_segment(crate::store::SEGMENT_MIN).unwrap();
     *s.spare.lock() = Some(spare);
     drop(guard);
     t.join().unwrap();

@@ -173,8 +173,14 @@ impl Points for ZfsSnapshots {
         let at = format!("mountpoint={}", self.look.display());
         shell::run("zfs", ["clone", "-o", &at, handle, &clone])?;
         let found = fs::read(self.look.join("file"));
-        shell::run("zfs", ["destroy", &clone])?;
-        Ok(found?)
+        // Just after use it may still be busy for a moment.
+        for _ in 0..50 {
+            if shell::run("zfs", ["destroy", &clone]).is_ok() {
+                return Ok(found?);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Err(Failure::new(format!("{clone} stays busy")))
     }
 
     fn used(&self) -> Result<u64> {

@@ -43,7 +43,7 @@ pub struct Options {
 impl Options {
     /// Bytes of the volume, and how many times that is written.
     fn load(&self) -> (u64, u64) {
-        if self.quick { (512 << 20, 2) } else { (2 << 30, 10) }
+        if self.quick { (1 << 30, 2) } else { (2 << 30, 10) }
     }
 }
 
