@@ -407,6 +407,14 @@ pub struct Bench {
     /// Instead: how speed changes with the number of files, and of versions of a file
     #[arg(long, conflicts_with_all = ["peers", "only", "rounds"])]
     pub growth: bool,
+    /// Instead: time and space of a point in time after each of 1,000 small overwrites (--quick: 100), beside snapshots of
+    /// Btrfs and zfs-fuse
+    #[arg(long, conflicts_with_all = ["peers", "only", "growth"])]
+    pub snapshots: bool,
+    /// Instead: random overwrites for long on a volume that stays 85 % full, so that it is cleaned all the time, beside
+    /// the same on one where nothing is ever cleaned
+    #[arg(long, conflicts_with_all = ["peers", "only", "growth", "snapshots"])]
+    pub steady: bool,
     /// With --growth: to 10^7 files and 10^6 versions
     #[arg(long, requires = "growth")]
     pub long: bool,

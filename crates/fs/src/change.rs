@@ -34,6 +34,8 @@ pub(crate) struct Plan<'f> {
     /// The newest transaction before this.
     pub(crate) newest: Tid,
     touched: Vec<Touched>,
+    /// About how many bytes it adds.
+    grows: u64,
     pub(crate) live: RwLockWriteGuard<'f, Catalogue>,
 }
 
@@ -66,7 +68,7 @@ impl Fs {
         if live.get(fileset).is_none() {
             return refuse(libc::ESTALE, "the fileset has been removed");
         }
-        Ok(Plan { fs: self, fileset, newest: self.store.tid(), touched: Vec::with_capacity(4), live })
+        Ok(Plan { fs: self, fileset, newest: self.store.tid(), touched: Vec::with_capacity(4), grows, live })
     }
 }
 
@@ -115,7 +117,17 @@ impl<'f> Plan<'f> {
 
     /// Goes on to change things, at `now_ns` or just after the newest transaction.
     pub(crate) fn begin(self, now_ns: u64) -> Result<Change<'f>> {
-        let tx = self.fs.store.begin(self.fileset, now_ns)?;
+        let bytes = Some(self.grows);
+        self.begin_for(now_ns, bytes)
+    }
+
+    /// As [`Plan::begin`], for any number of records.
+    pub(crate) fn begin_large(self, now_ns: u64) -> Result<Change<'f>> {
+        self.begin_for(now_ns, None)
+    }
+
+    fn begin_for(self, now_ns: u64, bytes: Option<u64>) -> Result<Change<'f>> {
+        let tx = self.fs.store.begin_for(self.fileset, now_ns, bytes)?;
         let time = tx.tid().into();
         Ok(Change { tx, time, objects: 0, bytes: 0, orphaned: Vec::new(), adopted: Vec::new(), plan: self })
     }

@@ -100,7 +100,7 @@ impl Fs {
             if self.shown(of.fileset, at)? != Some(at) {
                 return refuse(libc::ENOENT, "this moment is not kept any more");
             }
-            let mut change = plan.begin(now_ns)?;
+            let mut change = plan.begin_large(now_ns)?;
             let tid = change.tx.tid();
             let (base, limits) = (Some((of.fileset, at)), Limits::default());
             let fileset = Fileset { id, name: name.into(), root: of.object, created: tid, base, limits };

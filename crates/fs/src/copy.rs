@@ -35,7 +35,7 @@ impl Fs {
         let mut pieces = self.store.map(from.inode().fileset, from.inode().object, offset, len, from.at())?;
         fit(&mut pieces);
         let copied = pieces.iter().map(|piece| piece.len).sum();
-        let mut change = plan.begin(now_ns)?;
+        let mut change = plan.begin_large(now_ns)?;
         let grown = change.tx.share(ino.object, to_offset, &pieces)?;
         change.grew(ino, grown)?;
         change.wrote(ino, to_offset + copied, true)?;

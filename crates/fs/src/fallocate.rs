@@ -80,7 +80,7 @@ impl Fs {
             FallocateMode::InsertRange => check_insert(attr.size, offset, len)?,
             _ => {}
         }
-        let mut change = plan.begin(now_ns)?;
+        let mut change = plan.begin_large(now_ns)?;
         match mode {
             FallocateMode::Allocate { keep_size } => change.extend(ino, attr.size, if keep_size { 0 } else { end })?,
             FallocateMode::PunchHole => change.zero(ino, attr.size, offset, end, 0)?,

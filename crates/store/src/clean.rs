@@ -1,11 +1,13 @@
 //! Cleaning: what no version in the index needs leaves the segments, and their space comes back. docs/format.md §Pack.
 //!
-//! A batch of victims (whole segments, or packs) is marked by one look at the index, what is needed is copied to a pack, and
-//! a manifest switches over. Then the victims' regions are given back. Victims are chosen by benefit and cost as in
-//! Rosenblum & Ousterhout 1992: (1 − u) · age / (1 + u), with u the share that is needed, as the last collapse found it.
+//! A batch of victims (whole segments, or packs) is marked by one look at the index. Then, portion by portion, what is needed
+//! is copied to a pack, a manifest switches over, and the victims' regions are given back: a portion needs little room, and
+//! holds up nobody for long. Victims are chosen by benefit and cost as in Rosenblum & Ousterhout 1992:
+//! (1 − u) · age / (1 + u), with u the share that is needed, as the last collapse found it.
 //!
 //! Invariants: only segments before the checkpoint's log position are cleaned, so replay never meets a pack. Chunk maps
-//! that come about after the look lead only to extents that it found needed, because each is made of earlier ones.
+//! that come about after the look lead only to extents that it found needed, because each is made of earlier ones; so a look
+//! says at worst too much, however long it is ago.
 //! A tombstone (or hole) that is in no index any more stays in its segment unless all older segments were cleaned since the
 //! last collapse: else an index made anew from the segments would find again what it hid.
 
@@ -27,12 +29,13 @@ use crate::maintain::{Progress, State};
 use crate::pack::{self, Packed, Writer};
 use crate::recover::{Window, region_start};
 use crate::segment::{LIVE_UNKNOWN, Segment};
-use crate::store::Store;
+use crate::store::{SEGMENT_MIN, Store, Usage};
 use crate::volume::{Region, RegionRef};
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
-/// Needed bytes that one batch copies, about.
-const BATCH: u64 = 64 << 20;
+/// Needed bytes that one portion copies, at most about; on small volumes less ([`Store::portion_max`]).
+const PORTION: u64 = 32 << 20;
+const PORTION_MIN: u64 = 4 << 20;
 /// The cleaner keeps off while less than 1/n of what is in use is waste.
 const WASTE: u64 = 14;
 /// So much waste at least, where there is no hurry.
@@ -90,6 +93,13 @@ impl Container {
     }
 }
 
+/// Victims whose needed bytes are known, and that are still to be copied.
+pub(crate) struct Batch {
+    needed: Needed,
+    /// Their segments, and in which order they are to go.
+    ranks: HashMap<u64, usize>,
+}
+
 /// What the index needs of the victims.
 struct Needed {
     /// Hashes of key and tid of versions.
@@ -100,6 +110,11 @@ struct Needed {
     forgotten: Forgotten,
     /// Where each segment's transactions begin.
     starts: Vec<(Tid, u64)>,
+}
+
+/// Whether room is short, with so many bytes of waste to be had.
+fn is_pressed(u: &Usage, waste: u64) -> bool {
+    u.free < u.size / 16 && u.free < waste / 2
 }
 
 fn version_hash(key: &[u8], tid: Tid) -> u64 {
@@ -139,7 +154,9 @@ impl Store {
             // Whoever changes a retention may wait for upkeep.
             drop(state);
             self.advance_retentions(now_ns)?;
-            self.begin_pass(&mut self.maintenance.lock(), now_ns)?;
+            let mut state = self.maintenance.lock();
+            self.flush_locked(&mut state)?;
+            self.begin_pass(&mut state, now_ns)?;
             return Ok(Progress::Worked);
         }
         match self.clean_batch(&mut state, Effort::Steady)? {
@@ -156,7 +173,7 @@ impl Store {
         let mut tail = self.log.tail();
         tail.check()?;
         if tail.end() > crate::segment::HEADER {
-            self.next_segment(&mut tail)?;
+            self.next_segment(&mut tail, SEGMENT_MIN)?;
         }
         drop(tail);
         let mut state = self.maintenance.lock();
@@ -207,15 +224,19 @@ impl Store {
             let first = *state.first_look.get_or_insert(now_ns.saturating_add(FIRST_LOOK));
             return Ok(now_ns >= first);
         };
-        let (bytes, versions) = state.lapses.lapsed(now_ns);
-        let share = |of: u64, least: u64| (of / LAPSED).max(least);
+        let (mut bytes, versions) = state.lapses.lapsed(now_ns);
+        // What the memtable has superseded is not counted yet: what was written and is not growth.
+        let tail = self.log.tail();
+        let grown = tail.counts.total().live.saturating_sub(state.counts.total().live);
+        bytes += (tail.appended - state.appended).saturating_sub(grown);
+        drop(tail);
         let u = self.usage()?;
-        let pressed = u.free < u.size / 16;
-        let (of_bytes, of_versions) = match pressed {
-            true => (LAPSED_BYTES_MIN / 4, LAPSED_VERSIONS_MIN / 4),
-            false => (share(u.used, LAPSED_BYTES_MIN), share(account.versions, LAPSED_VERSIONS_MIN)),
-        };
-        Ok(bytes >= of_bytes || versions >= of_versions)
+        let waste: u64 = self.containers(state).iter().map(Container::waste).sum();
+        let levels = self.index.read().levels.clone();
+        let index: u64 = levels.tables().map(|t| t.len()).sum();
+        // The less room there is, the sooner; but no pass for less than it costs.
+        let of_bytes = (u.used / LAPSED).min((u.free + waste + bytes) / 4).max(LAPSED_BYTES_MIN).max(index / 2);
+        Ok(bytes >= of_bytes || versions >= (account.versions / LAPSED).max(LAPSED_VERSIONS_MIN))
     }
 
     fn containers(&self, state: &State) -> Vec<Container> {
@@ -253,18 +274,16 @@ impl Store {
             None => Some(s.at),
         };
         let item =
-            |c: Container| Some((place(&segments[c.segments[0]])?, c.segments, c.needed + c.needed / 8 + (64 << 10)));
+            |c: Container| Some((place(&segments[c.segments[0]])?, c.segments, c.needed + c.needed / 16 + (64 << 10)));
         containers.into_iter().filter_map(item).collect()
     }
 
-    /// Which segments to clean next, by their places in the list, ascending; none if it does not pay. `most`: needed bytes.
-    fn victims(&self, state: &State, effort: Effort, most: u64) -> Result<Vec<usize>> {
+    /// What to clean next, in this order; nothing if it does not pay.
+    fn victims(&self, state: &State, effort: Effort) -> Result<Vec<Container>> {
         let mut all = self.containers(state);
         let u = self.usage()?;
         let waste: u64 = all.iter().map(Container::waste).sum();
-        let pressed = u.free < u.size / 16;
-        // Room for the copy, and for the index meanwhile.
-        let room = u.free.max(self.room_left()?) / 2;
+        let room = self.room()?;
         let segments = self.segments.lock().clone();
         let must = |c: &Container| c.segments.iter().any(|i| state.forgotten.contains(&segments[*i].at.id));
         let wiping = self.wiping.load(std::sync::atomic::Ordering::Relaxed);
@@ -276,8 +295,8 @@ impl Store {
         let sweep = stuck && all.iter().any(to_sweep);
         let (enough, each) = match effort {
             Effort::Full => (1, 64),
-            Effort::Steady if pressed => (1 << 20, 16),
-            Effort::Steady => ((u.used / WASTE).max(WASTE_MIN), 10),
+            Effort::Steady if is_pressed(&u, waste) => (1 << 20, 32),
+            Effort::Steady => ((u.used / WASTE).min(u.free).max(WASTE_MIN), 10),
         };
         if wiping || all.iter().any(must) {
             // Nothing of it may be left, nor any waste that might be of earlier versions.
@@ -294,19 +313,30 @@ impl Store {
             let now = self.clock();
             all.sort_by(|a, b| b.score(now).total_cmp(&a.score(now)));
         }
-        let mut chosen = Vec::new();
-        let mut sum = 0;
-        for c in all {
-            // A large one is a batch by itself.
-            let alone = chosen.is_empty() && most == BATCH;
-            if c.needed > room.saturating_sub(sum) || !alone && sum + c.needed > most {
-                continue;
-            }
+        all.retain(|c| c.needed <= room);
+        // The look takes memory in proportion. And what pays least now will pay more later.
+        let (mut sum, mut gained) = (0, 0);
+        let most = self.memory.max(PORTION);
+        let within = all.iter().take_while(|c| {
+            let wanted = effort == Effort::Full || sweep || gained <= waste / 2;
             sum += c.needed;
-            chosen.extend(c.segments);
-        }
-        chosen.sort_unstable();
-        Ok(chosen)
+            gained += c.waste();
+            wanted && sum <= most
+        });
+        let n = within.count().max(1).min(all.len());
+        all.truncate(n);
+        Ok(all)
+    }
+
+    /// What a copy may take: some room is for the index meanwhile, and it must fit into a gap.
+    fn room(&self) -> Result<u64> {
+        let gap = self.volume.gaps()?.map_or(u64::MAX, |gaps| gaps.iter().map(|g| g.1).max().unwrap_or(0));
+        Ok((self.usage()?.free.max(self.room_left()?) / 2).min(gap - gap / 32))
+    }
+
+    /// Needed bytes that a portion copies: so few that the reserve has room for several.
+    fn portion_max(&self) -> Result<u64> {
+        Ok((self.reserve()? / 4).clamp(PORTION_MIN, PORTION))
     }
 
     /// Bytes of the volume that are not in use, the reserve included.
@@ -316,27 +346,85 @@ impl Store {
         Ok(size.saturating_sub(used))
     }
 
-    /// Cleans the next batch; returns how many bytes were copied, `None` if nothing is due or fits.
+    /// Cleans the next portion; returns how many bytes were copied, `None` if nothing is due or fits.
     pub(crate) fn clean_batch(&self, state: &mut State, effort: Effort) -> Result<Option<u64>> {
-        let mut most = BATCH;
+        // After a crash the sizes may be those from before a trim, and what lies behind the ends somebody else's: it must
+        // not be overwritten when a victim is given back.
+        self.trim_segments()?;
+        // What is left of an earlier look goes first; a fresh one shows what pays then.
+        if let Some(mut batch) = state.batch.take()
+            && let Some(copied) = self.clean_portion(state, &mut batch)?
+        {
+            state.batch = Some(batch);
+            return Ok(Some(copied));
+        }
+        if let Some(mut batch) = self.look(state, effort)?
+            && let Some(copied) = self.clean_portion(state, &mut batch)?
+        {
+            state.batch = Some(batch);
+            return Ok(Some(copied));
+        }
+        self.bury(state)?;
+        Ok(None)
+    }
+
+    /// Chooses victims and looks up what is needed of them; `None` if it does not pay.
+    fn look(&self, state: &mut State, effort: Effort) -> Result<Option<Batch>> {
+        let chosen = self.victims(state, effort)?;
+        if chosen.is_empty() {
+            return Ok(None);
+        }
+        let segments = self.segments.lock().clone();
+        let victims: Vec<&Segment> = chosen.iter().flat_map(|c| &c.segments).map(|i| &segments[*i]).collect();
+        let ranks = victims.iter().enumerate().map(|(rank, s)| (s.at.id, rank)).collect();
+        let start = std::time::Instant::now();
+        let needed = self.mark(state, &victims, &segments)?;
+        let sum = |of: fn(&Container) -> u64| chosen.iter().map(of).sum::<u64>() >> 10;
+        tracing::debug!(
+            containers = chosen.len(),
+            kept_kib = sum(|c| c.kept),
+            waste_kib = sum(Container::waste),
+            took_ms = start.elapsed().as_millis() as u64,
+            "looked at what to clean"
+        );
+        Ok(Some(Batch { needed, ranks }))
+    }
+
+    /// Cleans a portion of a batch; returns how many bytes were copied, `None` if nothing is left of it that pays and fits.
+    fn clean_portion(&self, state: &mut State, batch: &mut Batch) -> Result<Option<u64>> {
+        let start = std::time::Instant::now();
+        let mut most = self.portion_max()?;
         loop {
-            let chosen = self.victims(state, effort, most)?;
+            let chosen = self.portion(state, batch, most)?;
             if chosen.is_empty() {
-                self.bury(state)?;
                 return Ok(None);
             }
-            match self.clean_segments(state, &chosen) {
+            let segments = self.segments.lock().clone();
+            let ids: Vec<u64> = chosen.iter().map(|i| segments[*i].at.id).collect();
+            match self.copy_segments(state, &batch.needed, &segments, &chosen) {
                 // A volume in which no large gap is left may still have room for small packs, and these make larger gaps.
-                Err(Error::NoSpace { .. }) if most > 0 => most = if most > 1 << 20 { most / 8 } else { 0 },
+                Err(Error::NoSpace { .. }) if most > 64 << 10 => most /= 4,
                 Err(Error::NoSpace { .. }) => return Ok(None),
-                Err(Error::Corrupt { .. }) => return self.clean_apart(state, &chosen).map(Some),
-                outcome => return outcome.map(Some),
+                Err(Error::Corrupt { .. }) => {
+                    batch.ranks.retain(|id, _| !ids.contains(id));
+                    return self.clean_apart(state, &batch.needed, &chosen).map(Some);
+                }
+                outcome => {
+                    tracing::debug!(
+                        ?outcome,
+                        free_kib = self.usage()?.free >> 10,
+                        took_ms = start.elapsed().as_millis() as u64,
+                        "copied a portion"
+                    );
+                    batch.ranks.retain(|id, _| !ids.contains(id));
+                    return outcome.map(Some);
+                }
             }
         }
     }
 
-    /// Cleans a batch region by region, because some of it is damaged: that stays as it is, for somebody to heal.
-    fn clean_apart(&self, state: &mut State, chosen: &[usize]) -> Result<u64> {
+    /// Cleans a portion region by region, because some of it is damaged: that stays as it is, for somebody to heal.
+    fn clean_apart(&self, state: &mut State, needed: &Needed, chosen: &[usize]) -> Result<u64> {
         let mut by_region: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         {
             let segments = self.segments.lock();
@@ -346,11 +434,10 @@ impl Store {
         }
         let mut copied = 0;
         for ids in by_region.into_values() {
-            let segments = self.segments.lock();
             // Those before may be gone by now.
+            let segments = self.segments.lock().clone();
             let places: Vec<usize> = (0..segments.len()).filter(|i| ids.contains(&segments[*i].at.id)).collect();
-            drop(segments);
-            match self.clean_segments(state, &places) {
+            match self.copy_segments(state, needed, &segments, &places) {
                 Ok(n) => copied += n,
                 Err(Error::NoSpace { .. }) => {}
                 Err(e @ Error::Corrupt { .. }) => {
@@ -363,29 +450,46 @@ impl Store {
         Ok(copied)
     }
 
+    /// Which segments of a batch to copy next, by their places in the list, ascending. `most`: needed bytes.
+    fn portion(&self, state: &State, batch: &Batch, most: u64) -> Result<Vec<usize>> {
+        let segments = self.segments.lock().clone();
+        let rank = |i: &usize| batch.ranks.get(&segments[*i].at.id);
+        let mut all = self.containers(state);
+        all.retain(|c| c.segments.iter().all(|i| rank(i).is_some()));
+        all.sort_by_key(|c| c.segments.iter().filter_map(rank).min());
+        let room = self.room()?;
+        let mut chosen = Vec::new();
+        let mut sum = 0;
+        for c in all {
+            // A large one is a portion by itself.
+            let alone = chosen.is_empty() && most == self.portion_max()?;
+            if c.needed > room.saturating_sub(sum) || !alone && sum + c.needed > most {
+                continue;
+            }
+            sum += c.needed;
+            chosen.extend(c.segments);
+        }
+        chosen.sort_unstable();
+        Ok(chosen)
+    }
+
     /// Cleans some segments, given by their places in the list; returns how many bytes were copied.
     pub(crate) fn clean_segments(&self, state: &mut State, chosen: &[usize]) -> Result<u64> {
-        // After a crash the sizes may be those from before a trim, and what lies behind the ends somebody else's: it must
-        // not be overwritten when a victim is given back.
+        // As in `clean_batch`.
         self.trim_segments()?;
         let segments = self.segments.lock().clone();
         let victims: Vec<&Segment> = chosen.iter().map(|i| &segments[*i]).collect();
         let needed = self.mark(state, &victims, &segments)?;
-        let is_clean =
-            |s: &Segment| state.cleaned.get(&s.at.id) == Some(&state.passes) || needed.victims.contains(&s.at.id);
+        self.copy_segments(state, &needed, &segments, chosen)
+    }
+
+    fn copy_segments(&self, state: &mut State, needed: &Needed, segments: &[Segment], chosen: &[usize]) -> Result<u64> {
+        let is_clean = |(i, s): (usize, &Segment)| {
+            state.cleaned.get(&s.at.id) == Some(&state.passes) || chosen.binary_search(&i).is_ok()
+        };
         // Up to here nothing older is left that a tombstone might hide.
-        let unclean = segments.iter().position(|s| !is_clean(s)).unwrap_or(segments.len());
-        let guess: u64 = victims.iter().map(|s| if s.live == LIVE_UNKNOWN { s.end } else { s.live + s.slack }).sum();
-        let most: u64 = victims.iter().map(|s| s.end + 64).sum::<u64>() + pack::HEADER + (64 << 10);
-        let mut size = (guess + guess / 8 + (64 << 10)).min(most);
-        loop {
-            let copy = Copy { needed: &needed, segments: &segments, chosen, unclean };
-            match self.copy(state, &copy, size) {
-                // More than was thought.
-                Err(Error::TooLarge) if size < most => size = (size * 2).min(most),
-                outcome => return outcome,
-            }
-        }
+        let unclean = segments.iter().enumerate().position(|s| !is_clean(s)).unwrap_or(segments.len());
+        self.copy(state, &Copy { needed, segments, chosen, unclean })
     }
 
     /// Looks through the index for what it needs of the victims.
@@ -448,33 +552,41 @@ impl Store {
         }
     }
 
-    /// Copies what is needed of the victims to a pack of at most `size` bytes and switches over.
-    fn copy(&self, state: &mut State, copy: &Copy<'_>, size: u64) -> Result<u64> {
-        let limit = self.superblock.lock().size_limit;
-        let (used, there) = self.volume.usage(limit)?;
-        if limit > 0 && used + size > there {
-            return Err(Error::NoSpace { used, size: there });
-        }
-        let region = self.create_region(size)?;
-        let mut w = Writer::new(region.clone());
-        let outcome = copy.chosen.iter().try_fold(Vec::new(), |mut slack, &i| {
+    /// Copies what is needed of the victims to a pack and switches over; returns its bytes.
+    fn copy(&self, state: &mut State, copy: &Copy<'_>) -> Result<u64> {
+        let victims = copy.chosen.iter().map(|i| &copy.segments[*i]);
+        let guess: u64 = victims.map(|s| if s.live == LIVE_UNKNOWN { s.end } else { s.live + s.slack }).sum();
+        let mut w = Writer::new((guess + guess / 16) as usize);
+        let mut tombstones = Vec::new();
+        for &i in copy.chosen {
             let drop_tombstones = i < copy.unclean;
-            slack.push(self.copy_segment(state, &mut w, &copy.segments[i], copy.needed, drop_tombstones)?);
-            Ok(slack)
+            tombstones.push(self.copy_segment(state, &mut w, &copy.segments[i], copy.needed, drop_tombstones)?);
+        }
+        let limit = self.superblock.lock().size_limit;
+        let mut made = None;
+        let written = w.finish(&self.uuid, |size| {
+            let (used, there) = self.volume.usage(limit)?;
+            if limit > 0 && used + size > there {
+                return Err(Error::NoSpace { used, size: there });
+            }
+            let region = self.create_region(size)?;
+            made = Some(region.place());
+            Ok(region)
         });
-        let finished = outcome.and_then(|tombstones| Ok((tombstones, w.finish(&self.uuid)?)));
-        let (tombstones, (parts, len)) = match finished {
+        let (region, parts) = match written {
             Ok(done) => done,
             Err(e) => {
                 // Nothing names it.
-                self.volume.remove(region.place())?;
+                if let Some(at) = made {
+                    self.volume.remove(at)?;
+                }
                 return Err(e);
             }
         };
-        let at = self.volume.shrink(region.place(), len)?;
+        let at = region.place();
         drop(region);
         self.switch(state, at, parts, &tombstones)?;
-        Ok(len)
+        Ok(at.size)
     }
 
     /// Readers find the parts from now on, and so does the next open; the victims' regions are given back.
@@ -667,16 +779,16 @@ impl Store {
             return Ok(0);
         }
         if whole {
-            w.add(f.at, f.bytes)?;
+            w.add(f.at, f.bytes);
             return Ok(stuck);
         }
         let (header, heads, heads_at) = frame::rewrite(f.bytes, f.region, f.at, h, &kept);
-        w.add(f.at, &header)?;
+        w.add(f.at, &header);
         data.sort_unstable();
         for (from, to) in data {
-            w.add(f.at + from as u64, &f.bytes[from..to])?;
+            w.add(f.at + from as u64, &f.bytes[from..to]);
         }
-        w.add(f.at + heads_at as u64, &heads)?;
+        w.add(f.at + heads_at as u64, &heads);
         Ok(stuck)
     }
 

@@ -603,6 +603,8 @@ impl Store {
         state.lapses = Lapses::default();
         state.grown.clear();
         state.passes += 1;
+        // What it is to find changes what pays.
+        state.batch = None;
         let (newest, made, tally) = (state.log.region, Default::default(), Tally::default());
         state.pass = Some(Pass { keep, live, history, made, newest, tally, read: 0, total });
         Ok(())
@@ -632,6 +634,12 @@ impl Store {
 
     fn end_pass(&self, state: &mut State, pass: Pass) {
         let Tally { account, segments, mut lapses, .. } = pass.tally;
+        tracing::debug!(
+            versions = account.versions,
+            lapsed = account.lapsed_versions,
+            lapsed_kib = account.lapsed >> 10,
+            "a pass has ended"
+        );
         for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != pass.newest) {
             s.live = segments.get(&s.at.id).copied().unwrap_or(0).min(s.end);
         }

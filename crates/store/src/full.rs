@@ -31,38 +31,44 @@ impl Store {
             if self.usage()?.free >= bytes {
                 return Ok(true);
             }
-            if self.reclaim()? {
+            if self.reclaim(Effort::Steady)? {
                 continue;
             }
             let now = self.clock();
+            // A collapse may find what pays better than the dregs.
+            if now >= *not_before && self.collapse_all(now)? && self.reclaim(Effort::Steady)?
+                || self.reclaim(Effort::Full)?
+            {
+                continue;
+            }
             if now < *not_before {
                 return Ok(false);
             }
-            let collapsed = self.collapse_all(now).and_then(|some| Ok(some || self.collapse_oldest(now, bytes)?));
+            let made = self.make_gap().and_then(|made| Ok(made || self.collapse_oldest(now, bytes)?));
             // Damage in the index is told where it is met; here it only means that there is no more room.
-            let collapsed = collapsed.inspect_err(|e| tracing::error!("no room can be made: {e}")).unwrap_or(false);
-            if !collapsed {
+            if !made.inspect_err(|e| tracing::error!("no room can be made: {e}")).unwrap_or(false) {
                 *not_before = now + PAUSE;
                 return Ok(false);
             }
         }
     }
 
-    /// On a volume whose room lies in many small gaps, moves segments out of the way, so that a larger one comes about.
-    pub(crate) fn make_gap(&self) -> Result<()> {
+    /// On a volume whose room lies in many small gaps, moves segments out of the way, so that a larger one comes about; says
+    /// whether it did.
+    pub(crate) fn make_gap(&self) -> Result<bool> {
         if self.read_only {
-            return Ok(());
+            return Ok(false);
         }
         let mut state = self.maintenance.lock();
-        for _ in 0..MOVES_MAX {
-            let Some(gaps) = self.volume.gaps()? else { return Ok(()) };
+        for n in 0..MOVES_MAX {
+            let Some(gaps) = self.volume.gaps()? else { return Ok(false) };
             let largest = gaps.iter().map(|g| g.1).max().unwrap_or(0);
             let all: u64 = gaps.iter().map(|g| g.1).sum();
             if largest >= GAP_ENOUGH || all < 2 * GAP_ENOUGH || !self.move_one(&mut state, &gaps)? {
-                return Ok(());
+                return Ok(n > 0 && largest >= GAP_ENOUGH);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Moves the region that has most room around it to another gap; false if none fits.
@@ -87,14 +93,14 @@ impl Store {
     }
 
     /// Goes on with a collapse or cleans a batch; says whether there was anything to do.
-    fn reclaim(&self) -> Result<bool> {
+    fn reclaim(&self, effort: Effort) -> Result<bool> {
         let mut state = self.maintenance.lock();
         if state.pass.is_some() {
             self.step_pass(&mut state)?;
             return Ok(true);
         }
         let before = self.usage()?.free;
-        while self.clean_batch(&mut state, Effort::Full)?.is_some() {
+        while self.clean_batch(&mut state, effort)?.is_some() {
             if self.usage()?.free > before {
                 return Ok(true);
             }

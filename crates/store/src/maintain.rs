@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::clean::Batch;
 use crate::collapse::{Account, Ageing, Lapses, Pass};
 use crate::counts::Counts;
 use crate::index::Entry;
@@ -14,7 +15,7 @@ use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Divider, Merged, Source, run_source};
 use crate::index::table::{Builder, Table};
 use crate::manifest::{Manifest, Position};
-use crate::store::Store;
+use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{Region, RegionRef};
 use crate::{FilesetId, Result, Tid};
 
@@ -50,6 +51,8 @@ pub(crate) struct State {
     pub outdated: Vec<(Arc<dyn Region>, RegionRef)>,
     /// The collapse under way.
     pub pass: Option<Pass>,
+    /// What the cleaner is at.
+    pub batch: Option<Batch>,
     /// When what is superseded by now lapses.
     pub lapses: Lapses,
     /// What became history since the last pass began, by fileset.
@@ -175,7 +178,7 @@ impl Store {
         if !half_full || self.spare.lock().is_some() || self.usage()?.free < SPARE_MIN {
             return Ok(());
         }
-        match self.create_segment() {
+        match self.create_segment(SEGMENT_MIN) {
             Ok(region) => {
                 let mut spare = self.spare.lock();
                 match &*spare {

@@ -123,69 +123,54 @@ impl Part {
     }
 }
 
-/// Writes a pack, part by part.
+/// Makes a pack, part by part, in memory: only when it is whole is known which gap of a volume it fits.
 pub struct Writer {
-    region: Arc<dyn Region>,
-    /// Bytes written.
-    at: u64,
+    /// What is behind the header.
     buf: Vec<u8>,
     parts: Vec<Part>,
 }
 
-const BUFFER: usize = 4 << 20;
-
 impl Writer {
-    pub fn new(region: Arc<dyn Region>) -> Writer {
-        Writer { region, at: HEADER, buf: Vec::with_capacity(BUFFER), parts: Vec::new() }
+    /// `guess`: bytes that it will about come to.
+    pub fn new(guess: usize) -> Writer {
+        Writer { buf: Vec::with_capacity(guess), parts: Vec::new() }
     }
 
     /// Begins the remains of a segment.
     pub fn begin(&mut self, s: &Segment) {
-        let base = self.at + self.buf.len() as u64;
+        let base = HEADER + self.buf.len() as u64;
         let (number, end, after) = (s.at.id, s.end, s.after);
         self.parts.push(Part { number, end, after, base, runs: Runs::default() });
     }
 
-    fn part(&mut self) -> &mut Part {
-        self.parts.last_mut().expect("begun")
-    }
-
-    /// Adds bytes that are at `offset` of the segment. `TooLarge` if the region is too small.
-    pub fn add(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.part().runs.push(offset, bytes.len());
+    /// Adds bytes that are at `offset` of the segment.
+    pub fn add(&mut self, offset: u64, bytes: &[u8]) {
+        self.parts.last_mut().expect("begun").runs.push(offset, bytes.len());
         self.buf.extend_from_slice(bytes);
-        if self.buf.len() >= BUFFER { self.write_out() } else { Ok(()) }
     }
 
-    fn write_out(&mut self) -> Result<()> {
-        let size = self.region.place().size;
-        if self.at + self.buf.len() as u64 > size {
-            return Err(Error::TooLarge);
-        }
-        self.region.write_at(&self.buf, self.at)?;
-        self.at += self.buf.len() as u64;
-        self.buf.clear();
-        Ok(())
-    }
-
-    /// Ends it; durable on return. Returns its parts (of some nothing may be left: those are not in the directory) and the
-    /// bytes it came to.
-    pub fn finish(mut self, store: &[u8; 16]) -> Result<(Vec<Part>, u64)> {
-        self.write_out()?;
-        let id = self.region.place().id;
-        let at = self.at;
+    /// Writes it to a region that `create` makes, of so many bytes; durable on return. Returns the region and the parts (of
+    /// some nothing may be left: those are not in the directory).
+    pub fn finish(
+        mut self,
+        store: &[u8; 16],
+        create: impl FnOnce(u64) -> Result<Arc<dyn Region>>,
+    ) -> Result<(Arc<dyn Region>, Vec<Part>)> {
+        let at = HEADER + self.buf.len() as u64;
         let mut directory = Vec::new();
         let left: Vec<&Part> = self.parts.iter().filter(|p| p.runs.len() > 0).collect();
         put_varint(&mut directory, left.len() as u64);
         left.iter().for_each(|p| p.put(&mut directory));
+        let len = directory.len() as u64 + 4;
+        let region = create(at + len)?;
+        let id = region.place().id;
         let crc = crc_at(id, at, &directory);
         directory.extend_from_slice(&crc.to_le_bytes());
-        let len = directory.len() as u64;
-        self.buf = directory;
-        self.write_out()?;
-        self.region.write_at(&header(store, id, at, len), 0)?;
-        self.region.flush()?;
-        Ok((self.parts, self.at))
+        self.buf.extend_from_slice(&directory);
+        region.write_at(&self.buf, HEADER)?;
+        region.write_at(&header(store, id, at, len), 0)?;
+        region.flush()?;
+        Ok((region, self.parts))
     }
 }
 
@@ -329,8 +314,7 @@ mod tests {
         let volume = RawVolume::new(Arc::new(SimDisk::new(1 << 30)));
         let mut rng = fastrand::Rng::with_seed(1);
         for round in 1..60u64 {
-            let region = volume.create(round, 2 << 20).unwrap();
-            let mut w = Writer::new(region.clone());
+            let mut w = Writer::new(0);
             let mut models = Vec::new();
             for number in 0..rng.u64(1..4) {
                 let end = rng.u64(1..200_000);
@@ -342,7 +326,7 @@ mod tests {
                     let n = rng.u64(1..5000).min(end - offset);
                     if rng.bool() {
                         let bytes: Vec<u8> = (0..n).map(|_| rng.u8(1..)).collect();
-                        w.add(offset, &bytes).unwrap();
+                        w.add(offset, &bytes);
                         for (i, b) in bytes.iter().enumerate() {
                             model[offset as usize + i] = Some(*b);
                         }
@@ -351,7 +335,7 @@ mod tests {
                 }
                 models.push(model);
             }
-            let (parts, _) = w.finish(&[7; 16]).unwrap();
+            let (region, parts) = w.finish(&[7; 16], |size| volume.create(round, size)).unwrap();
             let left: Vec<Part> = parts.iter().filter(|p| p.runs.len() > 0).cloned().collect();
             assert_eq!(read(&*region, &[7; 16]).unwrap(), left);
             assert!(read(&*region, &[8; 16]).is_err());

@@ -224,6 +224,7 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         doomed_regions: Vec::new(),
         outdated: Vec::new(),
         pass: None,
+        batch: None,
         lapses: Lapses::default(),
         grown: BTreeMap::new(),
         account: None,
@@ -534,7 +535,7 @@ impl Store {
         let mut tail = self.log.tail();
         let end = tail.end();
         tail.buf.clear();
-        let segment = self.create_segment()?;
+        let segment = self.create_segment(crate::store::SEGMENT_MIN)?;
         let at = segment.place();
         tail.chain = 0;
         let header = segment::header(&self.uuid, at, tail.last);

@@ -215,7 +215,7 @@ fn a_manifest_names_a_next_region_beyond_its_own_number() {
     let s2 = s.clone();
     let t = std::thread::spawn(move || s2.checkpoint().unwrap());
     std::thread::sleep(std::time::Duration::from_millis(500));
-    let spare = s.create_segment().unwrap();
+    let spare = s.create_segment(crate::store::SEGMENT_MIN).unwrap();
     *s.spare.lock() = Some(spare);
     drop(guard);
     t.join().unwrap();
@@ -505,7 +505,7 @@ fn what_a_collapse_drops_after_a_segment_was_moved_does_not_come_back_from_it() 
     let disk = SimDisk::new(1 << 30);
     create(&RawVolume::new(Arc::new(disk.clone())));
     let s = open(Arc::new(disk.clone())).unwrap();
-    let roll = |s: &Store| s.next_segment(&mut s.log.tail()).unwrap();
+    let roll = |s: &Store| s.next_segment(&mut s.log.tail(), crate::store::SEGMENT_MIN).unwrap();
     put(&s, "name");
     roll(&s);
     let mut tx = s.begin(FS, 20).unwrap();
@@ -655,7 +655,7 @@ fn a_cleaning_whose_manifest_fails_gives_the_space_back_later() {
         put_large(&s, 100, 200, round);
     }
     s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
-    s.next_segment(&mut s.log.tail()).unwrap();
+    s.next_segment(&mut s.log.tail(), crate::store::SEGMENT_MIN).unwrap();
     s.checkpoint().unwrap();
     s.advance_retentions(20).unwrap();
     let mut state = s.maintenance.lock();
@@ -732,7 +732,7 @@ fn a_damaged_segment_stays_as_it_is_and_the_others_are_cleaned() {
         // Each in a segment of its own.
         for segment in 0..4 {
             put_large(&s, 100 + 20 * segment, 20, round);
-            s.next_segment(&mut s.log.tail()).unwrap();
+            s.next_segment(&mut s.log.tail(), crate::store::SEGMENT_MIN).unwrap();
         }
     }
     s.checkpoint().unwrap();

@@ -131,9 +131,9 @@ thread_local! {
 /// Bytes of the largest frame.
 pub(crate) const FRAME_MAX: usize = 2 << 20;
 /// Bytes of the smallest segment.
-const SEGMENT_MIN: u64 = 256 << 10;
-/// One smaller than this has room for few large transactions.
-const SEGMENT_SMALL: u64 = 8 << 20;
+pub(crate) const SEGMENT_MIN: u64 = 256 << 10;
+/// Where no gap of this size is left, it's crowded.
+const GAP_SMALL: u64 = 1 << 20;
 /// On a full volume a segment with this much room left is still used.
 const SMALL_ROOM: u64 = 64 << 10;
 /// Bytes that may be written before free space is looked at again.
@@ -226,6 +226,12 @@ impl Store {
 
     /// Starts a transaction at `max(newest + 1, now_ns)`. Waits for a running one to end.
     pub fn begin(&self, fileset: FilesetId, now_ns: u64) -> Result<Tx<'_>> {
+        self.begin_for(fileset, now_ns, None)
+    }
+
+    /// As [`Store::begin`], where so many file bytes and little else are to be written: what has room for no more is used
+    /// to the end then, which keeps small volumes whole.
+    pub fn begin_for(&self, fileset: FilesetId, now_ns: u64, bytes: Option<u64>) -> Result<Tx<'_>> {
         if self.read_only {
             return Err(Error::NotAStore(format!("{} is open for reading only", self.volume.name())));
         }
@@ -233,9 +239,18 @@ impl Store {
         let mut tail = self.log.tail();
         tail.check()?;
         let size = tail.segment.place().size;
-        let wanted = if size >= SEGMENT_SMALL { 2 * FRAME_MAX as u64 } else { (size / 8).max(2 * SMALL_ROOM) };
+        let (wanted, least) = match bytes {
+            // With checksums, and the first and last chunk written anew.
+            Some(n) if n > SMALL_ROOM => (n + n / 256 + 4 * CHUNK, n + n / 256 + 5 * CHUNK),
+            Some(_) => (2 * SMALL_ROOM, SEGMENT_MIN),
+            None => (2 * FRAME_MAX as u64, 2 * FRAME_MAX as u64 + 2 * SEAL_ROOM),
+        };
         if tail.room() < wanted {
-            match self.next_segment(&mut tail) {
+            let mut outcome = self.next_segment(&mut tail, least);
+            if bytes.is_none() && tail.room() < (size / 8).max(2 * SMALL_ROOM) && outcome.is_err() {
+                outcome = self.next_segment(&mut tail, SEGMENT_MIN);
+            }
+            match outcome {
                 // What is left of this one still serves small transactions, such as deletions.
                 Err(Error::NoSpace { .. }) if tail.room() >= SMALL_ROOM => {}
                 outcome => outcome?,
@@ -245,12 +260,12 @@ impl Store {
         Ok(Tx::new(self, tail, fileset, tid))
     }
 
-    /// Seals the open segment and goes on in a new one.
-    pub(crate) fn next_segment(&self, tail: &mut Tail) -> Result<()> {
-        let spare = self.spare.lock().take();
+    /// Seals the open segment and goes on in a new one, of `least` bytes at least.
+    pub(crate) fn next_segment(&self, tail: &mut Tail, least: u64) -> Result<()> {
+        let spare = self.spare.lock().take_if(|r| r.place().size >= least);
         let region = match spare {
             Some(r) => r,
-            None => self.create_segment()?,
+            None => self.create_segment(least)?,
         };
         let at = region.place();
         let old = tail.segment.place().id;
@@ -275,13 +290,18 @@ impl Store {
         Ok(())
     }
 
-    /// A region for the next segment: larger on larger stores, so that their number stays moderate.
-    pub(crate) fn create_segment(&self) -> Result<Arc<dyn Region>> {
+    /// A region of `least` bytes at least for the next segment: larger on larger stores, so that their number stays moderate.
+    pub(crate) fn create_segment(&self, least: u64) -> Result<Arc<dyn Region>> {
         let limit = self.superblock.lock().size_limit;
         let (used, size) = self.volume.usage(limit)?;
-        // Small enough that the reserve has room for what is left of one while it is cleaned.
-        let most = (size / 64).next_power_of_two().clamp(8 << 20, 1 << 30);
+        // Small enough that the reserve has room for what is left of several while they are cleaned.
+        let most = (size / 256).next_power_of_two().clamp(8 << 20, 1 << 30);
         let mut len = (used / 32).next_power_of_two().clamp(16 << 20, 1 << 30).min(most);
+        // Small gaps first: the large ones are for the cleaner, which can't choose.
+        let gaps = self.volume.gaps()?.unwrap_or_default();
+        if let Some(gap) = gaps.iter().map(|g| g.1).filter(|gap| (least..len).contains(gap)).min() {
+            len = gap;
+        }
         loop {
             let created = if limit > 0 && used + len > size {
                 Err(Error::NoSpace { used, size })
@@ -290,9 +310,11 @@ impl Store {
             };
             match created {
                 // On a full or crowded volume a small one will do.
-                Err(Error::NoSpace { .. }) if len > SEGMENT_MIN => {
-                    len /= 2;
-                    self.crowded.store(true, Ordering::Relaxed);
+                Err(Error::NoSpace { .. }) if len > least => {
+                    len = (len / 2).max(least);
+                    if len < GAP_SMALL {
+                        self.crowded.store(true, Ordering::Relaxed);
+                    }
                 }
                 outcome => return outcome,
             }
@@ -694,10 +716,15 @@ impl Store {
         };
         let spare = self.spare.lock().as_ref().map_or(0, |r| r.place().size);
         let used = reserved.saturating_sub(room + spare);
-        // Deletions, the index and its merges must go on when users can write no more.
-        let reserve = (size / 32).clamp(24 << 20, 1 << 30);
+        let reserve = reserve_of(size);
         let free = size.saturating_sub(reserved + reserve) + room.saturating_sub(4 * FRAME_MAX as u64);
         Ok(Usage { size, used, free, live, objects })
+    }
+
+    /// What users can't have.
+    pub(crate) fn reserve(&self) -> Result<u64> {
+        let limit = self.superblock.lock().size_limit;
+        Ok(reserve_of(self.volume.usage(limit)?.1))
     }
 
     /// What a fileset's live tree holds, as counted by [`Tx::count`].
@@ -740,6 +767,11 @@ impl Store {
     pub fn write_all(&self) -> Result<()> {
         self.log.write_all()
     }
+}
+
+/// Deletions, the index, its merges and the cleaner must go on when users can write no more.
+fn reserve_of(size: u64) -> u64 {
+    (size / 32).clamp(24 << 20, 1 << 30)
 }
 
 fn chunk_number(suffix: &[u8]) -> Option<u64> {

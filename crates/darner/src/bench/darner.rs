@@ -1,6 +1,6 @@
 //! Ourselves, through the front door: the program's own `mount`, `status` and `unmount`, a directory as the volume.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,26 +18,54 @@ pub struct Darner {
     store: PathBuf,
     mnt: PathBuf,
     pid: u32,
+    /// What its volume is.
+    volume: &'static str,
 }
 
 impl Darner {
     /// Makes a store and mounts it. `program`: another build; `options`: mount options, joined by `+`.
     pub fn set_up(name: &str, program: Option<&Path>, options: &str, room: &Room) -> Result<Darner> {
+        let mut darner = Darner::prepare(name, program, options, room)?;
+        darner.mount()?;
+        Ok(darner)
+    }
+
+    /// As [`Darner::set_up`], on an image file of so many bytes, sparse.
+    pub fn set_up_on_image(name: &str, options: &str, room: &Room, bytes: u64) -> Result<Darner> {
+        let mut darner = Darner::prepare(name, None, options, room)?;
+        darner.volume = "an image file";
+        let size = bytes.to_string();
+        darner.command(&[
+            "create".as_ref(),
+            "--image".as_ref(),
+            "--size".as_ref(),
+            size.as_ref(),
+            darner.store.as_ref(),
+        ])?;
+        darner.mount()?;
+        Ok(darner)
+    }
+
+    fn prepare(name: &str, program: Option<&Path>, options: &str, room: &Room) -> Result<Darner> {
         let program = match program {
             Some(path) => std::fs::canonicalize(path).cant(|| format!("find {}", path.display()))?,
             None => std::env::current_exe().cant(|| "find this program".into())?,
         };
         let place = room.dir(name)?;
-        let mut darner = Darner {
+        Ok(Darner {
             name: name.into(),
             program,
             options: options.split('+').filter(|o| !o.is_empty()).map(String::from).collect(),
             store: place.join("store"),
             mnt: place.join("mnt"),
             pid: 0,
-        };
-        darner.mount()?;
-        Ok(darner)
+            volume: "a directory",
+        })
+    }
+
+    /// Runs one of the program's commands and returns what it says.
+    pub fn command(&self, args: &[&OsStr]) -> Result<String> {
+        shell::run(&self.program, args)
     }
 
     /// Mounts, and returns how long that took.
@@ -89,7 +117,7 @@ impl System for Darner {
 
     fn about(&self) -> String {
         let options = if self.options.is_empty() { "defaults".into() } else { self.options.join(",") };
-        format!("{}, {options}, a directory on the same disk as the volume", self.program.display())
+        format!("{}, {options}, {} on the same disk as the volume", self.program.display(), self.volume)
     }
 
     fn dir(&self) -> &Path {

@@ -18,8 +18,10 @@ mod plain;
 mod probe;
 mod report;
 mod shell;
+mod snapshots;
 mod sqlite;
 mod stage;
+mod steady;
 mod streams;
 mod system;
 mod tree;
@@ -28,4 +30,6 @@ mod zfs;
 
 pub use compare::{Options, compare};
 pub use growth::{Options as GrowthOptions, growth};
+pub use snapshots::{Options as SnapshotOptions, snapshots};
 pub use stage::catch_interrupts;
+pub use steady::{Options as SteadyOptions, steady};

@@ -48,6 +48,11 @@ impl ZfsFuse {
 }
 
 impl ZfsFuse {
+    /// What the pool is called.
+    pub fn pool(&self) -> &str {
+        &self.pool
+    }
+
     /// Just after use the pool may still be busy for a moment.
     fn destroy(&self) {
         for attempt in 0..50 {

@@ -11,8 +11,21 @@ pub fn run(c: &Bench) -> Result<()> {
     // Not the default for temporary files: /tmp may be memory.
     let dir = c.dir.clone().unwrap_or_else(|| PathBuf::from("."));
     let mount_options = c.options.join("+");
-    if c.growth {
-        let (text, json) = bench::growth(&dir, &bench::GrowthOptions { quick: c.quick, long: c.long, mount_options })?;
+    let quick = c.quick;
+    let other = if c.growth {
+        Some(bench::growth(&dir, &bench::GrowthOptions { quick, long: c.long, mount_options: mount_options.clone() })?)
+    } else if c.snapshots {
+        let rounds = c.rounds.unwrap_or(if quick { 1 } else { 3 });
+        let options = bench::SnapshotOptions { quick, rounds, mount_options: mount_options.clone() };
+        Some(bench::snapshots(&dir, &options)?)
+    } else if c.steady {
+        let rounds = c.rounds.unwrap_or(if quick { 4 } else { 10 });
+        let options = bench::SteadyOptions { quick, rounds, mount_options: mount_options.clone() };
+        Some(bench::steady(&dir, &options)?)
+    } else {
+        None
+    };
+    if let Some((text, json)) = other {
         return if c.json { super::print_json(&json) } else { super::print(&text) };
     }
     let rounds = c.rounds.unwrap_or(if c.quick { 2 } else { 5 });
