@@ -180,6 +180,8 @@ pub struct MountRequest {
 pub struct LogLine {
     /// Its transaction, `0x…`.
     pub tid: String,
+    /// `PATH@@SHOWN` shows it: its transaction or, where that moment is not kept, the first one since that is.
+    pub shown: String,
     /// When, RFC 3339, local.
     pub when: String,
     /// What happened.

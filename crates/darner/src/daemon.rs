@@ -589,6 +589,7 @@ fn resident_bytes() -> u64 {
 fn log_line(e: &darner_fs::LogEntry) -> LogLine {
     LogLine {
         tid: e.tid.to_string(),
+        shown: e.shown.to_string(),
         when: local(e.tid),
         what: what(e.what).into(),
         inode: e.ino.number(),

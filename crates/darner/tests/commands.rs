@@ -296,7 +296,8 @@ fn a_restore_that_fails_leaves_nothing_behind() {
     m.fails(1, "as of when", &["restore", "mnt/tree"]);
     m.fails(1, "did not exist", &["restore", "mnt/big@@before"]);
     m.ok(&["unmount", "past"]);
-    m.ok(&["mount", "small", "mnt/tree/deep"]);
+    // (The small one is full, and keeps everything.)
+    m.ok(&["mount", "--create", "--size", "100M", "another", "mnt/tree/deep"]);
     m.write("mnt/tree/deep/other", "of another filesystem");
     m.fails(1, "unmount it first", &["restore", "mnt/tree@@before"]);
     assert_eq!(m.read("mnt/tree/deep/other"), "of another filesystem");

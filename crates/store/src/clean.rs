@@ -351,6 +351,10 @@ impl Store {
         // After a crash the sizes may be those from before a trim, and what lies behind the ends somebody else's: it must
         // not be overwritten when a victim is given back.
         self.trim_segments()?;
+        // A copy needs a gap.
+        if self.widen_gap(state)? {
+            return Ok(Some(0));
+        }
         // What is left of an earlier look goes first; a fresh one shows what pays then.
         if let Some(mut batch) = state.batch.take()
             && let Some(copied) = self.clean_portion(state, &mut batch)?
@@ -473,14 +477,22 @@ impl Store {
         Ok(chosen)
     }
 
-    /// Cleans some segments, given by their places in the list; returns how many bytes were copied.
-    pub(crate) fn clean_segments(&self, state: &mut State, chosen: &[usize]) -> Result<u64> {
+    /// Copies containers one after the other, each given by the places of its segments in the list.
+    pub(crate) fn clean_each(&self, state: &mut State, containers: &[Vec<usize>]) -> Result<()> {
         // As in `clean_batch`.
         self.trim_segments()?;
         let segments = self.segments.lock().clone();
-        let victims: Vec<&Segment> = chosen.iter().map(|i| &segments[*i]).collect();
+        let victims: Vec<&Segment> = containers.iter().flatten().map(|i| &segments[*i]).collect();
         let needed = self.mark(state, &victims, &segments)?;
-        self.copy_segments(state, &needed, &segments, chosen)
+        for container in containers {
+            // A copy before may have been of the last that there was of some segment.
+            let now = self.segments.lock().clone();
+            let place = |i: &usize| now.iter().position(|s| s.at.id == segments[*i].at.id);
+            let mut chosen: Vec<usize> = container.iter().filter_map(place).collect();
+            chosen.sort_unstable();
+            self.copy_segments(state, &needed, &now, &chosen)?;
+        }
+        Ok(())
     }
 
     fn copy_segments(&self, state: &mut State, needed: &Needed, segments: &[Segment], chosen: &[usize]) -> Result<u64> {

@@ -522,13 +522,13 @@ fn what_a_collapse_drops_after_a_segment_was_moved_does_not_come_back_from_it() 
     {
         let mut state = s.maintenance.lock();
         assert!(state.pass.is_some());
-        s.clean_segments(&mut state, &[0]).unwrap();
+        s.clean_each(&mut state, &[vec![0]]).unwrap();
     }
     s.step_clean(100).unwrap();
     {
         let mut state = s.maintenance.lock();
         assert!(state.pass.is_none());
-        s.clean_segments(&mut state, &[1]).unwrap();
+        s.clean_each(&mut state, &[vec![1]]).unwrap();
     }
     assert!(!has(&s, "name"));
     s.close().unwrap();
@@ -666,7 +666,7 @@ fn a_cleaning_whose_manifest_fails_gives_the_space_back_later() {
     let before = s.usage().unwrap().used;
     // The pack is flushed, and its manifest is not.
     d.fail_flush_in.store(2, Ordering::SeqCst);
-    s.clean_segments(&mut state, &[0]).unwrap_err();
+    s.clean_each(&mut state, &[vec![0]]).unwrap_err();
     drop(state);
     put(&s, "more");
     s.checkpoint().unwrap();

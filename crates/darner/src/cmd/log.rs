@@ -17,7 +17,7 @@ pub fn run(c: &Log) -> Result<()> {
     }
     let mut out = String::new();
     for l in &lines {
-        writeln!(out, "{}  {:<18}  {:>10}  {:<14} inode {}", l.when, l.tid, human(l.size), l.what, l.inode)
+        writeln!(out, "{}  {:<18}  {:>10}  {:<14} inode {}", l.when, l.shown, human(l.size), l.what, l.inode)
             .expect("strings take all");
     }
     super::print(&out)
