@@ -137,6 +137,7 @@ fn what_a_removed_fileset_does_not_keep_gives_its_space_back() {
     assert!(world.fs.store().usage().unwrap().used > 40 << 20, "it is kept for an hour");
     world.line("ls home@@2026-11-22T00:01 => a");
     keep_up(&world, START + 4000 * SECOND);
-    assert!(world.fs.store().usage().unwrap().used < 8 << 20, "{:?}", world.fs.store().usage());
+    // (The cleaner lets 8 MiB of waste be.)
+    assert!(world.fs.store().usage().unwrap().used < 16 << 20, "{:?}", world.fs.store().usage());
     world.line("t=4001 ls home@@2026-11-22T00:01 => ENOENT");
 }
