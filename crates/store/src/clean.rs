@@ -342,6 +342,10 @@ impl Store {
 
     /// Cleans the next portion; returns how many bytes were copied, `None` if nothing is due or fits.
     pub(crate) fn clean_batch(&self, state: &mut State, effort: Effort) -> Result<Option<u64>> {
+        // A copy needs a gap.
+        if self.widen_gap(state)? {
+            return Ok(Some(0));
+        }
         // What is left of an earlier look goes first; a fresh one shows what pays then.
         if let Some(mut batch) = state.batch.take()
             && let Some(copied) = self.clean_portion(state, &mut batch)?
@@ -409,12 +413,6 @@ impl Store {
                         took_ms = start.elapsed().as_millis() as u64,
                         "copied a portion"
                     );
-                    tracing::debug!(
-                        ?outcome,
-                        free_kib = self.usage()?.free >> 10,
-                        took_ms = start.elapsed().as_millis() as u64,
-                        "copied a portion"
-                    );
                     batch.ranks.retain(|id, _| !ids.contains(id));
                     return outcome.map(Some);
                 }
@@ -445,12 +443,20 @@ impl Store {
         Ok(chosen)
     }
 
-    /// Cleans some segments, given by their places in the list; returns how many bytes were copied.
-    pub(crate) fn clean_segments(&self, state: &mut State, chosen: &[usize]) -> Result<u64> {
+    /// Copies containers one after the other, each given by the places of its segments in the list.
+    pub(crate) fn clean_each(&self, state: &mut State, containers: &[Vec<usize>]) -> Result<()> {
         let segments = self.segments.lock().clone();
-        let victims: Vec<&Segment> = chosen.iter().map(|i| &segments[*i]).collect();
+        let victims: Vec<&Segment> = containers.iter().flatten().map(|i| &segments[*i]).collect();
         let needed = self.mark(state, &victims, &segments)?;
-        self.copy_segments(state, &needed, &segments, chosen)
+        for container in containers {
+            // A copy before may have been of the last that there was of some segment.
+            let now = self.segments.lock().clone();
+            let place = |i: &usize| now.iter().position(|s| s.at.id == segments[*i].at.id);
+            let mut chosen: Vec<usize> = container.iter().filter_map(place).collect();
+            chosen.sort_unstable();
+            self.copy_segments(state, &needed, &now, &chosen)?;
+        }
+        Ok(())
     }
 
     fn copy_segments(&self, state: &mut State, needed: &Needed, segments: &[Segment], chosen: &[usize]) -> Result<u64> {

@@ -9,10 +9,10 @@ use crate::retain::WhenFull;
 use crate::store::Store;
 use crate::{Error, Result, Tid};
 
-/// A gap of this size is good enough for a segment.
-const GAP_ENOUGH: u64 = 4 << 20;
+/// How many gaps to look at for one that can be made wider.
+const GAPS_TRIED: usize = 32;
 /// Regions moved in one go.
-const MOVES_MAX: usize = 16;
+const MOVES_MAX: usize = 8;
 
 /// How long after a fruitless collapse the next one is tried, nanoseconds.
 const PAUSE: u64 = 10_000_000_000;
@@ -55,34 +55,46 @@ impl Store {
         if self.read_only {
             return Ok(false);
         }
-        let mut state = self.maintenance.lock();
-        for n in 0..MOVES_MAX {
-            let Some(gaps) = self.volume.gaps()? else { return Ok(false) };
-            let largest = gaps.iter().map(|g| g.1).max().unwrap_or(0);
-            let all: u64 = gaps.iter().map(|g| g.1).sum();
-            if largest >= GAP_ENOUGH || all < 2 * GAP_ENOUGH || !self.move_one(&mut state, &gaps)? {
-                return Ok(n > 0 && largest >= GAP_ENOUGH);
+        self.widen_gap(&mut self.maintenance.lock())
+    }
+
+    /// As [`Store::make_gap`].
+    pub(crate) fn widen_gap(&self, state: &mut State) -> Result<bool> {
+        let Some(mut gaps) = self.volume.gaps()? else { return Ok(false) };
+        let enough = self.reserve()? / 4;
+        let all: u64 = gaps.iter().map(|g| g.1).sum();
+        gaps.sort_by_key(|g| std::cmp::Reverse(g.1));
+        if gaps.first().is_none_or(|g| g.1 >= enough) || all < enough {
+            return Ok(false);
+        }
+        for gap in gaps.into_iter().take(GAPS_TRIED) {
+            if self.slide(state, gap)? {
+                return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Moves the region that has most room around it to another gap; false if none fits.
-    fn move_one(&self, state: &mut State, gaps: &[(u64, u64)]) -> Result<bool> {
-        let mut best: Option<(u64, Vec<usize>)> = None;
-        for (at, segments, needed) in self.movable(state) {
-            let before = gaps.iter().find(|g| g.0 + g.1 == at.start).map_or(0, |g| g.1);
-            let after = gaps.iter().find(|g| g.0 == at.start + at.size).map_or(0, |g| g.1);
-            let beside = |g: &(u64, u64)| g.0 + g.1 == at.start || g.0 == at.start + at.size;
-            let fits = gaps.iter().any(|g| !beside(g) && g.1 >= needed);
-            let makes = before + at.size + after;
-            if fits && before + after > 0 && best.as_ref().is_none_or(|(most, _)| makes > *most) {
-                best = Some((makes, segments));
+    /// Copies the regions that follow a gap to its beginning, one after the other: so the gap moves, and grows by what they
+    /// waste. False if it is not followed by any that can be moved.
+    fn slide(&self, state: &mut State, gap: (u64, u64)) -> Result<bool> {
+        let mut end = gap.0 + gap.1;
+        let mut regions = self.movable(state);
+        regions.sort_by_key(|r| r.0.start);
+        let mut chain = Vec::new();
+        regions.retain(|r| r.0.start >= end);
+        for (at, segments, needed) in regions {
+            if at.start != end || needed > gap.1 || chain.len() == MOVES_MAX {
+                break;
             }
+            end += at.size;
+            chain.push(segments);
         }
-        let Some((_, segments)) = best else { return Ok(false) };
-        match self.clean_segments(state, &segments) {
-            Ok(_) => Ok(true),
+        if chain.is_empty() {
+            return Ok(false);
+        }
+        match self.clean_each(state, &chain) {
+            Ok(()) => Ok(true),
             Err(Error::NoSpace { .. } | Error::Corrupt { .. }) => Ok(false),
             Err(e) => Err(e),
         }
