@@ -3,7 +3,7 @@
 //!
 //! The two take turns, and whoever is not in turn is stopped (SIGSTOP): else one would clean while the other is measured,
 //! which would flatter the first and burden the second. What the daemon wrote is `wchar` of /proc/PID/io, what it handed
-//! to write(2): its answers to the kernel are in it too, 16 bytes for each write. Tried and dropped: `write_bytes`, which
+//! to write(2): its answers to the kernel are in it too, 24 bytes for each write. Tried and dropped: `write_bytes`, which
 //! counts a whole large folio for each write into it, and the disk's own counters, which are everybody's.
 
 use std::fmt::Write as _;
