@@ -11,27 +11,20 @@
 //! A tombstone (or hole) that is in no index any more stays in its segment unless all older segments were cleaned since the
 //! last collapse: else an index made anew from the segments would find again what it hid.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Bound;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use crate::codec::{hash_key, mix};
-use crate::collapse::{Advance, blocks_of, spans};
-use crate::extent::{BLOCK, CHUNK, Codec, Place, Span};
-use crate::forget::Forgotten;
-use crate::frame::{self, Body, Content, Record};
-use crate::index::table::Cursor;
-use crate::index::{Entry, scan};
-use crate::key::KEY_HEAD;
+use crate::collapse::Advance;
 use crate::maintain::{Progress, State};
+use crate::mark::Needed;
 use crate::pack::{self, Packed, Writer};
-use crate::recover::{Window, region_start};
+use crate::remains::is_forgotten;
 use crate::segment::{LIVE_UNKNOWN, Segment};
 use crate::store::{SEGMENT_MIN, Store, Usage};
 use crate::volume::{Region, RegionRef};
-use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
+use crate::{Error, Result, Tid};
 
 /// Needed bytes that one portion copies, at most about; on small volumes less ([`Store::portion_max`]).
 const PORTION: u64 = 32 << 20;
@@ -44,8 +37,6 @@ const WASTE_MIN: u64 = 8 << 20;
 const LAPSED: u64 = 16;
 const LAPSED_BYTES_MIN: u64 = 8 << 20;
 const LAPSED_VERSIONS_MIN: u64 = 20_000;
-/// What a tombstone takes in a segment, about.
-const TOMBSTONE: u64 = 32;
 /// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
 pub(crate) const FIRST_LOOK: u64 = 30_000_000_000;
 
@@ -100,42 +91,9 @@ pub(crate) struct Batch {
     ranks: HashMap<u64, usize>,
 }
 
-/// What the index needs of the victims.
-struct Needed {
-    /// Hashes of key and tid of versions.
-    versions: HashSet<u64>,
-    /// Blocks of stored extents, by (region, offset).
-    blocks: HashMap<(u64, u64), u32>,
-    victims: HashSet<u64>,
-    forgotten: Forgotten,
-    /// Where each segment's transactions begin.
-    starts: Vec<(Tid, u64)>,
-}
-
 /// Whether room is short, with so many bytes of waste to be had.
 fn is_pressed(u: &Usage, waste: u64) -> bool {
     u.free < u.size / 16 && u.free < waste / 2
-}
-
-fn version_hash(key: &[u8], tid: Tid) -> u64 {
-    mix(hash_key(key) ^ mix(tid.0))
-}
-
-impl Needed {
-    fn note(&mut self, key: &[u8], tid: Tid, entry: impl FnOnce() -> Entry) {
-        let at = self.starts.partition_point(|(after, _)| *after < tid).max(1) - 1;
-        if self.victims.contains(&self.starts[at].1) {
-            self.versions.insert(version_hash(key, tid));
-        }
-        if key.get(KEY_HEAD - 1) != Some(&Kind::EXTENT.0) {
-            return;
-        }
-        for s in spans(&entry()) {
-            if self.victims.contains(&s.place.region) {
-                *self.blocks.entry((s.place.region, s.place.offset)).or_default() |= blocks_of(&s);
-            }
-        }
-    }
 }
 
 impl Store {
@@ -504,66 +462,6 @@ impl Store {
         self.copy(state, &Copy { needed, segments, chosen, unclean })
     }
 
-    /// Looks through the index for what it needs of the victims.
-    fn mark(&self, state: &mut State, victims: &[&Segment], segments: &[Segment]) -> Result<Needed> {
-        let mut needed = Needed {
-            versions: HashSet::new(),
-            blocks: HashMap::new(),
-            victims: victims.iter().map(|s| s.at.id).collect(),
-            forgotten: self.forgotten()?,
-            starts: segments.iter().map(|s| (s.after, s.at.id)).collect(),
-        };
-        let oldest = victims.iter().map(|s| s.after).min().unwrap_or_default();
-        // The memtable first: what is flushed from then on has been seen.
-        self.mark_memtable(&mut needed);
-        let levels = self.index.read().levels.clone();
-        let mut n = 0u64;
-        for run in levels.live.iter().chain(&levels.history) {
-            let from = run.clip(&run.above).unwrap_or_default();
-            for table in run.tables.iter().filter(|t| t.tids().1 > oldest) {
-                let mut c = Cursor::seek(table.clone(), &from, Tid::MAX, None)?;
-                while let Some(key) = c.key() {
-                    needed.note(key, c.tid(), || c.entry().expect("it has a key"));
-                    c.step()?;
-                    n += 1;
-                    if n.is_multiple_of(4096) && self.flush_is_due(state) {
-                        self.flush_locked(state)?;
-                    }
-                }
-            }
-        }
-        Ok(needed)
-    }
-
-    fn mark_memtable(&self, needed: &mut Needed) {
-        // In small portions: whoever commits waits meanwhile.
-        const PORTION: usize = 512;
-        for frozen in [true, false] {
-            let mut last: Option<Vec<u8>> = None;
-            loop {
-                let index = self.index.read();
-                let table = match frozen {
-                    true => index.frozen.as_deref(),
-                    false => Some(&index.active),
-                };
-                let Some(table) = table else { break };
-                let from = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-                let mut end = None;
-                for (key, slot) in table.range(from).take(PORTION) {
-                    for (tid, value) in slot.versions() {
-                        needed.note(key, tid, || Entry { key: key.to_vec(), tid, value: value.cloned() });
-                    }
-                    end = Some(key.to_vec());
-                }
-                drop(index);
-                match end {
-                    Some(key) => last = Some(key),
-                    None => break,
-                }
-            }
-        }
-    }
-
     /// Copies what is needed of the victims to a pack and switches over; returns its bytes.
     fn copy(&self, state: &mut State, copy: &Copy<'_>) -> Result<u64> {
         let victims = copy.chosen.iter().map(|i| &copy.segments[*i]);
@@ -643,57 +541,6 @@ impl Store {
         self.bury(state)
     }
 
-    /// Adds what is needed of a segment to a pack; returns the bytes of tombstones that stay for the segments' sake only.
-    fn copy_segment(
-        &self,
-        state: &mut State,
-        w: &mut Writer,
-        s: &Segment,
-        needed: &Needed,
-        drop_tombstones: bool,
-    ) -> Result<u64> {
-        w.begin(s);
-        let mut stuck = 0;
-        let mut since_look = 0;
-        self.each_frame(s, &mut |frame| {
-            stuck += self.copy_frame(w, frame, needed, drop_tombstones)?;
-            since_look += frame.bytes.len();
-            if since_look > 4 << 20 {
-                since_look = 0;
-                if self.flush_is_due(state) {
-                    self.flush_locked(state)?;
-                }
-            }
-            Ok(())
-        })?;
-        Ok(stuck)
-    }
-
-    /// Visits the transactions that are left of a segment.
-    fn each_frame(&self, s: &Segment, visit: &mut dyn FnMut(&Source<'_>) -> Result<()>) -> Result<()> {
-        let region = self.regions.read()[&s.at.id].clone();
-        let mut window = Window::new(region.clone(), crate::segment::HEADER);
-        let mut at = region_start(&*region);
-        while at < s.end {
-            window.fill_frame(at)?;
-            let bytes = window.bytes(at);
-            let Some(f) = frame::parse(bytes, s.at.id, at) else {
-                return Err(Error::Corrupt {
-                    place: format!("{}, region {:x} at byte {at}", self.volume.name(), s.at.id),
-                    what: "frame of a segment",
-                    expected: format!("frames up to byte {}", s.end),
-                    found: "damaged bytes".into(),
-                });
-            };
-            let len = frame::shape(bytes).expect("just parsed").len;
-            if let Content::Transaction(records) = &f.content {
-                visit(&Source { bytes: &bytes[..len], at, region: s.at.id, frame: &f, records })?;
-            }
-            at = region.next_kept(at + len as u64);
-        }
-        Ok(())
-    }
-
     /// Cleans the segments that still hold records of what is to be forgotten. (Those that a collapse dropped before from
     /// the index are known to nobody else, and what a segment holds beside what is needed is only estimated.)
     pub(crate) fn clean_remains(&self) -> Result<()> {
@@ -723,13 +570,6 @@ impl Store {
     }
 }
 
-fn is_forgotten(forgotten: &Forgotten, r: &Record<'_>, tid: Tid) -> bool {
-    let key = |suffix: &[u8]| Key::new(r.fileset, r.object, r.kind, suffix);
-    forgotten.has_object(r.fileset, r.object)
-        || matches!(r.body, Body::Put { suffix, .. } | Body::Tombstone { suffix }
-            if forgotten.has_key(key(suffix).as_bytes(), tid))
-}
-
 /// A batch to be copied.
 struct Copy<'c> {
     needed: &'c Needed,
@@ -737,117 +577,4 @@ struct Copy<'c> {
     chosen: &'c [usize],
     /// Segments before this one are clean.
     unclean: usize,
-}
-
-/// A frame to be copied.
-struct Source<'f> {
-    bytes: &'f [u8],
-    at: u64,
-    region: u64,
-    frame: &'f frame::Frame<'f>,
-    records: &'f [Record<'f>],
-}
-
-impl Store {
-    /// Adds what is needed of a frame; returns the bytes of tombstones that stay although no index has them.
-    fn copy_frame(&self, w: &mut Writer, f: &Source<'_>, needed: &Needed, drop_tombstones: bool) -> Result<u64> {
-        let mut stuck = 0;
-        let mut kept: Vec<&Record> = Vec::new();
-        let mut data: Vec<(usize, usize)> = Vec::new();
-        let (mut whole, mut any) = (true, false);
-        let h = &f.frame.header;
-        let indexed = |r: &Record, suffix: &[u8]| {
-            let key = Key::new(r.fileset, r.object, r.kind, suffix);
-            needed.versions.contains(&version_hash(key.as_bytes(), h.tid))
-        };
-        for r in f.records {
-            // What others share of it stays, without a record of whose it was.
-            let is_forgotten = !needed.forgotten.is_empty() && is_forgotten(&needed.forgotten, r, h.tid);
-            let stays = match &r.body {
-                // It says whose the records behind it are.
-                Body::Fileset { .. } => {
-                    kept.push(r);
-                    continue;
-                }
-                Body::Extent { .. } => self.extent_stays(f, r, needed, &mut data, &mut whole),
-                _ if is_forgotten => false,
-                Body::Put { suffix, .. } => indexed(r, suffix),
-                Body::Tombstone { suffix } if indexed(r, suffix) => true,
-                // An extent that it hides may have stayed for the sake of other bytes, or of another object.
-                Body::Hole { .. } if self.has_object(r.fileset, r.object)? => true,
-                Body::Tombstone { .. } | Body::Hole { .. } => {
-                    stuck += if drop_tombstones { 0 } else { TOMBSTONE };
-                    !drop_tombstones
-                }
-                Body::Shared { offset, place, .. } => self.is_shared(r.fileset, r.object, *offset, place)?,
-            };
-            any |= stays;
-            match stays {
-                true => kept.push(r),
-                false => whole = false,
-            }
-        }
-        if !any {
-            return Ok(0);
-        }
-        if whole {
-            w.add(f.at, f.bytes);
-            return Ok(stuck);
-        }
-        let (header, heads, heads_at) = frame::rewrite(f.bytes, f.region, f.at, h, &kept);
-        w.add(f.at, &header);
-        data.sort_unstable();
-        for (from, to) in data {
-            w.add(f.at + from as u64, &f.bytes[from..to]);
-        }
-        w.add(f.at + heads_at as u64, &heads);
-        Ok(stuck)
-    }
-
-    /// Whether any of an extent's bytes are needed; notes which.
-    fn extent_stays(
-        &self,
-        f: &Source<'_>,
-        r: &Record<'_>,
-        needed: &Needed,
-        data: &mut Vec<(usize, usize)>,
-        whole: &mut bool,
-    ) -> bool {
-        let Body::Extent { data_at, stored, codec, .. } = r.body else { return false };
-        let blocks = needed.blocks.get(&(f.region, f.at + u64::from(data_at))).copied().unwrap_or(0);
-        let n = block_ranges(data_at as usize, stored as usize, codec, blocks, data);
-        *whole &= n == stored as usize;
-        blocks != 0
-    }
-
-    /// Whether the index has any version of anything of an object.
-    fn has_object(&self, fileset: FilesetId, object: ObjectId) -> Result<bool> {
-        let key = Key::new(fileset, object, Kind(0), &[]);
-        let index = self.index.read();
-        let layers: Vec<_> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
-        scan::any(&layers, &index.levels, &self.cache, &key.as_bytes()[..KEY_HEAD - 1])
-    }
-
-    /// Whether any version of a file still leads to an extent that was shared with it.
-    fn is_shared(&self, fileset: FilesetId, object: ObjectId, offset: u64, place: &Place) -> Result<bool> {
-        let chunk = (offset / CHUNK).to_be_bytes();
-        let versions = self.all_versions(&Key::new(fileset, object, Kind::EXTENT, &chunk))?;
-        let leads_there = |s: &Span| s.place.region == place.region && s.place.offset == place.offset;
-        Ok(versions.iter().any(|e| spans(e).iter().any(leads_there)))
-    }
-}
-
-/// Appends the ranges of the frame that some blocks of a stored extent take; returns their bytes.
-fn block_ranges(data_at: usize, stored: usize, codec: Codec, blocks: u32, out: &mut Vec<(usize, usize)>) -> usize {
-    let step = if codec == Codec::Raw { BLOCK + 4 } else { stored.max(1) };
-    let mut sum = 0;
-    for i in (0..stored.div_ceil(step)).filter(|i| blocks & 1 << i != 0) {
-        let (from, to) = (data_at + i * step, data_at + ((i + 1) * step).min(stored));
-        sum += to - from;
-        match out.last_mut() {
-            Some(last) if last.1 == from => last.1 = to,
-            _ => out.push((from, to)),
-        }
-    }
-    sum
 }

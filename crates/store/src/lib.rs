@@ -24,12 +24,14 @@ mod key;
 mod log;
 mod maintain;
 mod manifest;
+mod mark;
 mod pack;
 mod quota;
 mod readahead;
 mod recover;
 #[cfg(test)]
 mod regressions;
+mod remains;
 pub mod retain;
 mod scatter;
 mod segment;

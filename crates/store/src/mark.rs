@@ -1,0 +1,117 @@
+//! What the index needs of some segments, found by one look through all of it. docs/format.md §Pack.
+//!
+//! Versions are kept as hashes (a collision keeps a record that nobody needs), bytes as blocks of stored extents.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Bound;
+
+use crate::codec::{hash_key, mix};
+use crate::collapse::{blocks_of, spans};
+use crate::forget::Forgotten;
+use crate::index::Entry;
+use crate::index::table::Cursor;
+use crate::key::KEY_HEAD;
+use crate::maintain::State;
+use crate::segment::Segment;
+use crate::store::Store;
+use crate::{Kind, Result, Tid};
+
+/// What the index needs of the victims.
+pub(crate) struct Needed {
+    /// Hashes of key and tid of versions.
+    versions: HashSet<u64>,
+    /// Blocks of stored extents, by (region, offset).
+    pub blocks: HashMap<(u64, u64), u32>,
+    victims: HashSet<u64>,
+    pub forgotten: Forgotten,
+    /// Where each segment's transactions begin.
+    starts: Vec<(Tid, u64)>,
+}
+
+fn version_hash(key: &[u8], tid: Tid) -> u64 {
+    mix(hash_key(key) ^ mix(tid.0))
+}
+
+impl Needed {
+    /// Whether a version is in the index.
+    pub fn has(&self, key: &[u8], tid: Tid) -> bool {
+        self.versions.contains(&version_hash(key, tid))
+    }
+
+    fn note(&mut self, key: &[u8], tid: Tid, entry: impl FnOnce() -> Entry) {
+        let at = self.starts.partition_point(|(after, _)| *after < tid).max(1) - 1;
+        if self.victims.contains(&self.starts[at].1) {
+            self.versions.insert(version_hash(key, tid));
+        }
+        if key.get(KEY_HEAD - 1) != Some(&Kind::EXTENT.0) {
+            return;
+        }
+        for s in spans(&entry()) {
+            if self.victims.contains(&s.place.region) {
+                *self.blocks.entry((s.place.region, s.place.offset)).or_default() |= blocks_of(&s);
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Looks through the index for what it needs of the victims.
+    pub(crate) fn mark(&self, state: &mut State, victims: &[&Segment], segments: &[Segment]) -> Result<Needed> {
+        let mut needed = Needed {
+            versions: HashSet::new(),
+            blocks: HashMap::new(),
+            victims: victims.iter().map(|s| s.at.id).collect(),
+            forgotten: self.forgotten()?,
+            starts: segments.iter().map(|s| (s.after, s.at.id)).collect(),
+        };
+        let oldest = victims.iter().map(|s| s.after).min().unwrap_or_default();
+        // The memtable first: what is flushed from then on has been seen.
+        self.mark_memtable(&mut needed);
+        let levels = self.index.read().levels.clone();
+        let mut n = 0u64;
+        for run in levels.live.iter().chain(&levels.history) {
+            let from = run.clip(&run.above).unwrap_or_default();
+            for table in run.tables.iter().filter(|t| t.tids().1 > oldest) {
+                let mut c = Cursor::seek(table.clone(), &from, Tid::MAX, None)?;
+                while let Some(key) = c.key() {
+                    needed.note(key, c.tid(), || c.entry().expect("it has a key"));
+                    c.step()?;
+                    n += 1;
+                    if n.is_multiple_of(4096) && self.flush_is_due(state) {
+                        self.flush_locked(state)?;
+                    }
+                }
+            }
+        }
+        Ok(needed)
+    }
+
+    fn mark_memtable(&self, needed: &mut Needed) {
+        // In small portions: whoever commits waits meanwhile.
+        const PORTION: usize = 512;
+        for frozen in [true, false] {
+            let mut last: Option<Vec<u8>> = None;
+            loop {
+                let index = self.index.read();
+                let table = match frozen {
+                    true => index.frozen.as_deref(),
+                    false => Some(&index.active),
+                };
+                let Some(table) = table else { break };
+                let from = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                let mut end = None;
+                for (key, slot) in table.range(from).take(PORTION) {
+                    for (tid, value) in slot.versions() {
+                        needed.note(key, tid, || Entry { key: key.to_vec(), tid, value: value.cloned() });
+                    }
+                    end = Some(key.to_vec());
+                }
+                drop(index);
+                match end {
+                    Some(key) => last = Some(key),
+                    None => break,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What stays of a segment when it is cleaned: frames with the records and blocks that are still needed.
+//! docs/format.md §Pack.
+
+use crate::collapse::spans;
+use crate::extent::{BLOCK, CHUNK, Codec, Place, Span};
+use crate::forget::Forgotten;
+use crate::frame::{self, Body, Content, Record};
+use crate::index::scan;
+use crate::key::KEY_HEAD;
+use crate::maintain::State;
+use crate::mark::Needed;
+use crate::pack::Writer;
+use crate::recover::{Window, region_start};
+use crate::segment::Segment;
+use crate::store::Store;
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
+
+/// What a tombstone takes in a segment, about.
+const TOMBSTONE: u64 = 32;
+/// A frame to be copied.
+pub(crate) struct Source<'f> {
+    bytes: &'f [u8],
+    at: u64,
+    region: u64,
+    pub frame: &'f frame::Frame<'f>,
+    pub records: &'f [Record<'f>],
+}
+
+impl Store {
+    /// Adds what is needed of a segment to a pack; returns the bytes of tombstones that stay for the segments' sake only.
+    pub(crate) fn copy_segment(
+        &self,
+        state: &mut State,
+        w: &mut Writer,
+        s: &Segment,
+        needed: &Needed,
+        drop_tombstones: bool,
+    ) -> Result<u64> {
+        w.begin(s);
+        let mut stuck = 0;
+        let mut since_look = 0;
+        self.each_frame(s, &mut |frame| {
+            stuck += self.copy_frame(w, frame, needed, drop_tombstones)?;
+            since_look += frame.bytes.len();
+            if since_look > 4 << 20 {
+                since_look = 0;
+                if self.flush_is_due(state) {
+                    self.flush_locked(state)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(stuck)
+    }
+
+    /// Visits the transactions that are left of a segment.
+    pub(crate) fn each_frame(&self, s: &Segment, visit: &mut dyn FnMut(&Source<'_>) -> Result<()>) -> Result<()> {
+        let region = self.regions.read()[&s.at.id].clone();
+        let mut window = Window::new(region.clone(), crate::segment::HEADER);
+        let mut at = region_start(&*region);
+        while at < s.end {
+            window.fill_frame(at)?;
+            let bytes = window.bytes(at);
+            let Some(f) = frame::parse(bytes, s.at.id, at) else {
+                return Err(Error::Corrupt {
+                    place: format!("{}, region {:x} at byte {at}", self.volume.name(), s.at.id),
+                    what: "frame of a segment",
+                    expected: format!("frames up to byte {}", s.end),
+                    found: "damaged bytes".into(),
+                });
+            };
+            let len = frame::shape(bytes).expect("just parsed").len;
+            if let Content::Transaction(records) = &f.content {
+                visit(&Source { bytes: &bytes[..len], at, region: s.at.id, frame: &f, records })?;
+            }
+            at = region.next_kept(at + len as u64);
+        }
+        Ok(())
+    }
+
+    /// Adds what is needed of a frame; returns the bytes of tombstones that stay although no index has them.
+    fn copy_frame(&self, w: &mut Writer, f: &Source<'_>, needed: &Needed, drop_tombstones: bool) -> Result<u64> {
+        let mut stuck = 0;
+        let mut kept: Vec<&Record> = Vec::new();
+        let mut data: Vec<(usize, usize)> = Vec::new();
+        let (mut whole, mut any) = (true, false);
+        let h = &f.frame.header;
+        let indexed = |r: &Record, suffix: &[u8]| {
+            let key = Key::new(r.fileset, r.object, r.kind, suffix);
+            needed.has(key.as_bytes(), h.tid)
+        };
+        for r in f.records {
+            // What others share of it stays, without a record of whose it was.
+            let is_forgotten = !needed.forgotten.is_empty() && is_forgotten(&needed.forgotten, r, h.tid);
+            let stays = match &r.body {
+                // It says whose the records behind it are.
+                Body::Fileset { .. } => {
+                    kept.push(r);
+                    continue;
+                }
+                Body::Extent { .. } => self.extent_stays(f, r, needed, &mut data, &mut whole),
+                _ if is_forgotten => false,
+                Body::Put { suffix, .. } => indexed(r, suffix),
+                Body::Tombstone { suffix } if indexed(r, suffix) => true,
+                // An extent that it hides may have stayed for the sake of other bytes, or of another object.
+                Body::Hole { .. } if self.has_object(r.fileset, r.object)? => true,
+                Body::Tombstone { .. } | Body::Hole { .. } => {
+                    stuck += if drop_tombstones { 0 } else { TOMBSTONE };
+                    !drop_tombstones
+                }
+                Body::Shared { offset, place, .. } => self.is_shared(r.fileset, r.object, *offset, place)?,
+            };
+            any |= stays;
+            match stays {
+                true => kept.push(r),
+                false => whole = false,
+            }
+        }
+        if !any {
+            return Ok(0);
+        }
+        if whole {
+            w.add(f.at, f.bytes);
+            return Ok(stuck);
+        }
+        let (header, heads, heads_at) = frame::rewrite(f.bytes, f.region, f.at, h, &kept);
+        w.add(f.at, &header);
+        data.sort_unstable();
+        for (from, to) in data {
+            w.add(f.at + from as u64, &f.bytes[from..to]);
+        }
+        w.add(f.at + heads_at as u64, &heads);
+        Ok(stuck)
+    }
+
+    /// Whether any of an extent's bytes are needed; notes which.
+    fn extent_stays(
+        &self,
+        f: &Source<'_>,
+        r: &Record<'_>,
+        needed: &Needed,
+        data: &mut Vec<(usize, usize)>,
+        whole: &mut bool,
+    ) -> bool {
+        let Body::Extent { data_at, stored, codec, .. } = r.body else { return false };
+        let blocks = needed.blocks.get(&(f.region, f.at + u64::from(data_at))).copied().unwrap_or(0);
+        let n = block_ranges(data_at as usize, stored as usize, codec, blocks, data);
+        *whole &= n == stored as usize;
+        blocks != 0
+    }
+
+    /// Whether the index has any version of anything of an object.
+    fn has_object(&self, fileset: FilesetId, object: ObjectId) -> Result<bool> {
+        let key = Key::new(fileset, object, Kind(0), &[]);
+        let index = self.index.read();
+        let layers: Vec<_> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+        scan::any(&layers, &index.levels, &self.cache, &key.as_bytes()[..KEY_HEAD - 1])
+    }
+
+    /// Whether any version of a file still leads to an extent that was shared with it.
+    fn is_shared(&self, fileset: FilesetId, object: ObjectId, offset: u64, place: &Place) -> Result<bool> {
+        let chunk = (offset / CHUNK).to_be_bytes();
+        let versions = self.all_versions(&Key::new(fileset, object, Kind::EXTENT, &chunk))?;
+        let leads_there = |s: &Span| s.place.region == place.region && s.place.offset == place.offset;
+        Ok(versions.iter().any(|e| spans(e).iter().any(leads_there)))
+    }
+}
+
+/// Appends the ranges of the frame that some blocks of a stored extent take; returns their bytes.
+fn block_ranges(data_at: usize, stored: usize, codec: Codec, blocks: u32, out: &mut Vec<(usize, usize)>) -> usize {
+    let step = if codec == Codec::Raw { BLOCK + 4 } else { stored.max(1) };
+    let mut sum = 0;
+    for i in (0..stored.div_ceil(step)).filter(|i| blocks & 1 << i != 0) {
+        let (from, to) = (data_at + i * step, data_at + ((i + 1) * step).min(stored));
+        sum += to - from;
+        match out.last_mut() {
+            Some(last) if last.1 == from => last.1 = to,
+            _ => out.push((from, to)),
+        }
+    }
+    sum
+}
+
+/// Whether a record, of the transaction `tid`, is to be destroyed.
+pub(crate) fn is_forgotten(forgotten: &Forgotten, r: &Record<'_>, tid: Tid) -> bool {
+    let key = |suffix: &[u8]| Key::new(r.fileset, r.object, r.kind, suffix);
+    forgotten.has_object(r.fileset, r.object)
+        || matches!(r.body, Body::Put { suffix, .. } | Body::Tombstone { suffix }
+            if forgotten.has_key(key(suffix).as_bytes(), tid))
+}
