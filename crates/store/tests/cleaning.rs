@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::{FS, Run, clone_until, create, open};
+use common::{FS, Run, create, cut_at_every_event, open};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Disk, RawVolume};
 use darner_store::{Error, Grid, Kind, ObjectId, OpenOptions, Step, Store, Tid};
@@ -209,31 +209,16 @@ fn a_power_failure_at_any_write_of_the_cleaner_changes_nothing_that_is_visible()
             }
         }
         println!("seed {seed}: {} events", disk.events());
-        for n in (0..=disk.events()).step_by(1 + disk.events() / 400) {
-            for mode in 0..3 {
-                let mut rng = fastrand::Rng::with_seed(seed * 1000 + n as u64);
-                let mut keep = |_| match mode {
-                    0 => false,
-                    1 => true,
-                    _ => rng.bool(),
-                };
-                let crashed = SimDisk::crashed(&base, &disk, n, &mut keep);
-                let store = open(&crashed).unwrap_or_else(|e| panic!("seed {seed}, event {n}, mode {mode}: {e}"));
-                let must = synced.iter().rev().find(|(at, _)| *at <= n).map_or(Tid(0), |(_, t)| *t);
-                let last = store.tid();
-                assert!(last >= must, "seed {seed}, event {n}, mode {mode}: {must} was synced, the log ends at {last}");
-                let full = std::mem::take(&mut run.model);
-                run.model = clone_until(&full, last);
-                Visible::default().compare(&mut run, &store, 3);
-                // And it can still be cleaned.
-                if n % 5 == 0 {
-                    store.clean(run.now, &mut |_| ()).unwrap();
-                    Visible::default().compare(&mut run, &store, 3);
-                    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
-                }
-                run.model = full;
+        let step = 1 + disk.events() / 400;
+        cut_at_every_event((&base, &disk), &synced, &mut run, (seed, step), &mut |n, store, _, run| {
+            Visible::default().compare(run, &store, 3);
+            // And it can still be cleaned.
+            if n % 5 == 0 {
+                store.clean(run.now, &mut |_| ()).unwrap();
+                Visible::default().compare(run, &store, 3);
+                assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
             }
-        }
+        });
     }
 }
 

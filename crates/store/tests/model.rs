@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{FS, Run, clone_until, create, open};
+use common::{FS, Run, create, cut_at_every_event, open};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::{Key, Kind, ObjectId, OpenOptions, Store, Tid};
@@ -91,35 +91,19 @@ fn a_power_failure_at_any_write_or_flush_leaves_a_prefix_with_all_that_was_synce
     let seeds: u64 = std::env::var("DARNER_CRASH_SEEDS").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
     for seed in 100..100 + seeds {
         let (base, log, mut run, synced) = recorded(seed, 60);
-        for n in 0..=log.events() {
-            for mode in 0..3 {
-                let mut rng = fastrand::Rng::with_seed(seed * 1000 + n as u64);
-                let mut keep = |_| match mode {
-                    0 => false,
-                    1 => true,
-                    _ => rng.bool(),
-                };
-                let disk = SimDisk::crashed(&base, &log, n, &mut keep);
-                let store = open(&disk).unwrap_or_else(|e| panic!("seed {seed}, event {n}, mode {mode}: {e}"));
-                let must = synced.iter().rev().find(|(at, _)| *at <= n).map_or(Tid(0), |(_, t)| *t);
-                let last = store.tid();
-                assert!(last >= must, "seed {seed}, event {n}, mode {mode}: {must} was synced, the log ends at {last}");
-                let full = std::mem::take(&mut run.model);
-                run.model = clone_until(&full, last);
-                run.compare(&store, Tid::MAX);
-                run.compare_some(&store, 1);
-                // It goes on, and what it says now survives the next failure.
-                let mut again = Run { model: clone_until(&run.model, last), now: run.now, ..Run::new(n as u64) };
-                if n % 7 == 0 {
-                    again.transaction(&store).unwrap();
-                    store.sync().unwrap();
-                    drop(store);
-                    let store = open(&disk).unwrap();
-                    again.compare(&store, Tid::MAX);
-                }
-                run.model = full;
+        cut_at_every_event((&base, &log), &synced, &mut run, (seed, 1), &mut |n, store, disk, run| {
+            run.compare(&store, Tid::MAX);
+            run.compare_some(&store, 1);
+            // It goes on, and what it says now survives the next failure.
+            let mut again = Run { model: run.model.clone(), now: run.now, ..Run::new(n as u64) };
+            if n % 7 == 0 {
+                again.transaction(&store).unwrap();
+                store.sync().unwrap();
+                drop(store);
+                let store = open(disk).unwrap();
+                again.compare(&store, Tid::MAX);
             }
-        }
+        });
     }
 }
 

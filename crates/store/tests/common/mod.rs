@@ -244,7 +244,38 @@ pub fn read_model(content: &[u8], from: u64, out: &mut [u8]) {
     out[..n].copy_from_slice(&content[from..from + n]);
 }
 
-pub fn clone_until(m: &Model, last: Tid) -> Model {
+/// Cuts the power at every `step`th event of a log, with none, all and some of what was not flushed kept: all that was synced
+/// (after which event, up to which tid) must be there. `check` gets the event, the store as it is opened then, its disk, and
+/// the run with a model that is cut to what the store has.
+pub fn cut_at_every_event(
+    (base, log): (&SimDisk, &SimDisk),
+    synced: &[(usize, Tid)],
+    run: &mut Run,
+    (seed, step): (u64, usize),
+    check: &mut dyn FnMut(usize, Store, &SimDisk, &mut Run),
+) {
+    for n in (0..=log.events()).step_by(step) {
+        for mode in 0..3 {
+            let mut rng = fastrand::Rng::with_seed(seed * 1000 + n as u64);
+            let mut keep = |_| match mode {
+                0 => false,
+                1 => true,
+                _ => rng.bool(),
+            };
+            let disk = SimDisk::crashed(base, log, n, &mut keep);
+            let store = open(&disk).unwrap_or_else(|e| panic!("seed {seed}, event {n}, mode {mode}: {e}"));
+            let must = synced.iter().rev().find(|(at, _)| *at <= n).map_or(Tid(0), |(_, t)| *t);
+            let last = store.tid();
+            assert!(last >= must, "seed {seed}, event {n}, mode {mode}: {must} was synced, the log ends at {last}");
+            let full = std::mem::take(&mut run.model);
+            run.model = clone_until(&full, last);
+            check(n, store, &disk, run);
+            run.model = full;
+        }
+    }
+}
+
+fn clone_until(m: &Model, last: Tid) -> Model {
     let mut c = m.clone();
     c.cut(last);
     c
