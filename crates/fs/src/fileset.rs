@@ -236,8 +236,8 @@ impl Fs {
         Ok(fileset)
     }
 
-    /// Ends a fileset: nothing of it is live any more; its past stays, as far as its grid keeps it. ENOTEMPTY if it has anything in it, unless `force`;
-    /// EBUSY while a clone shows it.
+    /// Ends a fileset: nothing of it is live any more; its past stays, as far as its grid keeps it. ENOTEMPTY if it has
+    /// anything in it, unless `force`; EBUSY while a clone shows it.
     pub fn remove_fileset(&self, now_ns: u64, name: &str, force: bool) -> Result<Fileset> {
         let plan = self.plan(MAIN, 0)?;
         let fileset = plan.live.named_not_main(name)?.clone();
@@ -303,7 +303,7 @@ impl Fs {
         for fileset in self.filesets_at(Tid::MAX)? {
             live.insert(fileset);
         }
-        let counter = Inode { fileset: CATALOGUE, object: META }.key(Kind::FILESET, &COUNTER.0.to_be_bytes());
+        let counter = Inode::meta(CATALOGUE).key(Kind::FILESET, &COUNTER.0.to_be_bytes());
         if let Some(found) = self.store.get(&counter, Tid::MAX)? {
             let next = decode_counter(&found.value)
                 .ok_or_else(|| FsError::malformed("the counter of filesets is in no known form"))?;
@@ -316,7 +316,7 @@ impl Fs {
     pub(crate) fn filesets_at(&self, at: Tid) -> Result<Vec<Fileset>> {
         let mut all = Vec::new();
         let from = MAIN.0.to_be_bytes();
-        self.each(Inode { fileset: CATALOGUE, object: META }, Kind::FILESET, &from, at, |suffix, tid, value| {
+        self.each(Inode::meta(CATALOGUE), Kind::FILESET, &from, at, |suffix, tid, value| {
             let id = suffix.try_into().ok().map(|bytes| FilesetId(u32::from_be_bytes(bytes)));
             all.push(id.and_then(|id| Fileset::decode(id, value)).ok_or(tid));
             ControlFlow::Continue(())

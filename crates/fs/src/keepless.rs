@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use darner_store::{Kind, Tid};
+use darner_store::{Kind, Tid, kept_since};
 
 use crate::attr::{Attr, Time};
 use crate::change::{Change, SMALL};
@@ -40,9 +40,8 @@ impl Fs {
 
     /// The first moment whose view shows an object, as far as this goes; [`Tid::MAX`]: none does.
     pub(crate) fn kept_since(&self, ino: Inode) -> Result<Tid> {
-        let since = |tid: Tid, value: &[u8]| if value.is_empty() { Tid::MAX } else { tid };
         if let Some(found) = self.store.get(&ino.key(Kind::KEEPLESS, &[]), Tid::MAX)? {
-            return Ok(since(found.tid, &found.value));
+            return Ok(kept_since(found.tid, Some(&found.value)));
         }
         if self.attr_at(ino, Tid::MAX)?.is_some() {
             return Ok(Tid::ZERO);
@@ -51,7 +50,7 @@ impl Fs {
         let mut last = Tid::ZERO;
         self.store.versions(ino.fileset, ino.object, Kind::KEEPLESS, &[], &mut |_, tid, value| match value {
             Some(value) => {
-                last = since(tid, value);
+                last = kept_since(tid, Some(value));
                 ControlFlow::Break(())
             }
             None => ControlFlow::Continue(()),

@@ -37,8 +37,6 @@ const WASTE_MIN: u64 = 8 << 20;
 const LAPSED: u64 = 16;
 const LAPSED_BYTES_MIN: u64 = 8 << 20;
 const LAPSED_VERSIONS_MIN: u64 = 20_000;
-/// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
-pub(crate) const FIRST_LOOK: u64 = 30_000_000_000;
 
 /// How hard to try.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,9 +110,7 @@ impl Store {
             // Whoever changes a retention may wait for upkeep.
             drop(state);
             self.advance_retentions(now_ns)?;
-            let mut state = self.maintenance.lock();
-            self.flush_locked(&mut state)?;
-            self.begin_pass(&mut state, now_ns)?;
+            self.begin_pass(&mut self.maintenance.lock(), now_ns)?;
             return Ok(Progress::Worked);
         }
         match self.clean_batch(&mut state, Effort::Steady)? {
@@ -136,19 +132,11 @@ impl Store {
         drop(tail);
         let mut state = self.maintenance.lock();
         self.trim_segments()?;
-        self.flush_locked(&mut state)?;
-        self.begin_pass(&mut state, now_ns)?;
-        while let Some(advance) = self.step_pass(&mut state)? {
-            // Whoever is told may take his time: nobody else waits for that.
-            MutexGuard::unlocked_fair(&mut state, || each(advance));
-        }
+        self.whole_pass(&mut state, now_ns, each)?;
         let mut copied = 0;
-        let total = before;
-        let mut done = 0;
         while let Some(n) = self.clean_batch(&mut state, Effort::Full)? {
             copied += n;
-            done += n;
-            MutexGuard::unlocked_fair(&mut state, || each(Advance { done: done.min(total), total }));
+            MutexGuard::unlocked_fair(&mut state, || each(Advance { done: copied.min(before), total: before }));
         }
         self.bury(&mut state)?;
         drop(state);
@@ -179,8 +167,7 @@ impl Store {
             return Ok(false);
         }
         let Some(account) = &state.account else {
-            let first = *state.first_look.get_or_insert(now_ns.saturating_add(FIRST_LOOK));
-            return Ok(now_ns >= first);
+            return Ok(state.first_look_is_due(now_ns));
         };
         let (mut bytes, versions) = state.lapses.lapsed(now_ns);
         // What the memtable has superseded is not counted yet: what was written and is not growth.
@@ -299,8 +286,7 @@ impl Store {
 
     /// Bytes of the volume that are not in use, the reserve included.
     fn room_left(&self) -> Result<u64> {
-        let limit = self.superblock.lock().size_limit;
-        let (used, size) = self.volume.usage(limit)?;
+        let (used, size) = self.volume_usage()?;
         Ok(size.saturating_sub(used))
     }
 
@@ -472,14 +458,9 @@ impl Store {
             let drop_tombstones = i < copy.unclean;
             tombstones.push(self.copy_segment(state, &mut w, &copy.segments[i], copy.needed, drop_tombstones)?);
         }
-        let limit = self.superblock.lock().size_limit;
         let mut made = None;
         let written = w.finish(&self.uuid, |size| {
-            let (used, there) = self.volume.usage(limit)?;
-            if limit > 0 && used + size > there {
-                return Err(Error::NoSpace { used, size: there });
-            }
-            let region = self.create_region(size)?;
+            let region = self.create_within_limit(size)?;
             made = Some(region.place());
             Ok(region)
         });
@@ -550,7 +531,7 @@ impl Store {
         let newest = state.log.region;
         for s in segments.iter().take_while(|s| s.at.id != newest) {
             let mut holds = false;
-            let searched = self.each_frame(s, &mut |frame| {
+            let searched = self.each_transaction(s, &mut |frame| {
                 holds |= frame.records.iter().any(|r| is_forgotten(&forgotten, r, frame.frame.header.tid));
                 Ok(())
             });
@@ -564,7 +545,7 @@ impl Store {
             }
         }
         while self.clean_batch(&mut state, Effort::Full)?.is_some() {
-            parking_lot::MutexGuard::bump(&mut state);
+            MutexGuard::bump(&mut state);
         }
         self.bury(&mut state)
     }

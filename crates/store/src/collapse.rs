@@ -17,7 +17,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::clean::FIRST_LOOK;
+use parking_lot::MutexGuard;
+
 use crate::extent::{self, Place, Span};
 use crate::fileset::CATALOGUE;
 use crate::forget::Forgotten;
@@ -396,8 +397,8 @@ impl<'k> Sieve<'k> {
     }
 }
 
-/// Since when moments count for an object, by its KEEPLESS record.
-fn kept_since(tid: Tid, value: Option<&[u8]>) -> Tid {
+/// Since when moments count for an object, by its KEEPLESS record ([`Tid::MAX`]: none does).
+pub fn kept_since(tid: Tid, value: Option<&[u8]>) -> Tid {
     match value {
         Some([_, ..]) => tid,
         _ => Tid::MAX,
@@ -592,8 +593,9 @@ impl Store {
         Ok(())
     }
 
-    /// Begins a pass over all there is.
+    /// Begins a pass over all there is, the memtable included.
     pub(crate) fn begin_pass(&self, state: &mut State, now_ns: u64) -> Result<()> {
+        self.flush_locked(state)?;
         let keep = self.keep(now_ns, None)?;
         // A label or a fileset that was taken away must not be back after a crash when what it kept is gone.
         self.sync()?;
@@ -607,6 +609,21 @@ impl Store {
         state.batch = None;
         let (newest, made, tally) = (state.log.region, Default::default(), Tally::default());
         state.pass = Some(Pass { keep, live, history, made, newest, tally, read: 0, total });
+        Ok(())
+    }
+
+    /// Does a whole pass; `each` is told how far it is, while others get on.
+    pub(crate) fn whole_pass(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        now_ns: u64,
+        each: &mut dyn FnMut(Advance),
+    ) -> Result<()> {
+        self.begin_pass(state, now_ns)?;
+        while let Some(advance) = self.step_pass(state)? {
+            // Whoever is told may take his time: nobody else waits for that.
+            MutexGuard::unlocked_fair(state, || each(advance));
+        }
         Ok(())
     }
 
@@ -626,7 +643,7 @@ impl Store {
             }
             // The next one begins anew, after a while: what failed may fail again, and the cleaner has other work.
             Err(e) => {
-                state.first_look = Some(self.clock().saturating_add(FIRST_LOOK));
+                state.look_later(self.clock());
                 Err(e)
             }
         }

@@ -130,7 +130,7 @@ impl Store {
             return Ok(false);
         }
         self.advance_retentions(now_ns)?;
-        self.whole_pass(now_ns)
+        self.collapse_whole(now_ns)
     }
 
     /// Where filesets let it, gives up the oldest history that comes to `bytes` and a little more; says whether there was any.
@@ -156,17 +156,13 @@ impl Store {
             self.retain(fileset, now_ns, |r| r.raised(Tid(floor)))?;
         }
         self.sync()?;
-        self.whole_pass(now_ns)
+        self.collapse_whole(now_ns)
     }
 
     /// Goes through the whole index; says whether anything lapsed.
-    fn whole_pass(&self, now_ns: u64) -> Result<bool> {
+    fn collapse_whole(&self, now_ns: u64) -> Result<bool> {
         let mut state = self.maintenance.lock();
-        self.flush_locked(&mut state)?;
-        self.begin_pass(&mut state, now_ns)?;
-        while self.step_pass(&mut state)?.is_some() {
-            parking_lot::MutexGuard::bump(&mut state);
-        }
+        self.whole_pass(&mut state, now_ns, &mut |_| ())?;
         Ok(state.account.as_ref().is_some_and(|a| a.lapsed_versions > 0))
     }
 }

@@ -43,7 +43,7 @@ pub mod volume;
 
 pub use check::Report;
 pub use clean::{Cleaned, Effort};
-pub use collapse::{AGES, Account, Advance};
+pub use collapse::{AGES, Account, Advance, kept_since};
 pub use counts::Count;
 pub use error::{Error, Result};
 pub use extent::{CHUNK, Piece};

@@ -21,6 +21,8 @@ use crate::{FilesetId, Result, Tid};
 
 /// A table that grows beyond this is ended and the next begun.
 const TABLE_TARGET: usize = 8 << 20;
+/// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
+const FIRST_LOOK: u64 = 30_000_000_000;
 /// Replay after a crash reads no more of the log than about this.
 const LOG_MAX: u64 = 256 << 20;
 /// Newer runs together at least this share (1/n) of the next one: merge them.
@@ -71,6 +73,16 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Whether it is time for a look at what has lapsed, of which nothing is known yet.
+    pub fn first_look_is_due(&mut self, now_ns: u64) -> bool {
+        now_ns >= *self.first_look.get_or_insert(now_ns.saturating_add(FIRST_LOOK))
+    }
+
+    /// Puts that look off.
+    pub fn look_later(&mut self, now_ns: u64) {
+        self.first_look = Some(now_ns.saturating_add(FIRST_LOOK));
+    }
+
     fn saved(&self) -> Pending {
         let State { log, tid, appended, next_object, .. } = *self;
         Pending { log, tid, counts: self.counts.clone(), appended, next_object }

@@ -64,11 +64,13 @@ impl Runs {
     fn within(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, u64, u64)> {
         let end = offset + len;
         let first = self.starts.partition_point(|(at, _)| u64::from(*at) <= offset).saturating_sub(1);
-        (first..self.starts.len()).map_while(move |i| {
+        let runs = (first..self.starts.len()).map_while(move |i| {
             let (at, within) = (u64::from(self.starts[i].0), u64::from(self.starts[i].1));
             let (from, to) = (at.max(offset), (at + u64::from(self.run_len(i))).min(end));
             (at < end).then_some((from, within + (from - at), to.saturating_sub(from)))
-        })
+        });
+        // The first may end before the range.
+        runs.filter(|(.., len)| *len > 0)
     }
 
     fn put(&self, out: &mut Vec<u8>) {
@@ -237,6 +239,13 @@ impl Packed {
     pub fn new(pack: Arc<dyn Region>, part: Part) -> Packed {
         Packed { pack, part }
     }
+
+    /// Where in the pack what is left of a range is, and how many bytes; `None` if nothing is.
+    fn stored(&self, offset: u64, len: u64) -> Option<(u64, u64)> {
+        let runs = || self.part.runs.within(offset, len);
+        let (first, last) = (runs().next()?, runs().last()?);
+        Some((self.part.base + first.1, last.1 + last.2 - first.1))
+    }
 }
 
 impl Region for Packed {
@@ -245,31 +254,25 @@ impl Region for Packed {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let mut runs = self.part.runs.within(offset, buf.len() as u64).filter(|r| r.2 > 0).peekable();
-        let mut done = 0;
-        // Runs that follow one another in the segment lie side by side in the pack: one read for all.
-        let Some(&(_, first, _)) = runs.peek() else {
+        let len = buf.len() as u64;
+        let Some((start, bytes)) = self.stored(offset, len) else {
             buf.fill(0);
             return Ok(());
         };
-        let runs: Vec<_> = runs.collect();
-        let last = runs.last().map_or(first, |r| r.1 + r.2);
-        let mut stored;
-        let bytes: &[u8] = match runs.as_slice() {
-            [(at, _, n)] if *at == offset && *n == buf.len() as u64 => {
-                return self.pack.read_at(buf, self.part.base + first);
-            }
-            _ => {
-                stored = vec![0; (last - first) as usize];
-                self.pack.read_at(&mut stored, self.part.base + first)?;
-                &stored
-            }
-        };
-        for (at, within, n) in runs {
-            let (to, from, n) = ((at - offset) as usize, (within - first) as usize, n as usize);
+        if bytes == len {
+            return self.pack.read_at(buf, start);
+        }
+        // Runs that follow one another in the segment lie side by side in the pack: one read for all.
+        let mut stored = vec![0; bytes as usize];
+        self.pack.read_at(&mut stored, start)?;
+        let mut rest = stored.as_slice();
+        let mut done = 0;
+        for (at, _, n) in self.part.runs.within(offset, len) {
+            let to = (at - offset) as usize;
+            let (bytes, after) = rest.split_at(n as usize);
             buf[done..to].fill(0);
-            buf[to..to + n].copy_from_slice(&bytes[from..from + n]);
-            done = to + n;
+            buf[to..to + bytes.len()].copy_from_slice(bytes);
+            (done, rest) = (to + bytes.len(), after);
         }
         buf[done..].fill(0);
         Ok(())
@@ -288,9 +291,8 @@ impl Region for Packed {
     }
 
     fn will_need(&self, offset: u64, len: u64) {
-        let runs: Vec<_> = self.part.runs.within(offset, len).filter(|r| r.2 > 0).collect();
-        if let (Some(first), Some(last)) = (runs.first(), runs.last()) {
-            self.pack.will_need(self.part.base + first.1, last.1 + last.2 - first.1);
+        if let Some((start, bytes)) = self.stored(offset, len) {
+            self.pack.will_need(start, bytes);
         }
     }
 

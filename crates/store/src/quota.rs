@@ -5,7 +5,6 @@
 //! floor raised (`retain.rs`) so far that an eighth of the limit is free again, and the next collapse drops what is below.
 //! What labels, clones and mounts hold stays, and may be more than the limit.
 
-use crate::clean::FIRST_LOOK;
 use crate::full::floor;
 use crate::maintain::State;
 use crate::store::Store;
@@ -23,7 +22,7 @@ impl Store {
             return Ok(());
         }
         if state.account.is_none() {
-            if now_ns >= *state.first_look.get_or_insert(now_ns.saturating_add(FIRST_LOOK)) {
+            if state.first_look_is_due(now_ns) {
                 self.want_collapse();
             }
             return Ok(());

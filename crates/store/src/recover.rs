@@ -283,6 +283,9 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
     Ok(store)
 }
 
+/// Gets where a frame is, its bytes, and what they say.
+pub(crate) type VisitFrame<'v> = dyn FnMut(u64, &[u8], frame::Frame<'_>) -> Result<()> + 'v;
+
 /// What a replay found.
 struct Replayed {
     frames: u64,
@@ -354,31 +357,41 @@ impl Store {
         }
     }
 
+    /// Visits the frames that are left of a segment which has been ended.
+    pub(crate) fn each_frame(&self, s: &Segment, visit: &mut VisitFrame<'_>) -> Result<()> {
+        let region = self.regions.read()[&s.at.id].clone();
+        let mut window = Window::new(region.clone(), segment::HEADER);
+        let mut at = region_start(&*region);
+        while at < s.end {
+            window.fill_frame(at)?;
+            let bytes = window.bytes(at);
+            let Some(frame) = frame::parse(bytes, s.at.id, at) else {
+                return Err(Error::Corrupt {
+                    place: format!("{}, region {:x} at byte {at}", self.volume.name(), s.at.id),
+                    what: "frame of the log",
+                    expected: format!("frames up to byte {}", s.end),
+                    found: "damaged bytes".into(),
+                });
+            };
+            let len = frame::shape(bytes).expect("just parsed").len;
+            visit(at, &bytes[..len], frame)?;
+            at = region.next_kept(at + len as u64);
+        }
+        Ok(())
+    }
+
     /// Applies all segments but the last; returns where that one starts.
     fn replay_sealed(&self, segments: &[Segment]) -> Result<Position> {
         let (last, sealed) = segments.split_last().expect("the manifest names the open one");
         let mut chain = 0;
         for s in sealed {
-            let region = self.regions.read()[&s.at.id].clone();
-            let mut window = Window::new(region, segment::HEADER);
-            let mut at = region_start(&*window.region);
-            while at < s.end {
-                window.fill_frame(at)?;
-                let bytes = window.bytes(at);
-                let Some(f) = frame::parse(bytes, s.at.id, at) else {
-                    return Err(Error::Corrupt {
-                        place: format!("{}, region {:x} at byte {at}", self.volume.name(), s.at.id),
-                        what: "frame of the log",
-                        expected: format!("frames up to byte {}", s.end),
-                        found: "damaged bytes".into(),
-                    });
-                };
-                chain = f.crc;
-                if let Content::Transaction(records) = f.content {
-                    self.apply(s.at.id, at, &f.header, records)?;
+            self.each_frame(s, &mut |at, _, frame| {
+                chain = frame.crc;
+                match frame.content {
+                    Content::Transaction(records) => self.apply(s.at.id, at, &frame.header, records),
+                    Content::Seal(_) => Ok(()),
                 }
-                at = window.region.next_kept(at + frame::shape(bytes).expect("just parsed").len as u64);
-            }
+            })?;
         }
         // After a crash the chain starts anew.
         let mut window = Window::new(self.regions.read()[&last.at.id].clone(), segment::HEADER);

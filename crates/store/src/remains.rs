@@ -10,13 +10,13 @@ use crate::key::KEY_HEAD;
 use crate::maintain::State;
 use crate::mark::Needed;
 use crate::pack::Writer;
-use crate::recover::{Window, region_start};
 use crate::segment::Segment;
 use crate::store::Store;
-use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
+use crate::{FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// What a tombstone takes in a segment, about.
 const TOMBSTONE: u64 = 32;
+
 /// A frame to be copied.
 pub(crate) struct Source<'f> {
     bytes: &'f [u8],
@@ -39,7 +39,7 @@ impl Store {
         w.begin(s);
         let mut stuck = 0;
         let mut since_look = 0;
-        self.each_frame(s, &mut |frame| {
+        self.each_transaction(s, &mut |frame| {
             stuck += self.copy_frame(w, frame, needed, drop_tombstones)?;
             since_look += frame.bytes.len();
             if since_look > 4 << 20 {
@@ -54,28 +54,11 @@ impl Store {
     }
 
     /// Visits the transactions that are left of a segment.
-    pub(crate) fn each_frame(&self, s: &Segment, visit: &mut dyn FnMut(&Source<'_>) -> Result<()>) -> Result<()> {
-        let region = self.regions.read()[&s.at.id].clone();
-        let mut window = Window::new(region.clone(), crate::segment::HEADER);
-        let mut at = region_start(&*region);
-        while at < s.end {
-            window.fill_frame(at)?;
-            let bytes = window.bytes(at);
-            let Some(f) = frame::parse(bytes, s.at.id, at) else {
-                return Err(Error::Corrupt {
-                    place: format!("{}, region {:x} at byte {at}", self.volume.name(), s.at.id),
-                    what: "frame of a segment",
-                    expected: format!("frames up to byte {}", s.end),
-                    found: "damaged bytes".into(),
-                });
-            };
-            let len = frame::shape(bytes).expect("just parsed").len;
-            if let Content::Transaction(records) = &f.content {
-                visit(&Source { bytes: &bytes[..len], at, region: s.at.id, frame: &f, records })?;
-            }
-            at = region.next_kept(at + len as u64);
-        }
-        Ok(())
+    pub(crate) fn each_transaction(&self, s: &Segment, visit: &mut dyn FnMut(&Source<'_>) -> Result<()>) -> Result<()> {
+        self.each_frame(s, &mut |at, bytes, frame| match &frame.content {
+            Content::Transaction(records) => visit(&Source { bytes, at, region: s.at.id, frame: &frame, records }),
+            Content::Seal(_) => Ok(()),
+        })
     }
 
     /// Adds what is needed of a frame; returns the bytes of tombstones that stay although no index has them.

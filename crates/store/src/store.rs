@@ -292,8 +292,7 @@ impl Store {
 
     /// A region of `least` bytes at least for the next segment: larger on larger stores, so that their number stays moderate.
     pub(crate) fn create_segment(&self, least: u64) -> Result<Arc<dyn Region>> {
-        let limit = self.superblock.lock().size_limit;
-        let (used, size) = self.volume.usage(limit)?;
+        let (used, size) = self.volume_usage()?;
         // Small enough that the reserve has room for what is left of several while they are cleaned.
         let most = (size / 256).next_power_of_two().clamp(8 << 20, 1 << 30);
         let mut len = (used / 32).next_power_of_two().clamp(16 << 20, 1 << 30).min(most);
@@ -303,12 +302,7 @@ impl Store {
             len = gap;
         }
         loop {
-            let created = if limit > 0 && used + len > size {
-                Err(Error::NoSpace { used, size })
-            } else {
-                self.create_region(len)
-            };
-            match created {
+            match self.create_within_limit(len) {
                 // On a full or crowded volume a small one will do.
                 Err(Error::NoSpace { .. }) if len > least => {
                     len = (len / 2).max(least);
@@ -319,6 +313,24 @@ impl Store {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// (bytes in use, bytes there are), with the limit that the store was made with.
+    pub(crate) fn volume_usage(&self) -> Result<(u64, u64)> {
+        let limit = self.superblock.lock().size_limit;
+        self.volume.usage(limit)
+    }
+
+    /// As [`Store::create_region`], but not beyond the limit that the store was made with.
+    pub(crate) fn create_within_limit(&self, size: u64) -> Result<Arc<dyn Region>> {
+        let limit = self.superblock.lock().size_limit;
+        if limit > 0 {
+            let (used, there) = self.volume.usage(limit)?;
+            if used + size > there {
+                return Err(Error::NoSpace { used, size: there });
+            }
+        }
+        self.create_region(size)
     }
 
     pub(crate) fn create_region(&self, size: u64) -> Result<Arc<dyn Region>> {
@@ -700,15 +712,13 @@ impl Store {
     }
 
     pub(crate) fn no_space(&self) -> Error {
-        let limit = self.superblock.lock().size_limit;
-        let (used, size) = self.volume.usage(limit).unwrap_or_default();
+        let (used, size) = self.volume_usage().unwrap_or_default();
         Error::NoSpace { used, size }
     }
 
     /// How full it is.
     pub fn usage(&self) -> Result<Usage> {
-        let limit = self.superblock.lock().size_limit;
-        let (reserved, size) = self.volume.usage(limit)?;
+        let (reserved, size) = self.volume_usage()?;
         let (room, live, objects) = {
             let t = self.log.tail();
             let total = t.counts.total();
@@ -723,8 +733,7 @@ impl Store {
 
     /// What users can't have.
     pub(crate) fn reserve(&self) -> Result<u64> {
-        let limit = self.superblock.lock().size_limit;
-        Ok(reserve_of(self.volume.usage(limit)?.1))
+        Ok(reserve_of(self.volume_usage()?.1))
     }
 
     /// What a fileset's live tree holds, as counted by [`Tx::count`].

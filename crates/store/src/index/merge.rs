@@ -1,7 +1,8 @@
 //! Merging: sorted inputs become new runs; what is superseded moves from live to history.
 //!
 //! Rules: of a key's versions the newest is live, the others history. A tombstone that nothing live lies beneath
-//! (`bottom`) is history too, unless it hides something of a clone's base. An object whose ATTR is a tombstone is dead: the values of its other keys are history.
+//! (`bottom`) is history too, unless it hides something of a clone's base. An object whose ATTR is a tombstone is dead: the
+//! values of its other keys are history.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
