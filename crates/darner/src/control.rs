@@ -21,6 +21,13 @@ pub struct Spot {
     pub path: Vec<Vec<u8>>,
 }
 
+impl Spot {
+    /// The path's components.
+    pub fn names(&self) -> Vec<&[u8]> {
+        self.path.iter().map(Vec::as_slice).collect()
+    }
+}
+
 /// What a command asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "call", rename_all = "kebab-case")]
@@ -452,26 +459,26 @@ fn call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     let mut answers = BufReader::new(&stream);
-    let mut answer = String::new();
-    let mut talk = (&stream).write_all(line.as_bytes());
-    let mut read = 0;
-    while talk.is_ok() {
-        answer.clear();
-        talk = answers.read_line(&mut answer).map(|n| read = n);
-        match serde_json::from_str(&answer) {
-            Ok(Response::Progress { done, total }) => progress(done, total),
-            _ => break,
+    let failed = |e: std::io::Error| match e.kind() {
+        // It may end between connection and answer.
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(Some(Response::Closing)),
+        _ => Err(e).cant(|| format!("reach the daemon of {}", place.path.display())),
+    };
+    if let Err(e) = (&stream).write_all(line.as_bytes()) {
+        return failed(e);
+    }
+    loop {
+        let mut answer = String::new();
+        match answers.read_line(&mut answer) {
+            Ok(0) => return Ok(Some(Response::Closing)),
+            Ok(_) => {}
+            Err(e) => return failed(e),
         }
-    }
-    // It may end between connection and answer.
-    let ended = talk.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe));
-    if ended || talk.is_ok() && read == 0 {
-        return Ok(Some(Response::Closing));
-    }
-    talk.cant(|| format!("reach the daemon of {}", place.path.display()))?;
-    match serde_json::from_str(&answer)? {
-        Response::Failed(why) => Err(Failure::new(why)),
-        response => Ok(Some(response)),
+        match serde_json::from_str(&answer)? {
+            Response::Progress { done, total } => progress(done, total),
+            Response::Failed(why) => return Err(Failure::new(why)),
+            response => return Ok(Some(response)),
+        }
     }
 }
 

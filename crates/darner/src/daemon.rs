@@ -273,7 +273,8 @@ impl Daemon {
             // Nothing but the one writable mount of a fileset changes its live tree.
             live && read_only && !self.store().is_read_only()
         };
-        self.fs.getattr(as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, tid)))?;
+        let top = as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, tid));
+        self.fs.getattr(top)?;
         let mut options = MountOptions {
             source: self.place.path.display().to_string(),
             subtype: Some(m.subtype.clone().unwrap_or_else(|| "darner".into())),
@@ -284,10 +285,7 @@ impl Daemon {
             ..MountOptions::default()
         };
         options.allow_other = m.allow_other.unwrap_or(options.allow_other);
-        let pin = match as_of {
-            Some(tid) => self.fs.pin(darner_fs::Node::AsOf(root, tid))?,
-            None => None,
-        };
+        let pin = self.fs.pin(top)?;
         let fd = darner_fuse::mount(&m.mountpoint, &options)?;
         let mut config = Config::default();
         if m.writeback && !read_only {
@@ -467,8 +465,7 @@ impl Daemon {
                 Response::Done
             }
             Request::Log { at, coalesce } => {
-                let path: Vec<&[u8]> = at.path.iter().map(Vec::as_slice).collect();
-                let entries = self.fs.log(self.root_of(&at), &path, coalesce)?;
+                let entries = self.fs.log(self.root_of(&at), &at.names(), coalesce)?;
                 Response::Log(entries.iter().map(log_line).collect())
             }
             Request::AddLabel { at, name, when } => {

@@ -20,8 +20,7 @@ impl Daemon {
 
     /// The fileset that a spot is in.
     pub(crate) fn fileset_of(&self, spot: &Spot) -> Result<FilesetId> {
-        let path: Vec<&[u8]> = spot.path.iter().map(Vec::as_slice).collect();
-        Ok(self.fs.fileset_at(self.root_of(spot), &path)?)
+        Ok(self.fs.fileset_at(self.root_of(spot), &spot.names())?)
     }
 
     /// Serves the requests about filesets, and answers with those that it is about.

@@ -59,7 +59,7 @@ impl Daemon {
         let account = self.store().account(now, Some((fileset, &shown.advanced(Tid(now)))))?;
         let mut report = self.report(fileset, &before, &shown, &account, now);
         report.marked = marked;
-        report.nothing_here = self.fs.keeps_nothing_at(self.root_of(at), &names(at)).unwrap_or(false);
+        report.nothing_here = self.fs.keeps_nothing_at(self.root_of(at), &at.names()).unwrap_or(false);
         Ok(report)
     }
 
@@ -70,7 +70,7 @@ impl Daemon {
         }
         let total = self.store().counted(fileset).objects;
         let mut each = |done: u64| tell(Response::Progress { done: done.min(total), total });
-        let marked = self.fs.keep_nothing(self.root_of(at), &names(at), keep, now_ns(), &mut each)?;
+        let marked = self.fs.keep_nothing(self.root_of(at), &at.names(), keep, now_ns(), &mut each)?;
         self.fs.sync()?;
         self.make_stale(&marked);
         if !keep {
@@ -101,7 +101,7 @@ impl Daemon {
             offered: retain::OFFERED.into(),
             when_full: when_full_name(before.when_full).into(),
             horizon_tid: before.horizon().to_string(),
-            horizon: Some(before.horizon()).filter(|h| *h > Tid::ZERO).map(local),
+            horizon: exact_since(before),
             steps: shown.grid.steps.iter().enumerate().map(step).collect(),
             pinned_bytes: cost(shown.grid.steps.len()),
             history_bytes: account.by_fileset.get(&fileset).copied().unwrap_or(0),
@@ -127,7 +127,7 @@ impl Daemon {
 
     /// Destroys every version of what is, or ever was, at a path.
     pub(crate) fn destroy(&self, at: &Spot, tell: &mut Tell<'_>) -> Result<Response> {
-        let path = names(at);
+        let path = at.names();
         let start = Instant::now();
         let done = loop {
             let outcome = self.fs.destroy(self.root_of(at), &path, now_ns(), &mut |a| progress(tell, a));
@@ -180,7 +180,7 @@ impl Daemon {
                 fileset: fileset.name.clone(),
                 grid: retain::grid_text(&r.grid),
                 when_full: when_full_name(r.when_full).into(),
-                horizon: Some(r.horizon()).filter(|h| *h > Tid::ZERO).map(local),
+                horizon: exact_since(&r),
                 main: fileset.id == MAIN,
             })
         };
@@ -188,8 +188,9 @@ impl Daemon {
     }
 }
 
-fn names(at: &Spot) -> Vec<&[u8]> {
-    at.path.iter().map(Vec::as_slice).collect()
+/// Since when every commit is visible, local time; `None`: since ever.
+fn exact_since(r: &Retention) -> Option<String> {
+    Some(r.horizon()).filter(|h| *h > Tid::ZERO).map(local)
 }
 
 fn when_full_name(w: WhenFull) -> &'static str {

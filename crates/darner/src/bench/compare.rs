@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::darner::Darner;
 use super::probe::{Probe, Tracing};
 use super::report::{Head, Line, Report};
-use super::stage::{self, Kit, Sample, Scale, Stage};
+use super::stage::{self, Kit, Sample, Scale, Stage, note};
 use super::system::{Room, System, set_up};
 use super::workloads::{self, Workload};
 use super::{plain, shell, tree};
@@ -139,10 +139,6 @@ impl Run<'_> {
         let stage = Stage { dir: system.dir(), scale: &self.scale, kit: &self.kit, round, probe: probe.as_ref() };
         Ok((w.run)(&stage)?)
     }
-}
-
-fn note(text: &str) {
-    eprintln!("{text}");
 }
 
 fn machine(place: &Path) -> String {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::darner::Darner;
 use super::data::{self, Rng};
-use super::stage::{self, go_on};
+use super::stage::{self, go_on, note};
 use super::system::{Room, System};
 use crate::error::{Context, Failure, Result};
 
@@ -248,10 +248,6 @@ fn timed_each(ops: u64, mut work: impl FnMut(u64) -> io::Result<()>) -> Result<f
         }
         Ok(())
     })
-}
-
-fn note(text: &str) {
-    eprintln!("{text}");
 }
 
 impl Table {

@@ -20,7 +20,7 @@ use super::darner::Darner;
 use super::data::{self, Rng};
 use super::report::median;
 use super::shell;
-use super::stage::{self, go_on};
+use super::stage::{self, go_on, note};
 use super::system::{Room, System};
 use super::zfs::ZfsFuse;
 use crate::error::{Context, Failure, Result};
@@ -329,10 +329,6 @@ fn report(points: u64, rounds: u64, costs: &[Vec<Cost>], skipped: &BTreeMap<&str
     }
     writeln!(text, "\n{CHECKED} random points of each were read back and are right").expect("strings take all");
     (text, json!({ "points": points, "points_checked": CHECKED, "skipped": skipped, "lines": lines }))
-}
-
-fn note(text: &str) {
-    eprintln!("{text}");
 }
 
 #[cfg(test)]

@@ -94,6 +94,11 @@ pub struct Sample {
     pub counts: Option<Counts>,
 }
 
+/// Tells whoever waits how it goes.
+pub fn note(text: &str) {
+    eprintln!("{text}");
+}
+
 impl Sample {
     /// Bytes or operations per second.
     pub fn rate(&self) -> f64 {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::darner::Darner;
 use super::data::{self, Rng};
 use super::report::median;
-use super::stage::go_on;
+use super::stage::{go_on, note};
 use super::system::{Room, System};
 use crate::error::{Context, Failure, Result};
 
@@ -321,8 +321,4 @@ fn turns(of: &Loaded) -> Vec<Value> {
         })
     };
     of.turns.iter().map(turn).collect()
-}
-
-fn note(text: &str) {
-    eprintln!("{text}");
 }

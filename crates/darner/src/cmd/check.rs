@@ -1,12 +1,9 @@
 //! `darner check`: exit code 0 sound, 1 damaged, as for other failures.
 
-use std::io::IsTerminal;
-
 use darner_fs::Fs;
 use darner_store::OpenOptions;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::human;
+use super::{human, progress_bar};
 use crate::cli::Check;
 use crate::error::{Failure, Result};
 use crate::place::Place;
@@ -14,9 +11,7 @@ use crate::place::Place;
 pub fn run(c: &Check) -> Result<()> {
     let place = Place::at(&c.store)?;
     let (store, _lock) = place.open(&OpenOptions { read_only: true, ..OpenOptions::default() })?;
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = progress_bar("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");
     let mut report = store.check(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);

@@ -1,20 +1,14 @@
 //! `darner clean`
 
-use super::{human, progress_bar};
+use super::human;
 use crate::cli::Clean;
-use crate::control::{self, Request, Response};
+use crate::control::{Request, Response};
 use crate::error::{Failure, Result};
 use crate::mounts;
 
 pub fn run(c: &Clean) -> Result<()> {
     let place = mounts::store_of(&c.mnt)?;
-    let bar = progress_bar();
-    let answer = control::must_call_with(&place, &Request::Clean { wait: c.wait }, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    match answer? {
+    match super::call_showing_progress(&place, &Request::Clean { wait: c.wait })? {
         Response::Done => Ok(()),
         Response::Cleaned { before, after, copied } if c.json => super::print_json(&serde_json::json!({
             "used_bytes_before": before,

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use super::progress_bar;
 use crate::cli::Forget;
-use crate::control::{self, Request, Response};
+use crate::control::{Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::mounts;
 
@@ -32,13 +31,7 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).cant(|| "look at it".into()),
     }
-    let bar = progress_bar();
-    let answer = control::must_call_with(&place, &Request::Forget { at }, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let Response::Forgotten { objects, left } = answer? else {
+    let Response::Forgotten { objects, left } = super::call_showing_progress(&place, &Request::Forget { at })? else {
         return Err(Failure::new("the daemon gave an answer of another kind"));
     };
     if c.json {

@@ -18,13 +18,15 @@ mod snapshot;
 mod status;
 mod unmount;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+use crate::control::{self, Request, Response};
 use crate::error::Result;
+use crate::place::Place;
 
 /// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage (`diff`:
 /// 0 the same, 1 different, 2 failed).
@@ -101,14 +103,24 @@ pub(crate) fn spinner(what: &'static str) -> indicatif::ProgressBar {
     bar
 }
 
-/// Shows on a terminal how far long work is; elsewhere nothing.
-pub(crate) fn progress_bar() -> indicatif::ProgressBar {
-    use std::io::IsTerminal;
+/// Shows on a terminal how far long work is; elsewhere nothing. `template`: as `indicatif` has it.
+pub(crate) fn progress_bar(template: &str) -> indicatif::ProgressBar {
     if !std::io::stderr().is_terminal() {
         return indicatif::ProgressBar::hidden();
     }
-    let style = indicatif::ProgressStyle::with_template("{bar:40} {percent}% eta {eta} ({elapsed})");
+    let style = indicatif::ProgressStyle::with_template(template);
     indicatif::ProgressBar::new(0).with_style(style.expect("the template is well-formed"))
+}
+
+/// Calls the daemon that has a store for what may take long, and shows how far it is.
+pub(crate) fn call_showing_progress(place: &Place, request: &Request) -> Result<Response> {
+    let bar = progress_bar("{bar:40} {percent}% eta {eta} ({elapsed})");
+    let answer = control::must_call_with(place, request, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    answer
 }
 
 /// Prints a value as JSON.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::human;
 use crate::cli::Retain;
-use crate::control::{self, Request, Response, RetentionReport};
+use crate::control::{Request, Response, RetentionReport};
 use crate::error::{Failure, Result};
 use crate::mounts;
 
@@ -18,13 +18,7 @@ pub fn run(c: &Retain) -> Result<()> {
     let nothing_here = (c.nothing_here || c.as_elsewhere).then_some(c.nothing_here);
     let when_full = c.when_full.clone();
     let request = Request::Retain { at, grid, when_full, dry_run: c.dry_run, nothing_here };
-    let bar = super::progress_bar();
-    let answer = control::must_call_with(&place, &request, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let Response::Retention(r) = answer? else {
+    let Response::Retention(r) = super::call_showing_progress(&place, &request)? else {
         return Err(Failure::new("the daemon gave an answer of another kind"));
     };
     if c.json {
