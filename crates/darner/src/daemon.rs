@@ -220,8 +220,10 @@ impl Daemon {
             let pause = match self.store().step().map_err(Failure::from).and_then(|p| self.then_clean(p)) {
                 // What the store needs goes first, and at once.
                 Ok((Progress::Worked, false)) => Duration::ZERO,
-                // The cleaner leaves those who work at least as much time as it takes.
-                Ok((Progress::Worked, true)) if self.store().tid() != seen => start.elapsed(),
+                // The cleaner leaves those who work at least as much time as it takes, unless they will need the room.
+                Ok((Progress::Worked, true)) if self.store().tid() != seen && !self.store().is_short_of_room() => {
+                    start.elapsed()
+                }
                 Ok((Progress::Worked, true)) => Duration::ZERO,
                 Ok((Progress::Idle, _)) => match self.fs.gather(now_ns()) {
                     Ok(true) => start.elapsed(),

@@ -148,6 +148,11 @@ impl Store {
         *self.collapse_wanted.lock() = true;
     }
 
+    /// Whether those who write will soon wait for the cleaner.
+    pub fn is_short_of_room(&self) -> bool {
+        self.usage().is_ok_and(|u| u.free < u.size / 16)
+    }
+
     /// Bytes in segments that nobody needs, as far as is known.
     pub fn dead_bytes(&self) -> u64 {
         let state = self.maintenance.lock();
@@ -208,21 +213,6 @@ impl Store {
         by_region.into_values().filter(|c| !damaged(c)).collect()
     }
 
-    /// The regions that cleaning could move: where they are, which segments (by their places in the list) they hold, and
-    /// about what a copy takes.
-    pub(crate) fn movable(&self, state: &State) -> Vec<(RegionRef, Vec<usize>, u64)> {
-        let containers = self.containers(state);
-        let segments = self.segments.lock();
-        let packs = self.packs.lock();
-        let place = |s: &Segment| match s.pack {
-            Some(id) => packs.iter().find(|p| p.place().id == id).map(|p| p.place()),
-            None => Some(s.at),
-        };
-        let item =
-            |c: Container| Some((place(&segments[c.segments[0]])?, c.segments, c.needed + c.needed / 16 + (64 << 10)));
-        containers.into_iter().filter_map(item).collect()
-    }
-
     /// What to clean next, in this order; nothing if it does not pay.
     fn victims(&self, state: &State, effort: Effort) -> Result<Vec<Container>> {
         let mut all = self.containers(state);
@@ -273,10 +263,9 @@ impl Store {
         Ok(all)
     }
 
-    /// What a copy may take: some room is for the index meanwhile, and it must fit into a gap.
+    /// What a copy may take: some room is for the index meanwhile.
     fn room(&self) -> Result<u64> {
-        let gap = self.volume.gaps()?.map_or(u64::MAX, |gaps| gaps.iter().map(|g| g.1).max().unwrap_or(0));
-        Ok((self.usage()?.free.max(self.room_left()?) / 2).min(gap - gap / 32))
+        Ok(self.usage()?.free.max(self.room_left()?) / 2)
     }
 
     /// Needed bytes that a portion copies: so few that the reserve has room for several.
@@ -295,10 +284,6 @@ impl Store {
         // After a crash the sizes may be those from before a trim, and what lies behind the ends somebody else's: it must
         // not be overwritten when a victim is given back.
         self.trim_segments()?;
-        // A copy needs a gap.
-        if self.widen_gap(state)? {
-            return Ok(Some(0));
-        }
         // What is left of an earlier look goes first; a fresh one shows what pays then.
         if let Some(mut batch) = state.batch.take()
             && let Some(copied) = self.clean_portion(state, &mut batch)?
@@ -350,7 +335,7 @@ impl Store {
             let segments = self.segments.lock().clone();
             let ids: Vec<u64> = chosen.iter().map(|i| segments[*i].at.id).collect();
             match self.copy_segments(state, &batch.needed, &segments, &chosen) {
-                // A volume in which no large gap is left may still have room for small packs, and these make larger gaps.
+                // A volume that is full may still have room for small packs, and these make more.
                 Err(Error::NoSpace { .. }) if most > 64 << 10 => most /= 4,
                 Err(Error::NoSpace { .. }) => return Ok(None),
                 Err(Error::Corrupt { .. }) => {
@@ -421,25 +406,14 @@ impl Store {
         Ok(chosen)
     }
 
-    /// Copies containers one after the other, each given by the places of its segments in the list.
-    pub(crate) fn clean_each(&self, state: &mut State, containers: &[Vec<usize>]) -> Result<()> {
-        // As in `clean_batch`.
-        self.trim_segments()?;
-        let segments = self.segments.lock().clone();
-        let victims: Vec<&Segment> = containers.iter().flatten().map(|i| &segments[*i]).collect();
-        let needed = self.mark(state, &victims, &segments)?;
-        for container in containers {
-            // A copy before may have been of the last that there was of some segment.
-            let now = self.segments.lock().clone();
-            let place = |i: &usize| now.iter().position(|s| s.at.id == segments[*i].at.id);
-            let mut chosen: Vec<usize> = container.iter().filter_map(place).collect();
-            chosen.sort_unstable();
-            self.copy_segments(state, &needed, &now, &chosen)?;
-        }
-        Ok(())
-    }
-
-    fn copy_segments(&self, state: &mut State, needed: &Needed, segments: &[Segment], chosen: &[usize]) -> Result<u64> {
+    /// Copies what is needed of some segments, given by their places in the list, ascending.
+    pub(crate) fn copy_segments(
+        &self,
+        state: &mut State,
+        needed: &Needed,
+        segments: &[Segment],
+        chosen: &[usize],
+    ) -> Result<u64> {
         let is_clean = |(i, s): (usize, &Segment)| {
             state.cleaned.get(&s.at.id) == Some(&state.passes) || chosen.binary_search(&i).is_ok()
         };

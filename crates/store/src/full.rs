@@ -6,15 +6,9 @@
 use std::collections::BTreeMap;
 
 use crate::clean::Effort;
-use crate::maintain::State;
 use crate::retain::WhenFull;
 use crate::store::Store;
-use crate::{Error, Result, Tid};
-
-/// How many gaps to look at for one that can be made wider.
-const GAPS_TRIED: usize = 32;
-/// Regions moved in one go.
-const MOVES_MAX: usize = 8;
+use crate::{Result, Tid};
 
 /// How long after a fruitless collapse the next one is tried, nanoseconds.
 const PAUSE: u64 = 10_000_000_000;
@@ -44,63 +38,12 @@ impl Store {
             if now < *not_before {
                 return Ok(false);
             }
-            let made = self.make_gap().and_then(|made| Ok(made || self.collapse_oldest(now, bytes)?));
+            let made = self.collapse_oldest(now, bytes);
             // Damage in the index is told where it is met; here it only means that there is no more room.
             if !made.inspect_err(|e| tracing::error!("no room can be made: {e}")).unwrap_or(false) {
                 *not_before = now + PAUSE;
                 return Ok(false);
             }
-        }
-    }
-
-    /// On a volume whose room lies in many small gaps, moves segments out of the way, so that a larger one comes about; says
-    /// whether it did.
-    pub(crate) fn make_gap(&self) -> Result<bool> {
-        if self.read_only {
-            return Ok(false);
-        }
-        self.widen_gap(&mut self.maintenance.lock())
-    }
-
-    /// As [`Store::make_gap`].
-    pub(crate) fn widen_gap(&self, state: &mut State) -> Result<bool> {
-        let Some(mut gaps) = self.volume.gaps()? else { return Ok(false) };
-        let enough = self.reserve()? / 4;
-        let all: u64 = gaps.iter().map(|g| g.1).sum();
-        gaps.sort_by_key(|g| std::cmp::Reverse(g.1));
-        if gaps.first().is_none_or(|g| g.1 >= enough) || all < enough {
-            return Ok(false);
-        }
-        for gap in gaps.into_iter().take(GAPS_TRIED) {
-            if self.slide(state, gap)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Copies the regions that follow a gap to its beginning, one after the other: so the gap moves, and grows by what they
-    /// waste. False if it is not followed by any that can be moved.
-    fn slide(&self, state: &mut State, gap: (u64, u64)) -> Result<bool> {
-        let mut end = gap.0 + gap.1;
-        let mut regions = self.movable(state);
-        regions.sort_by_key(|r| r.0.start);
-        let mut chain = Vec::new();
-        regions.retain(|r| r.0.start >= end);
-        for (at, segments, needed) in regions {
-            if at.start != end || needed > gap.1 || chain.len() == MOVES_MAX {
-                break;
-            }
-            end += at.size;
-            chain.push(segments);
-        }
-        if chain.is_empty() {
-            return Ok(false);
-        }
-        match self.clean_each(state, &chain) {
-            Ok(()) => Ok(true),
-            Err(Error::NoSpace { .. } | Error::Corrupt { .. }) => Ok(false),
-            Err(e) => Err(e),
         }
     }
 

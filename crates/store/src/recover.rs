@@ -255,7 +255,6 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         packs: Mutex::new(packs),
         making_room: Mutex::new(0),
         scattered: Mutex::default(),
-        crowded: false.into(),
         forgetting: Mutex::new(()),
         not_given_back: AtomicU64::new(0),
         wiping: false.into(),
@@ -291,6 +290,8 @@ struct Replayed {
     frames: u64,
     /// Whether bytes follow the log's end that might be taken for frames.
     dirty_end: bool,
+    /// A segment that a seal names, and that was never begun. Until a checkpoint the next open would look at it again.
+    unbegun: Option<RegionRef>,
 }
 
 impl Store {
@@ -348,11 +349,11 @@ impl Store {
                     });
                 }
                 let dirty_end = frame::shape(window.bytes(at.offset)).is_some();
-                return Ok(Replayed { frames, dirty_end });
+                return Ok(Replayed { frames, dirty_end, unbegun: None });
             };
             match self.follow(at, next)? {
                 Some(next) => at = next,
-                None => return Ok(Replayed { frames, dirty_end: false }),
+                None => return Ok(Replayed { frames, dirty_end: false, unbegun: Some(next) }),
             }
         }
     }
@@ -526,7 +527,7 @@ impl Store {
             let manifest = self.superblock.lock().manifest;
             let packs: Vec<_> = self.packs.lock().iter().map(|p| p.place()).collect();
             let own = segments.iter().filter(|s| s.pack.is_none()).map(|s| s.at);
-            own.chain(packs).chain(tables).chain([manifest]).collect()
+            own.chain(packs).chain(tables).chain([manifest]).chain(replayed.unbegun).collect()
         };
         // A process that was killed may have left it in the page cache: nothing of the older one goes before it is durable.
         self.superblock.lock().write(&*self.volume)?;
@@ -560,7 +561,8 @@ impl Store {
         }
         segments.push(Segment::open(at, tail.last));
         drop((segments, tail));
-        self.checkpoint()
+        self.checkpoint()?;
+        replayed.unbegun.map_or(Ok(()), |at| self.volume.remove(at))
     }
 }
 

@@ -102,8 +102,6 @@ pub struct Store {
     /// Held by whoever makes room on a full volume; when to try the next collapse at the earliest.
     pub(crate) making_room: Mutex<u64>,
     pub(crate) scattered: Mutex<crate::scatter::Scattered>,
-    /// Whether no gap was large enough for the last segment.
-    pub(crate) crowded: std::sync::atomic::AtomicBool,
     /// Held while something is forgotten: one at a time.
     pub(crate) forgetting: Mutex<()>,
     /// Regions that could not be given back.
@@ -132,8 +130,6 @@ thread_local! {
 pub(crate) const FRAME_MAX: usize = 2 << 20;
 /// Bytes of the smallest segment.
 pub(crate) const SEGMENT_MIN: u64 = 256 << 10;
-/// Where no gap of this size is left, it's crowded.
-const GAP_SMALL: u64 = 1 << 20;
 /// On a full volume a segment with this much room left is still used.
 const SMALL_ROOM: u64 = 64 << 10;
 /// Bytes that may be written before free space is looked at again.
@@ -204,9 +200,6 @@ impl Store {
         // Upkeep that lags behind gets its writers' help, so memory stays bounded.
         while self.index.read().active.bytes() as u64 > 3 * self.memtable_max() {
             self.step()?;
-        }
-        if self.crowded.swap(false, Ordering::Relaxed) {
-            self.make_gap()?;
         }
         let wanted = bytes as i64;
         if self.allowance.fetch_sub(wanted, Ordering::Relaxed) >= wanted {
@@ -296,20 +289,10 @@ impl Store {
         // Small enough that the reserve has room for what is left of several while they are cleaned.
         let most = (size / 256).next_power_of_two().clamp(8 << 20, 1 << 30);
         let mut len = (used / 32).next_power_of_two().clamp(16 << 20, 1 << 30).min(most);
-        // Small gaps first: the large ones are for the cleaner, which can't choose.
-        let gaps = self.volume.gaps()?.unwrap_or_default();
-        if let Some(gap) = gaps.iter().map(|g| g.1).filter(|gap| (least..len).contains(gap)).min() {
-            len = gap;
-        }
         loop {
             match self.create_within_limit(len) {
-                // On a full or crowded volume a small one will do.
-                Err(Error::NoSpace { .. }) if len > least => {
-                    len = (len / 2).max(least);
-                    if len < GAP_SMALL {
-                        self.crowded.store(true, Ordering::Relaxed);
-                    }
-                }
+                // On a full volume a small one will do.
+                Err(Error::NoSpace { .. }) if len > least => len = (len / 2).max(least),
                 outcome => return outcome,
             }
         }

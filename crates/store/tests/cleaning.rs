@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::{FS, Run, create, cut_at_every_event, open};
+use common::{FS, Run, create, cut_at_every_event, new_disk, open};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Disk, RawVolume};
 use darner_store::{Error, Grid, Kind, ObjectId, OpenOptions, Step, Store, Tid};
@@ -116,7 +116,7 @@ fn every_moment_that_is_visible_shows_what_it_did_whatever_was_given_up() {
     let rounds: u64 = std::env::var("DARNER_CLEAN_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(8);
     for seed in 0..rounds {
         println!("seed {seed}");
-        let disk = SimDisk::new(1 << 30);
+        let disk = new_disk(1 << 30, seed);
         create(&disk);
         let mut run = Run::new(seed);
         let mut visible = Visible::default();
@@ -181,7 +181,7 @@ fn a_grid_shows_its_points_by_the_book() {
 fn a_power_failure_at_any_write_of_the_cleaner_changes_nothing_that_is_visible() {
     let seeds: u64 = std::env::var("DARNER_CRASH_SEEDS").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
     for seed in 0..seeds {
-        let base = SimDisk::new(192 << 20);
+        let base = new_disk(192 << 20, seed);
         create(&base);
         let disk = base.fork();
         let mut run = Run::new(seed + 70);
@@ -224,9 +224,9 @@ fn a_power_failure_at_any_write_of_the_cleaner_changes_nothing_that_is_visible()
 
 #[test]
 fn when_the_nth_disk_operation_of_the_cleaner_fails_nothing_visible_changes() {
-    for fault in [Fault::Io, Fault::NoSpace] {
+    for (fault, seed) in [(Fault::Io, 0), (Fault::Io, 1), (Fault::NoSpace, 0), (Fault::NoSpace, 1)] {
         for n in 1.. {
-            let disk = SimDisk::new(192 << 20);
+            let disk = new_disk(192 << 20, seed);
             create(&disk);
             let mut run = Run::new(11);
             let store = open(&disk).unwrap();
@@ -281,7 +281,7 @@ fn is_on(disk: &SimDisk, bytes: &[u8]) -> bool {
 #[test]
 fn what_is_forgotten_is_nowhere_on_the_disk_and_all_else_is_as_it_was() {
     for seed in 0..6 {
-        let disk = SimDisk::new(1 << 30);
+        let disk = new_disk(1 << 30, seed);
         create(&disk);
         let mut run = Run::new(seed + 300);
         let store = open(&disk).unwrap();

@@ -12,8 +12,9 @@ const FS: FilesetId = FilesetId(1);
 /// A clone, since version 2.
 const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v2.bin");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3.bin");
 const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
+const VERSION_2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v2.bin");
 
 fn open(disk: &SimDisk) -> Store {
     Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &OpenOptions::default()).unwrap()
@@ -97,7 +98,7 @@ fn todays_code_writes_the_bytes_of_the_golden_image() {
 
 #[test]
 fn the_golden_images_open_and_show_every_moment() {
-    for (path, filesets) in [(VERSION_1, 1), (FIXTURE, 2)] {
+    for (path, filesets) in [(VERSION_1, 1), (VERSION_2, 2), (FIXTURE, 2)] {
         let disk = fixture(path);
         for _ in 0..2 {
             // The version is today's from the first time on.

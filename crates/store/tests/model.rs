@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{FS, Run, create, cut_at_every_event, open};
+use common::{FS, Run, create, cut_at_every_event, new_disk, open};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::{Key, Kind, ObjectId, OpenOptions, Store, Tid};
@@ -15,7 +15,7 @@ fn random_transactions_equal_the_model_at_every_tid_across_reopening() {
     let rounds: u64 = std::env::var("DARNER_MODEL_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(6);
     for seed in 0..rounds {
         println!("seed {seed}");
-        let disk = SimDisk::new(4 << 30);
+        let disk = new_disk(4 << 30, seed);
         create(&disk);
         let mut run = Run::new(seed);
         let mut store = open(&disk).unwrap();
@@ -62,7 +62,7 @@ fn random_transactions_equal_the_model_at_every_tid_across_reopening() {
 /// Runs transactions with syncs on a recorded disk; returns (base, log, model, after which event what was synced).
 fn recorded(seed: u64, steps: usize) -> (SimDisk, SimDisk, Run, Vec<(usize, Tid)>) {
     // Small, so that segments are small and the log goes from one to the next.
-    let base = SimDisk::new(192 << 20);
+    let base = new_disk(192 << 20, seed);
     create(&base);
     let disk = base.fork();
     let mut run = Run::new(seed);
@@ -109,9 +109,9 @@ fn a_power_failure_at_any_write_or_flush_leaves_a_prefix_with_all_that_was_synce
 
 #[test]
 fn when_the_nth_disk_operation_fails_there_is_an_error_and_never_a_wrong_answer() {
-    for fault in [Fault::Io, Fault::NoSpace] {
+    for (fault, seed) in [(Fault::Io, 0), (Fault::Io, 1), (Fault::NoSpace, 0), (Fault::NoSpace, 1)] {
         for n in 1.. {
-            let disk = SimDisk::new(1 << 30);
+            let disk = new_disk(1 << 30, seed);
             create(&disk);
             let mut run = Run::new(42);
             let before = disk.operations();

@@ -28,6 +28,10 @@ pub trait Disk: Send + Sync {
     fn gains_from_zeroes_ahead(&self) -> bool {
         false
     }
+    /// Bytes of the longest piece that a region may have: the simulator scatters what elsewhere seldom is.
+    fn piece_max(&self) -> u64 {
+        u64::MAX
+    }
 }
 
 /// A block device or image file.

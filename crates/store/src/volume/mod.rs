@@ -8,6 +8,7 @@ mod dir;
 mod disk;
 mod raw;
 pub mod sim;
+mod space;
 
 use std::sync::Arc;
 
@@ -21,12 +22,13 @@ use crate::codec::{Reader, put_varint};
 /// Bytes of a superblock slot.
 pub const SUPER_SIZE: usize = 4096;
 
-/// Where a region is: its number, and on volumes without names the bytes it occupies.
+/// Where a region is: its number, and on volumes without names where its bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionRef {
     /// Its number.
     pub id: u64,
-    /// First byte on a raw volume; 0 on a directory.
+    /// On a raw volume, the first byte; of a scattered region (docs/format.md §Raw volume), that of its map, plus 1. In a
+    /// directory 0.
     pub start: u64,
     /// Bytes reserved for it.
     pub size: u64,
@@ -95,11 +97,6 @@ pub trait Volume: Send + Sync {
     fn remove(&self, at: RegionRef) -> Result<()>;
     /// Tells which regions exist (after open); all others are gone. `wipe`: what they held is overwritten.
     fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()>;
-    /// The room between regions, (start, bytes) by start, where a region needs a gap as large as itself; `None` where any
-    /// room will do.
-    fn gaps(&self) -> Result<Option<Vec<(u64, u64)>>> {
-        Ok(None)
-    }
     /// (bytes in use, bytes there are). `limit`: the size that the store was made with, 0 for none.
     fn usage(&self, limit: u64) -> Result<(u64, u64)>;
 }

@@ -1,34 +1,47 @@
-//! A raw volume: one flat disk with two superblock slots and contiguous regions. docs/format.md §Raw volume.
+//! A raw volume: one flat disk with two superblock slots and regions. docs/format.md §Raw volume.
+//!
+//! A region is contiguous where a gap is large enough for it; else it is *scattered*: pieces in several gaps, and a map
+//! that tells them. So a volume is only full when it is full, however its gaps lie, and nothing ever has to be moved to make
+//! larger ones (tried and dropped: that took most of the cleaner's work on a nearly full volume, and often failed).
 //!
 //! Invariants: regions never overlap; the bytes before [`DATA_START`] belong to the superblocks. Which regions exist
-//! is said by the manifest (and by seals after it); the allocator is derived.
+//! is said by the manifest (and by seals after it); the allocator is derived. A map is durable before its region is used.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::space::Space;
 use super::{Disk, Region, RegionRef, SUPER_SIZE, Volume};
+use crate::codec::{Reader, crc_at};
 use crate::{Error, Result};
 
 /// Where superblock slot 1 is (slot 0 is at 0): far enough that one bad stretch does not take both.
 const SUPER_SPACING: u64 = 64 << 10;
 /// First byte of the first region.
 const DATA_START: u64 = 1 << 20;
-/// Regions start and end on multiples of this.
+/// Regions and their pieces start and end on multiples of this, and so does a map, which has so many bytes.
 pub(crate) const UNIT: u64 = 16 << 10;
+/// Set in [`RegionRef::start`] of a scattered region; the rest of it says where the map is.
+const SCATTERED: u64 = 1;
+const MAP_MAGIC: &[u8; 8] = b"DARNMAP1";
+/// Pieces that a map has room for.
+const PIECES_MAX: usize = 1000;
 
 /// A volume on one [`Disk`].
 pub struct RawVolume {
     disk: Arc<dyn Disk>,
-    /// start → size of every region.
-    used: Mutex<BTreeMap<u64, u64>>,
+    space: Mutex<Space>,
+    /// The pieces of the scattered regions that there are, in order.
+    scattered: Mutex<HashMap<u64, Vec<Range<u64>>>>,
 }
 
 impl RawVolume {
     /// A volume on `disk`, whatever is on it.
     pub fn new(disk: Arc<dyn Disk>) -> RawVolume {
-        RawVolume { disk, used: Mutex::new(BTreeMap::new()) }
+        RawVolume { disk, space: Mutex::default(), scattered: Mutex::default() }
     }
 
     fn place(&self, offset: u64) -> String {
@@ -43,30 +56,163 @@ impl RawVolume {
         self.io("size", 0, self.disk.len())
     }
 
-    fn region(&self, at: RegionRef) -> Arc<dyn Region> {
-        Arc::new(RawRegion { disk: self.disk.clone(), at })
+    /// Where the bytes of a region are, in order; together as many as it has.
+    fn pieces(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
+        if at.start & SCATTERED == 0 {
+            let whole = at.start..at.start.saturating_add(at.size);
+            return self.verify(at, &[whole.clone()]).map(|()| vec![whole]);
+        }
+        let known = self.scattered.lock().get(&at.id).cloned();
+        let mut pieces = match known {
+            Some(pieces) => pieces,
+            None => self.read_map(at)?,
+        };
+        // Where it was shrunk, the map tells more than there is.
+        let mut left = at.size;
+        for p in &mut pieces {
+            p.end = p.end.min(p.start.saturating_add(left));
+            left -= p.end - p.start;
+        }
+        pieces.retain(|p| !p.is_empty());
+        match left {
+            0 => Ok(pieces),
+            _ => Err(self.not_there(at)),
+        }
+    }
+
+    fn read_map(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
+        let start = at.start & !SCATTERED;
+        self.verify(at, &[start..start.saturating_add(UNIT)])?;
+        let mut bytes = vec![0; UNIT as usize];
+        self.io("read", start, self.disk.read_at(&mut bytes, start))?;
+        let pieces = decode_map(&bytes, at.id).ok_or_else(|| Error::Corrupt {
+            place: self.place(start),
+            what: "map of a scattered region",
+            expected: format!("that of region {:x}, with a valid checksum", at.id),
+            found: "something else".into(),
+        })?;
+        self.verify(at, &pieces)?;
+        self.scattered.lock().insert(at.id, pieces.clone());
+        Ok(pieces)
+    }
+
+    fn verify(&self, at: RegionRef, pieces: &[Range<u64>]) -> Result<()> {
+        let end = self.len()?;
+        if pieces.iter().all(|p| p.start >= DATA_START && p.start <= p.end && p.end <= end) {
+            return Ok(());
+        }
+        Err(self.not_there(at))
+    }
+
+    fn not_there(&self, at: RegionRef) -> Error {
+        Error::Corrupt {
+            place: self.place(at.start & !SCATTERED),
+            what: "region reference",
+            expected: format!("bytes between {DATA_START} and the end"),
+            found: format!("{at:?}"),
+        }
+    }
+
+    /// All that belongs to a region: its pieces, and its map.
+    fn all_of(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
+        let mut all = self.pieces(at)?;
+        if at.start & SCATTERED != 0 {
+            let map = at.start & !SCATTERED;
+            all.push(map..map + UNIT);
+        }
+        Ok(all)
+    }
+
+    fn region(&self, at: RegionRef, pieces: &[Range<u64>]) -> Arc<dyn Region> {
+        let mut offset = 0;
+        let piece = |p: &Range<u64>| {
+            let piece = Piece { offset, start: p.start, end: p.end };
+            offset += p.end - p.start;
+            piece
+        };
+        Arc::new(RawRegion { disk: self.disk.clone(), at, pieces: pieces.iter().map(piece).collect() })
+    }
+
+    /// Makes a region of what gaps there are, the largest first, and writes its map.
+    fn create_scattered(&self, space: &mut Space, id: u64, size: u64, end: u64) -> Result<Arc<dyn Region>> {
+        let full = |space: &Space| Error::NoSpace { used: space.sum() + DATA_START, size: end };
+        let mut gaps: Vec<_> = space.gaps(DATA_START, end).map(|g| g.start..g.end - (g.end - g.start) % UNIT).collect();
+        gaps.sort_by_key(|g| std::cmp::Reverse(g.end - g.start));
+        let map = gaps.first().filter(|g| !g.is_empty()).map(|g| g.start).ok_or_else(|| full(space))?;
+        gaps[0].start += UNIT;
+        let mut left = size;
+        let mut pieces = Vec::new();
+        for mut gap in gaps {
+            while left > 0 && gap.start < gap.end {
+                let len = left.min(gap.end - gap.start).min(self.disk.piece_max());
+                pieces.push(gap.start..gap.start + len);
+                left -= len;
+                // Pieces of a gap, in a simulation, don't touch.
+                gap.start += len + UNIT;
+            }
+        }
+        if left > 0 || pieces.len() > PIECES_MAX {
+            return Err(full(space));
+        }
+        self.io("write", map, self.disk.write_at(&encode_map(id, &pieces), map))?;
+        self.io("flush", map, self.disk.flush())?;
+        for range in pieces.iter().cloned().chain([map..map + UNIT]) {
+            space.claim(range, id);
+        }
+        self.scattered.lock().insert(id, pieces.clone());
+        Ok(self.region(RegionRef { id, start: map | SCATTERED, size }, &pieces))
+    }
+
+    /// Gives back what of `ranges` belongs to a region.
+    fn release(&self, ranges: &[Range<u64>], id: u64) {
+        // Discarded first, as long as nobody else can be given this space and have written to it. But not where it will be
+        // needed again at once: it costs, and so does having it allocated anew.
+        let (owned, used): (Vec<_>, _) = {
+            let space = self.space.lock();
+            (ranges.iter().flat_map(|range| space.owned(range, id)).collect(), space.sum())
+        };
+        if self.len().is_ok_and(|len| used < len - len / 8) {
+            owned.iter().for_each(|r| self.disk.discard(r.start, r.end - r.start));
+        }
+        let mut space = self.space.lock();
+        ranges.iter().for_each(|range| space.release(range, id));
     }
 }
 
-/// What lies between regions: (start, bytes), by start.
-fn gaps(used: &BTreeMap<u64, u64>, end: u64) -> impl Iterator<Item = (u64, u64)> {
-    let mut at = DATA_START;
-    used.iter().map(|(s, l)| (*s, *l)).chain([(end, 0)]).filter_map(move |(start, len)| {
-        let gap = (at, start.saturating_sub(at));
-        at = at.max(start + len);
-        (gap.1 > 0).then_some(gap)
-    })
+fn encode_map(id: u64, pieces: &[Range<u64>]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(UNIT as usize);
+    out.extend_from_slice(MAP_MAGIC);
+    let fields = [id, pieces.len() as u64];
+    for v in fields.into_iter().chain(pieces.iter().flat_map(|p| [p.start, p.end - p.start])) {
+        out.extend_from_slice(&v.to_le_bytes());
+    }
+    out.resize(UNIT as usize - 4, 0);
+    let crc = crc_at(id, 0, &out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out
 }
 
-/// The smallest gap of at least `size` bytes between regions: large ones are for what needs them.
-fn best_fit(used: &BTreeMap<u64, u64>, size: u64, end: u64) -> Option<u64> {
-    gaps(used, end).filter(|(_, len)| *len >= size).min_by_key(|(_, len)| *len).map(|(start, _)| start)
+fn decode_map(bytes: &[u8], id: u64) -> Option<Vec<Range<u64>>> {
+    let (body, crc) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
+    if crc_at(id, 0, body).to_le_bytes() != crc {
+        return None;
+    }
+    let mut r = Reader::new(body);
+    if r.take(8)? != MAP_MAGIC || r.u64()? != id {
+        return None;
+    }
+    let n = r.u64()?;
+    let mut piece = || {
+        let (start, len) = (r.u64()?, r.u64()?);
+        Some(start..start.checked_add(len)?)
+    };
+    (0..n).map(|_| piece()).collect()
 }
 
-/// Where a region ends at the latest: after a recovery another one may already have some of it (docs/format.md §Recovery).
-fn end_of(used: &BTreeMap<u64, u64>, at: RegionRef) -> u64 {
-    let next = used.range(at.start + 1..).next().map_or(u64::MAX, |(start, _)| *start);
-    next.min(at.start + at.size)
+/// The smallest gap of at least `size` bytes: large ones are for what needs them.
+fn best_fit(space: &Space, size: u64, end: u64) -> Option<u64> {
+    let fits = space.gaps(DATA_START, end).filter(|gap| gap.end - gap.start >= size);
+    fits.min_by_key(|gap| gap.end - gap.start).map(|gap| gap.start)
 }
 
 impl Volume for RawVolume {
@@ -92,87 +238,109 @@ impl Volume for RawVolume {
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
         let size = size.next_multiple_of(UNIT);
         let end = self.len()?;
-        let mut used = self.used.lock();
-        let start = best_fit(&used, size, end)
-            .ok_or_else(|| Error::NoSpace { used: used.values().sum::<u64>() + DATA_START, size: end })?;
-        used.insert(start, size);
-        Ok(self.region(RegionRef { id, start, size }))
+        let mut space = self.space.lock();
+        let Some(start) = best_fit(&space, size, end).filter(|_| size <= self.disk.piece_max()) else {
+            return self.create_scattered(&mut space, id, size, end);
+        };
+        space.claim(start..start + size, id);
+        Ok(self.region(RegionRef { id, start, size }, &[start..start + size]))
     }
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
-        let end = self.len()?;
-        let bad = at.start < DATA_START || at.start.checked_add(at.size).is_none_or(|e| e > end);
-        if bad {
-            return Err(Error::Corrupt {
-                place: self.place(at.start),
-                what: "region reference",
-                expected: format!("within {DATA_START}..{end}"),
-                found: format!("{at:?}"),
-            });
-        }
-        self.used.lock().insert(at.start, at.size);
-        Ok(self.region(at))
+        let pieces = self.pieces(at)?;
+        let all = self.all_of(at)?;
+        let mut space = self.space.lock();
+        all.into_iter().for_each(|range| space.claim(range, at.id));
+        Ok(self.region(at, &pieces))
     }
 
     fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef> {
         let size = size.max(1).next_multiple_of(UNIT).min(at.size);
         if size < at.size {
-            let mut used = self.used.lock();
-            used.insert(at.start, size);
-            let end = end_of(&used, at);
-            self.disk.discard(at.start + size, end.saturating_sub(at.start + size));
+            let before = self.pieces(at)?;
+            let after = self.pieces(RegionRef { size, ..at })?;
+            let kept = |p: &Range<u64>| after.iter().find(|a| a.start == p.start).map_or(p.start, |a| a.end);
+            let gone: Vec<_> = before.iter().map(|p| kept(p)..p.end).collect();
+            self.release(&gone, at.id);
         }
         Ok(RegionRef { size, ..at })
     }
 
     fn remove(&self, at: RegionRef) -> Result<()> {
-        // First, as long as nobody else can be given this space and have written to it.
-        let end = end_of(&self.used.lock(), at);
-        self.disk.discard(at.start, end - at.start);
-        self.used.lock().remove(&at.start);
+        self.release(&self.all_of(at)?, at.id);
+        self.scattered.lock().remove(&at.id);
         Ok(())
     }
 
     fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()> {
-        *self.used.lock() = regions.iter().map(|r| (r.start, r.size)).collect();
+        let mut space = Space::default();
+        for at in regions {
+            self.all_of(*at)?.into_iter().for_each(|range| space.claim(range, at.id));
+        }
+        self.scattered.lock().retain(|id, _| regions.iter().any(|r| r.id == *id));
+        *self.space.lock() = space;
         if wipe {
-            let unused: Vec<_> = gaps(&self.used.lock(), self.len()?).collect();
-            for (start, len) in unused {
-                self.io("wipe", start, super::wipe(len, |zeroes, at| self.disk.write_at(zeroes, start + at)))?;
+            let unused: Vec<_> = self.space.lock().gaps(DATA_START, self.len()?).collect();
+            for gap in unused {
+                let wipe = super::wipe(gap.end - gap.start, |zeroes, at| self.disk.write_at(zeroes, gap.start + at));
+                self.io("wipe", gap.start, wipe)?;
             }
             self.io("flush", 0, self.disk.flush())?;
         }
         Ok(())
     }
 
-    fn gaps(&self) -> Result<Option<Vec<(u64, u64)>>> {
-        Ok(Some(gaps(&self.used.lock(), self.len()?).collect()))
-    }
-
     fn usage(&self, _limit: u64) -> Result<(u64, u64)> {
-        Ok((self.used.lock().values().sum::<u64>() + DATA_START, self.len()?))
+        Ok((self.space.lock().sum() + DATA_START, self.len()?))
     }
+}
+
+/// Some bytes of a region: where in it they begin, and where on the disk they are.
+struct Piece {
+    offset: u64,
+    start: u64,
+    end: u64,
 }
 
 struct RawRegion {
     disk: Arc<dyn Disk>,
     at: RegionRef,
+    /// In order, at least one.
+    pieces: Vec<Piece>,
 }
 
 impl RawRegion {
-    fn io<T>(
+    fn io(
         &self,
         action: &'static str,
         offset: u64,
-        len: usize,
-        io: impl FnOnce(u64) -> std::io::Result<T>,
-    ) -> Result<T> {
-        let within = offset.checked_add(len as u64).is_some_and(|end| end <= self.at.size);
-        let r = if within { io(self.at.start + offset) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) };
+        len: u64,
+        mut io: impl FnMut(u64, Range<usize>) -> std::io::Result<()>,
+    ) -> Result<()> {
+        let within = offset.checked_add(len).is_some_and(|end| end <= self.at.size);
+        let r = match within {
+            true => self.parts(offset, len).try_for_each(|(at, part)| io(at, part)),
+            false => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        };
+        self.error(action, offset, r)
+    }
+
+    fn error(&self, action: &'static str, offset: u64, r: std::io::Result<()>) -> Result<()> {
         r.map_err(|e| Error::Io {
             place: format!("{}, region {:x} at byte {offset}", self.disk.name(), self.at.id),
             action,
             source: Arc::new(e),
+        })
+    }
+
+    /// Where a range of the region is on the disk: for each piece the first byte, and which of the range's bytes it has.
+    fn parts(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+        let first = self.pieces.partition_point(|p| p.offset <= offset).max(1) - 1;
+        let end = offset + len;
+        self.pieces[first..].iter().take_while(move |p| p.offset < end).map(move |p| {
+            let from = offset.max(p.offset);
+            let to = end.min(p.offset + (p.end - p.start));
+            (p.start + (from - p.offset), (from - offset) as usize..(to - offset) as usize)
         })
     }
 }
@@ -183,19 +351,19 @@ impl Region for RawRegion {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.io("read", offset, buf.len(), |at| self.disk.read_at(buf, at))
+        self.io("read", offset, buf.len() as u64, |at, part| self.disk.read_at(&mut buf[part], at))
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.io("write", offset, bytes.len(), |at| self.disk.write_at(bytes, at))
+        self.io("write", offset, bytes.len() as u64, |at, part| self.disk.write_at(&bytes[part], at))
     }
 
     fn flush(&self) -> Result<()> {
-        self.io("flush", 0, 0, |_| self.disk.flush())
+        self.error("flush", 0, self.disk.flush())
     }
 
     fn will_need(&self, offset: u64, len: u64) {
-        self.disk.will_need(self.at.start + offset, len);
+        self.parts(offset, len).for_each(|(at, part)| self.disk.will_need(at, part.len() as u64));
     }
 
     fn gains_from_zeroes_ahead(&self) -> bool {

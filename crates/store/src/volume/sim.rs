@@ -80,13 +80,19 @@ struct State {
 #[derive(Clone)]
 pub struct SimDisk {
     len: u64,
+    piece_max: u64,
     state: Arc<Mutex<State>>,
 }
 
 impl SimDisk {
     /// An empty (zero) disk of `len` bytes; memory is used for what is written.
     pub fn new(len: u64) -> SimDisk {
-        SimDisk { len, state: Arc::default() }
+        SimDisk { len, piece_max: u64::MAX, state: Arc::default() }
+    }
+
+    /// As if its gaps were so small: every longer region is scattered.
+    pub fn in_pieces(self, longest: u64) -> SimDisk {
+        SimDisk { piece_max: longest, ..self }
     }
 
     /// From now on, remembers every write and flush for [`SimDisk::crashed`].
@@ -132,13 +138,13 @@ impl SimDisk {
             }
         }
         let state = State { pages, ..State::default() };
-        SimDisk { len: base.len, state: Arc::new(Mutex::new(state)) }
+        SimDisk { state: Arc::new(Mutex::new(state)), ..*base }
     }
 
     /// A copy that shares nothing.
     pub fn fork(&self) -> SimDisk {
         let state = State { pages: self.state.lock().pages.clone(), ..State::default() };
-        SimDisk { len: self.len, state: Arc::new(Mutex::new(state)) }
+        SimDisk { state: Arc::new(Mutex::new(state)), ..*self }
     }
 
     /// Operations so far.
@@ -189,6 +195,10 @@ impl Disk for SimDisk {
 
     fn len(&self) -> Result<u64> {
         Ok(self.len)
+    }
+
+    fn piece_max(&self) -> u64 {
+        self.piece_max
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -61,6 +61,12 @@ pub fn open(disk: &SimDisk) -> Result<Store, Error> {
     Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options)
 }
 
+/// A disk on which, with odd seeds, nothing of any size is in one piece.
+pub fn new_disk(len: u64, seed: u64) -> SimDisk {
+    let disk = SimDisk::new(len);
+    if seed % 2 == 1 { disk.in_pieces(192 << 10) } else { disk }
+}
+
 pub fn create(disk: &SimDisk) {
     let volume = RawVolume::new(Arc::new(disk.clone()));
     let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
