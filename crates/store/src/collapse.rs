@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
+use rustc_hash::FxHashMap;
 
 use crate::extent::{self, Place, Span};
 use crate::fileset::CATALOGUE;
@@ -132,7 +133,7 @@ pub const AGES: [u64; 7] = [
 pub(crate) struct Tally {
     pub account: Account,
     /// Bytes of each segment that somebody needs, about.
-    pub segments: HashMap<u64, u64>,
+    pub segments: FxHashMap<u64, u64>,
     pub lapses: Lapses,
     /// Segments that hold what is to be forgotten.
     pub forgotten: HashSet<u64>,
@@ -171,7 +172,7 @@ pub(crate) struct Sieve<'k> {
     /// Tombstones of the key, newest first, that stay if something older does.
     tombstones: Vec<Entry>,
     /// Blocks of stored extents that versions of the key need so far.
-    blocks: HashMap<(u64, u64), u32>,
+    blocks: FxHashMap<(u64, u64), u32>,
 }
 
 impl<'k> Sieve<'k> {
@@ -192,7 +193,7 @@ impl<'k> Sieve<'k> {
             until: Tid::MAX,
             newest: true,
             tombstones: Vec::new(),
-            blocks: HashMap::new(),
+            blocks: FxHashMap::default(),
         }
     }
 
@@ -370,10 +371,10 @@ impl<'k> Sieve<'k> {
 
     fn drop_entry(&mut self, e: &Entry) {
         let mut bytes = record_bytes(e);
-        for s in spans(e) {
+        each_span(e, |s| {
             let known = self.blocks.get(&(s.place.region, s.place.offset)).copied().unwrap_or(0);
             bytes += block_bytes(&s.place, blocks_of(&s) & !known);
-        }
+        });
         self.count_lapsed(bytes);
     }
 
@@ -385,14 +386,14 @@ impl<'k> Sieve<'k> {
     fn needs(&mut self, e: &Entry) -> u64 {
         let mut sum = record_bytes(e);
         self.add_to_segment(self.keep.segment_of(e.tid), sum);
-        for s in spans(e) {
+        each_span(e, |s| {
             let blocks = blocks_of(&s);
             let known = self.blocks.entry((s.place.region, s.place.offset)).or_default();
             let bytes = block_bytes(&s.place, blocks & !*known);
             *known |= blocks;
             self.add_to_segment(s.place.region, bytes);
             sum += bytes;
-        }
+        });
         sum
     }
 }
@@ -415,11 +416,17 @@ fn record_bytes(e: &Entry) -> u64 {
 
 /// The spans of an entry that is a chunk map (none if it is in no known form: whoever reads it will say so).
 pub(crate) fn spans(e: &Entry) -> Vec<Span> {
-    match (&e.value, e.key.get(OBJECT_END)) {
-        (Some(value), Some(kind)) if *kind == Kind::EXTENT.0 => {
-            extent::ChunkMap::decode(value, e.tid).map_or(Vec::new(), |map| map.spans)
-        }
-        _ => Vec::new(),
+    let mut spans = Vec::new();
+    each_span(e, |s| spans.push(s));
+    spans
+}
+
+/// Visits the spans of an entry that is a chunk map.
+pub(crate) fn each_span(e: &Entry, visit: impl FnMut(Span)) {
+    if let (Some(value), Some(kind)) = (&e.value, e.key.get(OBJECT_END))
+        && *kind == Kind::EXTENT.0
+    {
+        extent::ChunkMap::each_span(value, e.tid, visit);
     }
 }
 

@@ -104,6 +104,9 @@ impl Piece {
     }
 }
 
+/// What a span takes in an encoded map, about.
+const SPAN_BYTES: usize = 10;
+
 /// Bytes `at .. at+len` of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -133,16 +136,23 @@ pub struct ChunkMap {
 impl ChunkMap {
     /// Decodes a map that was stored with version `tid`; `None` if it is none.
     pub fn decode(bytes: &[u8], tid: Tid) -> Option<ChunkMap> {
+        // About as many as there are.
+        let mut spans = Vec::with_capacity(bytes.len() / SPAN_BYTES + 1);
+        ChunkMap::each_span(bytes, tid, |s| spans.push(s))?;
+        Some(ChunkMap { spans })
+    }
+
+    /// As [`ChunkMap::decode`], without a list; some may have been visited where it is none.
+    pub fn each_span(bytes: &[u8], tid: Tid, mut visit: impl FnMut(Span)) -> Option<()> {
         let mut r = Reader::new(bytes);
-        let mut spans = Vec::with_capacity(4);
         let mut end = 0u32;
         while !r.is_empty() {
             let at = end.checked_add(u32::try_from(r.varint()?).ok()?)?;
             let len = u32::try_from(r.varint()?).ok()?;
             end = at.checked_add(len).filter(|&e| len > 0 && u64::from(e) <= CHUNK)?;
-            spans.push(Span { at, len, place: Place::get(&mut r, len, tid)? });
+            visit(Span { at, len, place: Place::get(&mut r, len, tid)? });
         }
-        Some(ChunkMap { spans })
+        Some(())
     }
 
     /// Encodes it for a version with this tid.

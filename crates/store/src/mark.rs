@@ -2,11 +2,12 @@
 //!
 //! Versions are kept as hashes (a collision keeps a record that nobody needs), bytes as blocks of stored extents.
 
-use std::collections::{HashMap, HashSet};
 use std::ops::Bound;
 
+use rustc_hash::{FxHashMap, FxHashSet};
+
 use crate::codec::{hash_key, mix};
-use crate::collapse::{blocks_of, spans};
+use crate::collapse::{blocks_of, each_span};
 use crate::forget::Forgotten;
 use crate::index::Entry;
 use crate::index::table::Cursor;
@@ -19,10 +20,10 @@ use crate::{Kind, Result, Tid};
 /// What the index needs of the victims.
 pub(crate) struct Needed {
     /// Hashes of key and tid of versions.
-    versions: HashSet<u64>,
+    versions: FxHashSet<u64>,
     /// Blocks of stored extents, by (region, offset).
-    pub blocks: HashMap<(u64, u64), u32>,
-    victims: HashSet<u64>,
+    pub blocks: FxHashMap<(u64, u64), u32>,
+    victims: FxHashSet<u64>,
     pub forgotten: Forgotten,
     /// Where each segment's transactions begin.
     starts: Vec<(Tid, u64)>,
@@ -46,11 +47,11 @@ impl Needed {
         if key.get(KEY_HEAD - 1) != Some(&Kind::EXTENT.0) {
             return;
         }
-        for s in spans(&entry()) {
+        each_span(&entry(), |s| {
             if self.victims.contains(&s.place.region) {
                 *self.blocks.entry((s.place.region, s.place.offset)).or_default() |= blocks_of(&s);
             }
-        }
+        });
     }
 }
 
@@ -58,8 +59,8 @@ impl Store {
     /// Looks through the index for what it needs of the victims.
     pub(crate) fn mark(&self, state: &mut State, victims: &[&Segment], segments: &[Segment]) -> Result<Needed> {
         let mut needed = Needed {
-            versions: HashSet::new(),
-            blocks: HashMap::new(),
+            versions: FxHashSet::default(),
+            blocks: FxHashMap::default(),
             victims: victims.iter().map(|s| s.at.id).collect(),
             forgotten: self.forgotten()?,
             starts: segments.iter().map(|s| (s.after, s.at.id)).collect(),

@@ -18,6 +18,8 @@ use crate::{Error, Result, Tid};
 /// Bytes of a pack's header; parts begin behind it.
 pub const HEADER: u64 = 4096;
 const MAGIC: &[u8; 8] = b"DARNPAK1";
+/// A part with more bytes is not taken into memory as a whole.
+const IN_MEMORY_MAX: u64 = 32 << 20;
 
 /// Which bytes of a segment are left, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -229,6 +231,41 @@ fn parts(directory: &[u8], end: u64) -> Option<Vec<Part>> {
     r.is_empty().then_some(parts)
 }
 
+/// Some of a pack, in memory.
+struct Copied {
+    bytes: Vec<u8>,
+    at: RegionRef,
+    base: u64,
+}
+
+impl Region for Copied {
+    fn place(&self) -> RegionRef {
+        self.at
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let from = (offset - self.base) as usize;
+        buf.copy_from_slice(&self.bytes[from..from + buf.len()]);
+        Ok(())
+    }
+
+    fn write_at(&self, _: &[u8], offset: u64) -> Result<()> {
+        Err(not_writable(self.at.id, offset))
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn not_writable(region: u64, offset: u64) -> Error {
+    Error::Io {
+        place: format!("region {region:x} at byte {offset}"),
+        action: "write",
+        source: Arc::new(std::io::ErrorKind::ReadOnlyFilesystem.into()),
+    }
+}
+
 /// A cleaned segment: reads as it was, but for what was dropped, which reads as zeroes.
 pub struct Packed {
     pack: Arc<dyn Region>,
@@ -262,32 +299,37 @@ impl Region for Packed {
         if bytes == len {
             return self.pack.read_at(buf, start);
         }
-        // Runs that follow one another in the segment lie side by side in the pack: one read for all.
-        let mut stored = vec![0; bytes as usize];
-        self.pack.read_at(&mut stored, start)?;
-        let mut rest = stored.as_slice();
+        // Runs that follow one another in the segment lie side by side in the pack: one read for all, to the end of the
+        // buffer, from where each is moved down to its place.
+        let mut from = buf.len() - bytes as usize;
+        self.pack.read_at(&mut buf[from..], start)?;
         let mut done = 0;
         for (at, _, n) in self.part.runs.within(offset, len) {
-            let to = (at - offset) as usize;
-            let (bytes, after) = rest.split_at(n as usize);
+            let (to, n) = ((at - offset) as usize, n as usize);
+            buf.copy_within(from..from + n, to);
             buf[done..to].fill(0);
-            buf[to..to + bytes.len()].copy_from_slice(bytes);
-            (done, rest) = (to + bytes.len(), after);
+            (done, from) = (to + n, from + n);
         }
         buf[done..].fill(0);
         Ok(())
     }
 
     fn write_at(&self, _: &[u8], offset: u64) -> Result<()> {
-        Err(Error::Io {
-            place: format!("segment {:x} at byte {offset}", self.part.number),
-            action: "write",
-            source: Arc::new(std::io::ErrorKind::ReadOnlyFilesystem.into()),
-        })
+        Err(not_writable(self.part.number, offset))
     }
 
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn in_memory(&self) -> Result<Option<Arc<dyn Region>>> {
+        if self.part.runs.len() > IN_MEMORY_MAX {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; self.part.runs.len() as usize];
+        self.pack.read_at(&mut bytes, self.part.base)?;
+        let pack = Arc::new(Copied { bytes, at: self.pack.place(), base: self.part.base });
+        Ok(Some(Arc::new(Packed { pack, part: self.part.clone() })))
     }
 
     fn will_need(&self, offset: u64, len: u64) {

@@ -361,7 +361,12 @@ impl Store {
     /// Visits the frames that are left of a segment which has been ended.
     pub(crate) fn each_frame(&self, s: &Segment, visit: &mut VisitFrame<'_>) -> Result<()> {
         let region = self.regions.read()[&s.at.id].clone();
-        let mut window = Window::new(region.clone(), segment::HEADER);
+        // Where little is left, a window would be holes for the most part.
+        let (region, size) = match region.in_memory()? {
+            Some(copy) => (copy, 0),
+            None => (region, Window::SIZE),
+        };
+        let mut window = Window { size, ..Window::new(region.clone(), segment::HEADER) };
         let mut at = region_start(&*region);
         while at < s.end {
             window.fill_frame(at)?;
@@ -604,13 +609,15 @@ pub(crate) struct Window {
     region: Arc<dyn Region>,
     start: u64,
     buf: Vec<u8>,
+    /// Bytes that are read at a time, if not more are asked for.
+    size: u64,
 }
 
 impl Window {
     const SIZE: u64 = 8 << 20;
 
     pub fn new(region: Arc<dyn Region>, start: u64) -> Window {
-        Window { region, start, buf: Vec::new() }
+        Window { region, start, buf: Vec::new(), size: Window::SIZE }
     }
 
     /// What is read from byte `at` on.
@@ -633,7 +640,7 @@ impl Window {
         if (self.bytes(at).len() as u64) >= len || at.checked_add(len).is_none_or(|end| end > size) {
             return Ok(());
         }
-        self.buf.resize(Window::SIZE.max(len).min(size - at) as usize, 0);
+        self.buf.resize(self.size.max(len).min(size - at) as usize, 0);
         self.start = at;
         self.region.read_at(&mut self.buf, at)
     }

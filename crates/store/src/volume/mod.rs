@@ -62,6 +62,11 @@ pub trait Region: Send + Sync {
     fn next_kept(&self, offset: u64) -> u64 {
         offset
     }
+    /// The same with its bytes in memory, for somebody who will read all that was not dropped, where much was and the rest
+    /// is not too much.
+    fn in_memory(&self) -> Result<Option<Arc<dyn Region>>> {
+        Ok(None)
+    }
     /// Bytes that were not dropped.
     fn bytes_kept(&self) -> u64 {
         self.place().size

@@ -60,7 +60,8 @@ impl RawVolume {
     fn pieces(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
         if at.start & SCATTERED == 0 {
             let whole = at.start..at.start.saturating_add(at.size);
-            return self.verify(at, &[whole.clone()]).map(|()| vec![whole]);
+            self.verify(at, &whole)?;
+            return Ok(vec![whole]);
         }
         let known = self.scattered.lock().get(&at.id).cloned();
         let mut pieces = match known {
@@ -82,7 +83,7 @@ impl RawVolume {
 
     fn read_map(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
         let start = at.start & !SCATTERED;
-        self.verify(at, &[start..start.saturating_add(UNIT)])?;
+        self.verify(at, &(start..start.saturating_add(UNIT)))?;
         let mut bytes = vec![0; UNIT as usize];
         self.io("read", start, self.disk.read_at(&mut bytes, start))?;
         let pieces = decode_map(&bytes, at.id).ok_or_else(|| Error::Corrupt {
@@ -91,17 +92,17 @@ impl RawVolume {
             expected: format!("that of region {:x}, with a valid checksum", at.id),
             found: "something else".into(),
         })?;
-        self.verify(at, &pieces)?;
+        pieces.iter().try_for_each(|p| self.verify(at, p))?;
         self.scattered.lock().insert(at.id, pieces.clone());
         Ok(pieces)
     }
 
-    fn verify(&self, at: RegionRef, pieces: &[Range<u64>]) -> Result<()> {
-        let end = self.len()?;
-        if pieces.iter().all(|p| p.start >= DATA_START && p.start <= p.end && p.end <= end) {
-            return Ok(());
+    /// Whether a piece of a region is where it can be.
+    fn verify(&self, at: RegionRef, piece: &Range<u64>) -> Result<()> {
+        match piece.start >= DATA_START && piece.start <= piece.end && piece.end <= self.len()? {
+            true => Ok(()),
+            false => Err(self.not_there(at)),
         }
-        Err(self.not_there(at))
     }
 
     fn not_there(&self, at: RegionRef) -> Error {
@@ -156,9 +157,8 @@ impl RawVolume {
         }
         self.io("write", map, self.disk.write_at(&encode_map(id, &pieces), map))?;
         self.io("flush", map, self.disk.flush())?;
-        for range in pieces.iter().cloned().chain([map..map + UNIT]) {
-            space.claim(range, id);
-        }
+        pieces.iter().for_each(|piece| space.claim(piece.clone(), id));
+        space.claim(map..map + UNIT, id);
         self.scattered.lock().insert(id, pieces.clone());
         Ok(self.region(RegionRef { id, start: map | SCATTERED, size }, &pieces))
     }
@@ -242,8 +242,9 @@ impl Volume for RawVolume {
         let Some(start) = best_fit(&space, size, end).filter(|_| size <= self.disk.piece_max()) else {
             return self.create_scattered(&mut space, id, size, end);
         };
-        space.claim(start..start + size, id);
-        Ok(self.region(RegionRef { id, start, size }, &[start..start + size]))
+        let whole = start..start + size;
+        space.claim(whole.clone(), id);
+        Ok(self.region(RegionRef { id, start, size }, std::slice::from_ref(&whole)))
     }
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
@@ -368,5 +369,39 @@ impl Region for RawRegion {
 
     fn gains_from_zeroes_ahead(&self) -> bool {
         self.disk.gains_from_zeroes_ahead()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::sim::SimDisk;
+
+    #[test]
+    fn no_bytes_make_opening_a_scattered_region_panic() {
+        let disk = SimDisk::new(8 << 20).in_pieces(64 << 10);
+        let at = RawVolume::new(Arc::new(disk.clone())).create(7, 1 << 20).unwrap().place();
+        let map = at.start & !SCATTERED;
+        let mut good = vec![0; UNIT as usize];
+        disk.read_at(&mut good, map).unwrap();
+        let mut rng = fastrand::Rng::with_seed(9);
+        let mut opened = 0;
+        for _ in 0..20_000 {
+            let mut bytes = good.clone();
+            for _ in 0..rng.usize(..4) {
+                bytes[rng.usize(..300)] = rng.u8(..);
+            }
+            let n = bytes.len() - 4;
+            let crc = crc_at(7, 0, &bytes[..n]);
+            bytes[n..].copy_from_slice(&crc.to_le_bytes());
+            disk.write_at(&bytes, map).unwrap();
+            let at = RegionRef { size: rng.u64(..2 << 20), ..at };
+            if let Ok(region) = RawVolume::new(Arc::new(disk.clone())).open(at) {
+                opened += 1;
+                let mut buf = vec![0; rng.usize(..100_000)];
+                let _ = region.read_at(&mut buf, rng.u64(..1 << 20));
+            }
+        }
+        assert!(opened > 100);
     }
 }
