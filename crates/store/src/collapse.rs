@@ -422,7 +422,7 @@ pub(crate) fn spans(e: &Entry) -> Vec<Span> {
 }
 
 /// Visits the spans of an entry that is a chunk map.
-pub(crate) fn each_span(e: &Entry, visit: impl FnMut(Span)) {
+fn each_span(e: &Entry, visit: impl FnMut(Span)) {
     if let (Some(value), Some(kind)) = (&e.value, e.key.get(OBJECT_END))
         && *kind == Kind::EXTENT.0
     {

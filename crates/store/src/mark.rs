@@ -7,9 +7,9 @@ use std::ops::Bound;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::codec::{hash_key, mix};
-use crate::collapse::{blocks_of, each_span};
+use crate::collapse::blocks_of;
+use crate::extent::ChunkMap;
 use crate::forget::Forgotten;
-use crate::index::Entry;
 use crate::index::table::Cursor;
 use crate::key::KEY_HEAD;
 use crate::maintain::State;
@@ -39,15 +39,14 @@ impl Needed {
         self.versions.contains(&version_hash(key, tid))
     }
 
-    fn note(&mut self, key: &[u8], tid: Tid, entry: impl FnOnce() -> Entry) {
+    fn note(&mut self, key: &[u8], tid: Tid, value: Option<&[u8]>) {
         let at = self.starts.partition_point(|(after, _)| *after < tid).max(1) - 1;
         if self.victims.contains(&self.starts[at].1) {
             self.versions.insert(version_hash(key, tid));
         }
-        if key.get(KEY_HEAD - 1) != Some(&Kind::EXTENT.0) {
-            return;
-        }
-        each_span(&entry(), |s| {
+        let Some(map) = value.filter(|_| key.get(KEY_HEAD - 1) == Some(&Kind::EXTENT.0)) else { return };
+        // One in no known form: whoever reads it will say so.
+        let _ = ChunkMap::each_span(map, tid, |s| {
             if self.victims.contains(&s.place.region) {
                 *self.blocks.entry((s.place.region, s.place.offset)).or_default() |= blocks_of(&s);
             }
@@ -75,7 +74,7 @@ impl Store {
             for table in run.tables.iter().filter(|t| t.tids().1 > oldest) {
                 let mut c = Cursor::seek(table.clone(), &from, Tid::MAX, None)?;
                 while let Some(key) = c.key() {
-                    needed.note(key, c.tid(), || c.entry().expect("it has a key"));
+                    needed.note(key, c.tid(), c.bytes());
                     c.step()?;
                     n += 1;
                     if n.is_multiple_of(4096) && self.flush_is_due(state) {
@@ -103,7 +102,7 @@ impl Store {
                 let mut end = None;
                 for (key, slot) in table.range(from).take(PORTION) {
                     for (tid, value) in slot.versions() {
-                        needed.note(key, tid, || Entry { key: key.to_vec(), tid, value: value.cloned() });
+                        needed.note(key, tid, value.map(|v| &**v));
                     }
                     end = Some(key.to_vec());
                 }

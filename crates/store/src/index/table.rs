@@ -414,6 +414,11 @@ impl<'c> Cursor<'c> {
         self.tid
     }
 
+    /// As [`Cursor::value`], not copied.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        self.value.clone().map(|range| &self.block[range])
+    }
+
     /// The current value; `None`: a tombstone.
     pub fn value(&self) -> Option<Value> {
         self.value.clone().map(|range| self.block[range].into())
