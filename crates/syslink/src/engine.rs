@@ -124,6 +124,11 @@ pub struct Announced {
 }
 
 impl Announced {
+    /// The last of our messages that the peer has taken in, bulk and all.
+    pub(crate) fn seen(&self) -> u64 {
+        self.head.seen
+    }
+
     /// Lengths of the bulk buffers that belong to it.
     pub fn bulks(&self) -> &[u32] {
         &self.head.bulks
@@ -140,6 +145,8 @@ pub struct Engine {
     send_limits: Limits,
     next_seq: u64,
     last_seen: u64,
+    /// The last message that is here with its bulk.
+    taken_in: u64,
     calls: BTreeMap<CallId, Outgoing>,
     calls_bytes: u64,
     serving: BTreeMap<CallId, Incoming>,
@@ -174,6 +181,7 @@ impl Engine {
             send_limits: Limits::of_strangers(),
             next_seq: 1,
             last_seen: 0,
+            taken_in: 0,
             calls: BTreeMap::new(),
             calls_bytes: 0,
             serving: BTreeMap::new(),
@@ -231,7 +239,7 @@ impl Engine {
         self.next_seq += 1;
         let (mut bytes, bulk) = message.map_or_else(|| (vec![0; HEADER], Vec::new()), Message::into_parts);
         let bulks = bulk.iter().map(|b| b.len() as u32).collect();
-        Head { call, arg, bulks, ..Head::new(kind, seq) }.seal(&mut bytes);
+        Head { call, arg, bulks, seen: self.taken_in, ..Head::new(kind, seq) }.seal(&mut bytes);
         self.actions.push_back(Action::Send(Packet { bytes, bulk }));
         CallId(seq)
     }
@@ -417,6 +425,7 @@ impl Engine {
     /// Takes an announced message with its bulk, whose lengths are as announced.
     pub fn arrive(&mut self, now: u64, announced: Announced, bulk: Vec<Vec<u8>>) {
         let Announced { head, mut bytes, discard } = announced;
+        self.taken_in = self.taken_in.max(head.seq);
         if discard || self.is_closed() {
             return;
         }

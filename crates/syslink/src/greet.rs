@@ -98,12 +98,11 @@ fn hear(engine: &mut Engine, wire: &mut Wire, until: u64) {
     if !wire.inlet.has_more() {
         let _ = poll::wait(&[(wire.control, false)], Some(until));
     }
-    let now = now_ns();
-    match wire.inlet.receive(now, &mut |bytes| engine.announce(now, bytes)) {
-        Ok(Got::Message((announced, bulk))) => engine.arrive(now, announced, bulk),
+    match wire.inlet.receive(false, &mut |bytes| engine.announce(now_ns(), bytes)) {
+        Ok(Got::Message((announced, bulk))) => engine.arrive(now_ns(), announced, bulk),
         Ok(Got::Nothing | Got::Ended) => {}
         Err(reason) if reason.why == Why::Lost => engine.lost(reason),
         Err(reason) => engine.close(reason),
     }
-    engine.tick(now);
+    engine.tick(now_ns());
 }

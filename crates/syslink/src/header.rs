@@ -4,7 +4,7 @@
 use crate::error::{Reason, Why};
 
 /// Bytes of a header.
-pub(crate) const HEADER: usize = 32;
+pub(crate) const HEADER: usize = 40;
 
 /// The version of what this crate speaks.
 pub(crate) const VERSION: u8 = 1;
@@ -80,6 +80,8 @@ pub(crate) struct Head {
     pub seq: u64,
     pub call: u64,
     pub arg: u32,
+    /// The last message of the peer that was taken in, bulk and all.
+    pub seen: u64,
     /// Lengths of the bulk buffers.
     pub bulks: Vec<u32>,
     /// Length of header and body.
@@ -88,7 +90,7 @@ pub(crate) struct Head {
 
 impl Head {
     pub(crate) fn new(kind: Kind, seq: u64) -> Head {
-        Head { kind, version: VERSION, seq, call: 0, arg: 0, bulks: Vec::new(), end: 0 }
+        Head { kind, version: VERSION, seq, call: 0, arg: 0, seen: 0, bulks: Vec::new(), end: 0 }
     }
 
     /// Bytes of the bulk.
@@ -111,6 +113,7 @@ impl Head {
         bytes[24..28].copy_from_slice(&self.arg.to_le_bytes());
         bytes[28..30].copy_from_slice(&(self.bulks.len() as u16).to_le_bytes());
         bytes[30..32].fill(0);
+        bytes[32..40].copy_from_slice(&self.seen.to_le_bytes());
     }
 
     /// Verifies a whole message but for its bulk.
@@ -137,6 +140,7 @@ impl Head {
             seq: u64_at(bytes, 8),
             call: u64_at(bytes, 16),
             arg: u32_at(bytes, 24),
+            seen: u64_at(bytes, 32),
             bulks,
             end,
         };
@@ -165,6 +169,11 @@ pub(crate) fn length(bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Rea
         return Err(Reason::new(Why::Malformed, format!("a message says it has {len} bytes")));
     }
     Ok(Some(len as usize))
+}
+
+/// The number of a message that is sealed.
+pub(crate) fn seq(bytes: &[u8]) -> u64 {
+    u64_at(bytes, 8)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

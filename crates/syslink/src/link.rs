@@ -22,6 +22,9 @@ use crate::poll::{self, Bell, Epoll, GONE, now_ns};
 use crate::service::{Caller, Peer, Reply, Service, Sink};
 use crate::wire::{Got, Inlet, Outlet, Wire};
 
+/// How long a wire waits by itself.
+const WAIT_MAX: u64 = 1_000_000_000;
+
 const CONTROL: u64 = 0;
 const BULK: u64 = 1;
 const BELL: u64 = 2;
@@ -314,10 +317,12 @@ impl Shared {
         let stuck = state.stuck;
         let until = [until, state.engine.next_timeout(), inlet.late_at()].into_iter().flatten().min();
         drop(state);
-        if !inlet.has_more() {
+        let far = until.is_none_or(|t| t > now_ns() + WAIT_MAX);
+        let wait = !stuck && far && inlet.can_wait();
+        if !wait && !inlet.has_more() {
             self.wait_for_events(inlet.wants_bulk(), stuck, until);
         }
-        self.read(inlet);
+        self.read(inlet, wait);
         self.flush();
         let state = self.state.lock();
         if !state.commands.is_empty() {
@@ -400,15 +405,15 @@ impl Shared {
     }
 
     /// Takes in everything that is here.
-    fn read(&self, inlet: &mut Box<dyn Inlet>) {
-        let now = now_ns();
+    fn read(&self, inlet: &mut Box<dyn Inlet>, mut wait: bool) {
         loop {
-            let got = inlet.receive(now, &mut |bytes| self.state.lock().engine.announce(now, bytes));
+            let got = inlet.receive(wait, &mut |bytes| self.state.lock().engine.announce(now_ns(), bytes));
+            wait = false;
             let mut state = self.state.lock();
             let mut more = false;
             match got {
                 Ok(Got::Message((announced, bulk))) => {
-                    state.engine.arrive(now, announced, bulk);
+                    state.engine.arrive(now_ns(), announced, bulk);
                     more = inlet.has_more();
                 }
                 Ok(Got::Nothing | Got::Ended) => {}
@@ -547,7 +552,7 @@ impl Shared {
         if let Some(mut inlet) = self.inlet.try_lock() {
             let late = inlet.late_at().is_some_and(|t| t <= now_ns());
             if ready & (1 << CONTROL | 1 << BULK) != 0 || late || inlet.has_more() {
-                self.read(&mut inlet);
+                self.read(&mut inlet, false);
             }
             // While nobody expects bulk nobody would notice by reading.
             if ready & 1 << (BULK + GONE) != 0 && !inlet.wants_bulk() {

@@ -5,6 +5,7 @@
 //! (Mapping costs more, too: a page fault per 4 KiB and an unmapping that other CPUs must be told of.) The seal is asked for
 //! nevertheless: only shared memory has seals, so a file that blocks for ever is refused.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -13,7 +14,8 @@ use std::os::unix::fs::FileExt;
 use crate::error::{Reason, Why};
 use crate::poll::check;
 
-/// Shared memory that can't shrink, kept to be used again.
+/// Shared memory that can't shrink, used again when the peer has taken in what was in it: making and filling new memory
+/// costs several times the copying.
 pub(crate) struct Shared(File);
 
 impl Shared {
@@ -38,6 +40,42 @@ impl Shared {
 
     pub fn fd(&self) -> i32 {
         self.0.as_raw_fd()
+    }
+}
+
+/// The shared memory of a link: what is under way, by the number of its message, and what is free.
+#[derive(Default)]
+pub(crate) struct Stock {
+    under_way: VecDeque<(u64, Shared)>,
+    free: Vec<Shared>,
+}
+
+/// Pieces that are kept though nobody needs them now, of which none is larger than this.
+const FREE_MAX: usize = 4;
+const FREE_LEN: usize = 1 << 20;
+
+impl Stock {
+    /// Memory with these buffers in it.
+    pub fn filled(&mut self, buffers: &[Vec<u8>]) -> io::Result<Shared> {
+        let shared = self.free.pop().map_or_else(Shared::new, Ok)?;
+        shared.fill(buffers)?;
+        Ok(shared)
+    }
+
+    /// It went with message `seq`.
+    pub fn sent(&mut self, seq: u64, shared: Shared, len: usize) {
+        // What is large is not kept, so that a link holds little memory; the peer has its own descriptor.
+        if len <= FREE_LEN {
+            self.under_way.push_back((seq, shared));
+        }
+    }
+
+    /// The peer has taken in everything up to message `seq`.
+    pub fn seen(&mut self, seq: u64) {
+        while self.under_way.front().is_some_and(|(n, _)| *n <= seq) {
+            let shared = self.under_way.pop_front().map(|(_, shared)| shared);
+            self.free.extend(shared.filter(|_| self.free.len() < FREE_MAX));
+        }
     }
 }
 

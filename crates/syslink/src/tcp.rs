@@ -388,7 +388,8 @@ impl Receiver {
 }
 
 impl Inlet for Receiver {
-    fn receive(&mut self, now: u64, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+    fn receive(&mut self, _wait: bool, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+        let now = now_ns();
         let lost = |e: io::Error| Reason::lost(&e);
         self.fresh = false;
         loop {

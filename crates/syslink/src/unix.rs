@@ -9,13 +9,15 @@ use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
+use parking_lot::Mutex;
+
 use crate::admission::Admission;
 use crate::engine::{Config, Engine, Hello, Packet};
 use crate::error::{ConnectError, Reason, Why};
 use crate::greet::{Places, greet};
-use crate::header::Limits;
+use crate::header::{self, Limits};
 use crate::link::Link;
-use crate::memfd::{self, Shared};
+use crate::memfd::{self, Shared, Stock};
 use crate::poll::{check, now_ns};
 use crate::service::{Peer, Service, Who};
 use crate::wire::{Announce, Got, Inlet, Outlet, Wire};
@@ -159,13 +161,20 @@ fn peer_of(socket: &OwnedFd) -> io::Result<Who> {
 fn wire(socket: OwnedFd, limits: &Limits) -> io::Result<Wire> {
     let socket = Arc::new(socket);
     let control = socket.as_raw_fd();
+    let second = libc::timeval { tv_sec: 1, tv_usec: 0 };
+    let (at, len) = ((&raw const second).cast(), size_of::<libc::timeval>() as libc::socklen_t);
+    // SAFETY: the pointer is to what the length says.
+    check(unsafe { libc::setsockopt(control, libc::SOL_SOCKET, libc::SO_RCVTIMEO, at, len) })?;
     // One byte more than is accepted, so that what is longer is noticed.
-    let inlet = Box::new(Receiver { socket: socket.clone(), buffer: vec![0; limits.message as usize + 1] });
-    Ok(Wire { outlet: Box::new(Sender { socket }), inlet, control, bulk: None })
+    let stock = Arc::new(Mutex::new(Stock::default()));
+    let buffer = vec![0; limits.message as usize + 1];
+    let inlet = Box::new(Receiver { socket: socket.clone(), stock: stock.clone(), buffer });
+    Ok(Wire { outlet: Box::new(Sender { socket, stock }), inlet, control, bulk: None })
 }
 
 struct Sender {
     socket: Arc<OwnedFd>,
+    stock: Arc<Mutex<Stock>>,
 }
 
 /// Room for one descriptor beside a packet.
@@ -182,14 +191,18 @@ fn beside_len(fds: usize) -> usize {
 
 impl Outlet for Sender {
     fn send(&mut self, packet: Packet) -> io::Result<Option<Packet>> {
-        let shared = match packet.bulk.iter().all(Vec::is_empty) {
-            true => None,
-            false => Some(Shared::new()?),
+        let len: usize = packet.bulk.iter().map(Vec::len).sum();
+        let shared = match len {
+            0 => None,
+            _ => Some(self.stock.lock().filled(&packet.bulk)?),
         };
-        if let Some(shared) = &shared {
-            shared.fill(&packet.bulk)?;
+        let outcome = send(&self.socket, &packet.bytes, shared.as_ref().map(Shared::fd));
+        if let Some(shared) = shared {
+            // What was not sent can be used again at once.
+            let seq = outcome.as_ref().map_or(0, |()| header::seq(&packet.bytes));
+            self.stock.lock().sent(seq, shared, len);
         }
-        match send(&self.socket, &packet.bytes, shared.as_ref().map(Shared::fd)) {
+        match outcome {
             Ok(()) => Ok(None),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Some(packet)),
             Err(e) => Err(e),
@@ -230,12 +243,13 @@ fn send(socket: &OwnedFd, bytes: &[u8], fd: Option<RawFd>) -> io::Result<()> {
 
 struct Receiver {
     socket: Arc<OwnedFd>,
+    stock: Arc<Mutex<Stock>>,
     buffer: Vec<u8>,
 }
 
 impl Receiver {
     /// One packet: its length and what descriptors came along, which are ours to close.
-    fn packet(&mut self) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+    fn packet(&mut self, wait: bool) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
         let mut beside = Beside([0; 64]);
         let mut part = libc::iovec { iov_base: self.buffer.as_mut_ptr().cast(), iov_len: self.buffer.len() };
         // SAFETY: all zeroes is a valid header; the pointers outlive the call.
@@ -245,7 +259,7 @@ impl Receiver {
             message.msg_iovlen = 1;
             message.msg_control = beside.0.as_mut_ptr().cast();
             message.msg_controllen = beside_len(FDS_MAX) as _;
-            let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+            let flags = if wait { libc::MSG_CMSG_CLOEXEC } else { libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC };
             (libc::recvmsg(self.socket.as_raw_fd(), &mut message, flags), message)
         };
         match n {
@@ -277,13 +291,18 @@ fn descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
 }
 
 impl Inlet for Receiver {
-    fn receive(&mut self, _now: u64, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+    fn can_wait(&self) -> bool {
+        true
+    }
+
+    fn receive(&mut self, wait: bool, announce: &mut Announce<'_>) -> Result<Got, Reason> {
         let malformed = |what: &str| Reason::new(Why::Malformed, what);
-        let Some((n, mut fds)) = self.packet().map_err(|e| Reason::lost(&e))? else { return Ok(Got::Nothing) };
+        let Some((n, mut fds)) = self.packet(wait).map_err(|e| Reason::lost(&e))? else { return Ok(Got::Nothing) };
         if n == 0 {
             return Err(Reason::new(Why::Lost, "the peer is gone"));
         }
         let Some(announced) = announce(self.buffer[..n].to_vec()) else { return Ok(Got::Ended) };
+        self.stock.lock().seen(announced.seen());
         let wants = announced.bulks().iter().any(|n| *n > 0);
         let bulk = match (wants, fds.pop(), fds.is_empty()) {
             (false, None, _) => announced.bulks().iter().map(|_| Vec::new()).collect(),

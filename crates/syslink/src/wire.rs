@@ -39,8 +39,13 @@ pub(crate) enum Got {
 
 /// The receiving half. Who holds it has the right to read.
 pub(crate) trait Inlet: Send {
-    /// Takes in what is there.
-    fn receive(&mut self, now: u64, announce: &mut Announce<'_>) -> Result<Got, Reason>;
+    /// Takes in what is there. If `wait`, it may wait a second for something.
+    fn receive(&mut self, wait: bool, announce: &mut Announce<'_>) -> Result<Got, Reason>;
+
+    /// Whether it can wait by itself, which saves a system call.
+    fn can_wait(&self) -> bool {
+        false
+    }
 
     /// Whether [`Inlet::receive`] may have more although the descriptors are silent.
     fn has_more(&self) -> bool {
