@@ -2,10 +2,11 @@
 //!
 //! Waking a thread costs more than the work it wakes for, so none is handed a message that another could take itself:
 //! who calls writes to the socket itself, and then reads from it itself until its reply is there. The link's own thread
-//! reads when nobody waits, and runs the service. Invariants: who reads holds `inlet`; while a caller reads, the
-//! socket is not armed in epoll, so that the link's thread sleeps on; who leaves without passing the reading on arms it
-//! again. Nobody blocks in a write: what the socket does not take stays in `outbox`, which the limits of both
-//! sides bound, until epoll (or a reading caller) finds it writable.
+//! reads when nobody waits, and runs the service. Invariants: who reads holds `inlet`. While a caller reads, the socket
+//! is not armed in epoll, so that the link's thread sleeps on; who leaves without passing the reading on arms it again,
+//! or, while the peer has never commanded, leaves that to the link's thread for when calls have paused. Who reads never
+//! blocks in a write: what the socket does not take stays in `outbox`, which the limits of both sides bound, until epoll
+//! (or a reading caller) finds it writable; or, while the link's thread is deaf, until who wrote it finds room.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::ErrorKind;
@@ -24,6 +25,10 @@ use crate::wire::{Got, Inlet, Outlet, Wire};
 
 /// How long a wire waits by itself.
 const WAIT_MAX: u64 = 1_000_000_000;
+
+/// After a call, the socket is armed again when no further one has come for this long; longer while many come.
+const PATIENCE: u64 = 20_000_000;
+const PATIENCE_MAX: u64 = 320_000_000;
 
 const CONTROL: u64 = 0;
 const BULK: u64 = 1;
@@ -67,6 +72,16 @@ struct State {
     mute: bool,
     /// When the link's thread looks again by itself.
     wakes_at: u64,
+    /// The peer has never commanded: arming the socket again after a call can wait.
+    lazy: bool,
+    /// How often a caller has read, and how often when the link's thread last looked.
+    turns: (u64, u64),
+    /// How long the link's thread waits before it arms the socket.
+    patience: u64,
+    /// This side has called.
+    calls: bool,
+    /// The link's thread waits in the inlet, deaf to bell and epoll.
+    deaf: bool,
 }
 
 pub(crate) struct Shared {
@@ -111,6 +126,11 @@ impl Link {
             bulk_armed: false,
             stuck: false,
             wakes_at: 0,
+            lazy: true,
+            turns: (0, 0),
+            patience: PATIENCE,
+            calls: false,
+            deaf: false,
         };
         let shared = Arc::new_cyclic(|me| Shared {
             me: me.clone(),
@@ -212,6 +232,7 @@ impl Shared {
             return Err((CallError::Broken(reason.clone()), None));
         }
         let call = state.engine.call(now_ns(), command, until)?;
+        state.calls = true;
         state.slots.insert(call, (None, None));
         self.perform(state);
         Ok(call)
@@ -311,8 +332,13 @@ impl Shared {
         inlet: &mut Box<dyn Inlet>,
         until: Option<u64>,
     ) -> MutexGuard<'a, State> {
+        state.turns.0 += 1;
         if state.armed {
             self.arm(&mut state, false);
+            if state.lazy {
+                // The link's thread shall see to arming it again.
+                self.bell.ring();
+            }
         }
         let stuck = state.stuck;
         let until = [until, state.engine.next_timeout(), inlet.late_at()].into_iter().flatten().min();
@@ -371,7 +397,7 @@ impl Shared {
             Some(next) => {
                 next.notify_one();
             }
-            None if !state.armed => self.arm(state, true),
+            None if !state.armed && !state.lazy => self.arm(state, true),
             None => {}
         }
     }
@@ -405,7 +431,9 @@ impl Shared {
     }
 
     /// Takes in everything that is here.
-    fn read(&self, inlet: &mut Box<dyn Inlet>, mut wait: bool) {
+    /// Says whether there was something.
+    fn read(&self, inlet: &mut Box<dyn Inlet>, mut wait: bool) -> bool {
+        let mut some = false;
         loop {
             let got = inlet.receive(wait, &mut |bytes| self.state.lock().engine.announce(now_ns(), bytes));
             wait = false;
@@ -414,7 +442,7 @@ impl Shared {
             match got {
                 Ok(Got::Message((announced, bulk))) => {
                     state.engine.arrive(now_ns(), announced, bulk);
-                    more = inlet.has_more();
+                    (some, more) = (true, inlet.has_more());
                 }
                 Ok(Got::Nothing | Got::Ended) => {}
                 Err(reason) if reason.why == Why::Lost => state.engine.lost(reason),
@@ -426,7 +454,7 @@ impl Shared {
             }
             self.pass_time(&mut state);
             if !more || state.closed.is_some() {
-                return;
+                return some;
             }
         }
     }
@@ -443,7 +471,10 @@ impl Shared {
             match action {
                 Action::Send(_) if state.mute => {}
                 Action::Send(packet) => state.outbox.push_back(packet),
-                Action::Deliver { call, message, .. } => state.commands.push_back((call, message)),
+                Action::Deliver { call, message, .. } => {
+                    state.lazy = false;
+                    state.commands.push_back((call, message));
+                }
                 Action::Cancelled(call) => drop(state.cancelled.insert(call)),
                 Action::Answer(call, answer) => self.answered(state, call, answer),
                 Action::Closed(reason) => self.ended(state, reason),
@@ -469,6 +500,10 @@ impl Shared {
         state.cancelled.clear();
         wake(&state.followers);
         self.bell.ring();
+        if state.deaf {
+            // SAFETY: a plain system call; the descriptor lives as long as the inlet.
+            unsafe { libc::shutdown(self.control, libc::SHUT_RD) };
+        }
     }
 
     /// Writes what is to be written, unless somebody is at it, who then does.
@@ -486,7 +521,11 @@ impl Shared {
                 }
                 Ok(_) => {}
             }
-            if state.outbox.is_empty() || state.stuck {
+            if state.stuck && state.deaf {
+                // The link's thread does not hear of it: whoever has something to say waits for room.
+                drop(state);
+                let _ = poll::wait_for_room(self.control, now_ns() + WAIT_MAX);
+            } else if state.outbox.is_empty() || state.stuck {
                 return;
             }
         }
@@ -523,9 +562,11 @@ impl Shared {
     fn run(&self) {
         loop {
             let until = self.plan();
-            match self.epoll.wait(until) {
-                Ok(ready) => self.look(ready),
-                Err(e) => self.lose(Reason::lost(&e)),
+            if !self.listen(until) {
+                match self.epoll.wait(until) {
+                    Ok(ready) => self.look(ready),
+                    Err(e) => self.lose(Reason::lost(&e)),
+                }
             }
             self.serve();
             let closed = self.state.lock().closed.clone();
@@ -535,12 +576,37 @@ impl Shared {
         }
     }
 
+    /// While only the peer calls: waits in the inlet, which costs less than epoll. False: nothing came, or it can't be.
+    fn listen(&self, until: Option<u64>) -> bool {
+        let Some(mut inlet) = self.inlet.try_lock() else { return false };
+        let far = until.is_none_or(|t| t > now_ns() + WAIT_MAX);
+        {
+            let mut state = self.state.lock();
+            if !far || state.calls || state.stuck || state.closed.is_some() || !inlet.can_wait() {
+                return false;
+            }
+            state.deaf = true;
+        }
+        let some = self.read(&mut inlet, true);
+        drop(inlet);
+        let mut state = self.state.lock();
+        state.deaf = false;
+        // A caller that came meanwhile waits for somebody to read.
+        if let Some(next) = state.followers.last() {
+            next.notify_one();
+        }
+        drop(state);
+        self.flush();
+        some
+    }
+
     fn plan(&self) -> Option<u64> {
         // What is here already, the descriptors know nothing of.
         let inlet = |inlet: MutexGuard<'_, Box<dyn Inlet>>| if inlet.has_more() { Some(0) } else { inlet.late_at() };
         let late = self.inlet.try_lock().and_then(inlet);
         let mut state = self.state.lock();
-        let until = [late, state.engine.next_timeout()].into_iter().flatten().min();
+        let arm = (!state.armed).then(|| now_ns() + state.patience);
+        let until = [late, state.engine.next_timeout(), arm].into_iter().flatten().min();
         state.wakes_at = until.unwrap_or(u64::MAX);
         until
     }
@@ -549,7 +615,9 @@ impl Shared {
         if ready & 1 << BELL != 0 {
             self.bell.hush();
         }
+        let mut free = false;
         if let Some(mut inlet) = self.inlet.try_lock() {
+            free = true;
             let late = inlet.late_at().is_some_and(|t| t <= now_ns());
             if ready & (1 << CONTROL | 1 << BULK) != 0 || late || inlet.has_more() {
                 self.read(&mut inlet, false);
@@ -567,9 +635,23 @@ impl Shared {
         if let Some(next) = state.followers.last() {
             next.notify_one();
         }
+        if !state.armed && ready == 0 {
+            self.arm_again(&mut state, free);
+        }
         self.pass_time(&mut state);
         drop(state);
         self.flush();
+    }
+
+    fn arm_again(&self, state: &mut State, free: bool) {
+        let (now, before) = state.turns;
+        state.turns.1 = now;
+        if free && now == before {
+            state.patience = PATIENCE;
+            self.arm(state, true);
+        } else {
+            state.patience = (state.patience * 2).min(PATIENCE_MAX);
+        }
     }
 
     fn serve(&self) {

@@ -38,6 +38,13 @@ pub(crate) fn wait(fds: &[(RawFd, bool)], until: Option<u64>) -> io::Result<bool
     }
 }
 
+/// Waits until a descriptor can be written.
+pub(crate) fn wait_for_room(fd: RawFd, until: u64) -> io::Result<()> {
+    let mut polled = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one structure is there.
+    check(unsafe { libc::poll(&mut polled, 1, millis(Some(until))) }).map(drop)
+}
+
 /// An epoll instance; each descriptor is known by a number.
 pub(crate) struct Epoll(OwnedFd);
 

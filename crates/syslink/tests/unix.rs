@@ -8,7 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{ECHO, Echo, HOLD, echo, long, unix_pair};
-use darner_syslink::{CallError, Caller, Code, Config, Limits, Message, Nobody, Tag, Who, Why, unix};
+use darner_syslink::{
+    Answering, CallError, Caller, Code, Config, Limits, Message, Nobody, Peer, Pool, Tag, Who, Why, unix,
+};
 
 #[test]
 fn a_call_is_answered_and_the_kernel_says_who_asked() {
@@ -67,6 +69,57 @@ fn a_full_link_makes_callers_wait_and_those_who_try_are_told() {
         drop(held);
         assert_eq!(waiting.join().unwrap().unwrap().root().uint(Tag(1)), Ok(7));
     });
+}
+
+#[test]
+fn replies_that_the_socket_does_not_take_at_once_come_nevertheless() {
+    let addr = common::address();
+    // Replies from other threads while the link's own waits for commands.
+    let pool = Pool::new(2, "test-pool", Echo).unwrap();
+    let _listener =
+        unix::Listener::bind(&addr, Config::default(), Arc::new(common::everybody), Arc::new(pool)).unwrap();
+    let link = unix::connect(&addr, "test", &Config::default(), Arc::new(Echo)).unwrap();
+    let start = Instant::now();
+    for _ in 0..5 {
+        // More than a socket holds, in both directions.
+        let buffers = vec![vec![1; 4000]; 10];
+        let calls: Vec<_> = (0..64).map(|n| link.start_call(echo(n, &buffers), None).unwrap()).collect();
+        for (n, call) in (0..).zip(calls) {
+            assert_eq!(call.wait().unwrap().root().uint(Tag(1)), Ok(n));
+        }
+        let mut m = Message::new(common::LARGE_REPLY);
+        m.uint(Tag(1), 60_000);
+        let calls: Vec<_> = (0..64).map(|_| link.start_call(m.clone(), None).unwrap()).collect();
+        thread::sleep(Duration::from_millis(20));
+        for call in calls {
+            assert_eq!(call.wait().unwrap().root().bytes(Tag(2)).unwrap().len(), 60_000);
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(3), "something waited for a timer: {:?}", start.elapsed());
+}
+
+#[test]
+fn a_side_that_has_only_served_calls_and_is_closed_at_once() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let addr = common::address();
+    let service = Answering(move |_: &Peer, m: Message| Ok(m));
+    let keep = Answering(move |_: &Peer, m: Message| {
+        tell.lock().unwrap().send(m.tag()).unwrap();
+        Ok(m)
+    });
+    let _listener =
+        unix::Listener::bind(&addr, Config::default(), Arc::new(common::everybody), Arc::new(service)).unwrap();
+    let link = unix::connect(&addr, "test", &Config::default(), Arc::new(keep)).unwrap();
+    for _ in 0..3 {
+        link.call(echo(1, &[]), long()).unwrap();
+        // Time for the link's threads to settle, in each of their ways of waiting.
+        thread::sleep(Duration::from_millis(1200));
+    }
+    let start = Instant::now();
+    link.close();
+    assert!(link.closed().is_some() && start.elapsed() < Duration::from_millis(500));
+    assert!(told.try_recv().is_err());
 }
 
 #[test]

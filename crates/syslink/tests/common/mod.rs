@@ -17,6 +17,8 @@ pub const ECHO: Tag = Tag(1);
 pub const HOLD: Tag = Tag(2);
 /// Not answered by the service.
 pub const FORGET: Tag = Tag(3);
+/// Answered with so many bytes.
+pub const LARGE_REPLY: Tag = Tag(4);
 /// In an echo: the caller is called first.
 pub const CALL_BACK: Tag = Tag(9);
 
@@ -39,6 +41,10 @@ impl Service for Echo {
                 reply.refuse(Refusal::new(Code::Cancelled, ""));
             })),
             FORGET => {}
+            LARGE_REPLY => {
+                let len = command.root().number(Tag(1)).expect("a length");
+                reply.send(Message::new(ECHO).bytes(Tag(2), &vec![0; len]).clone());
+            }
             _ => reply.refuse(Refusal::new(Code::Unknown, "no such command")),
         }
     }
