@@ -1,0 +1,698 @@
+//! A link over a real transport: an engine, a wire, and whoever is at hand to run them.
+//!
+//! Waking a thread costs more than the work it wakes for, so none is handed a message that another could take itself:
+//! who calls writes to the socket itself, and then reads from it itself until its reply is there. The link's own thread
+//! reads when nobody waits, and runs the service. Invariants: who reads holds `inlet`. While a caller reads, the socket
+//! is not armed in epoll, so that the link's thread sleeps on; who leaves without passing the reading on arms it again,
+//! or, while the peer has never commanded, leaves that to the link's thread for when calls have paused. Who reads never
+//! blocks in a write: what the socket does not take stays in `outbox`, which the limits of both sides bound, until epoll
+//! (or a reading caller) finds it writable; or, while the link's thread is deaf, until who wrote it finds room.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io::ErrorKind;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::engine::{Action, CallId, Engine, Packet};
+use crate::error::{CallError, Reason, Refusal, Why};
+use crate::message::Message;
+use crate::poll::{self, Bell, Epoll, GONE, now_ns};
+use crate::service::{Caller, Peer, Reply, Service, Sink};
+use crate::wire::{Got, Inlet, Outlet, Wire};
+
+/// How long a wire waits by itself.
+const WAIT_MAX: u64 = 1_000_000_000;
+
+/// After a call, the socket is armed again when no further one has come for this long; longer while many come.
+const PATIENCE: u64 = 20_000_000;
+const PATIENCE_MAX: u64 = 320_000_000;
+
+const CONTROL: u64 = 0;
+const BULK: u64 = 1;
+const BELL: u64 = 2;
+
+/// A link. The connecting side's ends with the last clone of it; an accepted one lasts until a side closes it.
+#[derive(Clone)]
+pub struct Link {
+    shared: Arc<Shared>,
+    _last: Option<Arc<CloseOnDrop>>,
+}
+
+struct CloseOnDrop(Arc<Shared>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(Reason::new(Why::Closed, ""));
+    }
+}
+
+type Slot = Option<Result<Message, CallError>>;
+
+struct State {
+    engine: Engine,
+    outbox: VecDeque<Packet>,
+    /// Calls whose caller will come for the answer.
+    slots: HashMap<CallId, (Slot, Option<Arc<Condvar>>)>,
+    /// Commands for the service.
+    commands: VecDeque<(CallId, Message)>,
+    cancelled: BTreeSet<CallId>,
+    /// Callers that wait while another one reads.
+    followers: Vec<Arc<Condvar>>,
+    /// Those of them that wait for room.
+    room_wanted: Vec<Arc<Condvar>>,
+    closed: Option<Reason>,
+    armed: bool,
+    bulk_armed: bool,
+    /// The socket did not take all.
+    stuck: bool,
+    /// The peer takes nothing any more; what it said last may still be there to be read.
+    mute: bool,
+    /// When the link's thread looks again by itself.
+    wakes_at: u64,
+    /// The peer has never commanded: arming the socket again after a call can wait.
+    lazy: bool,
+    /// How often a caller has read, and how often when the link's thread last looked.
+    turns: (u64, u64),
+    /// How long the link's thread waits before it arms the socket.
+    patience: u64,
+    /// This side has called.
+    calls: bool,
+    /// The link's thread waits in the inlet, deaf to bell and epoll.
+    deaf: bool,
+}
+
+pub(crate) struct Shared {
+    me: Weak<Shared>,
+    peer: Peer,
+    service: Arc<dyn Service>,
+    state: Mutex<State>,
+    inlet: Mutex<Box<dyn Inlet>>,
+    outlet: Mutex<Box<dyn Outlet>>,
+    control: i32,
+    bulk: Option<i32>,
+    epoll: Epoll,
+    bell: Bell,
+}
+
+/// A call that is under way. Dropping it takes the command back.
+pub struct Pending {
+    shared: Arc<Shared>,
+    call: CallId,
+}
+
+impl Link {
+    /// Starts the link's thread on an open engine.
+    pub(crate) fn start(engine: Engine, wire: Wire, peer: Peer, service: Arc<dyn Service>) -> std::io::Result<Link> {
+        let (epoll, bell) = (Epoll::new()?, Bell::new()?);
+        epoll.add(wire.control, CONTROL, libc::EPOLLIN)?;
+        if let Some(fd) = wire.bulk {
+            epoll.add(fd, BULK, libc::EPOLLRDHUP)?;
+        }
+        epoll.add(bell.fd(), BELL, libc::EPOLLIN)?;
+        let state = State {
+            engine,
+            outbox: VecDeque::new(),
+            slots: HashMap::new(),
+            commands: VecDeque::new(),
+            cancelled: BTreeSet::new(),
+            followers: Vec::new(),
+            room_wanted: Vec::new(),
+            mute: false,
+            closed: None,
+            armed: true,
+            bulk_armed: false,
+            stuck: false,
+            wakes_at: 0,
+            lazy: true,
+            turns: (0, 0),
+            patience: PATIENCE,
+            calls: false,
+            deaf: false,
+        };
+        let shared = Arc::new_cyclic(|me| Shared {
+            me: me.clone(),
+            peer,
+            service,
+            state: Mutex::new(state),
+            inlet: Mutex::new(wire.inlet),
+            outlet: Mutex::new(wire.outlet),
+            control: wire.control,
+            bulk: wire.bulk,
+            epoll,
+            bell,
+        });
+        // A service that panics must not leave a link that nobody runs.
+        let runner = CloseOnDrop(shared.clone());
+        thread::Builder::new().name("syslink".into()).spawn(move || runner.0.run())?;
+        Ok(Link { shared, _last: None })
+    }
+
+    /// Lets the link end with its last clone.
+    pub(crate) fn owned(self) -> Link {
+        Link { _last: Some(Arc::new(CloseOnDrop(self.shared.clone()))), ..self }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.shared.peer
+    }
+
+    /// Sends a command, waiting for room if the link is full, but not for the reply.
+    pub fn start_call(&self, command: Message, timeout: Option<Duration>) -> Result<Pending, CallError> {
+        let until = deadline(timeout);
+        let call = self.shared.begin(command, until)?;
+        self.shared.attend();
+        Ok(Pending { shared: self.shared.clone(), call })
+    }
+
+    /// As [`Link::start_call`], but fails with [`CallError::Busy`] if the link is full.
+    pub fn try_call(&self, command: Message, timeout: Option<Duration>) -> Result<Pending, CallError> {
+        let until = deadline(timeout);
+        let call = self.shared.try_begin(&mut self.shared.state.lock(), command, until).map_err(|e| e.0)?;
+        self.shared.flush();
+        self.shared.attend();
+        Ok(Pending { shared: self.shared.clone(), call })
+    }
+
+    /// Ends it; what was not replied to is answered with [`CallError::Broken`] on both sides.
+    pub fn close(&self) {
+        self.shared.close(Reason::new(Why::Closed, ""));
+    }
+
+    /// Why it ended, if it did.
+    pub fn closed(&self) -> Option<Reason> {
+        self.shared.state.lock().closed.clone()
+    }
+}
+
+impl Caller for Link {
+    fn call(&self, command: Message, timeout: Option<Duration>) -> Result<Message, CallError> {
+        self.shared.call(command, timeout)
+    }
+}
+
+impl Pending {
+    /// Waits for the answer.
+    pub fn wait(self) -> Result<Message, CallError> {
+        self.shared.wait_for(self.call)
+    }
+
+    /// Whether the answer is there, so that [`Pending::wait`] returns at once.
+    pub fn is_done(&self) -> bool {
+        self.shared.state.lock().slots.get(&self.call).is_none_or(|s| s.0.is_some())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.shared.give_up(self.call);
+    }
+}
+
+fn deadline(timeout: Option<Duration>) -> Option<u64> {
+    timeout.map(|t| now_ns().saturating_add(t.as_nanos().min(u64::MAX.into()) as u64))
+}
+
+impl Shared {
+    fn call(&self, command: Message, timeout: Option<Duration>) -> Result<Message, CallError> {
+        let call = self.begin(command, deadline(timeout))?;
+        self.wait_for(call)
+    }
+
+    fn try_begin(
+        &self,
+        state: &mut State,
+        command: Message,
+        until: Option<u64>,
+    ) -> Result<CallId, (CallError, Option<Message>)> {
+        if let Some(reason) = &state.closed {
+            return Err((CallError::Broken(reason.clone()), None));
+        }
+        let call = state.engine.call(now_ns(), command, until)?;
+        state.calls = true;
+        state.slots.insert(call, (None, None));
+        self.perform(state);
+        Ok(call)
+    }
+
+    /// Sends a command; waits for room.
+    fn begin(&self, command: Message, until: Option<u64>) -> Result<CallId, CallError> {
+        let mut command = Some(command);
+        let size = command.as_ref().map_or(0, Message::size);
+        let mut state = self.state.lock();
+        loop {
+            let Some(m) = command.take() else { return Err(CallError::Busy) };
+            match self.try_begin(&mut state, m, until) {
+                Ok(call) => {
+                    drop(state);
+                    self.flush();
+                    return Ok(call);
+                }
+                Err((CallError::Busy, back)) => command = back,
+                Err((e, _)) => return Err(e),
+            }
+            let room = |s: &mut State| (s.closed.is_some() || s.engine.has_room(size)).then_some(());
+            let found;
+            (state, found) = self.pump(state, until, None, room);
+            if found.is_none() {
+                return Err(CallError::TooLate);
+            }
+        }
+    }
+
+    fn wait_for(&self, call: CallId) -> Result<Message, CallError> {
+        let done = |s: &mut State| match s.slots.get_mut(&call) {
+            None => Some(Err(CallError::Cancelled)),
+            Some(slot) => slot.0.take().inspect(|_| drop(s.slots.remove(&call))),
+        };
+        // The engine has the deadline.
+        let (_, answer) = self.pump(self.state.lock(), None, Some(call), done);
+        answer.unwrap_or(Err(CallError::TooLate))
+    }
+
+    fn give_up(&self, call: CallId) {
+        let mut state = self.state.lock();
+        if state.slots.remove(&call).is_none() {
+            return;
+        }
+        state.engine.cancel(call);
+        self.perform(&mut state);
+        drop(state);
+        self.flush();
+    }
+
+    /// Makes the link's thread look at the deadline of a call that perhaps nobody waits for.
+    fn attend(&self) {
+        let state = self.state.lock();
+        if state.engine.next_timeout().is_some_and(|t| t < state.wakes_at) {
+            self.bell.ring();
+        }
+    }
+
+    fn close(&self, reason: Reason) {
+        let mut state = self.state.lock();
+        state.engine.close(reason);
+        self.perform(&mut state);
+        drop(state);
+        self.flush();
+    }
+
+    /// Reads, or waits for those who do, until `ready` has something, or the time has come.
+    fn pump<'a, T>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        until: Option<u64>,
+        call: Option<CallId>,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> (MutexGuard<'a, State>, Option<T>) {
+        let found = loop {
+            if let Some(t) = ready(&mut state) {
+                break Some(t);
+            }
+            if until.is_some_and(|t| t <= now_ns()) {
+                break None;
+            }
+            if let Some(mut inlet) = self.inlet.try_lock().filter(|_| state.closed.is_none()) {
+                state = self.lead(state, &mut inlet, until);
+            } else {
+                state = self.follow(state, until, call);
+            }
+        };
+        self.pass_on(&mut state);
+        (state, found)
+    }
+
+    /// Reads once, as the one who has the right to.
+    fn lead<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        inlet: &mut Box<dyn Inlet>,
+        until: Option<u64>,
+    ) -> MutexGuard<'a, State> {
+        state.turns.0 += 1;
+        if state.armed {
+            self.arm(&mut state, false);
+            if state.lazy {
+                // The link's thread shall see to arming it again.
+                self.bell.ring();
+            }
+        }
+        let stuck = state.stuck;
+        let until = [until, state.engine.next_timeout(), inlet.late_at()].into_iter().flatten().min();
+        drop(state);
+        let far = until.is_none_or(|t| t > now_ns() + WAIT_MAX);
+        let wait = !stuck && far && inlet.can_wait();
+        if !wait && !inlet.has_more() {
+            self.wait_for_events(inlet.wants_bulk(), stuck, until);
+        }
+        self.read(inlet, wait);
+        self.flush();
+        let state = self.state.lock();
+        if !state.commands.is_empty() {
+            self.bell.ring();
+        }
+        state
+    }
+
+    fn wait_for_events(&self, bulk: bool, stuck: bool, until: Option<u64>) {
+        let control = [(self.control, stuck)];
+        let outcome = match self.bulk.filter(|_| bulk || stuck) {
+            Some(fd) => poll::wait(&[control[0], (fd, stuck)], until),
+            None => poll::wait(&control, until),
+        };
+        if let Err(e) = outcome {
+            self.lose(Reason::lost(&e));
+        }
+    }
+
+    /// Waits for one who reads.
+    fn follow<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        until: Option<u64>,
+        call: Option<CallId>,
+    ) -> MutexGuard<'a, State> {
+        let bell = Arc::new(Condvar::new());
+        state.followers.push(bell.clone());
+        match call.and_then(|call| state.slots.get_mut(&call)) {
+            Some(slot) => slot.1 = Some(bell.clone()),
+            None => state.room_wanted.push(bell.clone()),
+        }
+        match [until, state.engine.next_timeout()].into_iter().flatten().min() {
+            Some(t) => drop(bell.wait_for(&mut state, Duration::from_nanos(t.saturating_sub(now_ns())))),
+            None => bell.wait(&mut state),
+        }
+        state.followers.retain(|f| !Arc::ptr_eq(f, &bell));
+        state.room_wanted.retain(|f| !Arc::ptr_eq(f, &bell));
+        self.pass_time(&mut state);
+        state
+    }
+
+    /// Leaves the reading to another caller that waits, or to the link's thread.
+    fn pass_on(&self, state: &mut State) {
+        match state.followers.last() {
+            Some(next) => {
+                next.notify_one();
+            }
+            None if !state.armed && !state.lazy => self.arm(state, true),
+            None => {}
+        }
+    }
+
+    fn arm(&self, state: &mut State, armed: bool) {
+        state.armed = armed;
+        self.set_events(state);
+    }
+
+    fn set_events(&self, state: &mut State) {
+        let write = if state.stuck { libc::EPOLLOUT } else { 0 };
+        let read = |on: bool| if on { libc::EPOLLIN } else { 0 };
+        let mut outcome = self.epoll.change(self.control, CONTROL, write | read(state.armed));
+        if let Some(fd) = self.bulk {
+            outcome = outcome.and(self.epoll.change(
+                fd,
+                BULK,
+                libc::EPOLLRDHUP | write | read(state.armed && state.bulk_armed),
+            ));
+        }
+        if let Err(e) = outcome {
+            state.engine.lost(Reason::lost(&e));
+        }
+    }
+
+    fn pass_time(&self, state: &mut State) {
+        if state.engine.next_timeout().is_some_and(|t| t <= now_ns()) {
+            state.engine.tick(now_ns());
+        }
+        self.perform(state);
+    }
+
+    /// Takes in everything that is here.
+    /// Says whether there was something.
+    fn read(&self, inlet: &mut Box<dyn Inlet>, mut wait: bool) -> bool {
+        let mut some = false;
+        loop {
+            let got = inlet.receive(wait, &mut |bytes| self.state.lock().engine.announce(now_ns(), bytes));
+            wait = false;
+            let mut state = self.state.lock();
+            let mut more = false;
+            match got {
+                Ok(Got::Message((announced, bulk))) => {
+                    state.engine.arrive(now_ns(), announced, bulk);
+                    (some, more) = (true, inlet.has_more());
+                }
+                Ok(Got::Nothing | Got::Ended) => {}
+                Err(reason) if reason.why == Why::Lost => state.engine.lost(reason),
+                Err(reason) => state.engine.close(reason),
+            }
+            if state.bulk_armed != inlet.wants_bulk() {
+                state.bulk_armed = inlet.wants_bulk();
+                self.set_events(&mut state);
+            }
+            self.pass_time(&mut state);
+            if !more || state.closed.is_some() {
+                return some;
+            }
+        }
+    }
+
+    fn lose(&self, reason: Reason) {
+        let mut state = self.state.lock();
+        state.engine.lost(reason);
+        self.perform(&mut state);
+    }
+
+    /// Does what the engine wants, but for writing to the socket: see [`Shared::flush`].
+    fn perform(&self, state: &mut State) {
+        while let Some(action) = state.engine.action() {
+            match action {
+                Action::Send(_) if state.mute => {}
+                Action::Send(packet) => state.outbox.push_back(packet),
+                Action::Deliver { call, message, .. } => {
+                    state.lazy = false;
+                    state.commands.push_back((call, message));
+                }
+                Action::Cancelled(call) => drop(state.cancelled.insert(call)),
+                Action::Answer(call, answer) => self.answered(state, call, answer),
+                Action::Closed(reason) => self.ended(state, reason),
+                // Both were over before this link began.
+                Action::Admit(_) | Action::Opened(_) => {}
+            }
+        }
+    }
+
+    fn answered(&self, state: &mut State, call: CallId, answer: Result<Message, CallError>) {
+        if let Some(slot) = state.slots.get_mut(&call) {
+            slot.0 = Some(answer);
+            if let Some(waiter) = slot.1.take() {
+                waiter.notify_one();
+            }
+        }
+        wake(&state.room_wanted);
+    }
+
+    fn ended(&self, state: &mut State, reason: Reason) {
+        state.closed = Some(reason);
+        state.commands.clear();
+        state.cancelled.clear();
+        wake(&state.followers);
+        self.bell.ring();
+        if state.deaf {
+            // SAFETY: a plain system call; the descriptor lives as long as the inlet.
+            unsafe { libc::shutdown(self.control, libc::SHUT_RD) };
+        }
+    }
+
+    /// Writes what is to be written, unless somebody is at it, who then does.
+    fn flush(&self) {
+        loop {
+            let Some(mut outlet) = self.outlet.try_lock() else { return };
+            let outcome = self.write_all(&mut **outlet);
+            drop(outlet);
+            let mut state = self.state.lock();
+            match outcome {
+                Err(e) => return self.cannot_write(&mut state, &e),
+                Ok(stuck) if stuck != state.stuck => {
+                    state.stuck = stuck;
+                    self.set_events(&mut state);
+                }
+                Ok(_) => {}
+            }
+            if state.stuck && state.deaf {
+                // The link's thread does not hear of it: whoever has something to say waits for room.
+                drop(state);
+                let _ = poll::wait_for_room(self.control, now_ns() + WAIT_MAX);
+            } else if state.outbox.is_empty() || state.stuck {
+                return;
+            }
+        }
+    }
+
+    fn cannot_write(&self, state: &mut State, e: &std::io::Error) {
+        state.outbox.clear();
+        state.mute = true;
+        // If the peer is gone, reading tells it, and perhaps why.
+        if !matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) {
+            state.engine.lost(Reason::lost(e));
+            self.perform(state);
+        }
+    }
+
+    /// True: the socket takes no more.
+    fn write_all(&self, outlet: &mut dyn Outlet) -> std::io::Result<bool> {
+        if outlet.push()? {
+            return Ok(true);
+        }
+        loop {
+            let Some(packet) = self.state.lock().outbox.pop_front() else { return Ok(false) };
+            if let Some(back) = outlet.send(packet)? {
+                self.state.lock().outbox.push_front(back);
+                return Ok(true);
+            }
+            if outlet.push()? {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The link's thread.
+    fn run(&self) {
+        loop {
+            let until = self.plan();
+            if !self.listen(until) {
+                match self.epoll.wait(until) {
+                    Ok(ready) => self.look(ready),
+                    Err(e) => self.lose(Reason::lost(&e)),
+                }
+            }
+            self.serve();
+            let closed = self.state.lock().closed.clone();
+            if let Some(reason) = closed {
+                return self.wind_up(&reason);
+            }
+        }
+    }
+
+    /// While only the peer calls: waits in the inlet, which costs less than epoll. False: nothing came, or it can't be.
+    fn listen(&self, until: Option<u64>) -> bool {
+        let Some(mut inlet) = self.inlet.try_lock() else { return false };
+        let far = until.is_none_or(|t| t > now_ns() + WAIT_MAX);
+        {
+            let mut state = self.state.lock();
+            if !far || state.calls || state.stuck || state.closed.is_some() || !inlet.can_wait() {
+                return false;
+            }
+            state.deaf = true;
+        }
+        let some = self.read(&mut inlet, true);
+        drop(inlet);
+        let mut state = self.state.lock();
+        state.deaf = false;
+        // A caller that came meanwhile waits for somebody to read.
+        if let Some(next) = state.followers.last() {
+            next.notify_one();
+        }
+        drop(state);
+        self.flush();
+        some
+    }
+
+    fn plan(&self) -> Option<u64> {
+        // What is here already, the descriptors know nothing of.
+        let inlet = |inlet: MutexGuard<'_, Box<dyn Inlet>>| if inlet.has_more() { Some(0) } else { inlet.late_at() };
+        let late = self.inlet.try_lock().and_then(inlet);
+        let mut state = self.state.lock();
+        let arm = (!state.armed).then(|| now_ns() + state.patience);
+        let until = [late, state.engine.next_timeout(), arm].into_iter().flatten().min();
+        state.wakes_at = until.unwrap_or(u64::MAX);
+        until
+    }
+
+    fn look(&self, ready: u64) {
+        if ready & 1 << BELL != 0 {
+            self.bell.hush();
+        }
+        let mut free = false;
+        if let Some(mut inlet) = self.inlet.try_lock() {
+            free = true;
+            let late = inlet.late_at().is_some_and(|t| t <= now_ns());
+            if ready & (1 << CONTROL | 1 << BULK) != 0 || late || inlet.has_more() {
+                self.read(&mut inlet, false);
+            }
+            // While nobody expects bulk nobody would notice by reading.
+            if ready & 1 << (BULK + GONE) != 0 && !inlet.wants_bulk() {
+                self.lose(Reason::new(Why::Lost, "the bulk connection is gone"));
+            }
+        } else {
+            // A caller reads, and was not quick enough to say so.
+            thread::yield_now();
+        }
+        let mut state = self.state.lock();
+        // A caller may have come while the right to read was taken for a moment.
+        if let Some(next) = state.followers.last() {
+            next.notify_one();
+        }
+        if !state.armed && ready == 0 {
+            self.arm_again(&mut state, free);
+        }
+        self.pass_time(&mut state);
+        drop(state);
+        self.flush();
+    }
+
+    fn arm_again(&self, state: &mut State, free: bool) {
+        let (now, before) = state.turns;
+        state.turns.1 = now;
+        if free && now == before {
+            state.patience = PATIENCE;
+            self.arm(state, true);
+        } else {
+            state.patience = (state.patience * 2).min(PATIENCE_MAX);
+        }
+    }
+
+    fn serve(&self) {
+        loop {
+            let Some((call, command)) = self.state.lock().commands.pop_front() else { return };
+            let Some(sink) = self.me.upgrade() else { return };
+            self.service.call(&self.peer, command, Reply::new(sink, call));
+        }
+    }
+
+    fn wind_up(&self, reason: &Reason) {
+        self.flush();
+        self.outlet.lock().end();
+        self.service.closed(&self.peer, reason);
+    }
+}
+
+fn wake(waiters: &[Arc<Condvar>]) {
+    for w in waiters {
+        w.notify_one();
+    }
+}
+
+impl Caller for Shared {
+    fn call(&self, command: Message, timeout: Option<Duration>) -> Result<Message, CallError> {
+        Shared::call(self, command, timeout)
+    }
+}
+
+impl Sink for Shared {
+    fn answer(&self, call: CallId, reply: Result<Message, Refusal>) {
+        let mut state = self.state.lock();
+        state.cancelled.remove(&call);
+        state.engine.reply(call, reply);
+        self.perform(&mut state);
+        drop(state);
+        self.flush();
+    }
+
+    fn is_cancelled(&self, call: CallId) -> bool {
+        let state = self.state.lock();
+        state.closed.is_some() || state.cancelled.contains(&call)
+    }
+}

@@ -1,0 +1,438 @@
+//! Links between machines: two TLS connections a peer, one for messages and one for bulk, so that a small command does
+//! not wait behind a large buffer. Peers prove their keys; who is admitted, an [`Admission`] says. There is no mode
+//! without. docs/syslink.md §TCP.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender as Hand, channel};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+
+use crate::admission::{Admission, Ticket};
+use crate::engine::{Announced, Config, Engine, Hello, Packet};
+use crate::error::{ConnectError, Reason, Why};
+use crate::greet::{Places, greet};
+use crate::identity::{Fingerprint, Identity, random};
+use crate::link::Link;
+use crate::poll::{self, check, now_ns};
+use crate::service::{Peer, Service, Who};
+use crate::stream::Assembler;
+use crate::tls::{self, Channel, Purpose, Raw};
+use crate::unix::is_passing;
+use crate::wire::{Announce, Got, Inlet, Outlet, Wire};
+
+/// How to reach a peer.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its key; another one is not spoken to.
+    pub key: Fingerprint,
+    /// The secret of a ticket it issued, if it does not know our key yet.
+    pub ticket: Option<[u8; 32]>,
+}
+
+impl Remote {
+    /// To join with a ticket.
+    pub fn with_ticket(addr: SocketAddr, ticket: &Ticket) -> Remote {
+        Remote { addr, key: ticket.issuer, ticket: Some(ticket.secret) }
+    }
+}
+
+/// Connects to the service of that name (with its protocol's version).
+pub fn connect(
+    remote: &Remote,
+    identity: &Identity,
+    service: &str,
+    config: &Config,
+    own: Arc<dyn Service>,
+) -> Result<Link, ConnectError> {
+    let until = now_ns() + config.handshake_ns;
+    let control = Arc::new(dial(remote, identity, Purpose::Control, until)?);
+    let hello = Hello { service: service.into(), ticket: remote.ticket, ..Hello::default() };
+    let mut engine = Engine::connect(config.clone(), hello, now_ns());
+    let mut wire = half(control.clone());
+    let theirs = greet(&mut engine, &mut wire, until, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
+    let token = theirs.bulk_token.ok_or_else(|| io::Error::other("the peer wants no bulk connection"))?;
+    let bulk = dial(remote, identity, Purpose::Bulk, until)?;
+    bulk.write(&token)?;
+    while bulk.push()? {
+        poll::wait(&[(bulk.fd(), true)], Some(until))?;
+    }
+    let peer = Peer { who: Who::Key(remote.key), service: service.into() };
+    Ok(Link::start(engine, join(wire, control, (bulk, Raw::default()), config), peer, own)?.owned())
+}
+
+fn dial(remote: &Remote, identity: &Identity, purpose: Purpose, until: u64) -> io::Result<Channel> {
+    let left = Duration::from_nanos(until.saturating_sub(now_ns()).max(1));
+    let socket = TcpStream::connect_timeout(&remote.addr, left)?;
+    prepare(&socket)?;
+    Channel::connect(socket, tls::client(identity, remote.key, purpose)?, until)
+}
+
+/// Makes the kernel notice a machine or a network that is gone, within half a minute.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    let options = [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 15),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 5),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3),
+        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 30_000),
+    ];
+    for (level, name, value) in options {
+        let (at, len) = ((&raw const value).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: the pointer is to an int, and so says the length.
+        check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, at, len) })?;
+    }
+    Ok(())
+}
+
+/// Listens until it is dropped.
+pub struct Listener {
+    addr: SocketAddr,
+    ends: Arc<AtomicBool>,
+}
+
+/// Links that wait for their bulk connection: by token, whose, and where to give it.
+type Expected = Mutex<HashMap<[u8; 16], (Fingerprint, Hand<(Channel, Raw)>)>>;
+
+struct House {
+    tls: Arc<ServerConfig>,
+    config: Config,
+    admission: Arc<dyn Admission>,
+    service: Arc<dyn Service>,
+    expected: Expected,
+}
+
+impl Listener {
+    /// Accepts who is admitted, and gives their commands to `service`. Links last until a side closes them.
+    pub fn bind(
+        addr: SocketAddr,
+        identity: &Identity,
+        config: Config,
+        admission: Arc<dyn Admission>,
+        service: Arc<dyn Service>,
+    ) -> io::Result<Listener> {
+        let listener = TcpListener::bind(addr)?;
+        let addr = listener.local_addr()?;
+        let tls = tls::server(identity)?;
+        let house = Arc::new(House { tls, config, admission, service, expected: Mutex::default() });
+        let ends = Arc::new(AtomicBool::new(false));
+        let told = ends.clone();
+        thread::Builder::new().name("syslink-accept".into()).spawn(move || {
+            let places = Places::new();
+            loop {
+                let accepted = listener.accept();
+                if told.load(Ordering::Acquire) {
+                    return;
+                }
+                match accepted {
+                    Ok((socket, _)) => {
+                        let house = house.clone();
+                        places.give(move || drop(house.welcome(socket)));
+                    }
+                    Err(e) if is_passing(&e) => {}
+                    Err(_) => return,
+                }
+            }
+        })?;
+        Ok(Listener { addr, ends })
+    }
+
+    /// Where.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Release);
+        // Ends the accept of the thread.
+        let _ = TcpStream::connect_timeout(&self.addr, Duration::from_secs(1));
+    }
+}
+
+impl House {
+    fn welcome(&self, socket: TcpStream) -> Result<(), ConnectError> {
+        let until = now_ns() + self.config.handshake_ns;
+        prepare(&socket)?;
+        let channel = Channel::accept(socket, self.tls.clone(), until)?;
+        match channel.purpose() {
+            Some(Purpose::Control) => self.control(channel, until),
+            Some(Purpose::Bulk) => Ok(self.bulk(channel, until)?),
+            None => {
+                channel.end();
+                Ok(())
+            }
+        }
+    }
+
+    fn control(&self, connection: Channel, until: u64) -> Result<(), ConnectError> {
+        let (key, control) = (connection.peer()?, Arc::new(connection));
+        let mut peer = Peer { who: Who::Key(key), service: String::new() };
+        let mut engine = Engine::accept(self.config.clone(), Hello::default(), now_ns());
+        let mut wire = half(control.clone());
+        let token: [u8; 16] = random();
+        let (hand, arrives) = channel();
+        let greeted = greet(&mut engine, &mut wire, until, &mut |hello| {
+            peer.service = hello.service.clone();
+            self.admission.admit(&peer.who, hello, now_ns())?;
+            self.expected.lock().insert(token, (key, hand.clone()));
+            Ok(Some(token))
+        });
+        let left = Duration::from_nanos(until.saturating_sub(now_ns()));
+        let bulk = greeted.map(|_| arrives.recv_timeout(left));
+        self.expected.lock().remove(&token);
+        let Ok(bulk) = bulk.map_err(ConnectError::Ended)? else {
+            control.end();
+            return Err(ConnectError::Ended(Reason::new(Why::Slow, "no bulk connection came in time")));
+        };
+        Link::start(engine, join(wire, control, bulk, &self.config), peer, self.service.clone())?;
+        Ok(())
+    }
+
+    /// Gives the connection to the link whose token it brings.
+    fn bulk(&self, channel: Channel, until: u64) -> io::Result<()> {
+        let (mut token, mut have, mut raw) = ([0; 16], 0, Raw::default());
+        while have < token.len() && now_ns() < until {
+            match channel.read(&mut raw, &mut token[have..])? {
+                Some(0) => return Ok(()),
+                Some(n) => have += n,
+                None => drop(poll::wait(&[(channel.fd(), false)], Some(until))?),
+            }
+        }
+        let key = channel.peer()?;
+        let waiting = self.expected.lock().remove(&token);
+        if let Some((_, hand)) = waiting.filter(|(expected, _)| *expected == key) {
+            // If it gave up meanwhile, so do we.
+            let _ = hand.send((channel, raw));
+        }
+        Ok(())
+    }
+}
+
+/// A wire for the hellos, which have no bulk.
+fn half(control: Arc<Channel>) -> Wire {
+    let fd = control.fd();
+    let outlet = Sender { control: control.clone(), bulk: None, queue: VecDeque::new(), at: 0 };
+    let inlet = Receiver::new(control, None, &Config::default());
+    Wire { outlet: Box::new(outlet), inlet: Box::new(inlet), control: fd, bulk: None }
+}
+
+/// The wire for all that follows.
+fn join(half: Wire, control: Arc<Channel>, (bulk, raw): (Channel, Raw), config: &Config) -> Wire {
+    let fd = bulk.fd();
+    let bulk = Arc::new(bulk);
+    let outlet = Sender { control: control.clone(), bulk: Some(bulk.clone()), queue: VecDeque::new(), at: 0 };
+    let mut inlet = Receiver::new(control, Some(bulk), config);
+    // What came right behind the hello, and behind the token.
+    (inlet.assembler, inlet.bulk_raw) = (half.inlet.leftover(), raw);
+    Wire { outlet: Box::new(outlet), inlet: Box::new(inlet), bulk: Some(fd), ..half }
+}
+
+struct Sender {
+    control: Arc<Channel>,
+    bulk: Option<Arc<Channel>>,
+    /// Bulk that is not encrypted yet, and where in the first of it we are.
+    queue: VecDeque<Vec<u8>>,
+    at: usize,
+}
+
+/// Bulk that is encrypted at once: what a socket takes in one go, about.
+const PORTION: usize = 128 << 10;
+
+impl Sender {
+    fn push_bulk(&mut self) -> io::Result<bool> {
+        let Some(bulk) = &self.bulk else { return Ok(false) };
+        loop {
+            if bulk.push()? {
+                return Ok(true);
+            }
+            let Some(first) = self.queue.front() else { return Ok(false) };
+            let end = first.len().min(self.at + PORTION);
+            bulk.write(&first[self.at..end])?;
+            self.at = end;
+            if end == first.len() {
+                self.queue.pop_front();
+                self.at = 0;
+            }
+        }
+    }
+}
+
+impl Outlet for Sender {
+    fn send(&mut self, packet: Packet) -> io::Result<Option<Packet>> {
+        self.control.write(&packet.bytes)?;
+        self.queue.extend(packet.bulk.into_iter().filter(|b| !b.is_empty()));
+        Ok(None)
+    }
+
+    fn push(&mut self) -> io::Result<bool> {
+        let control = self.control.push()?;
+        Ok(self.push_bulk()? | control)
+    }
+
+    fn end(&mut self) {
+        self.control.end();
+        if let Some(bulk) = &self.bulk {
+            bulk.end();
+        }
+    }
+}
+
+/// A message whose bulk is on its way.
+struct Waiting {
+    announced: Announced,
+    bulk: Vec<Vec<u8>>,
+    /// The buffer that is being filled, and how far.
+    buffer: usize,
+    at: usize,
+}
+
+struct Receiver {
+    control: Arc<Channel>,
+    bulk: Option<Arc<Channel>>,
+    config: Config,
+    assembler: Assembler,
+    control_raw: Raw,
+    bulk_raw: Raw,
+    waiting: VecDeque<Waiting>,
+    /// Since when the first of them is the first.
+    waits_since: u64,
+    bulk_is_dry: bool,
+    /// Nothing was read yet: something may be here since the handshake.
+    fresh: bool,
+}
+
+/// Messages that wait for their bulk at most; both sides' calls in flight are fewer.
+const WAITING_MAX: usize = 256;
+
+impl Waiting {
+    fn new(announced: Announced) -> Waiting {
+        // Not yet of their length: a peer that announces much and sends nothing shall cost nothing.
+        let bulk = announced.bulks().iter().map(|_| Vec::new()).collect();
+        Waiting { announced, bulk, buffer: 0, at: 0 }
+    }
+
+    /// Where the next bytes go; `None`: all is here.
+    fn room(&mut self) -> Option<&mut [u8]> {
+        let lengths = self.announced.bulks();
+        while self.buffer < lengths.len() && self.at == lengths[self.buffer] as usize {
+            (self.buffer, self.at) = (self.buffer + 1, 0);
+        }
+        let len = *lengths.get(self.buffer)? as usize;
+        let buffer = &mut self.bulk[self.buffer];
+        buffer.resize(len, 0);
+        Some(&mut buffer[self.at..])
+    }
+}
+
+impl Receiver {
+    fn new(control: Arc<Channel>, bulk: Option<Arc<Channel>>, config: &Config) -> Receiver {
+        Receiver {
+            control,
+            bulk,
+            config: config.clone(),
+            assembler: Assembler::default(),
+            control_raw: Raw::default(),
+            bulk_raw: Raw::default(),
+            waiting: VecDeque::new(),
+            waits_since: 0,
+            bulk_is_dry: false,
+            fresh: true,
+        }
+    }
+
+    fn next(&mut self, now: u64, announce: &mut Announce<'_>) -> Result<Option<Got>, Reason> {
+        while let Some(bytes) = self.assembler.next(&self.config.limits)? {
+            let Some(announced) = announce(bytes) else { return Ok(Some(Got::Ended)) };
+            if announced.bulks().iter().all(|n| *n == 0) {
+                let bulk = announced.bulks().iter().map(|_| Vec::new()).collect();
+                return Ok(Some(Got::Message((announced, bulk))));
+            }
+            if self.waiting.is_empty() {
+                self.waits_since = now;
+            }
+            if self.waiting.len() >= WAITING_MAX.max(2 * self.config.limits.calls as usize) {
+                return Err(Reason::new(Why::Flood, "too many messages wait for their bulk"));
+            }
+            self.waiting.push_back(Waiting::new(announced));
+        }
+        Ok(None)
+    }
+
+    /// Reads bulk for the first message that waits for some.
+    fn next_bulk(&mut self, now: u64) -> io::Result<Option<Got>> {
+        let (Some(first), Some(bulk)) = (self.waiting.front_mut(), &self.bulk) else { return Ok(None) };
+        while let Some(room) = first.room() {
+            match bulk.read(&mut self.bulk_raw, room)? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(n) => first.at += n,
+                None => {
+                    self.bulk_is_dry = true;
+                    return Ok(None);
+                }
+            }
+        }
+        (self.waits_since, self.bulk_is_dry) = (now, false);
+        Ok(self.waiting.pop_front().map(|w| Got::Message((w.announced, w.bulk))))
+    }
+}
+
+impl Inlet for Receiver {
+    fn receive(&mut self, _wait: bool, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+        let now = now_ns();
+        let lost = |e: io::Error| Reason::lost(&e);
+        self.fresh = false;
+        loop {
+            if let Some(got) = self.next(now, announce)? {
+                return Ok(got);
+            }
+            if let Some(got) = self.next_bulk(now).map_err(lost)? {
+                return Ok(got);
+            }
+            let late = self.late_at().is_some_and(|t| t <= now);
+            match self.control.fill(&mut self.control_raw, &mut self.assembler, now).map_err(lost)? {
+                Some(true) => {}
+                Some(false) => return Err(Reason::new(Why::Lost, "the peer is gone")),
+                None if late => return Err(slow()),
+                None => return Ok(Got::Nothing),
+            }
+        }
+    }
+
+    fn has_more(&self) -> bool {
+        let bulk = !self.waiting.is_empty() && !self.bulk_is_dry;
+        self.fresh || bulk || self.assembler.has_next(&self.config.limits)
+    }
+
+    fn wants_bulk(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    fn late_at(&self) -> Option<u64> {
+        let message = self.assembler.since().map(|t| t.saturating_add(self.config.message_ns));
+        let bulk = (!self.waiting.is_empty()).then(|| self.waits_since.saturating_add(self.config.bulk_ns));
+        [message, bulk].into_iter().flatten().min()
+    }
+
+    fn leftover(self: Box<Self>) -> Assembler {
+        self.assembler
+    }
+}
+
+fn slow() -> Reason {
+    Reason::new(Why::Slow, "a message was not whole in time")
+}
+
+#[cfg(test)]
+#[path = "tcp_tests.rs"]
+mod tests;

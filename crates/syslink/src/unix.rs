@@ -1,0 +1,318 @@
+//! Links between processes of a machine: SOCK_SEQPACKET, one message a packet, bulk in shared memory beside it. Who
+//! the peer is, the kernel says (SO_PEERCRED). docs/syslink.md §Unix.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+
+use parking_lot::Mutex;
+
+use crate::admission::Admission;
+use crate::engine::{Config, Engine, Hello, Packet};
+use crate::error::{ConnectError, Reason, Why};
+use crate::greet::{Places, greet};
+use crate::header::{self, Limits};
+use crate::link::Link;
+use crate::memfd::{self, Shared, Stock};
+use crate::poll::{check, now_ns};
+use crate::service::{Peer, Service, Who};
+use crate::wire::{Announce, Got, Inlet, Outlet, Wire};
+
+/// Connections that are waiting to be accepted at most.
+const BACKLOG: i32 = 128;
+
+/// Connects to the service of that name (with its protocol's version). Whether the process that listens is to be
+/// believed is the caller's to decide: [`Link::peer`] says who it is.
+pub fn connect(addr: &SocketAddr, service: &str, config: &Config, own: Arc<dyn Service>) -> Result<Link, ConnectError> {
+    let socket = seqpacket()?;
+    let (raw, len) = raw_address(addr)?;
+    // SAFETY: `raw` is an address of `len` bytes.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), len) })?;
+    let peer = Peer { who: peer_of(&socket)?, service: service.into() };
+    let hello = Hello { service: service.into(), ..Hello::default() };
+    let mut engine = Engine::connect(config.clone(), hello, now_ns());
+    let mut wire = wire(socket, &config.limits)?;
+    greet(&mut engine, &mut wire, now_ns() + config.handshake_ns, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
+    Ok(Link::start(engine, wire, peer, own)?.owned())
+}
+
+/// Listens until it is dropped.
+pub struct Listener {
+    socket: Arc<OwnedFd>,
+}
+
+impl Listener {
+    /// Accepts who is admitted, and gives their commands to `service`. Links last until a side closes them.
+    pub fn bind(
+        addr: &SocketAddr,
+        config: Config,
+        admission: Arc<dyn Admission>,
+        service: Arc<dyn Service>,
+    ) -> io::Result<Listener> {
+        let socket = Arc::new(seqpacket()?);
+        let (raw, len) = raw_address(addr)?;
+        // SAFETY: `raw` is an address of `len` bytes.
+        check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const raw).cast(), len) })?;
+        // SAFETY: a plain system call.
+        check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
+        let accepting = socket.clone();
+        let places = Places::new();
+        thread::Builder::new().name("syslink-accept".into()).spawn(move || {
+            loop {
+                match accept(&accepting) {
+                    Ok(peer) => places.give({
+                        let (config, admission, service) = (config.clone(), admission.clone(), service.clone());
+                        move || drop(welcome(peer, &config, &*admission, service))
+                    }),
+                    Err(e) if is_passing(&e) => {}
+                    Err(_) => return,
+                }
+            }
+        })?;
+        Ok(Listener { socket })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // SAFETY: a plain system call; it ends the accept of the thread.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+}
+
+/// Whether accepting may work the next time.
+pub(crate) fn is_passing(e: &io::Error) -> bool {
+    match e.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+            thread::sleep(std::time::Duration::from_millis(50));
+            true
+        }
+        Some(libc::EINTR | libc::ECONNABORTED | libc::EPROTO | libc::EPERM) => true,
+        _ => false,
+    }
+}
+
+fn welcome(
+    socket: OwnedFd,
+    config: &Config,
+    admission: &dyn Admission,
+    service: Arc<dyn Service>,
+) -> Result<(), ConnectError> {
+    let mut peer = Peer { who: peer_of(&socket)?, service: String::new() };
+    let mut engine = Engine::accept(config.clone(), Hello::default(), now_ns());
+    let mut wire = wire(socket, &config.limits)?;
+    greet(&mut engine, &mut wire, now_ns() + config.handshake_ns, &mut |hello| {
+        peer.service = hello.service.clone();
+        admission.admit(&peer.who, hello, now_ns()).map(|()| None)
+    })
+    .map_err(ConnectError::Ended)?;
+    Link::start(engine, wire, peer, service)?;
+    Ok(())
+}
+
+fn seqpacket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: a plain system call; the descriptor is ours.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::socket(libc::AF_UNIX, kind, 0))?)) }
+}
+
+fn accept(socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let none = std::ptr::null_mut::<libc::sockaddr>();
+    // SAFETY: no address is asked for; the descriptor is ours.
+    unsafe {
+        let fd = libc::accept4(socket.as_raw_fd(), none, std::ptr::null_mut(), libc::SOCK_CLOEXEC);
+        Ok(OwnedFd::from_raw_fd(check(fd)?))
+    }
+}
+
+fn raw_address(addr: &SocketAddr) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    // SAFETY: all zeroes is a valid address structure.
+    let mut raw: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    raw.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let (skip, name) = match (addr.as_abstract_name(), addr.as_pathname()) {
+        (Some(name), _) => (1, name),
+        (None, Some(path)) => (0, path.as_os_str().as_bytes()),
+        (None, None) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "an address without a name")),
+    };
+    if skip + name.len() >= raw.sun_path.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a name too long for a socket"));
+    }
+    for (to, from) in raw.sun_path[skip..].iter_mut().zip(name) {
+        *to = *from as libc::c_char;
+    }
+    let end = std::mem::offset_of!(libc::sockaddr_un, sun_path) + skip + name.len();
+    Ok((raw, end as libc::socklen_t))
+}
+
+/// Who is at the other end.
+fn peer_of(socket: &OwnedFd) -> io::Result<Who> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let (at, fd) = ((&raw mut peer).cast(), socket.as_raw_fd());
+    // SAFETY: the pointers are valid for the call, `len` is the buffer's size.
+    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, at, &mut len) })?;
+    Ok(Who::Process { pid: peer.pid, uid: peer.uid, gid: peer.gid })
+}
+
+fn wire(socket: OwnedFd, limits: &Limits) -> io::Result<Wire> {
+    let socket = Arc::new(socket);
+    let control = socket.as_raw_fd();
+    let second = libc::timeval { tv_sec: 1, tv_usec: 0 };
+    let (at, len) = ((&raw const second).cast(), size_of::<libc::timeval>() as libc::socklen_t);
+    // SAFETY: the pointer is to what the length says.
+    check(unsafe { libc::setsockopt(control, libc::SOL_SOCKET, libc::SO_RCVTIMEO, at, len) })?;
+    // One byte more than is accepted, so that what is longer is noticed.
+    let stock = Arc::new(Mutex::new(Stock::default()));
+    let buffer = vec![0; limits.message as usize + 1];
+    let inlet = Box::new(Receiver { socket: socket.clone(), stock: stock.clone(), buffer });
+    Ok(Wire { outlet: Box::new(Sender { socket, stock }), inlet, control, bulk: None })
+}
+
+struct Sender {
+    socket: Arc<OwnedFd>,
+    stock: Arc<Mutex<Stock>>,
+}
+
+/// Room for one descriptor beside a packet.
+#[repr(align(8))]
+struct Beside([u8; 64]);
+
+/// Descriptors that the kernel may give us at most; more than the one that is allowed, so that they can be closed.
+const FDS_MAX: usize = 8;
+
+fn beside_len(fds: usize) -> usize {
+    // SAFETY: arithmetic.
+    unsafe { libc::CMSG_SPACE((fds * size_of::<RawFd>()) as u32) as usize }
+}
+
+impl Outlet for Sender {
+    fn send(&mut self, packet: Packet) -> io::Result<Option<Packet>> {
+        let len: usize = packet.bulk.iter().map(Vec::len).sum();
+        let shared = match len {
+            0 => None,
+            _ => Some(self.stock.lock().filled(&packet.bulk)?),
+        };
+        let outcome = send(&self.socket, &packet.bytes, shared.as_ref().map(Shared::fd));
+        if let Some(shared) = shared {
+            // What was not sent can be used again at once.
+            let seq = outcome.as_ref().map_or(0, |()| header::seq(&packet.bytes));
+            self.stock.lock().sent(seq, shared, len);
+        }
+        match outcome {
+            Ok(()) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Some(packet)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn end(&mut self) {
+        // SAFETY: a plain system call.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8], fd: Option<RawFd>) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let Some(fd) = fd else {
+        // SAFETY: the buffer is valid.
+        let n = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+        return if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    };
+    let mut beside = Beside([0; 64]);
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all zeroes is a valid header; the pointers outlive the call; there is room for one descriptor.
+    let n = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = beside.0.as_mut_ptr().cast();
+        message.msg_controllen = beside_len(1) as _;
+        let head = libc::CMSG_FIRSTHDR(&message);
+        (*head).cmsg_level = libc::SOL_SOCKET;
+        (*head).cmsg_type = libc::SCM_RIGHTS;
+        (*head).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
+        libc::CMSG_DATA(head).cast::<RawFd>().write_unaligned(fd);
+        libc::sendmsg(socket.as_raw_fd(), &message, flags)
+    };
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+struct Receiver {
+    socket: Arc<OwnedFd>,
+    stock: Arc<Mutex<Stock>>,
+    buffer: Vec<u8>,
+}
+
+impl Receiver {
+    /// One packet: its length and what descriptors came along, which are ours to close.
+    fn packet(&mut self, wait: bool) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+        let mut beside = Beside([0; 64]);
+        let mut part = libc::iovec { iov_base: self.buffer.as_mut_ptr().cast(), iov_len: self.buffer.len() };
+        // SAFETY: all zeroes is a valid header; the pointers outlive the call.
+        let (n, message) = unsafe {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = &mut part;
+            message.msg_iovlen = 1;
+            message.msg_control = beside.0.as_mut_ptr().cast();
+            message.msg_controllen = beside_len(FDS_MAX) as _;
+            let flags = if wait { libc::MSG_CMSG_CLOEXEC } else { libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC };
+            (libc::recvmsg(self.socket.as_raw_fd(), &mut message, flags), message)
+        };
+        match n {
+            n if n >= 0 => Ok(Some((n as usize, descriptors(&message)))),
+            _ => match io::Error::last_os_error() {
+                e if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+                e => Err(e),
+            },
+        }
+    }
+}
+
+/// Takes over what the kernel gave.
+fn descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled the header in; each descriptor in it is new and ours.
+    unsafe {
+        let mut head = libc::CMSG_FIRSTHDR(message);
+        while !head.is_null() {
+            if (*head).cmsg_level == libc::SOL_SOCKET && (*head).cmsg_type == libc::SCM_RIGHTS {
+                let len = (*head).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let data = libc::CMSG_DATA(head).cast::<RawFd>();
+                fds.extend((0..len / size_of::<RawFd>()).map(|n| OwnedFd::from_raw_fd(data.add(n).read_unaligned())));
+            }
+            head = libc::CMSG_NXTHDR(message, head);
+        }
+    }
+    fds
+}
+
+impl Inlet for Receiver {
+    fn can_wait(&self) -> bool {
+        true
+    }
+
+    fn receive(&mut self, wait: bool, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+        let malformed = |what: &str| Reason::new(Why::Malformed, what);
+        let Some((n, mut fds)) = self.packet(wait).map_err(|e| Reason::lost(&e))? else { return Ok(Got::Nothing) };
+        if n == 0 {
+            return Err(Reason::new(Why::Lost, "the peer is gone"));
+        }
+        let Some(announced) = announce(self.buffer[..n].to_vec()) else { return Ok(Got::Ended) };
+        self.stock.lock().seen(announced.seen());
+        let wants = announced.bulks().iter().any(|n| *n > 0);
+        let bulk = match (wants, fds.pop(), fds.is_empty()) {
+            (false, None, _) => announced.bulks().iter().map(|_| Vec::new()).collect(),
+            (true, Some(fd), true) => memfd::copy_out(fd, announced.bulks())?,
+            _ => return Err(malformed("other descriptors came along than the message says")),
+        };
+        Ok(Got::Message((announced, bulk)))
+    }
+}
+
+#[cfg(test)]
+#[path = "unix_tests.rs"]
+mod tests;

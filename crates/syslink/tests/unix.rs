@@ -1,0 +1,178 @@
+//! Real sockets between threads of this process: what the simulation can't show.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{ECHO, Echo, HOLD, echo, long, unix_pair};
+use darner_syslink::{
+    Answering, CallError, Caller, Code, Config, Limits, Message, Nobody, Peer, Pool, Tag, Who, Why, unix,
+};
+
+#[test]
+fn a_call_is_answered_and_the_kernel_says_who_asked() {
+    let (link, _listener) = unix_pair(Config::default());
+    assert_eq!(link.call(echo(5, &[]), None).unwrap().root().uint(Tag(1)), Ok(5));
+    let me = unsafe { libc::geteuid() };
+    assert!(matches!(link.peer().who, Who::Process { pid, uid, .. } if uid == me && pid == std::process::id() as i32));
+}
+
+#[test]
+fn bulk_comes_back_as_it_went() {
+    let (link, _listener) = unix_pair(Config::default());
+    for lengths in [&[0][..], &[1], &[128 << 10], &[128 << 10, 0, 5, 1 << 20], &[0, 0]] {
+        let buffers: Vec<Vec<u8>> = lengths.iter().map(|n| (0..*n).map(|i| i as u8).collect()).collect();
+        let reply = link.call(echo(1, &buffers), long()).unwrap();
+        assert_eq!(reply.bulk(), buffers);
+    }
+}
+
+#[test]
+fn many_callers_share_a_link_in_both_directions() {
+    let (link, _listener) = unix_pair(Config::default());
+    let answered = AtomicUsize::new(0);
+    thread::scope(|s| {
+        for n in 0..8 {
+            let (link, answered) = (&link, &answered);
+            s.spawn(move || {
+                for i in 0..300 {
+                    let bulk = if i % 10 == 0 { vec![vec![n as u8; 200_000]] } else { vec![] };
+                    // Every third is answered only after a call back.
+                    let mut m = echo(n * 1000 + i, &bulk);
+                    if i % 3 == 0 {
+                        m.uint(common::CALL_BACK, 1);
+                    }
+                    let reply = link.call(m, long()).unwrap();
+                    assert_eq!((reply.root().uint(Tag(1)), reply.bulk()), (Ok(n * 1000 + i), &bulk[..]));
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(answered.load(Ordering::Relaxed), 2400);
+}
+
+#[test]
+fn a_full_link_makes_callers_wait_and_those_who_try_are_told() {
+    let limits = Limits { calls: 4, ..Limits::default() };
+    let (link, _listener) = unix_pair(Config { limits, ..Config::default() });
+    let held: Vec<_> = (0..4).map(|_| link.start_call(Message::new(HOLD), None).unwrap()).collect();
+    assert_eq!(link.try_call(echo(1, &[]), None).err(), Some(CallError::Busy));
+    assert_eq!(link.call(echo(1, &[]), Some(Duration::from_millis(30))), Err(CallError::TooLate));
+    thread::scope(|s| {
+        let waiting = s.spawn(|| link.call(echo(7, &[]), long()));
+        thread::sleep(Duration::from_millis(30));
+        // Holding ends when it is cancelled.
+        drop(held);
+        assert_eq!(waiting.join().unwrap().unwrap().root().uint(Tag(1)), Ok(7));
+    });
+}
+
+#[test]
+fn replies_that_the_socket_does_not_take_at_once_come_nevertheless() {
+    let addr = common::address();
+    // Replies from other threads while the link's own waits for commands.
+    let pool = Pool::new(2, "test-pool", Echo).unwrap();
+    let _listener =
+        unix::Listener::bind(&addr, Config::default(), Arc::new(common::everybody), Arc::new(pool)).unwrap();
+    let link = unix::connect(&addr, "test", &Config::default(), Arc::new(Echo)).unwrap();
+    let start = Instant::now();
+    for _ in 0..5 {
+        // More than a socket holds, in both directions.
+        let buffers = vec![vec![1; 4000]; 10];
+        let calls: Vec<_> = (0..64).map(|n| link.start_call(echo(n, &buffers), None).unwrap()).collect();
+        for (n, call) in (0..).zip(calls) {
+            assert_eq!(call.wait().unwrap().root().uint(Tag(1)), Ok(n));
+        }
+        let mut m = Message::new(common::LARGE_REPLY);
+        m.uint(Tag(1), 60_000);
+        let calls: Vec<_> = (0..64).map(|_| link.start_call(m.clone(), None).unwrap()).collect();
+        thread::sleep(Duration::from_millis(20));
+        for call in calls {
+            assert_eq!(call.wait().unwrap().root().bytes(Tag(2)).unwrap().len(), 60_000);
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(3), "something waited for a timer: {:?}", start.elapsed());
+}
+
+#[test]
+fn a_side_that_has_only_served_calls_and_is_closed_at_once() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let addr = common::address();
+    let service = Answering(move |_: &Peer, m: Message| Ok(m));
+    let keep = Answering(move |_: &Peer, m: Message| {
+        tell.lock().unwrap().send(m.tag()).unwrap();
+        Ok(m)
+    });
+    let _listener =
+        unix::Listener::bind(&addr, Config::default(), Arc::new(common::everybody), Arc::new(service)).unwrap();
+    let link = unix::connect(&addr, "test", &Config::default(), Arc::new(keep)).unwrap();
+    for _ in 0..3 {
+        link.call(echo(1, &[]), long()).unwrap();
+        // Time for the link's threads to settle, in each of their ways of waiting.
+        thread::sleep(Duration::from_millis(1200));
+    }
+    let start = Instant::now();
+    link.close();
+    assert!(link.closed().is_some() && start.elapsed() < Duration::from_millis(500));
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn deadlines_pass_whoever_waits_and_late_replies_do_no_harm() {
+    let (link, _listener) = unix_pair(Config::default());
+    let start = Instant::now();
+    assert_eq!(link.call(Message::new(HOLD), Some(Duration::from_millis(50))), Err(CallError::TooLate));
+    assert!(start.elapsed() < Duration::from_secs(2));
+    let pending = link.start_call(Message::new(HOLD), Some(Duration::from_millis(50))).unwrap();
+    while !pending.is_done() {
+        assert!(start.elapsed() < Duration::from_secs(5), "nobody looked at the deadline");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(pending.wait(), Err(CallError::TooLate));
+    link.call(echo(1, &[]), long()).unwrap();
+}
+
+#[test]
+fn when_a_side_closes_every_call_is_answered() {
+    let (link, _listener) = unix_pair(Config::default());
+    let held: Vec<_> = (0..10).map(|_| link.start_call(Message::new(HOLD), None).unwrap()).collect();
+    link.close();
+    for call in held {
+        assert!(matches!(call.wait(), Err(CallError::Broken(reason)) if reason.why == Why::Closed));
+    }
+    assert!(matches!(link.call(echo(1, &[]), None), Err(CallError::Broken(_))));
+}
+
+#[test]
+fn a_service_that_forgets_or_refuses_answers_nevertheless() {
+    let (link, _listener) = unix_pair(Config::default());
+    let refused = |tag| match link.call(Message::new(tag), long()) {
+        Err(CallError::Refused(no)) => no.code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(common::FORGET), Code::Forgotten);
+    assert_eq!(refused(ECHO), Code::BadRequest);
+    assert_eq!(refused(Tag(99)), Code::Unknown);
+    let huge = Message::new(ECHO).bytes(Tag(2), &[0; 100_000]).clone();
+    assert!(matches!(link.call(huge, None), Err(CallError::TooLarge(_))));
+    link.call(echo(1, &[]), long()).unwrap();
+}
+
+#[test]
+fn who_is_not_admitted_is_told_so() {
+    let addr = common::address();
+    let _listener = unix::Listener::bind(&addr, Config::default(), Arc::new(Nobody), Arc::new(Echo)).unwrap();
+    let error = unix::connect(&addr, "test", &Config::default(), Arc::new(Echo)).err().unwrap().to_string();
+    assert!(error.contains("not admitted") && error.contains("user 0"), "{error}");
+}
+
+#[test]
+fn nobody_listening_is_an_io_error() {
+    let outcome = unix::connect(&common::address(), "test", &Config::default(), Arc::new(Echo));
+    assert!(matches!(outcome, Err(darner_syslink::ConnectError::Io(_))));
+}
