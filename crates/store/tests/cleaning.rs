@@ -209,8 +209,7 @@ fn a_power_failure_at_any_write_of_the_cleaner_changes_nothing_that_is_visible()
             }
         }
         println!("seed {seed}: {} events", disk.events());
-        let step = 1 + disk.events() / 400;
-        cut_at_every_event((&base, &disk), &synced, &mut run, (seed, step), &mut |n, store, _, run| {
+        cut_at_every_event((&base, &disk), &synced, &mut run, (seed, 1), &mut |n, store, _, run| {
             Visible::default().compare(run, &store, 3);
             // And it can still be cleaned.
             if n % 5 == 0 {
