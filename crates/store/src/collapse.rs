@@ -699,7 +699,7 @@ impl Store {
         let runs = match outcome {
             Ok(runs) => runs,
             Err(e) => {
-                made.into_iter().for_each(|at| drop(self.volume.remove(at)));
+                made.into_iter().for_each(|at| drop(self.volumes.remove(at)));
                 return Err(e);
             }
         };
