@@ -62,7 +62,9 @@ pub enum Error {
     #[error("{0}")]
     NotAStore(String),
     /// A volume of the store was not found.
-    #[error("volume {number} of the store, last at {place}, is missing ({affected}); where it is now can be said with --volume")]
+    #[error(
+        "volume {number} of the store, last at {place}, is missing ({affected}); where it is now can be said with --volume"
+    )]
     Missing {
         /// Its number.
         number: u16,

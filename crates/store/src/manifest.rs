@@ -159,11 +159,7 @@ impl Manifest {
     }
 }
 
-fn runs(
-    r: &mut Reader,
-    clipped: bool,
-    reference: fn(&mut Reader) -> Option<RegionRef>,
-) -> Option<Vec<RunRef>> {
+fn runs(r: &mut Reader, clipped: bool, reference: fn(&mut Reader) -> Option<RegionRef>) -> Option<Vec<RunRef>> {
     let mut runs = Vec::new();
     for _ in 0..r.varint()? {
         let above = if clipped { r.bytes()?.to_vec() } else { Vec::new() };

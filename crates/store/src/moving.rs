@@ -85,7 +85,9 @@ impl Store {
         let packed = || self.segments.lock().iter().find(|s| s.at.id == id).and_then(|s| s.pack);
         match (found, packed()) {
             (Some(at), _) => Ok(Move { from: at.volume, to: Some(to), only: Some(id), below: u64::MAX }),
-            (None, Some(pack)) => Err(Error::Refused(format!("what is left of segment {id:x} is in pack {pack:x}: move that"))),
+            (None, Some(pack)) => {
+                Err(Error::Refused(format!("what is left of segment {id:x} is in pack {pack:x}: move that")))
+            }
             (None, None) => Err(Error::Refused(format!("there is no segment, pack or table {id:x}"))),
         }
     }

@@ -175,7 +175,11 @@ fn open_runs(volumes: &Volumes, runs: &[RunRef]) -> Result<Vec<Run>> {
 type Regions = HashMap<u64, Arc<dyn Region>>;
 
 /// Opens the segments that the manifest names, and their packs: regions of their own, or parts of packs.
-pub(crate) fn open_segments(volumes: &Volumes, uuid: &[u8; 16], m: &Manifest) -> Result<(Regions, Vec<Arc<dyn Region>>)> {
+pub(crate) fn open_segments(
+    volumes: &Volumes,
+    uuid: &[u8; 16],
+    m: &Manifest,
+) -> Result<(Regions, Vec<Arc<dyn Region>>)> {
     let mut regions = Regions::new();
     let mut packs = Vec::new();
     for at in &m.packs {

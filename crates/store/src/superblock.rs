@@ -109,8 +109,18 @@ impl Superblock {
             next_volume = next;
             volumes = table(behind.get(..len as usize)?, n, crc)?;
         }
-        let superblock =
-            Superblock { version, generation, attempt, uuid, hash_key, birth, manifest, manifest_len, next_volume, volumes };
+        let superblock = Superblock {
+            version,
+            generation,
+            attempt,
+            uuid,
+            hash_key,
+            birth,
+            manifest,
+            manifest_len,
+            next_volume,
+            volumes,
+        };
         superblock.entry(number).is_some().then_some(Ok(OnVolume { number, superblock }))
     }
 

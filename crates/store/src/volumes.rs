@@ -131,7 +131,9 @@ impl Store {
         let entry = self.volume_entry(number)?;
         let (used, _) = self.volumes.usage_of(number)?;
         if entry.kind != VolumeKind::Directory {
-            return Err(Error::Refused(format!("volume {number} is no directory: it is as large as its file or device")));
+            return Err(Error::Refused(format!(
+                "volume {number} is no directory: it is as large as its file or device"
+            )));
         }
         if size_limit > 0 && size_limit < used.max(SIZE_MIN) {
             return Err(Error::Refused(format!(
@@ -175,7 +177,8 @@ impl Store {
         let tail = self.log.tail();
         let is_here = |at: &crate::volume::RegionRef| at.volume == number;
         let named = self.regions_now(&state).iter().any(is_here) || is_here(&tail.segment.place());
-        let waits = state.waiting().any(|at| is_here(&at)) || self.spare.lock().as_ref().is_some_and(|r| is_here(&r.place()));
+        let waits =
+            state.waiting().any(|at| is_here(&at)) || self.spare.lock().as_ref().is_some_and(|r| is_here(&r.place()));
         if named || waits || moving.is_some() {
             return Ok(false);
         }

@@ -121,7 +121,11 @@ impl Volume for DirVolume {
         }
         self.sync_dir()?;
         self.used.fetch_add(size, Ordering::Relaxed);
-        Ok(Arc::new(FileRegion { file, path, at: RegionRef { id, start: 0, size, volume: self.number.load(Ordering::Relaxed) } }))
+        Ok(Arc::new(FileRegion {
+            file,
+            path,
+            at: RegionRef { id, start: 0, size, volume: self.number.load(Ordering::Relaxed) },
+        }))
     }
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {

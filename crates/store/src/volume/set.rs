@@ -87,7 +87,10 @@ impl Volumes {
         let members = self.0.read();
         let now = |e: &VolumeEntry| {
             let here = members.iter().find(|m| m.number == e.number);
-            here.map_or_else(|| e.clone(), |m| VolumeEntry { hint: m.volume.hint(), kind: m.volume.kind(), ..e.clone() })
+            here.map_or_else(
+                || e.clone(),
+                |m| VolumeEntry { hint: m.volume.hint(), kind: m.volume.kind(), ..e.clone() },
+            )
         };
         entries.iter().map(now).collect()
     }
@@ -204,7 +207,8 @@ impl Volumes {
     pub fn usage_of(&self, number: u16) -> Result<(u64, u64)> {
         let members = self.0.read();
         let found = members.iter().find(|m| m.number == number);
-        found.map_or_else(|| Err(Error::NotAStore(format!("volume {number} is not there"))), |m| m.volume.usage(m.limit))
+        found
+            .map_or_else(|| Err(Error::NotAStore(format!("volume {number} is not there"))), |m| m.volume.usage(m.limit))
     }
 }
 
