@@ -71,6 +71,8 @@ pub struct Daemon {
     pub(crate) volumes: Mutex<Vec<Member>>,
     /// Held while volumes are changed or something is moved between them.
     pub(crate) moving: Mutex<()>,
+    /// Emptying a volume failed: not before then again.
+    pub(crate) leave_not_before: Mutex<Option<Instant>>,
     pub(crate) fs: Arc<Fs>,
     /// The nodes of the live mounts.
     holders: Holders,
@@ -104,6 +106,7 @@ pub fn run(
     let daemon = Arc::new(Daemon {
         volumes: Mutex::default(),
         moving: Mutex::default(),
+        leave_not_before: Mutex::default(),
         fs,
         holders: Holders::default(),
         mounting: Mutex::default(),

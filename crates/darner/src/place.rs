@@ -39,6 +39,13 @@ pub struct Found {
     volume: Arc<dyn Volume>,
 }
 
+/// Volumes that nobody changes meanwhile.
+pub struct LookedAt {
+    /// That which was asked for first.
+    pub volumes: Vec<Arc<dyn Volume>>,
+    _locks: Vec<File>,
+}
+
 /// A volume that this process has for itself.
 pub struct Held {
     /// Where.
@@ -143,13 +150,13 @@ impl Place {
     }
 
     /// The volumes of a store that is to be looked at, not opened.
-    pub fn volumes(&self, others: &[PathBuf]) -> Result<(Vec<Arc<dyn Volume>>, Vec<File>)> {
+    pub fn look_at(&self, others: &[PathBuf]) -> Result<LookedAt> {
         let mut locks = vec![self.lock(false)?];
         let found = self.find(others, false)?;
         for f in &found[1..] {
             locks.push(f.place.lock(false)?);
         }
-        Ok((found.into_iter().map(|f| f.volume).collect(), locks))
+        Ok(LookedAt { volumes: found.into_iter().map(|f| f.volume).collect(), _locks: locks })
     }
 
     /// Whether a store is there.

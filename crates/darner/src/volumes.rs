@@ -22,6 +22,8 @@ use crate::retention::Tell;
 const BUDGET: u64 = 16 << 20;
 /// How often to count what is left.
 const COUNT_EVERY: Duration = Duration::from_millis(250);
+/// When to try again to empty a volume where that failed.
+const RETRY: Duration = Duration::from_secs(20);
 /// How long to wait for readers of what has moved.
 const READERS: Duration = Duration::from_millis(10);
 
@@ -194,12 +196,21 @@ impl Daemon {
     /// Goes on emptying what is leaving, unless a command does; says whether there was anything to do.
     pub(crate) fn go_on_leaving(&self) -> Result<bool> {
         let Some(_one_at_a_time) = self.moving.try_lock() else { return Ok(false) };
-        if self.store().leaving().is_none() {
+        if self.store().leaving().is_none() || self.leave_not_before.lock().is_some_and(|at| at > Instant::now()) {
             return Ok(false);
         }
-        let progress = self.store().step_leave(BUDGET)?;
-        self.let_go_of_volumes()?;
-        Ok(progress == Progress::Worked)
+        match self.store().step_leave(BUDGET) {
+            Ok(progress) => {
+                self.let_go_of_volumes()?;
+                Ok(progress == Progress::Worked)
+            }
+            // The cleaner may make the room.
+            Err(e) => {
+                tracing::warn!("a volume that is to leave can't be emptied now: {e}");
+                *self.leave_not_before.lock() = Some(Instant::now() + RETRY);
+                Ok(false)
+            }
+        }
     }
 
     /// What has left the store may be anybody's.

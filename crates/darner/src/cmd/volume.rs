@@ -28,7 +28,12 @@ pub fn run(c: &Volume) -> Result<()> {
             moved(&ask(mnt, Request::MoveSegments { region, from: *from, to: *to })?, &format!("to volume {to}"))
         }
         A::Remove { mnt, id } => {
-            moved(&ask(mnt, Request::RemoveVolume { id: *id })?, "to the others; it is no volume any more")
+            moved(&ask(mnt, Request::RemoveVolume { id: *id })?, "to the others; it is no volume any more")?;
+            // Whoever mounts by the one that has left has to name another.
+            match ask(mnt, Request::Volumes)? {
+                Response::Volumes(lines) => super::print(&format!("the store is on:\n{}", table(&lines))),
+                _ => Err(other_answer()),
+            }
         }
         A::Resize { mnt, id, size } => match ask(mnt, Request::ResizeVolume { id: *id, size: *size })? {
             Response::Volumes(lines) => super::print(&table(&lines)),

@@ -66,7 +66,7 @@ impl RawVolume {
     fn pieces(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
         if at.start & SCATTERED == 0 {
             let whole = at.start..at.start.saturating_add(at.size);
-            return self.verify(at, &[whole.clone()]).map(|()| vec![whole]);
+            return self.verify(at, std::slice::from_ref(&whole)).map(|()| vec![whole]);
         }
         let known = self.scattered.lock().get(&at.id).cloned();
         let mut pieces = match known {
@@ -88,7 +88,8 @@ impl RawVolume {
 
     fn read_map(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
         let start = at.start & !SCATTERED;
-        self.verify(at, &[start..start.saturating_add(UNIT)])?;
+        let map = start..start.saturating_add(UNIT);
+        self.verify(at, std::slice::from_ref(&map))?;
         let mut bytes = vec![0; UNIT as usize];
         self.io("read", start, self.disk.read_at(&mut bytes, start))?;
         let pieces = decode_map(&bytes, at.id).ok_or_else(|| Error::Corrupt {
@@ -162,7 +163,7 @@ impl RawVolume {
         }
         self.io("write", map, self.disk.write_at(&encode_map(id, &pieces), map))?;
         self.io("flush", map, self.disk.flush())?;
-        for range in pieces.iter().cloned().chain([map..map + UNIT]) {
+        for range in pieces.iter().cloned().chain(std::iter::once(map..map + UNIT)) {
             space.claim(range, id);
         }
         self.scattered.lock().insert(id, pieces.clone());
@@ -265,8 +266,10 @@ impl Volume for RawVolume {
         let Some(start) = best_fit(&space, size, end).filter(|_| size <= self.disk.piece_max()) else {
             return self.create_scattered(&mut space, id, size, end);
         };
-        space.claim(start..start + size, id);
-        Ok(self.region(RegionRef { id, start, size, volume: self.number() }, &[start..start + size]))
+        let whole = start..start + size;
+        space.claim(whole.clone(), id);
+        let at = RegionRef { id, start, size, volume: self.number() };
+        Ok(self.region(at, std::slice::from_ref(&whole)))
     }
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
