@@ -113,7 +113,7 @@ impl Store {
         let mut c = moving.take().expect("just made");
         match self.copy_some(&mut c, budget) {
             Ok(false) => *moving = Some(c),
-            Ok(true) => self.switch_over(c)?,
+            Ok(true) => *moving = self.switch_over(c)?,
             Err(e) => {
                 let at = c.target.place();
                 drop(c);
@@ -248,9 +248,14 @@ impl Store {
         Ok(sound)
     }
 
-    /// Readers find the copy from now on, and so does the next open.
-    fn switch_over(&self, c: Copying) -> Result<()> {
+    /// Readers find the copy from now on, and so does the next open. Gives it back where that has to wait.
+    fn switch_over(&self, c: Copying) -> Result<Option<Copying>> {
         let mut state = self.maintenance.lock();
+        if c.what == What::Table && state.pass.is_some() {
+            // A collapse that began meanwhile knows runs by their tables.
+            self.step_pass(&mut state)?;
+            return Ok(Some(c));
+        }
         let old = match c.what {
             What::Segment => self.switch_segment(&c),
             What::Pack => self.switch_pack(&c)?,
@@ -260,13 +265,13 @@ impl Store {
             // Somebody has replaced it meanwhile.
             let at = c.target.place();
             drop(c);
-            return self.volumes.remove(at);
+            return self.volumes.remove(at).map(|()| None);
         };
         drop(c);
         state.outdated.push(old);
         let levels = self.index.read().levels.clone();
         self.write_manifest(&mut state, &levels)?;
-        self.bury(&mut state)
+        self.bury(&mut state).map(|()| None)
     }
 
     fn switch_segment(&self, c: &Copying) -> Option<(Arc<dyn Region>, RegionRef)> {

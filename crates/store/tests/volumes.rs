@@ -69,7 +69,7 @@ fn move_all(store: &Store, wanted: &Move) -> Result<(), Error> {
 fn act(run: &mut Run, store: &Store, disks: &[SimDisk]) -> Result<(), Error> {
     let pick = |run: &mut Run, from: &[u16]| from[run.rng.usize(..from.len())];
     let volumes = numbers(store);
-    match run.rng.u8(0..44) {
+    match run.rng.u8(0..48) {
         0 => drop(store.sync()?),
         1 => store.write_out()?,
         2..=3 => store.checkpoint()?,
@@ -86,7 +86,10 @@ fn act(run: &mut Run, store: &Store, disks: &[SimDisk]) -> Result<(), Error> {
             Err(Error::Refused(_)) => {}
             outcome => outcome?,
         },
-        13..=22 => drop(store.step_leave(BUDGET)?),
+        13..=22 => {
+            let budget = run.rng.u64(1 << 10..200 << 10);
+            store.step_leave(budget)?;
+        }
         23 => finish_leaving(store)?,
         24 => {
             let (from, to) = (pick(run, &volumes), pick(run, &volumes));
@@ -95,6 +98,10 @@ fn act(run: &mut Run, store: &Store, disks: &[SimDisk]) -> Result<(), Error> {
             }
         }
         25 => run.kill(store)?,
+        26..=28 => {
+            store.want_collapse();
+            store.step_clean(run.now)?;
+        }
         _ => run.transaction(store)?,
     }
     Ok(())
@@ -329,9 +336,9 @@ fn on_two(run: &mut Run) -> [SimDisk; 2] {
 fn a_missing_outdated_or_foreign_volume_is_named_and_refused() {
     let disks = on_two(&mut Run::new(3));
     let options = OpenOptions::default();
-    for i in 0..2 {
-        let said = Store::open(volume(&disks[i]), &options).map(drop).unwrap_err().to_string();
-        assert!(said.contains(&format!("volume {} of the store", 1 - i)), "{said}");
+    for (disk, other) in disks.iter().zip([1, 0]) {
+        let said = Store::open(volume(disk), &options).map(drop).unwrap_err().to_string();
+        assert!(said.contains(&format!("volume {other} of the store")), "{said}");
     }
     let other = SimDisk::new(SIZE);
     Store::create(&*volume(&other), &CreateOptions { now_ns: 5, ..CreateOptions::default() }).unwrap();
