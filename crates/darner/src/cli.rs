@@ -35,6 +35,8 @@ pub enum Command {
     Restore(Restore),
     /// Name a moment; list or remove such names
     Snapshot(Snapshot),
+    /// The places that a store is on: list, add, empty, remove or resize them, while it is in use
+    Volume(Volume),
     /// Filesystems of their own within a store: make, list, rename, limit or remove them
     Fileset(Fileset),
     /// Make a fileset of what another one is, or was; nothing is copied
@@ -110,7 +112,11 @@ pub struct Mount {
     /// Write the daemon's log to this file (RUST_LOG chooses what)
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
-    /// Mount options as in fstab: ro, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, fileset=…, create, size=…
+    /// Where a volume of the store is that has moved (may be given several times)
+    #[arg(long = "volume", value_name = "PATH")]
+    pub volumes: Vec<PathBuf>,
+    /// Mount options as in fstab: ro, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, fileset=…, volume=…,
+    /// create, size=…
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Nothing is printed but errors (mount(8) passes these)
@@ -218,6 +224,77 @@ pub enum SnapshotAction {
         mnt: PathBuf,
         /// The name
         label: String,
+    },
+}
+
+/// `darner volume`
+///
+/// A store is on one volume or several: directories, image files, block devices. What is on a volume can be moved to others
+/// while the filesystem is in use, and any volume can leave, the first one too.
+#[derive(Args, Debug)]
+pub struct Volume {
+    /// What to do
+    #[command(subcommand)]
+    pub action: VolumeAction,
+}
+
+/// What to do with volumes.
+#[derive(Subcommand, Debug)]
+pub enum VolumeAction {
+    /// Add a new or empty directory, an image file, or a block device
+    Add {
+        /// A mount point
+        mnt: PathBuf,
+        /// Where
+        path: PathBuf,
+        /// Bytes that the store may use of it (10G, 500M, …); without it, all there are
+        #[arg(long, value_parser = size)]
+        size: Option<u64>,
+        /// Make PATH an image file of --size bytes
+        #[arg(long)]
+        image: bool,
+        /// Overwrite what is on the file or device
+        #[arg(long)]
+        force: bool,
+    },
+    /// All volumes, and how full they are
+    List {
+        /// A mount point
+        mnt: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Move one segment, pack or table, or all that is on a volume now
+    Move {
+        /// A mount point
+        mnt: PathBuf,
+        /// Its number, as inspect prints it
+        #[arg(value_name = "SEGMENT", required_unless_present = "from", conflicts_with = "from")]
+        segment: Option<String>,
+        /// Everything that is on this volume now
+        #[arg(long, value_name = "ID")]
+        from: Option<u16>,
+        /// Where to
+        #[arg(long, value_name = "ID")]
+        to: u16,
+    },
+    /// Empty a volume and let go of it; killed, that goes on at the next mount
+    Remove {
+        /// A mount point
+        mnt: PathBuf,
+        /// Its number
+        id: u16,
+    },
+    /// Change how much of a directory may be used, or make an image file larger
+    Resize {
+        /// A mount point
+        mnt: PathBuf,
+        /// Its number
+        id: u16,
+        /// Bytes (10G, 500M, …), or none: all there are
+        #[arg(value_parser = limit)]
+        size: u64,
     },
 }
 
@@ -368,6 +445,9 @@ pub struct Inspect {
     /// Records too, not only the structures around them
     #[arg(long)]
     pub records: bool,
+    /// Where a volume of the store is that has moved (may be given several times)
+    #[arg(long = "volume", value_name = "PATH")]
+    pub volumes: Vec<PathBuf>,
     /// As JSON, one object a line
     #[arg(long)]
     pub json: bool,
@@ -378,6 +458,9 @@ pub struct Inspect {
 pub struct Check {
     /// The store
     pub store: PathBuf,
+    /// Where a volume of the store is that has moved (may be given several times)
+    #[arg(long = "volume", value_name = "PATH")]
+    pub volumes: Vec<PathBuf>,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -105,6 +105,40 @@ pub enum Request {
     },
     /// What is needed for what; reads the whole index.
     Usage,
+    /// All volumes.
+    Volumes,
+    /// Add one.
+    AddVolume {
+        /// Absolute.
+        path: PathBuf,
+        /// Bytes that may be used of it; of an image file, its size.
+        size: Option<u64>,
+        /// Make an image file rather than a directory.
+        image: bool,
+        /// Whatever is there.
+        force: bool,
+    },
+    /// Move a region, or all that is on a volume now.
+    MoveSegments {
+        /// Which, unless all.
+        region: Option<u64>,
+        /// From where, if all.
+        from: Option<u16>,
+        /// Where to.
+        to: u16,
+    },
+    /// Empty one and let go of it.
+    RemoveVolume {
+        /// Its number.
+        id: u16,
+    },
+    /// Change how much may be used of one.
+    ResizeVolume {
+        /// Its number.
+        id: u16,
+        /// Bytes; 0: all there is.
+        size: u64,
+    },
     /// All filesets.
     Filesets,
     /// Make one.
@@ -342,10 +376,16 @@ pub struct VolumeLine {
     pub id: u32,
     /// Where.
     pub path: String,
+    /// `directory` or `raw`: an image file or block device.
+    pub kind: String,
     /// Bytes there are.
     pub size_bytes: u64,
     /// Bytes in use.
     pub used_bytes: u64,
+    /// Bytes that are not in use.
+    pub free_bytes: u64,
+    /// `active`, or `leaving`: it is being emptied.
+    pub state: String,
 }
 
 /// What `status` tells.
@@ -436,6 +476,15 @@ pub enum Response {
         /// What could not be reached.
         left: Vec<String>,
     },
+    /// Answer to [`Request::Volumes`] and those that change one.
+    Volumes(Vec<VolumeLine>),
+    /// Answer to [`Request::MoveSegments`].
+    Moved {
+        /// Regions moved.
+        regions: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
     /// Answer to [`Request::Usage`].
     Usage(Usage),
 }
@@ -447,12 +496,13 @@ pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
 
 /// As [`call`]; `progress` gets what is done and what there is to do.
 fn call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
-    let Ok(stream) = UnixStream::connect_addr(&place.socket()?) else { return Ok(None) };
+    let connected = place.sockets().iter().find_map(|address| UnixStream::connect_addr(address).ok());
+    let Some(stream) = connected else { return Ok(None) };
     // Anybody may take an abstract name: only root, we, and the store's owner are believed.
-    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&place.path)?);
+    let owner = std::fs::metadata(&place.path).ok().map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
     // SAFETY: this call can't fail.
-    let known = [0, unsafe { libc::geteuid() }, owner];
-    if let Some(uid) = peer_uid(&stream).filter(|uid| !known.contains(uid)) {
+    let known = [Some(0), Some(unsafe { libc::geteuid() }), owner];
+    if let Some(uid) = peer_uid(&stream).filter(|uid| !known.contains(&Some(*uid))) {
         return Err(Failure::new(format!("a process of user {uid} poses as the daemon of {}", place.path.display())));
     }
     stream.set_read_timeout(Some(Duration::from_secs(120)))?;

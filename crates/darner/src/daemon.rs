@@ -1,10 +1,9 @@
 //! The daemon: one process that has one store open, and serves all of its mounts.
 //!
 //! Threads: per mount the serving ones; one writes the log and syncs it every second; one does the store's upkeep; one
-//! answers commands. It ends when its last mount does, with everything durable.
+//! answers commands (at each volume and mount). It ends when its last mount does, with everything durable.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,13 +15,14 @@ use darner_fuse::{Config, MountOptions, Notifier, Session, abi};
 use darner_store::{OpenOptions, Pin, Progress, Store};
 use parking_lot::{Condvar, Mutex};
 
-use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status, VolumeLine};
-use crate::error::{Context, Failure, Result};
+use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status};
+use crate::error::{Failure, Result};
 use crate::frontend::{Frontend, now_ns};
 use crate::mounts;
 use crate::nodes::{Holders, Nodes};
 use crate::place::Place;
 use crate::retention::{Tell, Wanted};
+use crate::volumes::{Listener, Member};
 use crate::when::local;
 
 /// After this long at the latest, what was written survives a power failure without fsync too.
@@ -40,6 +40,9 @@ pub(crate) struct Mount {
     pub root: Inode,
     pub notifier: Notifier,
     pub nodes: Arc<Nodes>,
+    /// What the kernel was told is mounted: the path of a volume.
+    source: PathBuf,
+    _listener: Option<Listener>,
     /// Keeps what a mount of the past shows.
     _pin: Option<Pin>,
 }
@@ -64,7 +67,12 @@ pub(crate) struct State {
 
 /// See the module.
 pub struct Daemon {
-    place: Place,
+    /// The store's volumes, the one that it was opened by first.
+    pub(crate) volumes: Mutex<Vec<Member>>,
+    /// Held while volumes are changed or something is moved between them.
+    pub(crate) moving: Mutex<()>,
+    /// Emptying a volume failed: not before then again.
+    pub(crate) leave_not_before: Mutex<Option<Instant>>,
     pub(crate) fs: Arc<Fs>,
     /// The nodes of the live mounts.
     holders: Holders,
@@ -75,7 +83,13 @@ pub struct Daemon {
 }
 
 /// Opens the store, mounts, calls `ready`, and serves until the last mount ends.
-pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: impl FnOnce()) -> Result<()> {
+pub fn run(
+    place: &Place,
+    others: &[PathBuf],
+    options: &OpenOptions,
+    first: &MountRequest,
+    ready: impl FnOnce(),
+) -> Result<()> {
     // A thread that panics must not leave a mount without an answer: better no daemon, which is noticed at once.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -83,15 +97,16 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
         hook(info);
         std::process::abort();
     }));
-    let (store, lock) = place.open(options)?;
+    let (store, held) = place.open(others, options)?;
     let fs = Arc::new(Fs::open(store.clone())?);
     if !store.is_read_only() {
         let n = fs.reap_orphans(now_ns())?;
         tracing::info!(orphans = n, tid = %store.tid(), "store open");
     }
-    let listener = UnixListener::bind_addr(&place.socket()?).cant(|| "listen for commands".into())?;
     let daemon = Arc::new(Daemon {
-        place,
+        volumes: Mutex::default(),
+        moving: Mutex::default(),
+        leave_not_before: Mutex::default(),
         fs,
         holders: Holders::default(),
         mounting: Mutex::default(),
@@ -99,11 +114,18 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
         changed: Condvar::new(),
     });
     let signals = block_signals();
+    for held in held {
+        let member = Member::new(&daemon, held)?;
+        daemon.volumes.lock().push(member);
+    }
     let workers = daemon.start_workers()?;
-    let outcome = daemon.mount(first);
+    let outcome = {
+        let _one_at_a_time = daemon.mounting.lock();
+        let outcome = daemon.mount(first);
+        daemon.state.lock().closing |= outcome.is_err();
+        outcome
+    };
     if outcome.is_ok() {
-        let commands = daemon.clone();
-        thread::Builder::new().name("commands".into()).spawn(move || commands.listen(&listener))?;
         let watcher = daemon.clone();
         thread::Builder::new().name("signals".into()).spawn(move || watcher.heed(&signals))?;
         ready();
@@ -117,7 +139,7 @@ pub fn run(place: Place, options: &OpenOptions, first: &MountRequest, ready: imp
         }
     }
     let closed = store.close();
-    daemon.release(lock);
+    daemon.release();
     outcome?;
     Ok(closed?)
 }
@@ -163,8 +185,8 @@ impl Daemon {
     }
 
     /// Gives the store back, then tells those who wait for that.
-    fn release(&self, lock: File) {
-        drop(lock);
+    fn release(&self) {
+        self.volumes.lock().clear();
         self.state.lock().closed = true;
         self.changed.notify_all();
         // Those who asked for the unmount are answered by their own threads.
@@ -173,6 +195,15 @@ impl Daemon {
 
     pub(crate) fn store(&self) -> &Arc<Store> {
         self.fs.store()
+    }
+
+    /// The path of the first volume.
+    fn path(&self) -> PathBuf {
+        self.volumes.lock().first().map(|m| m.place().path.clone()).unwrap_or_default()
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.state.lock().closing
     }
 
     fn start_workers(self: &Arc<Daemon>) -> Result<Vec<thread::JoinHandle<()>>> {
@@ -248,6 +279,9 @@ impl Daemon {
         match upkeep {
             Progress::Worked => Ok((upkeep, false)),
             Progress::Idle => {
+                if self.go_on_leaving()? {
+                    return Ok((Progress::Worked, true));
+                }
                 self.fs.limit_history(now_ns())?;
                 Ok((self.store().step_clean(now_ns())?, true))
             }
@@ -277,8 +311,12 @@ impl Daemon {
         };
         let top = as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, tid));
         self.fs.getattr(top)?;
+        let source = self.path();
+        if self.volumes.lock().iter().any(|v| v.place().path.starts_with(&m.mountpoint)) {
+            return Err(Failure::new("the store and the mount point must not lie within each other"));
+        }
         let mut options = MountOptions {
-            source: self.place.path.display().to_string(),
+            source: source.display().to_string(),
             subtype: Some(m.subtype.clone().unwrap_or_else(|| "darner".into())),
             read_only,
             nosuid: m.nosuid,
@@ -333,7 +371,10 @@ impl Daemon {
             as_of_time: as_of.map(local),
             read_only,
         };
-        let mount = Mount { line, live, root, notifier, nodes: nodes.clone(), _pin: pin };
+        let listener = self.listen_at(&m.mountpoint);
+        let listener = listener.inspect_err(|e| tracing::warn!("only volumes lead commands here: {e}")).ok();
+        let nodes_of_it = nodes.clone();
+        let mount = Mount { line, live, root, notifier, nodes: nodes_of_it, source, _listener: listener, _pin: pin };
         self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.max(2), Duration::from_micros(m.poll_us));
@@ -380,15 +421,16 @@ impl Daemon {
     fn one_is_leaving(&self, m: &MountRequest) -> Result<bool> {
         let table = mounts::all()?;
         let state = self.state.lock();
-        let there = |at: &Path| table.iter().any(|t| t.mountpoint == at && t.source == self.place.path);
+        let there = |at: &Path, o: &Mount| table.iter().any(|t| t.mountpoint == at && t.source == o.source);
         let in_the_way = |at: &Path, o: &Mount| at == m.mountpoint || (!m.read_only && o.writes());
-        Ok(state.mounts.iter().any(|(at, o)| in_the_way(at, o) && !there(at)))
+        Ok(state.mounts.iter().any(|(at, o)| in_the_way(at, o) && !there(at, o)))
     }
 
     /// Whether a writable mount of what is below a root may be added. What a mount's kernel has cached is true as long as
     /// nobody changes it elsewhere.
     fn may_write(&self, state: &State, root: Inode) -> Result<()> {
-        let path = self.place.path.display();
+        let path = self.path();
+        let path = path.display();
         if self.store().is_read_only() {
             return Err(Failure::new(format!(
                 "{path} is mounted read-only; unmount that before it is mounted writable"
@@ -420,8 +462,18 @@ impl Daemon {
         })
     }
 
-    fn listen(self: &Arc<Daemon>, listener: &UnixListener) {
-        for stream in listener.incoming().flatten() {
+    /// Serves commands until the listener is shut down.
+    pub(crate) fn listen(self: &Arc<Daemon>, listener: &UnixListener) {
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return,
+                // Too many open files, for instance.
+                Err(_) => {
+                    thread::sleep(Duration::from_millis(10));
+                    continue;
+                }
+            };
             let daemon = self.clone();
             let spawned = thread::Builder::new().name("command".into()).spawn(move || daemon.converse(&stream));
             if let Err(e) = spawned {
@@ -496,6 +548,11 @@ impl Daemon {
             Request::Clean { wait } => self.clean(wait, tell)?,
             Request::Forget { at } => self.destroy(&at, tell)?,
             Request::Usage => Response::Usage(self.usage()?),
+            request @ (Request::Volumes
+            | Request::AddVolume { .. }
+            | Request::MoveSegments { .. }
+            | Request::RemoveVolume { .. }
+            | Request::ResizeVolume { .. }) => self.serve_volumes(request, tell)?,
             request => Response::Filesets(self.serve_filesets(request)?),
         })
     }
@@ -521,15 +578,13 @@ impl Daemon {
     fn status(&self) -> Result<Status> {
         let store = self.store();
         let usage = store.usage()?;
-        let path = store.volume_name();
         let dead = store.dead_bytes();
         let warnings = warnings(&usage);
-        let volume = VolumeLine { id: 0, path, size_bytes: usage.size, used_bytes: usage.used };
         let state = self.state.lock();
         let mut mounts: Vec<MountLine> = state.mounts.values().map(|m| m.line.clone()).collect();
         mounts.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
         Ok(Status {
-            store: self.place.path.clone(),
+            store: self.path(),
             uuid: store.uuid().iter().map(|b| format!("{b:02x}")).collect(),
             tid: store.tid().to_string(),
             durable_tid: store.durable().to_string(),
@@ -544,7 +599,7 @@ impl Daemon {
             daemon_pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             resident_bytes: resident_bytes(),
-            volumes: vec![volume],
+            volumes: self.volume_lines()?,
             mounts,
             retention: self.retentions()?,
             warnings,

@@ -14,5 +14,6 @@ pub mod mounts;
 pub mod nodes;
 pub mod place;
 mod retention;
+mod volumes;
 pub mod when;
 pub mod xattr;

@@ -100,7 +100,7 @@ pub fn containing(path: &Path) -> Result<(Mounted, PathBuf)> {
 /// The store that a user means by a mount point, a path in a mount, or the store's own path.
 pub fn store_of(path: &Path) -> Result<Place> {
     match containing(path) {
-        Ok((mount, _)) => Place::at(&mount.source),
+        Ok((mount, _)) => Ok(Place::behind(&mount)),
         Err(not_mounted) => match Place::at(path) {
             Ok(place) if place.holds_store()? => Ok(place),
             _ => Err(not_mounted),
@@ -111,7 +111,7 @@ pub fn store_of(path: &Path) -> Result<Place> {
 /// The store and what of it a user means by a path in a mount (without moments), or the store's own path.
 pub fn spot_of(path: &Path) -> Result<(Place, Spot)> {
     match containing(path) {
-        Ok((mount, within)) => Ok((Place::at(&mount.source)?, spot(&mount, &within)?)),
+        Ok((mount, within)) => Ok((Place::behind(&mount), spot(&mount, &within)?)),
         Err(_) => Ok((store_of(path)?, Spot::default())),
     }
 }
@@ -239,7 +239,7 @@ fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &[u8])]) -> Result<Option<Moment<'
         let beside = dir.join(base);
         let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty());
         let Some((mount, within)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
-        let store = Place::at(&mount.source)?;
+        let store = Place::behind(&mount);
         let at = spot(&mount, &within)?;
         match control::must_call(&store, &Request::Resolve { at, when: when.into() })? {
             Response::Tid(Some(tid)) => {

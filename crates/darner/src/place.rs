@@ -1,26 +1,59 @@
-//! Where a store is: a directory, an image file or a block device; and who may have it open.
+//! Where a store is: directories, image files or block devices, one for each volume; and who may have it open.
 //!
-//! One store is open in one process: the lock is on the directory or file itself (flock), so it ends with its holder.
+//! One store is open in one process: the locks are on the directories and files themselves (flock), so they end with their holder.
+//! From any one volume the others are found: where they were last; where they are now if all have moved together; or where
+//! the user says.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use darner_store::volume::{DirVolume, FileDisk, RawVolume, Volume};
-use darner_store::{CreateOptions, OpenOptions, Store};
+use darner_store::volume::{DirVolume, FileDisk, RawVolume, Volume, VolumeEntry};
+use darner_store::{CreateOptions, Identity, OpenOptions, Store, identify};
 
 use crate::error::{Context, Failure, Result};
+use crate::mounts::Mounted;
 
-/// A store's place.
+/// A store's place: that of one of its volumes.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// Absolute.
     pub path: PathBuf,
     is_dir: bool,
+    /// The kernel's number of a mount of the store: its daemon is found by that too, when the volume has left.
+    mount: Option<String>,
+}
+
+/// A volume of a store, found.
+pub struct Found {
+    /// Where.
+    pub place: Place,
+    /// Its number.
+    pub number: u16,
+    volume: Arc<dyn Volume>,
+}
+
+/// Volumes that nobody changes meanwhile.
+pub struct LookedAt {
+    /// That which was asked for first.
+    pub volumes: Vec<Arc<dyn Volume>>,
+    _locks: Vec<File>,
+}
+
+/// A volume that this process has for itself.
+pub struct Held {
+    /// Where.
+    pub place: Place,
+    /// Its number.
+    pub number: u16,
+    /// Ends with it.
+    pub lock: File,
 }
 
 impl Place {
@@ -32,7 +65,14 @@ impl Place {
         if !(kind.is_dir() || kind.is_file() || kind.is_block_device()) {
             return Err(Failure::new(format!("{} is no directory, image file or block device", path.display())));
         }
-        Ok(Place { is_dir: kind.is_dir(), path })
+        Ok(Place { is_dir: kind.is_dir(), path, mount: None })
+    }
+
+    /// The store that is mounted there, even if the volume that the mount is named by has left it.
+    pub fn behind(mount: &Mounted) -> Place {
+        let place = Place::at(&mount.source);
+        let place = place.unwrap_or_else(|_| Place { path: mount.source.clone(), is_dir: false, mount: None });
+        Place { mount: Some(mount.device.clone()), ..place }
     }
 
     /// Its volume.
@@ -44,11 +84,79 @@ impl Place {
         Ok(Arc::new(RawVolume::new(Arc::new(disk))))
     }
 
-    /// Opens the store; the lock lasts as long as the file.
-    pub fn open(&self, options: &OpenOptions) -> Result<(Arc<Store>, File)> {
-        let lock = self.lock(!options.read_only)?;
-        let store = Store::open(self.volume(!options.read_only)?, options)?;
-        Ok((Arc::new(store), lock))
+    /// Finds the store's volumes, this one first, as far as they can be found. `others`: where some may be, too.
+    pub fn find(&self, others: &[PathBuf], write: bool) -> Result<Vec<Found>> {
+        let volume = self.volume(write)?;
+        let own = identify(&*volume)?;
+        let (uuid, number) = (own.uuid, own.number);
+        let mut newest = own;
+        let mut found = vec![Found { place: self.clone(), number, volume }];
+        for path in others {
+            let place = Place::at(path)?;
+            let volume = place.volume(write)?;
+            let id = identify(&*volume)?;
+            if id.uuid != uuid {
+                return Err(Failure::new(format!("{} is a volume of another store", place.path.display())));
+            }
+            found.push(Found { place, number: id.number, volume });
+            newest = newer(newest, id);
+        }
+        loop {
+            let missing = newest.volumes.iter().find_map(|entry| {
+                let is_there = found.iter().any(|f| f.number == entry.number);
+                (!is_there).then(|| self.look_for(entry, &newest, number, write)).flatten()
+            });
+            let Some((place, volume, id)) = missing else { return Ok(found) };
+            found.push(Found { place, number: id.number, volume });
+            newest = newer(newest, id);
+        }
+    }
+
+    /// Looks for a volume where it may be. `number`: this one's.
+    fn look_for(
+        &self,
+        entry: &VolumeEntry,
+        store: &Identity,
+        number: u16,
+        write: bool,
+    ) -> Option<(Place, Arc<dyn Volume>, Identity)> {
+        let path = |e: &VolumeEntry| PathBuf::from(OsStr::from_bytes(&e.hint));
+        let was = path(entry);
+        let own = store.volumes.iter().find(|e| e.number == number).map(path).filter(|own| own.is_absolute());
+        // Where all were moved, or copied, together: the old place may still hold the original.
+        let beside = own.filter(|own| *own != self.path).map(|own| self.path.join(relative(&was, &own)));
+        [beside, Some(was)].into_iter().flatten().find_map(|path| {
+            let place = Place::at(&path).ok()?;
+            let volume = place.volume(write).ok()?;
+            let id = identify(&*volume).ok()?;
+            (id.uuid == store.uuid && id.number == entry.number).then_some((place, volume, id))
+        })
+    }
+
+    /// Opens the store; it is this process's as long as the locks last. `others`: as for [`Place::find`].
+    pub fn open(&self, others: &[PathBuf], options: &OpenOptions) -> Result<(Arc<Store>, Vec<Held>)> {
+        let write = !options.read_only;
+        // Whoever has it open holds all; without this one's lock nothing that is read can be relied on.
+        let mut first = Some(self.lock(write)?);
+        let found = self.find(others, write)?;
+        let hold = |f: &Found| {
+            let lock = first.take().map_or_else(|| f.place.lock(write), Ok)?;
+            Ok(Held { place: f.place.clone(), number: f.number, lock })
+        };
+        let held = found.iter().map(hold).collect::<Result<Vec<Held>>>()?;
+        let volumes: Vec<_> = found.into_iter().map(|f| f.volume).collect();
+        let store = Store::open_volumes(&volumes, options)?;
+        Ok((Arc::new(store), held))
+    }
+
+    /// The volumes of a store that is to be looked at, not opened.
+    pub fn look_at(&self, others: &[PathBuf]) -> Result<LookedAt> {
+        let mut locks = vec![self.lock(false)?];
+        let found = self.find(others, false)?;
+        for f in &found[1..] {
+            locks.push(f.place.lock(false)?);
+        }
+        Ok(LookedAt { volumes: found.into_iter().map(|f| f.volume).collect(), _locks: locks })
     }
 
     /// Whether a store is there.
@@ -89,7 +197,13 @@ impl Place {
         Some(format!("process {pid} ({})", name.trim()))
     }
 
-    /// The address at which the daemon that has the store listens; the kernel forgets it with the daemon.
+    /// The addresses at which the daemon that has the store may listen.
+    pub fn sockets(&self) -> Vec<SocketAddr> {
+        let mount = self.mount.as_deref().and_then(|device| mount_socket(device).ok());
+        mount.into_iter().chain(self.socket().ok()).collect()
+    }
+
+    /// The address at which the daemon that has the volume listens; the kernel forgets it with the daemon.
     pub fn socket(&self) -> Result<SocketAddr> {
         let meta = fs::metadata(&self.path)?;
         let (a, b) = if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) };
@@ -97,7 +211,34 @@ impl Place {
     }
 }
 
-/// How to make a store.
+fn newer(a: Identity, b: Identity) -> Identity {
+    if b.generation > a.generation { b } else { a }
+}
+
+/// The way to `path` from `base`, both absolute.
+fn relative(path: &Path, base: &Path) -> PathBuf {
+    let common = path.components().zip(base.components()).take_while(|(a, b)| a == b).count();
+    let up = base.components().skip(common).map(|_| Component::ParentDir);
+    up.chain(path.components().skip(common)).collect()
+}
+
+/// The address at which the daemon behind a mount listens, by the kernel's number of the mount.
+pub fn mount_socket(device: &str) -> Result<SocketAddr> {
+    Ok(SocketAddr::from_abstract_name(format!("darner/mount/{device}"))?)
+}
+
+impl Place {
+    /// Takes it to make a volume of it, if nothing is on it; returns how many bytes may be used of it (0: all).
+    pub fn take(&self, make: &Make, exists: bool) -> Result<(File, u64)> {
+        let lock = self.lock(true)?;
+        if exists && !make.force {
+            refuse_to_overwrite(self)?;
+        }
+        Ok((lock, if self.is_dir { make.size.unwrap_or(0) } else { 0 }))
+    }
+}
+
+/// How to make a store, or a volume for one.
 #[derive(Clone, Debug, Default)]
 pub struct Make {
     /// Bytes it may use; for an image file, its size.
@@ -112,6 +253,12 @@ pub struct Make {
 
 /// Makes an empty store with a root directory owned by the caller.
 pub fn create(path: &Path, make: &Make) -> Result<Place> {
+    prepare(path, make, create_at)
+}
+
+/// Makes room for a volume: a directory, an image file, or what is there if nothing is on it; `then` is told whether it was
+/// there. Nothing is left of it if that fails.
+pub fn prepare<T>(path: &Path, make: &Make, then: impl FnOnce(&Path, &Make, bool) -> Result<T>) -> Result<T> {
     let exists = path.exists();
     if !exists && make.image {
         let size = make.size.ok_or_else(|| Failure::new("an image file needs --size"))?;
@@ -120,7 +267,7 @@ pub fn create(path: &Path, make: &Make) -> Result<Place> {
     } else if !exists {
         fs::DirBuilder::new().mode(0o700).create(path).cant(|| format!("make {}", path.display()))?;
     }
-    let made = create_at(path, make, exists);
+    let made = then(path, make, exists);
     if made.is_err() && !exists {
         let _ = if make.image { fs::remove_file(path) } else { fs::remove_dir_all(path) };
     }
@@ -132,11 +279,7 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
     if exists && make.existing_is_fine && place.holds_store()? {
         return Ok(place);
     }
-    let _lock = place.lock(true)?;
-    if exists && !make.force {
-        refuse_to_overwrite(&place)?;
-    }
-    let size_limit = if place.is_dir { make.size.unwrap_or(0) } else { 0 };
+    let (_lock, size_limit) = place.take(make, exists)?;
     let now_ns = crate::frontend::now_ns();
     let volume = place.volume(true)?;
     Store::create(&*volume, &CreateOptions { now_ns, size_limit, seed: None })?;

@@ -443,7 +443,7 @@ impl Store {
             Err(e) => {
                 // Nothing names it.
                 if let Some(at) = made {
-                    self.volume.remove(at)?;
+                    self.volumes.remove(at)?;
                 }
                 return Err(e);
             }
@@ -456,7 +456,7 @@ impl Store {
 
     /// Readers find the parts from now on, and so does the next open; the victims' regions are given back.
     fn switch(&self, state: &mut State, at: RegionRef, parts: Vec<pack::Part>, tombstones: &[u64]) -> Result<()> {
-        let pack = self.volume.open(at)?;
+        let pack = self.volumes.open(at)?;
         let mut old: Vec<(Arc<dyn Region>, RegionRef)> = Vec::new();
         {
             let mut segments = self.segments.lock();
@@ -477,7 +477,7 @@ impl Store {
                 let was = s.at;
                 let known = if s.live == LIVE_UNKNOWN { kept } else { s.live.min(kept) };
                 (s.live, s.slack, s.tombstones) = (known, kept - known, *tombstones);
-                s.at = RegionRef { id: part.number, start: 0, size: part.end };
+                s.at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0 };
                 let own = s.pack.replace(at.id).is_none();
                 state.cleaned.insert(part.number, state.passes);
                 let before = regions.insert(part.number, Arc::new(Packed::new(pack.clone(), part)));

@@ -531,6 +531,11 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
+    /// How many runs are part of it.
+    fn runs(&self) -> usize {
+        self.live.iter().chain(&self.history).chain(&self.made).filter(|r| !r.tables.is_empty()).count()
+    }
+
     /// Whether a run is part of it.
     pub fn has(&self, run: &Run) -> bool {
         self.live.iter().chain(&self.history).chain(&self.made).any(|r| r.is(run))
@@ -706,7 +711,7 @@ impl Store {
         let runs = match outcome {
             Ok(runs) => runs,
             Err(e) => {
-                made.into_iter().for_each(|at| drop(self.volume.remove(at)));
+                made.into_iter().for_each(|at| drop(self.volumes.remove(at)));
                 return Err(e);
             }
         };
@@ -725,8 +730,11 @@ impl Store {
     /// Puts what a step made in the place of all up to `last`.
     fn replace_range(&self, state: &mut State, pass: &mut Pass, runs: [Option<Run>; 2], last: &[u8]) -> Result<()> {
         let mut next = Levels::clone(&self.index.read().levels);
+        let count = |levels: &Levels| levels.live.len() + levels.history.len();
+        let before = count(&next);
         next.live.retain(|r| !pass.has(r));
         next.history.retain(|r| !pass.has(r));
+        assert_eq!(before - count(&next), pass.runs(), "nobody else replaces the runs of a pass");
         let clip = |runs: &[Run]| -> Vec<Run> {
             runs.iter().map(|r| r.above(last)).filter(|r| !r.tables.is_empty()).collect()
         };

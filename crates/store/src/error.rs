@@ -61,6 +61,21 @@ pub enum Error {
     /// This is no store, or one that this version can't read.
     #[error("{0}")]
     NotAStore(String),
+    /// A volume of the store was not found.
+    #[error(
+        "volume {number} of the store, last at {place}, is missing ({affected}); where it is now can be said with --volume"
+    )]
+    Missing {
+        /// Its number.
+        number: u16,
+        /// Where it was.
+        place: String,
+        /// What is on it.
+        affected: String,
+    },
+    /// What was asked for can't be done, for a reason that is said.
+    #[error("{0}")]
+    Refused(String),
     /// One transaction is larger than a frame may be.
     #[error("the operation is too large for one transaction")]
     TooLarge,

@@ -175,11 +175,11 @@ impl Store {
         if self.wiping.load(Ordering::Relaxed) {
             self.wipe(at)?;
         }
-        self.volume.remove(at)
+        self.volumes.remove(at)
     }
 
     fn wipe(&self, at: RegionRef) -> Result<()> {
-        let region = match self.volume.open(at) {
+        let region = match self.volumes.open(at) {
             // It is gone already.
             Err(Error::Io { .. }) => return Ok(()),
             opened => opened?,

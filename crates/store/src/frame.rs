@@ -302,7 +302,10 @@ pub fn parse(bytes: &[u8], region: u64, at: u64) -> Option<Frame<'_>> {
     let mut h = Header { tid, fileset, chain, durable, next_object, objects: 0, live: 0 };
     let mut r = Reader::new(heads);
     if magic == SEAL_MAGIC {
-        return Some(Frame { header: h, crc, content: Content::Seal(RegionRef::get(&mut r)?) });
+        // Those of versions 1 and 2 end before the volume, of which there was one.
+        let next = RegionRef::get_without_volume(&mut r)?;
+        let volume = if r.is_empty() { 0 } else { u16::try_from(r.varint()?).ok()? };
+        return Some(Frame { header: h, crc, content: Content::Seal(RegionRef { volume, ..next }) });
     }
     (h.objects, h.live) = (r.signed()?, r.signed()?);
     let n = r.varint()?;

@@ -90,7 +90,7 @@ fn no_bytes_make_a_frame_panic() {
 #[test]
 fn no_bytes_make_a_manifest_or_superblock_panic() {
     let mut rng = fastrand::Rng::with_seed(3);
-    let at = RegionRef { id: 7, start: 1 << 20, size: 16384 };
+    let at = RegionRef { id: 7, start: 1 << 20, size: 16384, volume: 0 };
     let m = Manifest {
         tid: Tid(1 << 60),
         next_region: 9,
@@ -119,7 +119,7 @@ fn no_bytes_make_a_manifest_or_superblock_panic() {
         sb[8..12].copy_from_slice(&1u32.to_le_bytes());
         let crc = crc_at(0, 0, &sb);
         sb.extend_from_slice(&crc.to_le_bytes());
-        volume.write_super(0, &sb.try_into().unwrap()).unwrap();
+        volume.write_super(0, &sb).unwrap();
         let read = Superblock::read(&volume).expect("its checksum is right");
         // Where it leads makes no sense, and must be refused.
         assert!(crate::Store::open(Arc::new(volume), &crate::OpenOptions::default()).is_err(), "{read:?}");

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::assemble::assemble;
 use crate::frame::{self, Body, Content, Record};
 use crate::index::levels::RunRef;
 use crate::index::table::Table;
@@ -10,8 +11,8 @@ use crate::manifest::Manifest;
 use crate::pack::{self, Packed};
 use crate::recover::{Window, region_start};
 use crate::segment;
-use crate::superblock::Superblock;
-use crate::volume::{Region, RegionRef, Volume};
+use crate::superblock::{OnVolume, Superblock};
+use crate::volume::{Region, RegionRef, Volume, VolumeEntry, Volumes};
 use crate::{Result, Tid, key};
 
 /// A structure on a volume.
@@ -36,16 +37,19 @@ pub struct Wanted {
 
 type Visit<'v> = &'v mut dyn FnMut(Item);
 
-/// Visits superblocks, manifest, segments with their frames, and tables.
-pub fn inspect(volume: &dyn Volume, wanted: &Wanted, visit: Visit<'_>) -> Result<()> {
-    let supers = Superblock::read(volume)?;
-    for sb in &supers {
-        visit(superblock(sb));
+/// Visits superblocks, volumes, manifest, segments with their frames, and tables. `found`: as for [`crate::Store::open_volumes`].
+pub fn inspect(found: &[Arc<dyn Volume>], wanted: &Wanted, visit: Visit<'_>) -> Result<()> {
+    let store = assemble(found)?.swap_remove(0);
+    let (sb, volumes) = (&store.superblock, &store.volumes);
+    for volume in found {
+        Superblock::read(&**volume).unwrap_or_default().iter().for_each(|on| visit(superblock(&volume.name(), on)));
     }
-    let sb = &supers[0];
-    let manifest = Manifest::read(&*volume.open(sb.manifest)?, sb.manifest_len)?;
+    for entry in &sb.volumes {
+        visit(volume_item(entry, store.missing.iter().any(|m| m.number == entry.number)));
+    }
+    let manifest = store.read_manifest()?;
     visit(manifest_item(sb.manifest, &manifest));
-    let packed = packs(volume, sb, &manifest, visit);
+    let packed = packs(volumes, sb, &manifest, visit);
     let mut segments: Vec<RegionRef> = manifest.segments.iter().map(|s| s.at).collect();
     let mut i = 0;
     while let Some(at) = segments.get(i).copied() {
@@ -57,7 +61,7 @@ pub fn inspect(volume: &dyn Volume, wanted: &Wanted, visit: Visit<'_>) -> Result
                 visit(broken("segment", at.id, &format!("its remains are not in pack {pack:x}")));
                 continue;
             }
-            (None, None) => volume.open(at),
+            (None, None) => volumes.open(at),
         };
         // Segments newer than the manifest are found by the seal of the one before.
         let next = region.and_then(|region| match wanted.segment {
@@ -73,7 +77,7 @@ pub fn inspect(volume: &dyn Volume, wanted: &Wanted, visit: Visit<'_>) -> Result
     for (family, runs) in [("live", &manifest.live), ("history", &manifest.history)] {
         for (run, tables) in runs.iter().enumerate() {
             for t in &tables.tables {
-                let opened = volume.open(t.region).and_then(|r| Table::open(r, t.len));
+                let opened = volumes.open(t.region).and_then(|r| Table::open(r, t.len));
                 match opened {
                     Ok(table) => visit(table_item(family, run, &table)),
                     Err(e) => visit(broken("table", t.region.id, &e.to_string())),
@@ -88,19 +92,38 @@ fn broken(structure: &'static str, region: u64, error: &str) -> Item {
     Item { structure, place: format!("region {region:x}"), fields: vec![("error", error.into())] }
 }
 
-fn superblock(sb: &Superblock) -> Item {
+fn superblock(volume: &str, on: &OnVolume) -> Item {
+    let sb = &on.superblock;
     let hex = |b: &[u8]| b.iter().map(|b| format!("{b:02x}")).collect::<String>();
     Item {
         structure: "superblock",
-        place: format!("slot {}", sb.generation % 2),
+        place: format!("{volume}, slot {}", sb.generation % 2),
         fields: vec![
+            ("version", sb.version.to_string()),
+            ("volume", on.number.to_string()),
             ("generation", sb.generation.to_string()),
             ("uuid", hex(&sb.uuid)),
             ("hash_key", hex(&sb.hash_key)),
             ("birth", sb.birth.to_string()),
-            ("size_limit", sb.size_limit.to_string()),
             ("manifest", format!("{:x}", sb.manifest.id)),
+            ("manifest_volume", sb.manifest.volume.to_string()),
             ("manifest_len", sb.manifest_len.to_string()),
+            ("next_volume", sb.next_volume.to_string()),
+            ("volumes", sb.volumes.len().to_string()),
+        ],
+    }
+}
+
+fn volume_item(e: &VolumeEntry, is_missing: bool) -> Item {
+    Item {
+        structure: "volume",
+        place: format!("volume {}", e.number),
+        fields: vec![
+            ("hint", String::from_utf8_lossy(&e.hint).into_owned()),
+            ("kind", format!("{:?}", e.kind).to_lowercase()),
+            ("size_limit", e.size_limit.to_string()),
+            ("leaving", e.leaving.to_string()),
+            ("found", (!is_missing).to_string()),
         ],
     }
 }
@@ -137,16 +160,17 @@ fn table_item(family: &str, run: usize, t: &Table) -> Item {
             ("entries", t.entries().to_string()),
             ("tid_min", low.to_string()),
             ("tid_max", high.to_string()),
+            ("volume", t.reference().region.volume.to_string()),
             ("resident_bytes", t.resident_bytes().to_string()),
         ],
     }
 }
 
 /// Shows the packs; returns what is left of segments, by their numbers.
-fn packs(volume: &dyn Volume, sb: &Superblock, m: &Manifest, visit: Visit<'_>) -> HashMap<u64, Arc<dyn Region>> {
+fn packs(volumes: &Volumes, sb: &Superblock, m: &Manifest, visit: Visit<'_>) -> HashMap<u64, Arc<dyn Region>> {
     let mut packed: HashMap<u64, Arc<dyn Region>> = HashMap::new();
     for at in &m.packs {
-        let found = volume.open(*at).and_then(|region| Ok((pack::read(&*region, &sb.uuid)?, region)));
+        let found = volumes.open(*at).and_then(|region| Ok((pack::read(&*region, &sb.uuid)?, region)));
         let (parts, region) = match found {
             Ok(found) => found,
             Err(e) => {
@@ -156,6 +180,7 @@ fn packs(volume: &dyn Volume, sb: &Superblock, m: &Manifest, visit: Visit<'_>) -
         };
         let fields = vec![
             ("region", format!("{:x}", at.id)),
+            ("volume", at.volume.to_string()),
             ("start", at.start.to_string()),
             ("size", at.size.to_string()),
             ("parts", parts.len().to_string()),
@@ -180,6 +205,9 @@ fn show_segment(
 ) -> Result<Option<RegionRef>> {
     let mut fields =
         vec![("region", format!("{:x}", at.id)), ("start", at.start.to_string()), ("size", at.size.to_string())];
+    if in_pack.is_none() {
+        fields.push(("volume", at.volume.to_string()));
+    }
     match in_pack {
         Some(pack) => {
             fields.extend([("pack", format!("{pack:x}")), ("kept", region.bytes_kept().to_string())]);

@@ -3,6 +3,7 @@
 //! Everything is a record `(fileset, object, kind, key, tid) → value or tombstone`, appended to segments; the
 //! index is derived. The store knows no inode, path, socket, thread or wall clock. docs/format.md has the bytes.
 
+mod assemble;
 mod check;
 mod clean;
 mod clone;
@@ -25,6 +26,7 @@ mod log;
 mod maintain;
 mod manifest;
 mod mark;
+mod moving;
 mod pack;
 mod quota;
 mod readahead;
@@ -40,7 +42,9 @@ mod superblock;
 mod tid;
 mod tx;
 pub mod volume;
+mod volumes;
 
+pub use assemble::{Identity, identify};
 pub use check::Report;
 pub use clean::{Cleaned, Effort};
 pub use collapse::{AGES, Account, Advance, kept_since};
@@ -50,9 +54,11 @@ pub use extent::{CHUNK, Piece};
 pub use fileset::{CATALOGUE, Lineage};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
+pub use moving::Move;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
 pub use retain::{Grid, Pin, Retention, Step, WhenFull};
 pub use scatter::Chunk;
 pub use store::{Store, Usage, Value, Version, VisitValue, VisitVersion};
 pub use tid::Tid;
 pub use tx::Tx;
+pub use volumes::VolumeUsage;

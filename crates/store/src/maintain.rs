@@ -83,6 +83,17 @@ impl State {
         self.first_look = Some(now_ns.saturating_add(FIRST_LOOK));
     }
 
+    /// Old regions that wait for their last reader, or for the next manifest.
+    pub fn waiting(&self) -> impl Iterator<Item = RegionRef> {
+        let tables = self.doomed.iter().map(|t| t.reference().region);
+        tables.chain(self.doomed_regions.iter().chain(&self.outdated).map(|(_, at)| *at))
+    }
+
+    /// Whether there is one of this number among them.
+    pub fn waits(&self, id: u64) -> bool {
+        self.waiting().any(|at| at.id == id)
+    }
+
     fn saved(&self) -> Pending {
         let State { log, tid, appended, next_object, .. } = *self;
         Pending { log, tid, counts: self.counts.clone(), appended, next_object }
@@ -164,7 +175,7 @@ impl Store {
         }
         self.checkpoint()?;
         if let Some(spare) = self.spare.lock().take() {
-            self.volume.remove(spare.place())?;
+            self.volumes.remove(spare.place())?;
         }
         Ok(())
     }
@@ -194,8 +205,9 @@ impl Store {
             Ok(region) => {
                 let mut spare = self.spare.lock();
                 match &*spare {
-                    // Somebody else was faster.
-                    Some(_) => self.volume.remove(region.place())?,
+                    // Somebody else was faster; or its volume is to be emptied, perhaps gone already.
+                    None if !self.volumes.accepts(region.place().volume) => drop(self.volumes.remove(region.place())),
+                    Some(_) => self.volumes.remove(region.place())?,
                     None => *spare = Some(region),
                 }
             }
@@ -215,7 +227,9 @@ impl Store {
         // Zeroes may be on their way behind the end of one that was just sealed.
         self.log.quiet(|| {
             for s in self.segments.lock().iter_mut().rev().skip(1).take_while(|s| due(s)) {
-                s.at = self.volume.shrink(s.at, s.end)?;
+                if s.pack.is_none() {
+                    s.at = self.volumes.shrink(s.at, s.end)?;
+                }
                 s.trimmed = true;
             }
             Ok(())
@@ -292,17 +306,13 @@ impl Store {
             history: name(&levels.history),
         };
         let bytes = manifest.encode(id);
-        let region = self.volume.create(id, bytes.len() as u64)?;
+        let region = self.volumes.create(id, bytes.len() as u64, false)?;
         region.write_at(&bytes, 0)?;
         region.flush()?;
-        let mut sb = self.superblock.lock();
-        let mut next = sb.clone();
-        next.generation += 1;
-        next.manifest = region.place();
-        next.manifest_len = bytes.len() as u64;
-        // After a failure the next attempt takes the same slot: the other one stays whole.
-        next.write(&*self.volume)?;
-        *sb = next;
+        self.write_superblock(None, |sb| {
+            sb.manifest = region.place();
+            sb.manifest_len = bytes.len() as u64;
+        })?;
         state.doomed_regions.append(&mut state.outdated);
         if let Some(old) = state.manifest.replace(region.place()) {
             self.give_back_or_leave(old);
@@ -376,7 +386,7 @@ impl Store {
         let outcome = self.write_runs(sources, family, bottom, state, flush, &mut made);
         if outcome.is_err() {
             // Nothing names them; what can't be removed goes at the next open.
-            made.into_iter().for_each(|at| drop(self.volume.remove(at)));
+            made.into_iter().for_each(|at| drop(self.volumes.remove(at)));
         }
         outcome
     }
@@ -438,7 +448,7 @@ impl RunWriter {
 
     fn end_table(&mut self, store: &Store, made: &mut Vec<RegionRef>) -> Result<()> {
         let Some(bytes) = self.builder.take().and_then(Builder::finish) else { return Ok(()) };
-        let region = store.volume.create(self.region, bytes.len() as u64)?;
+        let region = store.volumes.create(self.region, bytes.len() as u64, false)?;
         made.push(region.place());
         region.write_at(&bytes, 0)?;
         region.flush()?;

@@ -10,8 +10,10 @@ use crate::segment::Segment;
 use crate::volume::{Region, RegionRef};
 use crate::{Error, FilesetId, Result, Tid};
 
-const MAGIC: &[u8; 8] = b"DARNMAN2";
-/// As version 1 of the format had it: no packs, no clipped runs.
+const MAGIC: &[u8; 8] = b"DARNMAN3";
+/// As version 2 of the format had it: one volume.
+const MAGIC_2: &[u8; 8] = b"DARNMAN2";
+/// As version 1 had it: no packs, no clipped runs either.
 const MAGIC_1: &[u8; 8] = b"DARNMAN1";
 
 /// A place in the log.
@@ -89,6 +91,13 @@ impl Manifest {
         out
     }
 
+    /// The regions that it names.
+    pub fn regions(&self) -> impl Iterator<Item = RegionRef> {
+        let own = self.segments.iter().filter(|s| s.pack.is_none()).map(|s| s.at);
+        let tables = self.live.iter().chain(&self.history).flat_map(|run| run.tables.iter().map(|t| t.region));
+        own.chain(self.packs.iter().copied()).chain(tables)
+    }
+
     /// Reads it back from its region.
     pub fn read(region: &dyn Region, len: u64) -> Result<Manifest> {
         let corrupt = |found: &str| Error::Corrupt {
@@ -111,17 +120,19 @@ impl Manifest {
 
     fn decode(body: &[u8]) -> Option<Manifest> {
         let mut r = Reader::new(body);
-        let packs_and_clips = match r.take(8)? {
-            magic if magic == MAGIC => true,
-            magic if magic == MAGIC_1 => false,
+        let (packs_and_clips, volumes) = match r.take(8)? {
+            magic if magic == MAGIC => (true, true),
+            magic if magic == MAGIC_2 => (true, false),
+            magic if magic == MAGIC_1 => (false, false),
             _ => return None,
         };
+        let reference = if volumes { RegionRef::get } else { RegionRef::get_without_volume };
         let (tid, next_region, next_object) = (Tid(r.varint()?), r.varint()?, r.varint()?);
         let total = Count { objects: r.varint()?, live: r.varint()? };
         let log = Position { region: r.varint()?, offset: r.varint()?, chain: u32::try_from(r.varint()?).ok()? };
         let mut segments = Vec::new();
         for _ in 0..r.varint()? {
-            let (at, end, after) = (RegionRef::get(&mut r)?, r.varint()?, Tid(r.varint()?));
+            let (at, end, after) = (reference(&mut r)?, r.varint()?, Tid(r.varint()?));
             let mut segment = Segment { end, ..Segment::open(at, after) };
             if packs_and_clips {
                 segment.live = r.varint()?.wrapping_sub(1);
@@ -133,11 +144,11 @@ impl Manifest {
         let mut packs = Vec::new();
         if packs_and_clips {
             for _ in 0..r.varint()? {
-                packs.push(RegionRef::get(&mut r)?);
+                packs.push(reference(&mut r)?);
             }
         }
-        let live = runs(&mut r, packs_and_clips)?;
-        let history = runs(&mut r, packs_and_clips)?;
+        let live = runs(&mut r, packs_and_clips, reference)?;
+        let history = runs(&mut r, packs_and_clips, reference)?;
         let counts = match packs_and_clips {
             // Version 1 had one fileset.
             false => Counts::of_one(FilesetId(1), total),
@@ -148,13 +159,13 @@ impl Manifest {
     }
 }
 
-fn runs(r: &mut Reader, clipped: bool) -> Option<Vec<RunRef>> {
+fn runs(r: &mut Reader, clipped: bool, reference: fn(&mut Reader) -> Option<RegionRef>) -> Option<Vec<RunRef>> {
     let mut runs = Vec::new();
     for _ in 0..r.varint()? {
         let above = if clipped { r.bytes()?.to_vec() } else { Vec::new() };
         let mut tables = Vec::new();
         for _ in 0..r.varint()? {
-            tables.push(TableRef { region: RegionRef::get(r)?, len: r.varint()? });
+            tables.push(TableRef { region: reference(r)?, len: r.varint()? });
         }
         runs.push(RunRef { above, tables });
     }

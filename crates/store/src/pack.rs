@@ -287,7 +287,7 @@ impl Packed {
 
 impl Region for Packed {
     fn place(&self) -> RegionRef {
-        RegionRef { id: self.part.number, start: 0, size: self.part.end }
+        RegionRef { id: self.part.number, start: 0, size: self.part.end, volume: 0 }
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -362,7 +362,7 @@ mod tests {
             let mut models = Vec::new();
             for number in 0..rng.u64(1..4) {
                 let end = rng.u64(1..200_000);
-                let at = RegionRef { id: 100 + number, start: 0, size: end };
+                let at = RegionRef { id: 100 + number, start: 0, size: end, volume: 0 };
                 w.begin(&Segment { end, ..Segment::open(at, Tid(number)) });
                 let mut model = vec![None; end as usize];
                 let mut offset = 0;

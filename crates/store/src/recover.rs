@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::assemble::assemble;
 use crate::codec::crc_at;
 use crate::collapse::Lapses;
 use crate::counts::Counts;
@@ -27,9 +28,9 @@ use crate::pack::{self, Packed};
 use crate::readahead::Readahead;
 use crate::segment::{self, Segment};
 use crate::store::{FRAME_MAX, Index, Store};
-use crate::superblock::Superblock;
+use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
-use crate::volume::{RawVolume, Region, RegionRef, SUPER_SIZE, Volume};
+use crate::volume::{RawVolume, Region, RegionRef, Volume, VolumeEntry, Volumes};
 use crate::{Error, FilesetId, Key, Kind, Result, Tid};
 
 /// How a store is made.
@@ -73,13 +74,9 @@ impl Store {
                 volume.name()
             )));
         }
+        volume.numbered(0);
         volume.keep_only(&[], false)?;
-        for slot in 0..2 {
-            // An older store's superblock would win by its generation.
-            if volume.read_super(slot)?.iter().any(|b| *b != 0) {
-                volume.write_super(slot, &[0; SUPER_SIZE])?;
-            }
-        }
+        clear_supers(volume)?;
         let mut random = options.seed.unwrap_or_default();
         if options.seed.is_none() {
             getrandom::fill(&mut random).map_err(|e| Error::NotAStore(format!("no random numbers: {e}")))?;
@@ -107,14 +104,17 @@ impl Store {
         region.flush()?;
         let sb = Superblock {
             generation: 0,
+            attempt: 0,
             uuid,
             hash_key: random[16..].try_into().expect("16"),
             birth,
-            size_limit: options.size_limit,
             manifest: region.place(),
             manifest_len: bytes.len() as u64,
+            version: VERSION,
+            next_volume: 1,
+            volumes: vec![entry(volume, 0, options.size_limit)],
         };
-        sb.write(volume)
+        sb.write(volume, 0)
     }
 
     /// A new store in memory, for tests.
@@ -125,17 +125,22 @@ impl Store {
         Store::open(volume, &OpenOptions::default()).expect("memory does not fail")
     }
 
-    /// Opens a store. After a crash this replays the tail of the log; no repair step is ever needed.
+    /// Opens a store of one volume, as [`Store::open_volumes`].
     pub fn open(volume: Arc<dyn Volume>, options: &OpenOptions) -> Result<Store> {
-        let candidates = Superblock::read(&*volume)?;
+        Store::open_volumes(&[volume], options)
+    }
+
+    /// Opens a store. After a crash this replays the tail of the log; no repair step is ever needed. `found`: the volume that
+    /// was asked for, then what may be the store's others.
+    pub fn open_volumes(found: &[Arc<dyn Volume>], options: &OpenOptions) -> Result<Store> {
         let mut failed = None;
-        for sb in candidates {
+        for candidate in assemble(found)? {
             // The older superblock serves only where the newer one's manifest was never completed; its regions may
             // have been given back since, so it is tried in full before it is believed.
-            match read_manifest(&*volume, &sb) {
-                Ok(manifest) => return open_with(volume, options, sb, manifest),
+            match candidate.manifest() {
+                Ok(manifest) => return open_with(candidate.volumes, options, candidate.superblock, manifest),
                 // What could not be read now may be whole.
-                Err(e @ Error::Io { .. }) if failed.is_none() => return Err(e),
+                Err(e @ (Error::Io { .. } | Error::Missing { .. })) if failed.is_none() => return Err(e),
                 Err(e) => failed = failed.or(Some(e)),
             }
         }
@@ -143,13 +148,23 @@ impl Store {
     }
 }
 
-fn read_manifest(volume: &dyn Volume, sb: &Superblock) -> Result<Manifest> {
-    let region = volume.open(sb.manifest)?;
-    Manifest::read(&*region, sb.manifest_len)
+/// An older store's superblock would win by its generation.
+pub(crate) fn clear_supers(volume: &dyn Volume) -> Result<()> {
+    for slot in 0..2 {
+        if volume.read_super(slot)?.iter().any(|b| *b != 0) {
+            return volume.wipe_super();
+        }
+    }
+    Ok(())
 }
 
-fn open_runs(volume: &dyn Volume, runs: &[RunRef]) -> Result<Vec<Run>> {
-    let open = |t: &TableRef| Ok(Arc::new(Table::open(volume.open(t.region)?, t.len)?));
+/// The entry of a new volume.
+pub(crate) fn entry(volume: &dyn Volume, number: u16, size_limit: u64) -> VolumeEntry {
+    VolumeEntry { number, kind: volume.kind(), leaving: false, size_limit, hint: volume.hint() }
+}
+
+fn open_runs(volumes: &Volumes, runs: &[RunRef]) -> Result<Vec<Run>> {
+    let open = |t: &TableRef| Ok(Arc::new(Table::open(volumes.open(t.region)?, t.len)?));
     let open_run = |run: &RunRef| {
         let tables = run.tables.iter().map(open).collect::<Result<_>>()?;
         Ok(Run { tables, above: run.above.as_slice().into() })
@@ -160,11 +175,15 @@ fn open_runs(volume: &dyn Volume, runs: &[RunRef]) -> Result<Vec<Run>> {
 type Regions = HashMap<u64, Arc<dyn Region>>;
 
 /// Opens the segments that the manifest names, and their packs: regions of their own, or parts of packs.
-fn open_segments(volume: &dyn Volume, uuid: &[u8; 16], m: &Manifest) -> Result<(Regions, Vec<Arc<dyn Region>>)> {
+pub(crate) fn open_segments(
+    volumes: &Volumes,
+    uuid: &[u8; 16],
+    m: &Manifest,
+) -> Result<(Regions, Vec<Arc<dyn Region>>)> {
     let mut regions = Regions::new();
     let mut packs = Vec::new();
     for at in &m.packs {
-        let region = volume.open(*at)?;
+        let region = volumes.open(*at)?;
         packs.push(region.clone());
         for part in pack::read(&*region, uuid)? {
             // Only those that the manifest says are here: others were packed anew since.
@@ -176,12 +195,12 @@ fn open_segments(volume: &dyn Volume, uuid: &[u8; 16], m: &Manifest) -> Result<(
     for s in &m.segments {
         match s.pack {
             None => {
-                regions.insert(s.at.id, volume.open(s.at)?);
+                regions.insert(s.at.id, volumes.open(s.at)?);
             }
             Some(_) if regions.contains_key(&s.at.id) => {}
             Some(id) => {
                 return Err(Error::Corrupt {
-                    place: format!("{}, region {id:x}", volume.name()),
+                    place: format!("{}, region {id:x}", volumes.name()),
                     what: "pack",
                     expected: format!("what is left of segment {:x}", s.at.id),
                     found: "other segments".into(),
@@ -192,17 +211,17 @@ fn open_segments(volume: &dyn Volume, uuid: &[u8; 16], m: &Manifest) -> Result<(
     Ok((regions, packs))
 }
 
-fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: Manifest) -> Result<Store> {
+fn open_with(volumes: Volumes, options: &OpenOptions, sb: Superblock, m: Manifest) -> Result<Store> {
     let from_segments = options.from_segments;
     assert!(options.read_only || !from_segments, "an index made in memory is not written");
     let levels = match from_segments {
         true => Levels::default(),
-        false => Levels { live: open_runs(&*volume, &m.live)?, history: open_runs(&*volume, &m.history)? },
+        false => Levels { live: open_runs(&volumes, &m.live)?, history: open_runs(&volumes, &m.history)? },
     };
-    let (regions, packs) = open_segments(&*volume, &sb.uuid, &m)?;
+    let (regions, packs) = open_segments(&volumes, &sb.uuid, &m)?;
     let is_open = m.segments.iter().any(|s| s.at.id == m.log.region && s.pack.is_none());
     let first = regions.get(&m.log.region).filter(|_| is_open).cloned().ok_or_else(|| Error::Corrupt {
-        place: volume.name(),
+        place: volumes.name(),
         what: "manifest",
         expected: format!("segment {:x} in its list", m.log.region),
         found: "it is not there".into(),
@@ -270,7 +289,9 @@ fn open_with(volume: Arc<dyn Volume>, options: &OpenOptions, sb: Superblock, m: 
         work: (Mutex::new(false), Condvar::new()),
         idle: false.into(),
         superblock: Mutex::new(sb),
-        volume,
+        attempts: 0.into(),
+        moving: Mutex::default(),
+        volumes,
     };
     store.load_filesets()?;
     let start = if from_segments { store.replay_sealed(&m.segments)? } else { m.log };
@@ -342,7 +363,7 @@ impl Store {
                 let last = self.log.tail().last;
                 if let Some(seen) = self.durable_beyond(&region, at.offset, last)? {
                     return Err(Error::Corrupt {
-                        place: format!("{}, region {:x} at byte {}", self.volume.name(), at.region, at.offset),
+                        place: format!("{}, region {:x} at byte {}", self.volumes.name(), at.region, at.offset),
                         what: "frame of the log",
                         expected: format!("transactions between {last} and {seen}, which were durable"),
                         found: "damaged bytes".into(),
@@ -373,7 +394,7 @@ impl Store {
             let bytes = window.bytes(at);
             let Some(frame) = frame::parse(bytes, s.at.id, at) else {
                 return Err(Error::Corrupt {
-                    place: format!("{}, region {:x} at byte {at}", self.volume.name(), s.at.id),
+                    place: format!("{}, region {:x} at byte {at}", self.volumes.name(), s.at.id),
                     what: "frame of the log",
                     expected: format!("frames up to byte {}", s.end),
                     found: "damaged bytes".into(),
@@ -412,7 +433,7 @@ impl Store {
 
     /// Goes to the segment that a seal names; `None`: its header was never written, so the log ends at the seal.
     fn follow(&self, sealed: Position, next: RegionRef) -> Result<Option<Position>> {
-        let region = self.volume.open(next)?;
+        let region = self.volumes.open(next)?;
         self.next_region.fetch_max(next.id + 1, Ordering::Relaxed);
         let last = self.log.tail().last;
         // Whatever the space held before may be in the header's place.
@@ -521,6 +542,23 @@ impl Store {
         Ok(())
     }
 
+    /// Makes the superblock durable on every volume: nothing of the older one is given back before. A process that was killed
+    /// may have left it in the page cache, or may not have come to all volumes.
+    fn settle_superblock(&self) -> Result<()> {
+        let mut sb = self.superblock.lock();
+        if sb.version == VERSION {
+            self.volumes.write_super(&sb)?;
+        }
+        let now = Superblock { version: VERSION, volumes: self.volumes.found_at(&sb.volumes), ..sb.clone() };
+        if now != *sb {
+            // To the other slot: a torn write leaves the one that was read.
+            let next = Superblock { generation: sb.generation + 1, attempt: 0, ..now };
+            self.volumes.write_super(&next)?;
+            *sb = next;
+        }
+        Ok(())
+    }
+
     /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash.
     fn settle(&self, replayed: Replayed) -> Result<()> {
         if self.read_only {
@@ -534,10 +572,9 @@ impl Store {
             let own = segments.iter().filter(|s| s.pack.is_none()).map(|s| s.at);
             own.chain(packs).chain(tables).chain([manifest]).chain(replayed.unbegun).collect()
         };
-        // A process that was killed may have left it in the page cache: nothing of the older one goes before it is durable.
-        self.superblock.lock().write(&*self.volume)?;
+        self.settle_superblock()?;
         // What a forgetting had replaced, but not yet overwritten when the power failed, is among what is not named.
-        self.volume.keep_only(&all, self.is_forgetting()?)?;
+        self.volumes.keep_only(&all, self.is_forgetting()?)?;
         if replayed.frames == 0 && !replayed.dirty_end {
             return Ok(());
         }
@@ -567,7 +604,7 @@ impl Store {
         segments.push(Segment::open(at, tail.last));
         drop((segments, tail));
         self.checkpoint()?;
-        replayed.unbegun.map_or(Ok(()), |at| self.volume.remove(at))
+        replayed.unbegun.map_or(Ok(()), |at| self.volumes.remove(at))
     }
 }
 

@@ -272,9 +272,9 @@ fn trimming_after_a_recovery_spares_what_was_put_into_the_freed_part() {
     s.step().unwrap(); // trims segment 1, merges the live runs
     // Something (tables) takes what segment 1 gave back.
     loop {
-        let r = s.create_region(16 << 10).unwrap().place();
+        let r = s.create_within_limit(16 << 10).unwrap().place();
         if r.start > b.start {
-            s.volume.remove(r).unwrap();
+            s.volumes.remove(r).unwrap();
             break;
         }
     }
@@ -718,7 +718,7 @@ fn tombstones_that_are_stuck_keep_the_cleaner_from_nothing_else() {
         state.cleaned.insert(x.at.id, passes);
     }
     segments[0].live = 0;
-    segments[0].tombstones = s.volume.usage(0).unwrap().0;
+    segments[0].tombstones = s.volumes.usage().unwrap().0;
     drop(segments);
     assert!(s.clean_batch(&mut state, crate::clean::Effort::Full).unwrap().is_some());
 }

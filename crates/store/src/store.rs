@@ -1,13 +1,13 @@
 //! The store: its interface, and how a read finds its way. Writing is in `tx.rs`, upkeep in `maintain.rs`, opening in
 //! `recover.rs`.
 //!
-//! Locks, in the order they are taken: maintenance, log io, log tail, index. None is held while a caller's code runs.
+//! Locks, in the order they are taken: moving, maintenance, log io, log tail, index. None is held while a caller's code runs.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -29,7 +29,7 @@ use crate::retain::{Pins, Retention};
 use crate::segment::{self, Segment};
 use crate::superblock::Superblock;
 use crate::tx::Tx;
-use crate::volume::{Region, Volume};
+use crate::volume::{Region, Volumes};
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// Bytes of a record, shared with the index's memory.
@@ -76,8 +76,10 @@ pub(crate) struct Index {
 
 /// A store, open. Reads run in parallel; one [`Tx`] at a time.
 pub struct Store {
-    pub(crate) volume: Arc<dyn Volume>,
+    pub(crate) volumes: Volumes,
     pub(crate) superblock: Mutex<Superblock>,
+    /// Attempts at the next superblock that failed.
+    pub(crate) attempts: AtomicU32,
     pub(crate) birth: Tid,
     pub(crate) hash_key: [u8; 16],
     pub(crate) uuid: [u8; 16],
@@ -102,6 +104,8 @@ pub struct Store {
     /// Held by whoever makes room on a full volume; when to try the next collapse at the earliest.
     pub(crate) making_room: Mutex<u64>,
     pub(crate) scattered: Mutex<crate::scatter::Scattered>,
+    /// The region that is being copied to another volume.
+    pub(crate) moving: Mutex<Option<crate::moving::Copying>>,
     /// Held while something is forgotten: one at a time.
     pub(crate) forgetting: Mutex<()>,
     /// Regions that could not be given back.
@@ -174,9 +178,9 @@ impl Store {
         self.read_only
     }
 
-    /// What users call its volume.
+    /// What users call its first volume.
     pub fn volume_name(&self) -> String {
-        self.volume.name()
+        self.volumes.name()
     }
 
     /// A fresh object number, never handed out before; the first one is 2 (1 is the first root).
@@ -226,7 +230,7 @@ impl Store {
     /// to the end then, which keeps small volumes whole.
     pub fn begin_for(&self, fileset: FilesetId, now_ns: u64, bytes: Option<u64>) -> Result<Tx<'_>> {
         if self.read_only {
-            return Err(Error::NotAStore(format!("{} is open for reading only", self.volume.name())));
+            return Err(Error::NotAStore(format!("{} is open for reading only", self.volumes.name())));
         }
         self.clock.fetch_max(now_ns, Ordering::Relaxed);
         let mut tail = self.log.tail();
@@ -255,7 +259,7 @@ impl Store {
 
     /// Seals the open segment and goes on in a new one, of `least` bytes at least.
     pub(crate) fn next_segment(&self, tail: &mut Tail, least: u64) -> Result<()> {
-        let spare = self.spare.lock().take_if(|r| r.place().size >= least);
+        let spare = self.spare.lock().take_if(|r| r.place().size >= least && self.volumes.accepts(r.place().volume));
         let region = match spare {
             Some(r) => r,
             None => self.create_segment(least)?,
@@ -298,27 +302,15 @@ impl Store {
         }
     }
 
-    /// (bytes in use, bytes there are), with the limit that the store was made with.
+    /// (bytes in use, bytes there are) of all volumes.
     pub(crate) fn volume_usage(&self) -> Result<(u64, u64)> {
-        let limit = self.superblock.lock().size_limit;
-        self.volume.usage(limit)
+        self.volumes.usage()
     }
 
-    /// As [`Store::create_region`], but not beyond the limit that the store was made with.
+    /// A region that stays within the limits that volumes were made with.
     pub(crate) fn create_within_limit(&self, size: u64) -> Result<Arc<dyn Region>> {
-        let limit = self.superblock.lock().size_limit;
-        if limit > 0 {
-            let (used, there) = self.volume.usage(limit)?;
-            if used + size > there {
-                return Err(Error::NoSpace { used, size: there });
-            }
-        }
-        self.create_region(size)
-    }
-
-    pub(crate) fn create_region(&self, size: u64) -> Result<Arc<dyn Region>> {
         let id = self.next_region.fetch_add(1, Ordering::Relaxed);
-        self.volume.create(id, size)
+        self.volumes.create(id, size, true)
     }
 
     /// Adds a transaction's entries to the index.
@@ -762,7 +754,7 @@ impl Store {
 }
 
 /// Deletions, the index, its merges and the cleaner must go on when users can write no more.
-fn reserve_of(size: u64) -> u64 {
+pub(crate) fn reserve_of(size: u64) -> u64 {
     (size / 32).clamp(24 << 20, 1 << 30)
 }
 

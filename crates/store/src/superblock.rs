@@ -1,9 +1,11 @@
-//! The superblock: who the store is and where its manifest lies. docs/format.md §Superblock.
+//! The superblock: who the store is, which volumes it has, and where its manifest lies. docs/format.md §Superblock.
 //!
-//! Two slots, written in turn (generation modulo 2), each checksummed: a torn write leaves the other one valid.
+//! Every volume has one, which differs only in the number of the volume that it is on. Two slots, written in turn (generation
+//! modulo 2), each checksummed: a torn write leaves the other one valid. The newest one on any volume holds for all: what a
+//! crash has kept from the others is written again at the next open.
 
 use crate::codec::{Reader, crc_at};
-use crate::volume::{RegionRef, SUPER_SIZE, Volume};
+use crate::volume::{RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeEntry, VolumeKind};
 use crate::{Error, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
@@ -15,43 +17,71 @@ const VERSION_MIN: u32 = 1;
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// Grows by one with every write of a superblock.
+    /// As it was read.
+    pub version: u32,
+    /// Grows by one with every change.
     pub generation: u64,
+    /// Of two of one generation the one with the higher number counts: the other was not written everywhere.
+    pub attempt: u32,
     /// The store's identity.
     pub uuid: [u8; 16],
     /// Key of the directory hash.
     pub hash_key: [u8; 16],
     /// When the store was made.
     pub birth: Tid,
-    /// Bytes that the store may use of its volume; 0: all there are.
-    pub size_limit: u64,
     /// The manifest's region.
     pub manifest: RegionRef,
     /// The manifest's bytes.
     pub manifest_len: u64,
+    /// The number that the next volume gets; beyond those of 16 bits there is none.
+    pub next_volume: u32,
+    /// The store's volumes, by number.
+    pub volumes: Vec<VolumeEntry>,
+}
+
+/// A superblock, and the number of the volume that it is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnVolume {
+    pub number: u16,
+    pub superblock: Superblock,
 }
 
 impl Superblock {
-    fn encode(&self) -> [u8; SUPER_SIZE] {
-        let mut out = Vec::with_capacity(SUPER_SIZE);
+    fn encode(&self, number: u16) -> Vec<u8> {
+        let mut table = Vec::new();
+        self.volumes.iter().for_each(|v| v.put(&mut table));
+        let mut out = Vec::with_capacity(SUPER_SIZE + table.len());
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.attempt.to_le_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
         out.extend_from_slice(&self.uuid);
         out.extend_from_slice(&self.hash_key);
         let m = &self.manifest;
-        for v in [self.birth.0, self.size_limit, m.id, m.start, m.size, self.manifest_len] {
+        for v in [self.birth.0, 0, m.id, m.start, m.size, self.manifest_len] {
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        out.extend_from_slice(&m.volume.to_le_bytes());
+        out.extend_from_slice(&number.to_le_bytes());
+        let table_crc = crc_at(0, SUPER_SIZE as u64, &table);
+        for v in [self.next_volume, self.volumes.len() as u32, table.len() as u32, table_crc] {
             out.extend_from_slice(&v.to_le_bytes());
         }
         out.resize(SUPER_SIZE - 4, 0);
         let crc = crc_at(0, 0, &out);
         out.extend_from_slice(&crc.to_le_bytes());
-        out.try_into().expect("its size")
+        out.extend_from_slice(&table);
+        out
     }
 
-    fn decode(bytes: &[u8; SUPER_SIZE]) -> Option<Result<Superblock, u32>> {
-        let (body, crc) = bytes.split_at(SUPER_SIZE - 4);
+    /// Whether a slot has room for it.
+    pub fn fits(&self) -> bool {
+        self.encode(0).len() <= SLOT_SIZE
+    }
+
+    fn decode(slot: &[u8], kind: VolumeKind) -> Option<Result<OnVolume, u32>> {
+        let (block, behind) = slot.split_at_checked(SUPER_SIZE)?;
+        let (body, crc) = block.split_at(SUPER_SIZE - 4);
         if crc_at(0, 0, body).to_le_bytes() != crc {
             return None;
         }
@@ -63,26 +93,52 @@ impl Superblock {
         if !(VERSION_MIN..=VERSION).contains(&version) {
             return Some(Err(version));
         }
-        r.take(4)?;
+        let attempt = r.u32()?;
         let generation = r.u64()?;
         let uuid = r.take(16)?.try_into().ok()?;
         let hash_key = r.take(16)?.try_into().ok()?;
         let (birth, size_limit) = (Tid(r.u64()?), r.u64()?);
-        let manifest = RegionRef { id: r.u64()?, start: r.u64()?, size: r.u64()? };
+        let mut manifest = RegionRef { id: r.u64()?, start: r.u64()?, size: r.u64()?, volume: 0 };
         let manifest_len = r.u64()?;
-        Some(Ok(Superblock { generation, uuid, hash_key, birth, size_limit, manifest, manifest_len }))
+        let (mut number, mut next_volume) = (0, 1);
+        let mut volumes = vec![VolumeEntry { number, kind, leaving: false, size_limit, hint: Vec::new() }];
+        if version >= 3 {
+            let mut short = || Some(u16::from_le_bytes(r.take(2)?.try_into().ok()?));
+            (manifest.volume, number) = (short()?, short()?);
+            let (next, n, len, crc) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
+            next_volume = next;
+            volumes = table(behind.get(..len as usize)?, n, crc)?;
+        }
+        let superblock = Superblock {
+            version,
+            generation,
+            attempt,
+            uuid,
+            hash_key,
+            birth,
+            manifest,
+            manifest_len,
+            next_volume,
+            volumes,
+        };
+        superblock.entry(number).is_some().then_some(Ok(OnVolume { number, superblock }))
     }
 
-    /// Writes it to its slot; durable on return.
-    pub fn write(&self, volume: &dyn Volume) -> Result<()> {
-        volume.write_super((self.generation % 2) as usize, &self.encode())
+    /// What the store knows of a volume.
+    pub fn entry(&self, number: u16) -> Option<&VolumeEntry> {
+        self.volumes.iter().find(|v| v.number == number)
+    }
+
+    /// Writes it to its slot on a volume; durable on return.
+    pub fn write(&self, volume: &dyn Volume, number: u16) -> Result<()> {
+        volume.write_super((self.generation % 2) as usize, &self.encode(number))
     }
 
     /// The valid superblocks of a volume, newest first; an error that says why if there is none.
-    pub fn read(volume: &dyn Volume) -> Result<Vec<Superblock>> {
-        let mut found = Vec::new();
+    pub fn read(volume: &dyn Volume) -> Result<Vec<OnVolume>> {
+        let mut found: Vec<OnVolume> = Vec::new();
         for slot in 0..2 {
-            match Superblock::decode(&volume.read_super(slot)?) {
+            match Superblock::decode(&volume.read_super(slot)?, volume.kind()) {
                 Some(Ok(sb)) => found.push(sb),
                 Some(Err(version)) => {
                     return Err(Error::NotAStore(format!(
@@ -93,10 +149,20 @@ impl Superblock {
                 None => {}
             }
         }
-        found.sort_by_key(|sb| std::cmp::Reverse(sb.generation));
+        found.sort_by_key(|f| std::cmp::Reverse(f.superblock.generation));
         if found.is_empty() {
             return Err(Error::NotAStore(format!("{} holds no darner store (no valid superblock)", volume.name())));
         }
         Ok(found)
     }
+}
+
+fn table(bytes: &[u8], n: u32, crc: u32) -> Option<Vec<VolumeEntry>> {
+    if crc_at(0, SUPER_SIZE as u64, bytes) != crc {
+        return None;
+    }
+    let mut r = Reader::new(bytes);
+    let entries: Option<Vec<VolumeEntry>> = (0..n).map(|_| VolumeEntry::get(&mut r)).collect();
+    let entries = entries.filter(|_| r.is_empty())?;
+    entries.is_sorted_by(|a, b| a.number < b.number).then_some(entries)
 }

@@ -5,19 +5,28 @@
 use std::sync::Arc;
 
 use darner_store::volume::sim::SimDisk;
-use darner_store::volume::{Disk, RawVolume};
-use darner_store::{CATALOGUE, Count, CreateOptions, FilesetId, Key, Kind, Lineage, ObjectId, OpenOptions, Store, Tid};
+use darner_store::volume::{Disk, RawVolume, Volume};
+use darner_store::{
+    CATALOGUE, Count, CreateOptions, FilesetId, Key, Kind, Lineage, ObjectId, OpenOptions, Progress, Store, Tid,
+};
 
 const FS: FilesetId = FilesetId(1);
 /// A clone, since version 2.
 const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3.bin");
+/// Its second volume, on which regions are scattered.
+const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3-second.bin");
 const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
 const VERSION_2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v2.bin");
 
-fn open(disk: &SimDisk) -> Store {
-    Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &OpenOptions::default()).unwrap()
+fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
+    Arc::new(RawVolume::new(Arc::new(disk.clone())))
+}
+
+fn open(disks: &[SimDisk]) -> Store {
+    let volumes: Vec<_> = disks.iter().map(volume).collect();
+    Store::open_volumes(&volumes, &OpenOptions::default()).unwrap()
 }
 
 fn text(n: usize) -> Vec<u8> {
@@ -25,11 +34,12 @@ fn text(n: usize) -> Vec<u8> {
 }
 
 /// Every structure of the format, from fixed input.
-fn written() -> SimDisk {
+fn written() -> [SimDisk; 2] {
     let disk = SimDisk::new(SIZE);
+    let second = SimDisk::new(SIZE).in_pieces(32 << 10);
     let options = CreateOptions { now_ns: 1_000, seed: Some([5; 32]), size_limit: 0 };
-    Store::create(&RawVolume::new(Arc::new(disk.clone())), &options).unwrap();
-    let store = open(&disk);
+    Store::create(&*volume(&disk), &options).unwrap();
+    let store = open(std::slice::from_ref(&disk));
     let (a, b) = (store.new_object(), store.new_object());
     let mut tx = store.begin(FS, 2_000).unwrap();
     tx.put(a, Kind::ATTR, b"", b"attributes of a");
@@ -56,13 +66,16 @@ fn written() -> SimDisk {
     tx.write(b, 0, b"clone").unwrap();
     tx.commit().unwrap();
     store.checkpoint().unwrap();
+    assert_eq!(store.add_volume(volume(&second), 0).unwrap(), 1);
+    let first = store.region_to(1, 1).unwrap();
+    while store.step_move(&first, 1 << 20).unwrap() == Progress::Worked {}
     let mut tx = store.begin(FS, 4_000).unwrap();
     let pieces = tx.map(b, 0, 50_000).unwrap();
     tx.share(a, 5, &pieces).unwrap();
     tx.commit().unwrap();
     // Left as a crash leaves it: the last transaction is in the log only.
     store.sync().unwrap();
-    disk
+    [disk, second]
 }
 
 fn pages(disk: &SimDisk) -> Vec<u8> {
@@ -89,20 +102,24 @@ fn fixture(path: &str) -> SimDisk {
 
 #[test]
 fn todays_code_writes_the_bytes_of_the_golden_image() {
-    let pages = pages(&written());
-    if std::env::var_os("DARNER_BLESS").is_some() {
-        std::fs::write(FIXTURE, &pages).unwrap();
+    for (disk, path) in written().iter().zip([FIXTURE, SECOND]) {
+        let pages = pages(disk);
+        if std::env::var_os("DARNER_BLESS").is_some() {
+            std::fs::write(path, &pages).unwrap();
+        }
+        assert!(pages == std::fs::read(path).unwrap(), "the bytes on disk changed: this needs a new format version");
     }
-    assert!(pages == std::fs::read(FIXTURE).unwrap(), "the bytes on disk changed: this needs a new format version");
 }
 
 #[test]
 fn the_golden_images_open_and_show_every_moment() {
-    for (path, filesets) in [(VERSION_1, 1), (VERSION_2, 2), (FIXTURE, 2)] {
-        let disk = fixture(path);
+    for (paths, filesets) in
+        [(vec![VERSION_1], 1), (vec![VERSION_2], 2), (vec![FIXTURE, SECOND], 2), (vec![SECOND, FIXTURE], 2)]
+    {
+        let disks: Vec<SimDisk> = paths.into_iter().map(fixture).collect();
         for _ in 0..2 {
             // The version is today's from the first time on.
-            let store = open(&disk);
+            let store = open(&disks);
             shows_every_moment(&store);
             let count = Count { objects: 2, live: 100_003 };
             assert_eq!(store.counted(FS), count);

@@ -10,7 +10,7 @@ use crate::place::Place;
 
 pub fn run(c: &Check) -> Result<()> {
     let place = Place::at(&c.store)?;
-    let (store, _lock) = place.open(&OpenOptions { read_only: true, ..OpenOptions::default() })?;
+    let (store, _held) = place.open(&c.volumes, &OpenOptions { read_only: true, ..OpenOptions::default() })?;
     let bar = progress_bar("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");
     let mut report = store.check(&mut |done, total| {
         bar.set_length(total);

@@ -59,7 +59,7 @@ pub(super) fn is_root(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let Ok((mount, _)) = mounts::containing(path) else { return false };
     let Ok(found) = std::fs::symlink_metadata(path) else { return false };
-    let lines = Place::at(&mount.source).and_then(|place| all(&place));
+    let lines = all(&Place::behind(&mount));
     lines.is_ok_and(|lines| lines.iter().any(|line| line.inode == found.ino()))
 }
 

@@ -10,7 +10,7 @@ use crate::place::Place;
 
 pub fn run(c: &Inspect) -> Result<()> {
     let place = Place::at(&c.store)?;
-    let _lock = place.lock(false)?;
+    let found = place.look_at(&c.volumes)?;
     let segment = match &c.segment {
         Some(text) => {
             let id = u64::from_str_radix(text.trim_start_matches("0x"), 16);
@@ -20,7 +20,7 @@ pub fn run(c: &Inspect) -> Result<()> {
     };
     let wanted = Wanted { segment, records: c.records };
     let mut failed = Ok(());
-    inspect(&*place.volume(false)?, &wanted, &mut |item| {
+    inspect(&found.volumes, &wanted, &mut |item| {
         if failed.is_ok() {
             failed = super::print(&if c.json { json(&item) } else { text(&item) });
         }

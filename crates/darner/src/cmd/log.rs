@@ -35,7 +35,7 @@ fn versions(c: &Log) -> Result<Vec<LogLine>> {
 
 fn ask(path: &Path, coalesce: bool) -> Result<Vec<LogLine>> {
     let (mount, within) = mounts::containing(path)?;
-    let place = Place::at(&mount.source)?;
+    let place = Place::behind(&mount);
     match control::must_call(&place, &Request::Log { at: mounts::spot(&mount, &within)?, coalesce }) {
         Ok(Response::Log(lines)) => Ok(lines),
         Ok(_) => Err(Failure::new("the daemon gave an answer of another kind")),

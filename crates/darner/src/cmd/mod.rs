@@ -17,6 +17,7 @@ mod retain;
 mod snapshot;
 mod status;
 mod unmount;
+mod volume;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -70,6 +71,7 @@ fn run(command: Command) -> Result<()> {
         Command::Status(c) => status::run(&c),
         Command::Log(c) => log::run(&c),
         Command::Snapshot(c) => snapshot::run(&c),
+        Command::Volume(c) => volume::run(&c),
         Command::Fileset(c) => fileset::run(&c),
         Command::Clone(c) => clone::run(&c),
         Command::Bench(c) => bench::run(&c),

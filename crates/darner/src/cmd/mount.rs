@@ -116,6 +116,7 @@ fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
             "noexec" => r.noexec = true,
             "writeback" => r.writeback = true,
             "fileset" => c.fileset = Some(value.to_string()),
+            "volume" => c.volumes.push(value.into()),
             "as_of" => c.as_of = Some(value.to_string()),
             "create" => c.create = true,
             "size" => c.size = Some(size(value).map_err(bad)?),
@@ -160,7 +161,7 @@ fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
 fn serve(c: &Mount, place: Place, request: &MountRequest, ready: impl FnOnce()) -> Result<()> {
     start_log(c)?;
     let options = OpenOptions { memory: c.memory, read_only: c.read_only, ..OpenOptions::default() };
-    daemon::run(place, &options, request, ready)
+    daemon::run(&place, &c.volumes, &options, request, ready)
 }
 
 fn start_log(c: &Mount) -> Result<()> {
@@ -222,6 +223,10 @@ fn arguments(c: &Mount, r: &MountRequest) -> Vec<std::ffi::OsString> {
     args.extend(c.as_of.as_ref().map(|w| format!("--as-of={w}").into()));
     args.extend(c.fileset.as_ref().map(|name| format!("--fileset={name}").into()));
     args.extend(c.read_only.then(|| "--read-only".into()));
+    for volume in &c.volumes {
+        args.push("--volume".into());
+        args.push(std::path::absolute(volume).unwrap_or_else(|_| volume.clone()).into());
+    }
     if let Some(log) = &c.log {
         args.push("--log".into());
         args.push(std::path::absolute(log).unwrap_or_else(|_| log.clone()).into());

@@ -88,7 +88,7 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
 
 /// The newest transaction, for the message only.
 fn newest(mount: &mounts::Mounted) -> Option<String> {
-    let place = crate::place::Place::at(&mount.source).ok()?;
+    let place = crate::place::Place::behind(mount);
     match control::must_call(&place, &Request::Status) {
         Ok(Response::Status(s)) => Some(s.tid),
         _ => None,

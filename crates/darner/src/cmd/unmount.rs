@@ -16,12 +16,11 @@ pub fn run(c: &Unmount) -> Result<()> {
     let mounted = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse"));
     let mounted = mounted.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
     let request = Request::Unmount { mountpoint: mountpoint.clone(), lazy: c.lazy };
-    if let Ok(place) = Place::at(&mounted.source) {
-        match control::call(&place, &request)? {
-            Some(Response::Closing) => return wait_until_closed(&place),
-            Some(_) => return Ok(()),
-            None => {}
-        }
+    let place = Place::behind(&mounted);
+    match control::call(&place, &request)? {
+        Some(Response::Closing) => return wait_until_closed(&place),
+        Some(_) => return Ok(()),
+        None => {}
     }
     // Its daemon is gone; the mount is what is left.
     Ok(darner_fuse::unmount(&mountpoint, c.lazy)?)

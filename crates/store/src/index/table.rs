@@ -202,6 +202,11 @@ impl Table {
         Ok(Table { region, len, blocks, filter, last_key, entries, tids })
     }
 
+    /// Where its bytes are.
+    pub fn region(&self) -> &Arc<dyn Region> {
+        &self.region
+    }
+
     /// How the manifest names it.
     pub fn reference(&self) -> TableRef {
         TableRef { region: self.region.place(), len: self.len }

@@ -7,15 +7,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use super::{Region, RegionRef, SUPER_SIZE, Volume, disk};
+use super::{Region, RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeKind, disk};
 use crate::{Error, Result};
 
 /// A volume in a directory of some other filesystem.
 pub struct DirVolume {
     path: PathBuf,
     write: bool,
+    number: AtomicU16,
     /// Sum of the regions' sizes.
     used: AtomicU64,
 }
@@ -23,7 +24,7 @@ pub struct DirVolume {
 impl DirVolume {
     /// The volume in an existing directory.
     pub fn open(path: &Path, write: bool) -> DirVolume {
-        DirVolume { path: path.to_owned(), write, used: AtomicU64::new(0) }
+        DirVolume { path: path.to_owned(), write, number: AtomicU16::new(0), used: AtomicU64::new(0) }
     }
 
     fn file_path(&self, id: u64) -> PathBuf {
@@ -51,21 +52,29 @@ impl Volume for DirVolume {
         self.path.display().to_string()
     }
 
-    fn read_super(&self, slot: usize) -> Result<[u8; SUPER_SIZE]> {
-        let path = self.path.join(format!("super.{slot}"));
-        let mut buf = [0; SUPER_SIZE];
-        match fs::read(&path) {
-            Ok(bytes) => {
-                let n = bytes.len().min(SUPER_SIZE);
-                buf[..n].copy_from_slice(&bytes[..n]);
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return io("read", &path, Err(e)),
-        }
-        Ok(buf)
+    fn kind(&self) -> VolumeKind {
+        VolumeKind::Directory
     }
 
-    fn write_super(&self, slot: usize, bytes: &[u8; SUPER_SIZE]) -> Result<()> {
+    fn hint(&self) -> Vec<u8> {
+        self.path.as_os_str().as_encoded_bytes().to_vec()
+    }
+
+    fn numbered(&self, number: u16) {
+        self.number.store(number, Ordering::Relaxed);
+    }
+
+    fn read_super(&self, slot: usize) -> Result<Vec<u8>> {
+        let path = self.path.join(format!("super.{slot}"));
+        let mut bytes = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            read => io("read", &path, read)?,
+        };
+        bytes.resize(SLOT_SIZE, 0);
+        Ok(bytes)
+    }
+
+    fn write_super(&self, slot: usize, bytes: &[u8]) -> Result<()> {
         let path = self.path.join(format!("super.{slot}"));
         let is_new = !path.exists();
         let file = OpenOptions::new().write(true).create(true).mode(0o600).truncate(false).open(&path);
@@ -75,6 +84,17 @@ impl Volume for DirVolume {
         });
         io("write", &path, r)?;
         if is_new { self.sync_dir() } else { Ok(()) }
+    }
+
+    fn wipe_super(&self) -> Result<()> {
+        for slot in 0..2 {
+            let path = self.path.join(format!("super.{slot}"));
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                removed => io("remove", &path, removed)?,
+            }
+        }
+        self.sync_dir()
     }
 
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
@@ -101,7 +121,11 @@ impl Volume for DirVolume {
         }
         self.sync_dir()?;
         self.used.fetch_add(size, Ordering::Relaxed);
-        Ok(Arc::new(FileRegion { file, path, at: RegionRef { id, start: 0, size } }))
+        Ok(Arc::new(FileRegion {
+            file,
+            path,
+            at: RegionRef { id, start: 0, size, volume: self.number.load(Ordering::Relaxed) },
+        }))
     }
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
@@ -163,6 +187,11 @@ impl Volume for DirVolume {
             return io("statfs", &self.path, Err(std::io::Error::last_os_error()));
         }
         Ok((used, used + st.f_bavail * st.f_frsize))
+    }
+
+    fn pool(&self) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Some(fs::metadata(&self.path).ok()?.dev())
     }
 }
 

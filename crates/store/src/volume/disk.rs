@@ -2,12 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a raw volume needs of the world.
 pub trait Disk: Send + Sync {
     /// What users call it.
     fn name(&self) -> String;
+    /// As [`super::Volume::hint`].
+    fn hint(&self) -> Vec<u8> {
+        self.name().into_bytes()
+    }
     /// Its size in bytes.
     fn len(&self) -> std::io::Result<u64>;
     /// Whether it has no bytes.
@@ -37,7 +41,7 @@ pub trait Disk: Send + Sync {
 /// A block device or image file.
 pub struct FileDisk {
     file: File,
-    name: String,
+    path: PathBuf,
     is_device: bool,
 }
 
@@ -46,7 +50,7 @@ impl FileDisk {
     pub fn open(path: &Path, write: bool) -> std::io::Result<FileDisk> {
         let file = OpenOptions::new().read(true).write(write).open(path)?;
         let is_device = file.metadata()?.file_type().is_block_device();
-        Ok(FileDisk { file, name: path.display().to_string(), is_device })
+        Ok(FileDisk { file, path: path.to_owned(), is_device })
     }
 
     /// The open file, for locks.
@@ -57,7 +61,11 @@ impl FileDisk {
 
 impl Disk for FileDisk {
     fn name(&self) -> String {
-        self.name.clone()
+        self.path.display().to_string()
+    }
+
+    fn hint(&self) -> Vec<u8> {
+        self.path.as_os_str().as_encoded_bytes().to_vec()
     }
 
     fn len(&self) -> std::io::Result<u64> {

@@ -1,26 +1,32 @@
 //! Volumes: places to keep regions. docs/format.md §Volumes.
 //!
 //! A *region* is a numbered run of bytes: a segment of the log, a table of the index, or a manifest. Region numbers are
-//! never reused. A volume has two superblock slots besides. All I/O of the store passes through these traits; nothing
-//! is mapped into memory.
+//! never reused; a region that moves to another volume keeps its number. A volume has two superblock slots besides. All
+//! I/O of the store passes through these traits; nothing is mapped into memory.
 
 mod dir;
 mod disk;
 mod raw;
+mod set;
 pub mod sim;
 mod space;
+mod table;
 
 use std::sync::Arc;
 
 pub use dir::DirVolume;
 pub use disk::{Disk, FileDisk};
 pub use raw::RawVolume;
+pub(crate) use set::Volumes;
+pub use table::{VolumeEntry, VolumeKind};
 
 use crate::Result;
 use crate::codec::{Reader, put_varint};
 
-/// Bytes of a superblock slot.
+/// Bytes of a superblock.
 pub const SUPER_SIZE: usize = 4096;
+/// Bytes of a superblock slot: the superblock, and the table of volumes behind it.
+pub const SLOT_SIZE: usize = 64 << 10;
 
 /// Where a region is: its number, and on volumes without names where its bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +38,8 @@ pub struct RegionRef {
     pub start: u64,
     /// Bytes reserved for it.
     pub size: u64,
+    /// The number of its volume.
+    pub volume: u16,
 }
 
 impl RegionRef {
@@ -39,10 +47,17 @@ impl RegionRef {
         put_varint(out, self.id);
         put_varint(out, self.start);
         put_varint(out, self.size);
+        put_varint(out, self.volume.into());
     }
 
     pub(crate) fn get(r: &mut Reader) -> Option<RegionRef> {
-        Some(RegionRef { id: r.varint()?, start: r.varint()?, size: r.varint()? })
+        let at = RegionRef::get_without_volume(r)?;
+        Some(RegionRef { volume: u16::try_from(r.varint()?).ok()?, ..at })
+    }
+
+    /// As versions 1 and 2 of the format have it: there is one volume.
+    pub(crate) fn get_without_volume(r: &mut Reader) -> Option<RegionRef> {
+        Some(RegionRef { id: r.varint()?, start: r.varint()?, size: r.varint()?, volume: 0 })
     }
 }
 
@@ -88,10 +103,20 @@ pub(crate) fn wipe<E>(len: u64, mut write: impl FnMut(&[u8], u64) -> Result<(), 
 pub trait Volume: Send + Sync {
     /// What users call it.
     fn name(&self) -> String;
-    /// Reads a superblock slot (0 or 1).
-    fn read_super(&self, slot: usize) -> Result<[u8; SUPER_SIZE]>;
-    /// Writes a superblock slot; durable on return.
-    fn write_super(&self, slot: usize, bytes: &[u8; SUPER_SIZE]) -> Result<()>;
+    /// What it is made of.
+    fn kind(&self) -> VolumeKind;
+    /// Where it may be found again: bytes that whoever opens volumes understands.
+    fn hint(&self) -> Vec<u8> {
+        self.name().into_bytes()
+    }
+    /// Tells it its number in its store, which the regions that it makes name.
+    fn numbered(&self, number: u16);
+    /// Reads a superblock slot (0 or 1): [`SLOT_SIZE`] bytes, zeroes where there are none.
+    fn read_super(&self, slot: usize) -> Result<Vec<u8>>;
+    /// Writes the first bytes of a superblock slot; durable on return.
+    fn write_super(&self, slot: usize, bytes: &[u8]) -> Result<()>;
+    /// Makes both slots empty, so that it is nobody's volume any more; durable on return.
+    fn wipe_super(&self) -> Result<()>;
     /// Reserves a region of `size` bytes; its space is guaranteed on return, [`crate::Error::NoSpace`] if there is none.
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>>;
     /// Opens a region that a manifest or a seal names.
@@ -102,6 +127,10 @@ pub trait Volume: Send + Sync {
     fn remove(&self, at: RegionRef) -> Result<()>;
     /// Tells which regions exist (after open); all others are gone. `wipe`: what they held is overwritten.
     fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()>;
-    /// (bytes in use, bytes there are). `limit`: the size that the store was made with, 0 for none.
+    /// (bytes in use, bytes there are). `limit`: the size that it was made with, 0 for none.
     fn usage(&self, limit: u64) -> Result<(u64, u64)>;
+    /// Volumes that name the same pool take their free bytes from one and the same place.
+    fn pool(&self) -> Option<u64> {
+        None
+    }
 }

@@ -10,11 +10,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use parking_lot::Mutex;
 
 use super::space::Space;
-use super::{Disk, Region, RegionRef, SUPER_SIZE, Volume};
+use super::{Disk, Region, RegionRef, SLOT_SIZE, Volume, VolumeKind};
 use crate::codec::{Reader, crc_at};
 use crate::{Error, Result};
 
@@ -33,6 +34,7 @@ const PIECES_MAX: usize = 1000;
 /// A volume on one [`Disk`].
 pub struct RawVolume {
     disk: Arc<dyn Disk>,
+    number: AtomicU16,
     space: Mutex<Space>,
     /// The pieces of the scattered regions that there are, in order.
     scattered: Mutex<HashMap<u64, Vec<Range<u64>>>>,
@@ -41,7 +43,11 @@ pub struct RawVolume {
 impl RawVolume {
     /// A volume on `disk`, whatever is on it.
     pub fn new(disk: Arc<dyn Disk>) -> RawVolume {
-        RawVolume { disk, space: Mutex::default(), scattered: Mutex::default() }
+        RawVolume { disk, number: AtomicU16::new(0), space: Mutex::default(), scattered: Mutex::default() }
+    }
+
+    fn number(&self) -> u16 {
+        self.number.load(Ordering::Relaxed)
     }
 
     fn place(&self, offset: u64) -> String {
@@ -160,7 +166,7 @@ impl RawVolume {
         pieces.iter().for_each(|piece| space.claim(piece.clone(), id));
         space.claim(map..map + UNIT, id);
         self.scattered.lock().insert(id, pieces.clone());
-        Ok(self.region(RegionRef { id, start: map | SCATTERED, size }, &pieces))
+        Ok(self.region(RegionRef { id, start: map | SCATTERED, size, volume: self.number() }, &pieces))
     }
 
     /// Gives back what of `ranges` belongs to a region.
@@ -220,19 +226,36 @@ impl Volume for RawVolume {
         self.disk.name()
     }
 
-    fn read_super(&self, slot: usize) -> Result<[u8; SUPER_SIZE]> {
-        let mut buf = [0; SUPER_SIZE];
+    fn kind(&self) -> VolumeKind {
+        VolumeKind::Raw
+    }
+
+    fn hint(&self) -> Vec<u8> {
+        self.disk.hint()
+    }
+
+    fn numbered(&self, number: u16) {
+        self.number.store(number, Ordering::Relaxed);
+    }
+
+    fn read_super(&self, slot: usize) -> Result<Vec<u8>> {
+        let mut buf = vec![0; SLOT_SIZE];
         let at = slot as u64 * SUPER_SPACING;
-        if self.len()? >= at + SUPER_SIZE as u64 {
+        if self.len()? >= at + SLOT_SIZE as u64 {
             self.io("read", at, self.disk.read_at(&mut buf, at))?;
         }
         Ok(buf)
     }
 
-    fn write_super(&self, slot: usize, bytes: &[u8; SUPER_SIZE]) -> Result<()> {
+    fn write_super(&self, slot: usize, bytes: &[u8]) -> Result<()> {
+        assert!(bytes.len() <= SLOT_SIZE, "a slot has {SLOT_SIZE} bytes, not {}", bytes.len());
         let at = slot as u64 * SUPER_SPACING;
         self.io("write", at, self.disk.write_at(bytes, at))?;
         self.io("flush", at, self.disk.flush())
+    }
+
+    fn wipe_super(&self) -> Result<()> {
+        (0..2).try_for_each(|slot| self.write_super(slot, &[0; SLOT_SIZE]))
     }
 
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
@@ -244,7 +267,8 @@ impl Volume for RawVolume {
         };
         let whole = start..start + size;
         space.claim(whole.clone(), id);
-        Ok(self.region(RegionRef { id, start, size }, std::slice::from_ref(&whole)))
+        let at = RegionRef { id, start, size, volume: self.number() };
+        Ok(self.region(at, std::slice::from_ref(&whole)))
     }
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {

@@ -1,9 +1,10 @@
 //! The simulator's disk: memory that remembers every write and flush, loses, tears and reorders what was not flushed,
-//! fails the n-th operation, and flips bits.
+//! fails the n-th operation, and flips bits. Several may stand side by side in one machine, of which the power fails.
 
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -69,11 +70,17 @@ impl Pages {
 #[derive(Default)]
 struct State {
     pages: Pages,
-    /// Events since the disk was made, when recorded.
-    events: Vec<Event>,
-    record: bool,
-    operations: u64,
-    fail_at: Option<(u64, Fault)>,
+    /// Events since recording began, and when they were, among those of all disks of the machine.
+    events: Vec<(u64, Event)>,
+}
+
+/// What the disks of a machine have in common.
+#[derive(Default)]
+struct Machine {
+    record: AtomicBool,
+    events: AtomicU64,
+    operations: AtomicU64,
+    fail_at: Mutex<Option<(u64, Fault)>>,
 }
 
 /// A disk in memory. Clones share it.
@@ -82,12 +89,13 @@ pub struct SimDisk {
     len: u64,
     piece_max: u64,
     state: Arc<Mutex<State>>,
+    machine: Arc<Machine>,
 }
 
 impl SimDisk {
     /// An empty (zero) disk of `len` bytes; memory is used for what is written.
     pub fn new(len: u64) -> SimDisk {
-        SimDisk { len, piece_max: u64::MAX, state: Arc::default() }
+        SimDisk { len, piece_max: u64::MAX, state: Arc::default(), machine: Arc::default() }
     }
 
     /// As if its gaps were so small: every longer region is scattered.
@@ -95,21 +103,26 @@ impl SimDisk {
         SimDisk { piece_max: longest, ..self }
     }
 
-    /// From now on, remembers every write and flush for [`SimDisk::crashed`].
+    /// An empty disk in the same machine: events and operations of all its disks are counted together.
+    pub fn beside(&self, len: u64) -> SimDisk {
+        SimDisk { machine: self.machine.clone(), ..SimDisk::new(len) }
+    }
+
+    /// From now on, remembers every write and flush for [`SimDisk::crashed`], on all disks of the machine.
     pub fn record(&self) {
-        let mut s = self.state.lock();
-        s.record = true;
-        s.events.clear();
+        self.state.lock().events.clear();
+        self.machine.events.store(0, Ordering::SeqCst);
+        self.machine.record.store(true, Ordering::SeqCst);
     }
 
-    /// Number of recorded events: the points at which the power may fail.
+    /// Number of recorded events of the machine: the points at which the power may fail.
     pub fn events(&self) -> usize {
-        self.state.lock().events.len()
+        self.machine.events.load(Ordering::SeqCst) as usize
     }
 
-    /// Number of flushes among the first `n` events.
+    /// Number of this disk's flushes among the first `n` events.
     pub fn flushes(&self, n: usize) -> usize {
-        self.state.lock().events[..n].iter().filter(|e| matches!(e, Event::Flush)).count()
+        self.state.lock().events.iter().filter(|(at, e)| *at < n as u64 && matches!(e, Event::Flush)).count()
     }
 
     /// The disk as found after the power failed once `n` events were issued: what was flushed is there; of the
@@ -117,15 +130,15 @@ impl SimDisk {
     pub fn crashed(base: &SimDisk, log: &SimDisk, n: usize, keep: &mut dyn FnMut(usize) -> bool) -> SimDisk {
         let log = log.state.lock();
         let mut pages = base.state.lock().pages.clone();
-        let events = &log.events[..n];
-        let durable = events.iter().rposition(|e| matches!(e, Event::Flush)).map_or(0, |i| i + 1);
-        for e in &events[..durable] {
+        let events = &log.events[..log.events.partition_point(|(at, _)| *at < n as u64)];
+        let durable = events.iter().rposition(|(_, e)| matches!(e, Event::Flush)).map_or(0, |i| i + 1);
+        for (_, e) in &events[..durable] {
             if let Event::Write(at, bytes) = e {
                 pages.write(bytes, *at);
             }
         }
         let mut i = 0;
-        for e in &events[durable..] {
+        for (_, e) in &events[durable..] {
             let Event::Write(at, bytes) = e else { continue };
             let mut done = 0u64;
             while done < bytes.len() as u64 {
@@ -138,24 +151,23 @@ impl SimDisk {
             }
         }
         let state = State { pages, ..State::default() };
-        SimDisk { state: Arc::new(Mutex::new(state)), ..*base }
+        SimDisk { state: Arc::new(Mutex::new(state)), machine: Arc::default(), ..*base }
     }
 
-    /// A copy that shares nothing.
+    /// A copy that shares nothing, in a machine of its own.
     pub fn fork(&self) -> SimDisk {
         let state = State { pages: self.state.lock().pages.clone(), ..State::default() };
-        SimDisk { state: Arc::new(Mutex::new(state)), ..*self }
+        SimDisk { state: Arc::new(Mutex::new(state)), machine: Arc::default(), ..*self }
     }
 
-    /// Operations so far.
+    /// Operations of the machine so far.
     pub fn operations(&self) -> u64 {
-        self.state.lock().operations
+        self.machine.operations.load(Ordering::SeqCst)
     }
 
-    /// The n-th operation from now (1 = the next), and it alone, fails.
+    /// The machine's n-th operation from now (1 = the next), and it alone, fails.
     pub fn fail_nth(&self, n: u64, fault: Fault) {
-        let mut s = self.state.lock();
-        s.fail_at = Some((s.operations + n, fault));
+        *self.machine.fail_at.lock() = Some((self.operations() + n, fault));
     }
 
     /// Flips one bit.
@@ -175,15 +187,22 @@ impl SimDisk {
     }
 }
 
-impl State {
-    fn operate(&mut self) -> Result<()> {
-        self.operations += 1;
-        match self.fail_at {
-            Some((at, fault)) if at == self.operations => Err(match fault {
+impl Machine {
+    fn operate(&self) -> Result<()> {
+        let now = self.operations.fetch_add(1, Ordering::SeqCst) + 1;
+        match *self.fail_at.lock() {
+            Some((at, fault)) if at == now => Err(match fault {
                 Fault::Io => Error::from_raw_os_error(libc::EIO),
                 Fault::NoSpace => Error::from_raw_os_error(libc::ENOSPC),
             }),
             _ => Ok(()),
+        }
+    }
+
+    fn note(&self, state: &mut State, event: impl FnOnce() -> Event) {
+        if self.record.load(Ordering::SeqCst) {
+            let at = self.events.fetch_add(1, Ordering::SeqCst);
+            state.events.push((at, event()));
         }
     }
 }
@@ -191,6 +210,10 @@ impl State {
 impl Disk for SimDisk {
     fn name(&self) -> String {
         "simulated disk".into()
+    }
+
+    fn hint(&self) -> Vec<u8> {
+        Vec::new()
     }
 
     fn len(&self) -> Result<u64> {
@@ -202,8 +225,8 @@ impl Disk for SimDisk {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let mut s = self.state.lock();
-        s.operate()?;
+        let s = self.state.lock();
+        self.machine.operate()?;
         if offset + buf.len() as u64 > self.len {
             return Err(ErrorKind::UnexpectedEof.into());
         }
@@ -213,14 +236,12 @@ impl Disk for SimDisk {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let mut s = self.state.lock();
-        s.operate()?;
+        self.machine.operate()?;
         if offset + bytes.len() as u64 > self.len {
             return Err(Error::from_raw_os_error(libc::ENOSPC));
         }
         s.pages.write(bytes, offset);
-        if s.record {
-            s.events.push(Event::Write(offset, bytes.into()));
-        }
+        self.machine.note(&mut s, || Event::Write(offset, bytes.into()));
         Ok(())
     }
 
@@ -241,10 +262,8 @@ impl Disk for SimDisk {
 
     fn flush(&self) -> Result<()> {
         let mut s = self.state.lock();
-        s.operate()?;
-        if s.record {
-            s.events.push(Event::Flush);
-        }
+        self.machine.operate()?;
+        self.machine.note(&mut s, || Event::Flush);
         Ok(())
     }
 }

@@ -1,0 +1,77 @@
+//! `darner volume`
+
+use std::fmt::Write;
+
+use super::{call_showing_progress, human};
+use crate::cli::{Volume, VolumeAction};
+use crate::control::{Request, Response, VolumeLine};
+use crate::error::{Context, Failure, Result};
+use crate::mounts;
+
+pub fn run(c: &Volume) -> Result<()> {
+    use VolumeAction as A;
+    match &c.action {
+        A::List { mnt, json } => match ask(mnt, Request::Volumes)? {
+            Response::Volumes(lines) if *json => super::print_json(&lines),
+            Response::Volumes(lines) => super::print(&table(&lines)),
+            _ => Err(other_answer()),
+        },
+        A::Add { mnt, path, size, image, force } => {
+            let path = std::path::absolute(path).cant(|| format!("find {}", path.display()))?;
+            match ask(mnt, Request::AddVolume { path, size: *size, image: *image, force: *force })? {
+                Response::Volumes(lines) => super::print(&table(&lines)),
+                _ => Err(other_answer()),
+            }
+        }
+        A::Move { mnt, segment, from, to } => {
+            let region = segment.as_deref().map(number).transpose()?;
+            moved(&ask(mnt, Request::MoveSegments { region, from: *from, to: *to })?, &format!("to volume {to}"))
+        }
+        A::Remove { mnt, id } => {
+            moved(&ask(mnt, Request::RemoveVolume { id: *id })?, "to the others; it is no volume any more")?;
+            // Whoever mounts by the one that has left has to name another.
+            match ask(mnt, Request::Volumes)? {
+                Response::Volumes(lines) => super::print(&format!("the store is on:\n{}", table(&lines))),
+                _ => Err(other_answer()),
+            }
+        }
+        A::Resize { mnt, id, size } => match ask(mnt, Request::ResizeVolume { id: *id, size: *size })? {
+            Response::Volumes(lines) => super::print(&table(&lines)),
+            _ => Err(other_answer()),
+        },
+    }
+}
+
+fn ask(mnt: &std::path::Path, request: Request) -> Result<Response> {
+    call_showing_progress(&mounts::store_of(mnt)?, &request)
+}
+
+fn other_answer() -> Failure {
+    Failure::new("the daemon gave an answer of another kind")
+}
+
+fn number(text: &str) -> Result<u64> {
+    let id = u64::from_str_radix(text.trim_start_matches("0x"), 16);
+    id.map_err(|_| Failure::new(format!("{text:?} is no region number (hexadecimal)")))
+}
+
+fn moved(answer: &Response, to: &str) -> Result<()> {
+    match answer {
+        Response::Moved { regions, bytes } => {
+            super::print(&format!("moved {} in {regions} regions {to}\n", human(*bytes)))
+        }
+        _ => Err(other_answer()),
+    }
+}
+
+fn table(lines: &[VolumeLine]) -> String {
+    let mut out = String::new();
+    let widest = lines.iter().map(|line| line.path.chars().count()).max().unwrap_or(0);
+    for v in lines {
+        let state = if v.state == "active" { String::new() } else { format!("  {}", v.state) };
+        let (used, size) = (human(v.used_bytes), human(v.size_bytes));
+        writeln!(out, "{:>5}  {:<widest$}  {:<9}  {used:>10} of {size:>10}{state}", v.id, v.path, v.kind)
+            .expect("strings take all");
+    }
+    out
+}

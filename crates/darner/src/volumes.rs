@@ -1,0 +1,258 @@
+//! What the daemon does about volumes: adds, empties, resizes them and moves what is on them, and goes on with that after a
+//! crash. And where it listens: at every volume, so that each leads to it, and at every mount, whichever volumes have left.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use darner_store::volume::VolumeKind;
+use darner_store::{Move, Progress, VolumeUsage};
+
+use crate::control::{Request, Response, VolumeLine};
+use crate::daemon::Daemon;
+use crate::error::{Context, Failure, Result};
+use crate::mounts;
+use crate::place::{self, Held, Make, Place};
+use crate::retention::Tell;
+
+/// Bytes that are moved in one go.
+const BUDGET: u64 = 16 << 20;
+/// How often to count what is left.
+const COUNT_EVERY: Duration = Duration::from_millis(250);
+/// When to try again to empty a volume where that failed.
+const RETRY: Duration = Duration::from_secs(20);
+/// How long to wait for readers of what has moved.
+const READERS: Duration = Duration::from_millis(10);
+
+/// Accepts commands at an address, until it is dropped.
+pub(crate) struct Listener(UnixListener);
+
+impl Listener {
+    pub fn new(daemon: &Arc<Daemon>, address: &std::os::unix::net::SocketAddr) -> Result<Listener> {
+        let listener = UnixListener::bind_addr(address).cant(|| "listen for commands".into())?;
+        let (accepting, daemon) = (listener.try_clone()?, daemon.clone());
+        thread::Builder::new().name("commands".into()).spawn(move || daemon.listen(&accepting))?;
+        Ok(Listener(listener))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // SAFETY: a plain system call on an open descriptor. It ends the thread that accepts.
+        unsafe { libc::shutdown(self.0.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+}
+
+/// A volume that the daemon has for itself, and listens at.
+pub(crate) struct Member {
+    held: Held,
+    _listener: Listener,
+}
+
+impl Member {
+    pub fn new(daemon: &Arc<Daemon>, held: Held) -> Result<Member> {
+        let listener = Listener::new(daemon, &held.place.socket()?)?;
+        Ok(Member { held, _listener: listener })
+    }
+
+    pub fn place(&self) -> &Place {
+        &self.held.place
+    }
+}
+
+impl Daemon {
+    /// Listens at a mount, whichever volume it is named by.
+    pub(crate) fn listen_at(self: &Arc<Daemon>, mountpoint: &Path) -> Result<Listener> {
+        let mount = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint);
+        let mount = mount.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
+        Listener::new(self, &place::mount_socket(&mount.device)?)
+    }
+
+    /// Serves the requests about volumes.
+    pub(crate) fn serve_volumes(self: &Arc<Daemon>, request: Request, tell: &mut Tell<'_>) -> Result<Response> {
+        if matches!(request, Request::Volumes) {
+            return Ok(Response::Volumes(self.volume_lines()?));
+        }
+        let _one_at_a_time = self.moving.lock();
+        let changed = match request {
+            Request::AddVolume { path, size, image, force } => {
+                self.add_volume(&path, &Make { size, image, force, existing_is_fine: false })?
+            }
+            Request::MoveSegments { region, from, to } => return self.move_segments(region, from, to, tell),
+            Request::RemoveVolume { id } => return self.remove_volume(id, tell),
+            Request::ResizeVolume { id, size } => {
+                self.resize_volume(id, size)?;
+                id
+            }
+            _ => return Err(Failure::new("this daemon does not know the request: it is of another version")),
+        };
+        let lines = self.volume_lines()?;
+        Ok(Response::Volumes(lines.into_iter().filter(|v| v.id == u32::from(changed)).collect()))
+    }
+
+    pub(crate) fn volume_lines(&self) -> Result<Vec<VolumeLine>> {
+        Ok(self.store().volumes()?.iter().map(line).collect())
+    }
+
+    fn add_volume(self: &Arc<Daemon>, path: &Path, make: &Make) -> Result<u16> {
+        let mountpoints: Vec<PathBuf> = self.state.lock().mounts.keys().cloned().collect();
+        let real = std::fs::canonicalize(path).or_else(|_| {
+            // It is to be made.
+            let parent = path.parent().map(std::fs::canonicalize).transpose()?.unwrap_or_default();
+            Ok::<_, std::io::Error>(parent.join(path.file_name().unwrap_or_default()))
+        })?;
+        if let Some(at) = mountpoints.iter().find(|at| real.starts_with(at)) {
+            return Err(Failure::new(format!(
+                "{} is within {}, a mount of the store itself",
+                path.display(),
+                at.display()
+            )));
+        }
+        if self.volumes.lock().iter().any(|m| m.place().path == real) {
+            return Err(Failure::new(format!("{} is a volume of the store already", path.display())));
+        }
+        place::prepare(path, make, |path, make, exists| {
+            let place = Place::at(path)?;
+            let (lock, size_limit) = place.take(make, exists)?;
+            let number = self.store().add_volume(place.volume(true)?, size_limit)?;
+            let member = Member::new(self, Held { place, number, lock });
+            match member {
+                Ok(member) => self.volumes.lock().push(member),
+                Err(e) => tracing::warn!("volume {number} is there, but does not lead commands here: {e}"),
+            }
+            Ok(number)
+        })
+    }
+
+    fn move_segments(&self, region: Option<u64>, from: Option<u16>, to: u16, tell: &mut Tell<'_>) -> Result<Response> {
+        let store = self.store();
+        let lines = store.volumes()?;
+        let is_there = |id: u16| lines.iter().any(|v| v.entry.number == id);
+        let wanted = match (region, from) {
+            (Some(id), _) => store.region_to(id, to)?,
+            (None, Some(from)) => store.all_on(from, Some(to)),
+            (None, None) => return Err(Failure::new("neither a segment nor a volume is given")),
+        };
+        for id in [wanted.from, to] {
+            if !is_there(id) {
+                return Err(Failure::new(format!("there is no volume {id}")));
+            }
+        }
+        if wanted.from == to {
+            return Err(Failure::new(format!("it is on volume {to} already")));
+        }
+        let (regions, bytes) = store.left_to_move(&wanted);
+        self.drive(&wanted, tell, &|| store.step_move(&wanted, BUDGET), &|| store.left_to_move(&wanted).0 == 0)
+            .map_err(|e| Failure::new(format!("not all could be moved to volume {to}: {e}")))?;
+        Ok(Response::Moved { regions, bytes })
+    }
+
+    fn remove_volume(&self, id: u16, tell: &mut Tell<'_>) -> Result<Response> {
+        let store = self.store();
+        let wanted = Move { from: id, to: None, only: None, below: u64::MAX };
+        let (regions, bytes) = store.left_to_move(&wanted);
+        store.leave_volume(id)?;
+        let is_gone = || store.volumes().is_ok_and(|all| all.iter().all(|v| v.entry.number != id));
+        let outcome = self.drive(&wanted, tell, &|| store.step_leave(BUDGET), &is_gone);
+        self.let_go_of_volumes()?;
+        outcome.map_err(|e| {
+            Failure::new(format!(
+                "volume {id} is not empty yet, and nothing new goes there; it goes on when that can be: {e}"
+            ))
+        })?;
+        Ok(Response::Moved { regions, bytes })
+    }
+
+    /// Moves until there is nothing left; those who use the filesystem keep more than half of the time.
+    fn drive(
+        &self,
+        wanted: &Move,
+        tell: &mut Tell<'_>,
+        step: &dyn Fn() -> darner_store::Result<Progress>,
+        is_done: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        let (_, total) = self.store().left_to_move(wanted);
+        let mut counted = Instant::now();
+        while !self.is_closing() {
+            let (start, seen) = (Instant::now(), self.store().tid());
+            match step()? {
+                Progress::Idle if is_done() => return Ok(()),
+                Progress::Idle => thread::sleep(READERS),
+                Progress::Worked if self.store().tid() != seen => thread::sleep(start.elapsed()),
+                Progress::Worked => {}
+            }
+            if counted.elapsed() > COUNT_EVERY {
+                let (_, left) = self.store().left_to_move(wanted);
+                tell(Response::Progress { done: total.saturating_sub(left), total });
+                counted = Instant::now();
+            }
+        }
+        Err(Failure::new("the filesystem was unmounted meanwhile"))
+    }
+
+    /// Goes on emptying what is leaving, unless a command does; says whether there was anything to do.
+    pub(crate) fn go_on_leaving(&self) -> Result<bool> {
+        let Some(_one_at_a_time) = self.moving.try_lock() else { return Ok(false) };
+        if self.store().leaving().is_none() || self.leave_not_before.lock().is_some_and(|at| at > Instant::now()) {
+            return Ok(false);
+        }
+        match self.store().step_leave(BUDGET) {
+            Ok(progress) => {
+                self.let_go_of_volumes()?;
+                Ok(progress == Progress::Worked)
+            }
+            // The cleaner may make the room.
+            Err(e) => {
+                tracing::warn!("a volume that is to leave can't be emptied now: {e}");
+                *self.leave_not_before.lock() = Some(Instant::now() + RETRY);
+                Ok(false)
+            }
+        }
+    }
+
+    /// What has left the store may be anybody's.
+    fn let_go_of_volumes(&self) -> Result<()> {
+        let left = self.store().volumes()?;
+        self.volumes.lock().retain(|m| left.iter().any(|v| v.entry.number == m.held.number));
+        Ok(())
+    }
+
+    fn resize_volume(&self, id: u16, size: u64) -> Result<()> {
+        let all = self.store().volumes()?;
+        let is_raw = |v: &&VolumeUsage| v.entry.number == id && v.entry.kind == VolumeKind::Raw;
+        let Some(volume) = all.iter().find(is_raw) else { return Ok(self.store().resize_volume(id, size)?) };
+        let path = PathBuf::from(volume.entry.name());
+        let is_file = std::fs::metadata(&path).is_ok_and(|meta| meta.is_file());
+        match size {
+            _ if !is_file => Err(Failure::new(format!("{} is as large as its device", path.display()))),
+            _ if size < volume.size => Err(Failure::new(format!(
+                "{} has {} bytes, and an image file can't be made smaller: add another volume, and remove this one",
+                path.display(),
+                volume.size
+            ))),
+            _ => {
+                let file = std::fs::OpenOptions::new().write(true).open(&path);
+                file.and_then(|f| f.set_len(size)).cant(|| format!("resize {}", path.display()))
+            }
+        }
+    }
+}
+
+fn line(v: &VolumeUsage) -> VolumeLine {
+    let kind = match v.entry.kind {
+        VolumeKind::Directory => "directory",
+        VolumeKind::Raw => "raw",
+    };
+    VolumeLine {
+        id: v.entry.number.into(),
+        path: v.entry.name(),
+        kind: kind.into(),
+        size_bytes: v.size,
+        used_bytes: v.used,
+        free_bytes: v.size.saturating_sub(v.used),
+        state: if v.entry.leaving { "leaving" } else { "active" }.into(),
+    }
+}

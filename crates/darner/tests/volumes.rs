@@ -1,0 +1,156 @@
+//! Volumes that come, are emptied and go while the filesystem is mounted, through the real program and the real kernel.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{DARNER, World, eventually};
+use serde_json::Value;
+
+fn volumes(w: &World) -> Vec<Value> {
+    serde_json::from_str::<Value>(&w.sh_outside("$DARNER volume list $MNT --json")).unwrap().as_array().unwrap().clone()
+}
+
+fn ids(w: &World) -> Vec<u64> {
+    volumes(w).iter().map(|v| v["id"].as_u64().unwrap()).collect()
+}
+
+#[track_caller]
+fn refused(w: &World, script: &str, why: &str) {
+    let out =
+        Command::new("bash").args(["-c", script]).current_dir(&w.dir).env("MNT", &w.mnt).env("DARNER", DARNER).output();
+    let out = out.unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && said.contains(why), "{script}: {said}");
+}
+
+#[test]
+fn every_volume_is_swapped_for_another_under_a_write_load_and_nothing_changes() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir old; for i in $(seq 1 40); do head -c 700K /dev/urandom > old/$i; done; md5sum old/* > $DIR/old; cp -r old new");
+    let then = w.sh_outside("$DARNER status $MNT --json | grep -m1 '\"tid\"' | cut -d'\"' -f4");
+    w.sh("for i in $(seq 1 20); do head -c 300K /dev/urandom > old/$i; done; rm old/3*; sync -f .");
+    let load = "mkdir load; i=0; while ! test -e $DIR/stop; do i=$((i+1)); head -c 200K /dev/urandom > load/$((i%50)); \
+                md5sum load/$((i%50)) > /dev/null; mv load/$((i%50)) load/m$((i%70)); done; echo $i > $DIR/rounds";
+    let mut command = Command::new("bash");
+    command.args(["-euc", load]).current_dir(&w.mnt).env("DIR", &w.dir).stderr(Stdio::inherit());
+    let mut load = command.spawn().unwrap();
+    for round in 1..=3u64 {
+        let how = if round == 2 { "--image --size 600M" } else { "" };
+        w.sh_outside(&format!("$DARNER volume add $MNT store-{round} {how}"));
+        let said = w.sh_outside(&format!("$DARNER volume remove $MNT {}", round - 1));
+        assert!(said.contains("no volume any more"), "{said}");
+        assert_eq!(ids(&w), [round]);
+        let before = if round == 1 { "store".into() } else { format!("store-{}", round - 1) };
+        // What has left is of no use to anybody, and in nobody's way.
+        w.sh_outside(&format!("test ! -d {before} || test -z \"$(ls {before})\"; rm -r {before}"));
+        w.sh(&format!("md5sum -c --quiet <(sed 's, old, old@@{then},' $DIR/old)"));
+    }
+    fs::write(w.dir.join("stop"), b"").unwrap();
+    assert!(load.wait().unwrap().success());
+    println!("{} rounds of load", w.sh_outside("cat rounds"));
+    w.sh("find . -type f -exec md5sum {} + | sort > $DIR/now");
+    w.sh_outside("$DARNER unmount $MNT; $DARNER check store-3; $DARNER mount store-3 $MNT");
+    w.sh("find . -type f -exec md5sum {} + | sort | cmp - $DIR/now");
+    w.sh(&format!("md5sum -c --quiet <(sed 's, old, old@@{then},' $DIR/old)"));
+    w.unmount();
+}
+
+#[test]
+fn any_volume_leads_to_the_others_wherever_they_have_moved() {
+    let Some(w) = World::new() else { return };
+    w.sh("for i in $(seq 1 30); do head -c 1M /dev/urandom > $i; done; md5sum * > $DIR/sums");
+    w.sh_outside("$DARNER volume add $MNT store-1 --size 500M; $DARNER volume move $MNT --from 0 --to 1");
+    let listed = volumes(&w);
+    assert!(listed[1]["used_bytes"].as_u64() > Some(30 << 20), "{listed:?}");
+    assert_eq!((&listed[1]["size_bytes"], &listed[1]["state"]), (&Value::from(500 << 20), &Value::from("active")));
+    // While it is mounted each of them is busy, and leads to the daemon.
+    let uuid = |path: &str| w.sh_outside(&format!("$DARNER status {path} --json | grep uuid"));
+    assert_eq!(uuid("store"), uuid("store-1"));
+    refused(&w, "$DARNER check store-1", "already open");
+    w.sh_outside("$DARNER unmount $MNT; $DARNER mount store-1 $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.sh_outside("$DARNER unmount $MNT; mv store-1 elsewhere");
+    refused(&w, "$DARNER mount store $MNT", "store-1, is missing");
+    refused(&w, "$DARNER mount store $MNT", "regions are on it");
+    w.sh_outside("$DARNER check store --volume elsewhere; $DARNER mount --volume elsewhere store $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    // From then on it is found there; and where all have moved together.
+    w.sh_outside(
+        "$DARNER unmount $MNT; $DARNER check store; mkdir new; mv store elsewhere new; $DARNER mount new/store $MNT",
+    );
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.unmount();
+    // A copy of one by itself is not taken for part of the original.
+    w.sh_outside("mkdir copy; cp -r new/store new/elsewhere copy; $DARNER mount copy/store $MNT");
+    assert!(volumes(&w).iter().all(|v| v["path"].as_str().unwrap().contains("/copy/")), "{:?}", volumes(&w));
+    w.sh_outside("$DARNER unmount $MNT; $DARNER create other; rm -r new/elsewhere; mv other new/elsewhere");
+    refused(&w, "$DARNER mount new/store $MNT", "is missing");
+    refused(&w, "$DARNER mount --volume new/elsewhere new/store $MNT", "of another store");
+}
+
+#[test]
+fn a_killed_daemon_goes_on_emptying_a_volume_at_the_next_mount() {
+    let Some(w) = World::new() else { return };
+    w.sh("for i in $(seq 1 120); do head -c 1M /dev/urandom > $i; done; md5sum * > $DIR/sums; sync -f .");
+    w.sh_outside("$DARNER volume add $MNT store-1");
+    for _ in 0..3 {
+        let mut command = Command::new(DARNER);
+        command.args(["volume", "remove"]).arg(&w.mnt).arg("0").stderr(Stdio::null()).stdout(Stdio::null());
+        let mut removing = command.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(15));
+        let pid = w.sh_outside("$DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9");
+        // SAFETY: a plain system call.
+        unsafe { libc::kill(pid.parse().unwrap(), libc::SIGKILL) };
+        w.detach();
+        removing.wait().unwrap();
+        w.sh_outside("$DARNER mount store $MNT 2>/dev/null || $DARNER mount store-1 $MNT");
+        w.sh("md5sum -c --quiet $DIR/sums");
+    }
+    w.sh_outside("$DARNER volume list $MNT --json | grep -q '\"id\": 0' && $DARNER volume remove $MNT 0 || true");
+    eventually("the volume is let go of", || ids(&w) == [1]);
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.sh_outside("$DARNER unmount $MNT; $DARNER check store-1; $DARNER mount store-1 $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.unmount();
+}
+
+#[test]
+fn what_can_not_be_a_volume_and_what_can_not_leave_is_refused_with_a_reason() {
+    let Some(w) = World::new() else { return };
+    w.sh("head -c 100M /dev/urandom > data; sync -f .");
+    refused(&w, "$DARNER volume remove $MNT 0", "the only one");
+    refused(&w, "$DARNER volume remove $MNT 7", "no volume 7");
+    refused(&w, "$DARNER volume move $MNT --from 0 --to 3", "no volume 3");
+    refused(&w, "$DARNER volume add $MNT store", "a volume of the store already");
+    refused(&w, "$DARNER volume add $MNT $MNT/inside", "a mount of the store itself");
+    refused(&w, "mkdir full; touch full/file; $DARNER volume add $MNT full", "is not empty");
+    refused(&w, "$DARNER create other; $DARNER volume add $MNT other", "holds a store already");
+    refused(&w, "truncate -s 10M small; $DARNER volume add $MNT small", "at least");
+    refused(
+        &w,
+        "truncate -s 80M img; echo ext | dd of=img bs=1 seek=1080 conv=notrunc; $DARNER volume add $MNT img",
+        "--force",
+    );
+    w.sh_outside("$DARNER volume add $MNT img --force");
+    assert_eq!(ids(&w), [0, 1]);
+    refused(&w, "$DARNER volume resize $MNT 1 10M", "can't be made smaller");
+    refused(&w, "$DARNER volume resize $MNT 0 70M", "are in use");
+    w.sh_outside("$DARNER volume resize $MNT 0 400M");
+    let listed = volumes(&w);
+    assert_eq!((&listed[0]["size_bytes"], &listed[1]["size_bytes"]), (&Value::from(400 << 20), &Value::from(80 << 20)));
+    // 100 MB are more than 80.
+    refused(&w, "$DARNER volume remove $MNT 0", "more are needed");
+    w.sh_outside("$DARNER volume resize $MNT 1 300M; $DARNER volume remove $MNT 0");
+    assert_eq!(ids(&w), [1]);
+    w.sh_outside("$DARNER volume add $MNT store-2");
+    refused(&w, "$DARNER volume move $MNT ffffff --to 2", "there is no segment");
+    w.sh_outside("$DARNER unmount $MNT");
+    let found = w.sh_outside("$DARNER inspect img --json | grep '\"segment\"' | grep '\"volume\":\"1\"' | grep -o '\"region\":\"[0-9a-f]*' | head -1");
+    let region = found.rsplit('"').next().unwrap().to_string();
+    w.sh_outside(&format!("$DARNER mount img $MNT; $DARNER volume move $MNT {region} --to 2; $DARNER unmount $MNT"));
+    w.sh_outside(&format!("$DARNER inspect store-2 --json | grep '\"segment\"' | grep '\"region\":\"{region}\"' | grep -q '\"volume\":\"2\"'"));
+    w.sh_outside("$DARNER check img; $DARNER check store-2");
+}

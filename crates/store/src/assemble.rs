@@ -1,0 +1,126 @@
+//! Which volumes a store has, and which of those that were found belong to it. docs/format.md §Volumes.
+//!
+//! The newest superblock on any of them says. A volume whose own is older by one has missed the last write, and is brought
+//! up to date by the open; one that is further behind is a copy from another time, and refused, like one of another store.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::manifest::Manifest;
+use crate::superblock::{OnVolume, Superblock};
+use crate::volume::{RegionRef, Volume, VolumeEntry, Volumes};
+use crate::{Error, Result};
+
+/// What a volume says of its store.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The store.
+    pub uuid: [u8; 16],
+    /// The volume's number in it.
+    pub number: u16,
+    /// How new that is: the highest counts.
+    pub generation: u64,
+    /// All volumes that the store has.
+    pub volumes: Vec<VolumeEntry>,
+}
+
+/// What a volume says of its store; an error that says why if it is of none.
+pub fn identify(volume: &dyn Volume) -> Result<Identity> {
+    let newest = Superblock::read(volume)?.swap_remove(0);
+    let OnVolume { number, superblock: sb } = newest;
+    Ok(Identity { uuid: sb.uuid, number, generation: sb.generation, volumes: sb.volumes })
+}
+
+/// A superblock that may be the store's, and its volumes.
+pub(crate) struct Candidate {
+    pub superblock: Superblock,
+    pub volumes: Volumes,
+    pub missing: Vec<VolumeEntry>,
+}
+
+/// The superblocks on these volumes, newest first, as the first of them has to do with them. Volumes of other stores are of
+/// no account, but for the first.
+pub(crate) fn assemble(found: &[Arc<dyn Volume>]) -> Result<Vec<Candidate>> {
+    let (first, others) = found.split_first().expect("a store is opened by a volume");
+    let mut known = vec![(first.clone(), Superblock::read(&**first)?)];
+    let uuid = known[0].1[0].superblock.uuid;
+    for volume in others {
+        match Superblock::read(&**volume) {
+            Ok(supers) if supers[0].superblock.uuid == uuid => known.push((volume.clone(), supers)),
+            Ok(_) | Err(Error::NotAStore(_)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let mut all: Vec<Superblock> = known.iter().flat_map(|(_, s)| s.iter().map(|s| s.superblock.clone())).collect();
+    let rank = |sb: &Superblock| std::cmp::Reverse((sb.generation, sb.attempt));
+    all.sort_by_key(rank);
+    all.dedup_by_key(|sb| rank(sb));
+    let newest = all[0].clone();
+    let own = &known[0].1[0];
+    if newest.entry(own.number).is_none() {
+        return Err(Error::NotAStore(format!(
+            "{} was volume {} of a store that has left it: the store's volumes are {}",
+            first.name(),
+            own.number,
+            names(&newest)
+        )));
+    }
+    let mut candidates = vec![candidate(newest, &known)?];
+    // What the older ones need may be gone.
+    candidates.extend(all.into_iter().skip(1).filter_map(|sb| candidate(sb, &known).ok()));
+    Ok(candidates)
+}
+
+fn candidate(sb: Superblock, known: &[(Arc<dyn Volume>, Vec<OnVolume>)]) -> Result<Candidate> {
+    let mut there: HashMap<u16, Arc<dyn Volume>> = HashMap::new();
+    for entry in &sb.volumes {
+        let claims = known.iter().filter(|(_, s)| s[0].number == entry.number);
+        // (The first one where two say the same.)
+        let Some((volume, supers)) = claims.rev().max_by_key(|(_, s)| s[0].superblock.generation) else { continue };
+        let generation = supers[0].superblock.generation;
+        if generation + 1 < sb.generation {
+            return Err(Error::NotAStore(format!(
+                "{} is volume {} of this store as it was at another time (generation {generation}; the store is at {}): it can't \
+                 be used any more",
+                volume.name(),
+                entry.number,
+                sb.generation
+            )));
+        }
+        there.insert(entry.number, volume.clone());
+    }
+    let missing = sb.volumes.iter().filter(|e| !there.contains_key(&e.number)).cloned().collect();
+    Ok(Candidate { volumes: Volumes::new(&sb, &there), superblock: sb, missing })
+}
+
+fn names(sb: &Superblock) -> String {
+    let names: Vec<String> = sb.volumes.iter().map(|v| format!("{} ({})", v.number, v.name())).collect();
+    names.join(", ")
+}
+
+impl Candidate {
+    /// Reads the manifest, if no volume is missing.
+    pub fn manifest(&self) -> Result<Manifest> {
+        let manifest = self.read_manifest();
+        match self.missing.first() {
+            None => manifest,
+            Some(first) => Err(self.is_missing(first, manifest.ok().as_ref())),
+        }
+    }
+
+    /// Reads the manifest, if the volume that it is on is there.
+    pub fn read_manifest(&self) -> Result<Manifest> {
+        let region = self.volumes.open(self.superblock.manifest)?;
+        Manifest::read(&*region, self.superblock.manifest_len)
+    }
+
+    fn is_missing(&self, entry: &VolumeEntry, manifest: Option<&Manifest>) -> Error {
+        let affected = manifest.map_or("what is on it can't be told without it".into(), |m| {
+            let all: Vec<RegionRef> = m.regions().collect();
+            let there = all.iter().filter(|at| at.volume == entry.number);
+            let (n, bytes) = there.fold((0, 0), |(n, bytes), at| (n + 1, bytes + at.size));
+            format!("{n} of the {} regions are on it, {bytes} bytes", all.len())
+        });
+        Error::Missing { number: entry.number, place: entry.name(), affected }
+    }
+}

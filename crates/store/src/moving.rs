@@ -1,0 +1,369 @@
+//! Moving regions between volumes while the store is in use. docs/format.md §Volumes.
+//!
+//! A region is copied under its number, the copy is flushed and verified, one manifest switches over, and the space of the old
+//! one is given back when its last reader is gone. Only what is never written again is copied: an open segment is sealed
+//! first. A crash before the manifest is durable leaves a copy that nothing names; one after it, an old one that nothing names.
+//!
+//! Copying holds no lock that anybody else waits for. What became of the region meanwhile (the cleaner may have taken it) is
+//! looked at before the switch. As long as an old copy of a region has readers it does not move again: it might meet itself.
+//!
+//! Damage moves along as it is: checksums depend on a region's number, not on its volume, so it stays noticed.
+
+use std::sync::Arc;
+
+use crate::frame::{self, Content};
+use crate::index::levels::{Levels, Run};
+use crate::index::table::{Cursor, Table};
+use crate::maintain::{Progress, State};
+use crate::pack::{self, Packed};
+use crate::recover::{Window, data_is_valid};
+use crate::segment;
+use crate::store::{SEGMENT_MIN, Store};
+use crate::volume::{Region, RegionRef};
+use crate::{Error, Result};
+
+/// Bytes that are copied in one go.
+const CHUNK: usize = 1 << 20;
+
+/// What is to be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// From this volume.
+    pub from: u16,
+    /// To this one; `None`: to any that has room.
+    pub to: Option<u16>,
+    /// Only this region.
+    pub only: Option<u64>,
+    /// Only regions with lower numbers: what is made while others move is no part of it.
+    pub below: u64,
+}
+
+impl Move {
+    fn wants(&self, at: RegionRef) -> bool {
+        at.volume == self.from && at.id < self.below && self.only.is_none_or(|id| id == at.id)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Segment,
+    Pack,
+    Table,
+}
+
+/// A region on its way.
+pub(crate) struct Copying {
+    what: What,
+    from: RegionRef,
+    source: Arc<dyn Region>,
+    target: Arc<dyn Region>,
+    /// Bytes that it has, those that were copied, and those of the copy that were verified.
+    len: u64,
+    copied: u64,
+    verified: u64,
+    damaged: bool,
+}
+
+enum Next {
+    Copy(Copying),
+    /// Something was done first.
+    Worked,
+    Idle,
+}
+
+impl Store {
+    /// All that is on a volume now.
+    pub fn all_on(&self, from: u16, to: Option<u16>) -> Move {
+        let below = self.next_region.load(std::sync::atomic::Ordering::Relaxed);
+        Move { from, to, only: None, below }
+    }
+
+    /// One region; an error if there is none of that number that could be moved.
+    pub fn region_to(&self, id: u64, to: u16) -> Result<Move> {
+        let state = self.maintenance.lock();
+        let found = self.regions_now(&state).into_iter().find(|at| at.id == id);
+        let packed = || self.segments.lock().iter().find(|s| s.at.id == id).and_then(|s| s.pack);
+        match (found, packed()) {
+            (Some(at), _) => Ok(Move { from: at.volume, to: Some(to), only: Some(id), below: u64::MAX }),
+            (None, Some(pack)) => {
+                Err(Error::Refused(format!("what is left of segment {id:x} is in pack {pack:x}: move that")))
+            }
+            (None, None) => Err(Error::Refused(format!("there is no segment, pack or table {id:x}"))),
+        }
+    }
+
+    /// Regions that are still to be moved, and their bytes.
+    pub fn left_to_move(&self, wanted: &Move) -> (u64, u64) {
+        let state = self.maintenance.lock();
+        let left = self.regions_now(&state).into_iter().filter(|at| wanted.wants(*at));
+        left.fold((0, 0), |(n, bytes), at| (n + 1, bytes + at.size))
+    }
+
+    /// Copies, verifies or switches over a region, `budget` bytes of it at most at a time. [`Progress::Idle`]: nothing is left,
+    /// or only what still has readers elsewhere.
+    pub fn step_move(&self, wanted: &Move, budget: u64) -> Result<Progress> {
+        let mut moving = self.moving.lock();
+        if moving.is_none() {
+            match self.next_to_move(wanted)? {
+                Next::Copy(c) => *moving = Some(c),
+                Next::Worked => return Ok(Progress::Worked),
+                Next::Idle => return Ok(Progress::Idle),
+            }
+        }
+        let mut c = moving.take().expect("just made");
+        match self.copy_some(&mut c, budget) {
+            Ok(false) => *moving = Some(c),
+            Ok(true) => *moving = self.switch_over(c)?,
+            Err(e) => {
+                let at = c.target.place();
+                drop(c);
+                self.volumes.remove(at)?;
+                return Err(e);
+            }
+        }
+        Ok(Progress::Worked)
+    }
+
+    /// The regions that there are, but for those that only wait for their last reader.
+    pub(crate) fn regions_now(&self, state: &State) -> Vec<RegionRef> {
+        let levels = self.index.read().levels.clone();
+        let mut all: Vec<RegionRef> = levels.tables().map(|t| t.reference().region).chain(state.manifest).collect();
+        all.extend(self.segments.lock().iter().filter(|s| s.pack.is_none()).map(|s| s.at));
+        all.extend(self.packs.lock().iter().map(|p| p.place()));
+        all
+    }
+
+    /// Chooses what to copy next.
+    fn next_to_move(&self, wanted: &Move) -> Result<Next> {
+        let mut state = self.maintenance.lock();
+        self.trim_segments()?;
+        self.bury(&mut state)?;
+        if let Some(spare) = self.spare.lock().take_if(|r| wanted.wants(r.place())) {
+            self.volumes.remove(spare.place())?;
+            return Ok(Next::Worked);
+        }
+        let is_free = |id: u64| !state.waits(id);
+        let segments = self.segments.lock().clone();
+        let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
+        let wants = |s: &segment::Segment| s.pack.is_none() && wanted.wants(s.at);
+        if let Some(s) = segments[..open].iter().find(|s| wants(s) && is_free(s.at.id)) {
+            let source = self.regions.read()[&s.at.id].clone();
+            return self.begin_copy(What::Segment, wanted, source, s.end).map(Next::Copy);
+        }
+        if segments[open..].iter().any(wants) {
+            self.seal_open(&mut state, wanted)?;
+            return Ok(Next::Worked);
+        }
+        let packs = self.packs.lock().clone();
+        if let Some(p) = packs.into_iter().find(|p| wanted.wants(p.place()) && is_free(p.place().id)) {
+            let len = p.place().size;
+            return self.begin_copy(What::Pack, wanted, p, len).map(Next::Copy);
+        }
+        let levels = self.index.read().levels.clone();
+        if let Some(t) = levels.tables().find(|t| wanted.wants(t.reference().region)) {
+            if state.pass.is_some() {
+                // It knows runs by their tables.
+                self.step_pass(&mut state)?;
+                return Ok(Next::Worked);
+            }
+            if is_free(t.reference().region.id) {
+                return self.begin_copy(What::Table, wanted, t.region().clone(), t.len()).map(Next::Copy);
+            }
+        }
+        // (Where an earlier manifest could not be written, the last one still names what has moved.)
+        let named = state.outdated.iter().map(|(_, at)| *at).chain(state.manifest);
+        if named.into_iter().any(|at| wanted.wants(at)) {
+            self.write_manifest(&mut state, &levels)?;
+            return Ok(Next::Worked);
+        }
+        Ok(Next::Idle)
+    }
+
+    /// The log goes on in a new segment, and no replay begins before it.
+    fn seal_open(&self, state: &mut State, wanted: &Move) -> Result<()> {
+        let mut tail = self.log.tail();
+        tail.check()?;
+        if wanted.wants(tail.segment.place()) {
+            self.next_segment(&mut tail, SEGMENT_MIN)?;
+        }
+        drop(tail);
+        self.flush_locked(state)
+    }
+
+    fn begin_copy(&self, what: What, wanted: &Move, source: Arc<dyn Region>, len: u64) -> Result<Copying> {
+        let from = source.place();
+        let target = match wanted.to {
+            Some(to) => self.volumes.create_on(to, from.id, len),
+            None => self.volumes.create(from.id, len, true),
+        };
+        Ok(Copying { what, from, source, target: target?, len, copied: 0, verified: 0, damaged: false })
+    }
+
+    /// Goes on with a copy; says whether it is whole, durable and verified.
+    fn copy_some(&self, c: &mut Copying, budget: u64) -> Result<bool> {
+        let to = c.copied.saturating_add(budget).min(c.len);
+        if c.copied < c.len {
+            c.source.will_need(to, budget.min(c.len - to));
+            let mut buf = vec![0; CHUNK];
+            while c.copied < to {
+                let n = (to - c.copied).min(CHUNK as u64) as usize;
+                c.source.read_at(&mut buf[..n], c.copied)?;
+                c.target.write_at(&buf[..n], c.copied)?;
+                c.copied += n as u64;
+            }
+            if c.copied < c.len {
+                return Ok(false);
+            }
+            c.target.flush()?;
+        }
+        self.verify_some(c, budget)?;
+        if c.damaged {
+            compare(c)?;
+            tracing::error!("region {:x} is damaged, and was moved as it is", c.from.id);
+        }
+        Ok(c.damaged || c.verified >= c.len)
+    }
+
+    fn verify_some(&self, c: &mut Copying, budget: u64) -> Result<()> {
+        let sound = match c.what {
+            What::Segment => verify_frames(c, budget),
+            What::Pack => self.verify_pack(c),
+            What::Table => verify_table(c),
+        };
+        match sound {
+            Err(Error::Corrupt { .. }) => c.damaged = true,
+            sound => c.damaged |= !sound?,
+        }
+        Ok(())
+    }
+
+    fn verify_pack(&self, c: &mut Copying) -> Result<bool> {
+        let mut sound = true;
+        for part in pack::read(&*c.target, &self.uuid)? {
+            let (number, end) = (part.number, part.end);
+            let region: Arc<dyn Region> = Arc::new(Packed::new(c.target.clone(), part));
+            sound &= frames_are_valid(&region, number, &mut crate::recover::region_start(&*region), end, u64::MAX)?;
+        }
+        c.verified = c.len;
+        Ok(sound)
+    }
+
+    /// Readers find the copy from now on, and so does the next open. Gives it back where that has to wait.
+    fn switch_over(&self, c: Copying) -> Result<Option<Copying>> {
+        let mut state = self.maintenance.lock();
+        if c.what == What::Table && state.pass.is_some() {
+            // A collapse that began meanwhile knows runs by their tables.
+            self.step_pass(&mut state)?;
+            return Ok(Some(c));
+        }
+        let old = match c.what {
+            What::Segment => self.switch_segment(&c),
+            What::Pack => self.switch_pack(&c)?,
+            What::Table => self.switch_table(&c)?,
+        };
+        let Some(old) = old else {
+            // Somebody has replaced it meanwhile.
+            let at = c.target.place();
+            drop(c);
+            return self.volumes.remove(at).map(|()| None);
+        };
+        drop(c);
+        state.outdated.push(old);
+        let levels = self.index.read().levels.clone();
+        self.write_manifest(&mut state, &levels)?;
+        self.bury(&mut state).map(|()| None)
+    }
+
+    fn switch_segment(&self, c: &Copying) -> Option<(Arc<dyn Region>, RegionRef)> {
+        let mut segments = self.segments.lock();
+        let mut regions = self.regions.write();
+        let s = segments.iter_mut().find(|s| s.pack.is_none() && is_same(s.at, c.from))?;
+        let was = std::mem::replace(&mut s.at, c.target.place());
+        s.trimmed = true;
+        regions.insert(was.id, c.target.clone()).map(|old| (old, was))
+    }
+
+    fn switch_pack(&self, c: &Copying) -> Result<Option<(Arc<dyn Region>, RegionRef)>> {
+        let parts = pack::read(&*c.target, &self.uuid)?;
+        let segments = self.segments.lock();
+        let mut regions = self.regions.write();
+        let mut packs = self.packs.lock();
+        let Some(p) = packs.iter_mut().find(|p| is_same(p.place(), c.from)) else { return Ok(None) };
+        let old = std::mem::replace(p, c.target.clone());
+        for part in parts {
+            if segments.iter().any(|s| s.at.id == part.number && s.pack == Some(c.from.id)) {
+                regions.insert(part.number, Arc::new(Packed::new(c.target.clone(), part)));
+            }
+        }
+        let was = old.place();
+        Ok(Some((old, was)))
+    }
+
+    fn switch_table(&self, c: &Copying) -> Result<Option<(Arc<dyn Region>, RegionRef)>> {
+        let table = Arc::new(Table::open(c.target.clone(), c.len)?);
+        let mut index = self.index.write();
+        let mut levels = Levels::clone(&index.levels);
+        let runs = levels.live.iter_mut().chain(&mut levels.history).flat_map(|run: &mut Run| &mut run.tables);
+        let Some(place) = runs.into_iter().find(|t| is_same(t.reference().region, c.from)) else { return Ok(None) };
+        let old = std::mem::replace(place, table);
+        index.levels = Arc::new(levels);
+        Ok(Some((old.region().clone(), c.from)))
+    }
+}
+
+fn is_same(a: RegionRef, b: RegionRef) -> bool {
+    (a.id, a.volume) == (b.id, b.volume)
+}
+
+fn verify_frames(c: &mut Copying, budget: u64) -> Result<bool> {
+    let mut at = c.verified.max(segment::HEADER);
+    let sound = frames_are_valid(&c.target, c.from.id, &mut at, c.len, budget)?;
+    c.verified = at;
+    Ok(sound)
+}
+
+/// Verifies frames from `at` to `end`, and no more once it has come `budget` bytes far.
+fn frames_are_valid(region: &Arc<dyn Region>, id: u64, at: &mut u64, end: u64, budget: u64) -> Result<bool> {
+    let until = at.saturating_add(budget).min(end);
+    let mut window = Window::new(region.clone(), *at);
+    while *at < until {
+        window.fill_frame(*at)?;
+        let bytes = window.bytes(*at);
+        let Some(f) = frame::parse(bytes, id, *at) else { return Ok(false) };
+        if let Content::Transaction(records) = &f.content
+            && !data_is_valid(&**region, bytes, *at, records)
+        {
+            return Ok(false);
+        }
+        *at = region.next_kept(*at + frame::shape(bytes).expect("just parsed").len as u64);
+    }
+    Ok(true)
+}
+
+fn verify_table(c: &mut Copying) -> Result<bool> {
+    let mut cursor = Cursor::first(Arc::new(Table::open(c.target.clone(), c.len)?), None)?;
+    while cursor.key().is_some() {
+        cursor.step()?;
+    }
+    c.verified = c.len;
+    Ok(true)
+}
+
+/// What is damaged must be so in the source too, and to the same bytes.
+fn compare(c: &Copying) -> Result<()> {
+    let (mut a, mut b) = (vec![0; CHUNK], vec![0; CHUNK]);
+    for from in (0..c.len).step_by(CHUNK) {
+        let n = (c.len - from).min(CHUNK as u64) as usize;
+        c.source.read_at(&mut a[..n], from)?;
+        c.target.read_at(&mut b[..n], from)?;
+        if a[..n] != b[..n] {
+            return Err(Error::Corrupt {
+                place: format!("volume {}, region {:x} at byte {from}", c.target.place().volume, c.from.id),
+                what: "copy of a region that was just written",
+                expected: format!("what is on volume {}", c.from.volume),
+                found: "other bytes".into(),
+            });
+        }
+    }
+    Ok(())
+}

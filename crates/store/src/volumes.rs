@@ -1,0 +1,198 @@
+//! Adding, emptying, resizing and listing the volumes of an open store. docs/format.md §Volumes.
+//!
+//! Every change is one superblock, written to all volumes: a new volume gets it first, so that whoever finds it named finds it
+//! whole. A volume that is leaving says so durably, and whoever opens the store goes on emptying it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::maintain::Progress;
+use crate::moving::Move;
+use crate::recover::{SIZE_MIN, clear_supers, entry};
+use crate::store::{Store, reserve_of};
+use crate::superblock::Superblock;
+use crate::volume::{Volume, VolumeEntry, VolumeKind};
+use crate::{Error, Result};
+
+/// A volume of an open store.
+#[derive(Clone, Debug)]
+pub struct VolumeUsage {
+    /// What the store knows of it.
+    pub entry: VolumeEntry,
+    /// Bytes there are.
+    pub size: u64,
+    /// Bytes in use.
+    pub used: u64,
+}
+
+impl Store {
+    /// Writes the next superblock, with a change, to all volumes; `first` gets it before all others. On failure nothing has
+    /// changed here, and the next attempt takes the same slot (the other one stays whole), but counts more.
+    pub(crate) fn write_superblock(
+        &self,
+        first: Option<(&dyn Volume, u16)>,
+        change: impl FnOnce(&mut Superblock),
+    ) -> Result<()> {
+        let mut sb = self.superblock.lock();
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        let mut next = Superblock { generation: sb.generation + 1, attempt, ..sb.clone() };
+        change(&mut next);
+        if !next.fits() {
+            return Err(Error::Refused(format!(
+                "the table of volumes is full: {} with their paths are too many",
+                next.volumes.len()
+            )));
+        }
+        first.map_or(Ok(()), |(volume, number)| next.write(volume, number))?;
+        self.volumes.write_super(&next)?;
+        self.attempts.store(0, Ordering::Relaxed);
+        *sb = next;
+        Ok(())
+    }
+
+    /// The volumes, by number.
+    pub fn volumes(&self) -> Result<Vec<VolumeUsage>> {
+        let entries = self.superblock.lock().volumes.clone();
+        let usage = |entry: VolumeEntry| {
+            let (used, size) = self.volumes.usage_of(entry.number)?;
+            Ok(VolumeUsage { entry, size, used })
+        };
+        entries.into_iter().map(usage).collect()
+    }
+
+    fn volume_entry(&self, number: u16) -> Result<VolumeEntry> {
+        let sb = self.superblock.lock();
+        sb.entry(number).cloned().ok_or_else(|| Error::Refused(format!("there is no volume {number}")))
+    }
+
+    fn must_be_writable(&self) -> Result<()> {
+        match self.read_only {
+            true => Err(Error::Refused("the store is open for reading only".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes an empty volume part of the store, durably; what was there is lost. `size_limit`: bytes that may be used of it, 0
+    /// for all. Returns its number.
+    pub fn add_volume(&self, volume: Arc<dyn Volume>, size_limit: u64) -> Result<u16> {
+        self.must_be_writable()?;
+        let (_, size) = volume.usage(size_limit)?;
+        if size < SIZE_MIN {
+            return Err(Error::Refused(format!(
+                "{} has {size} bytes; a volume needs {SIZE_MIN} at least",
+                volume.name()
+            )));
+        }
+        let _one_at_a_time = self.moving.lock();
+        let next = self.superblock.lock().next_volume;
+        let number = u16::try_from(next)
+            .map_err(|_| Error::Refused("all 65536 numbers of volumes have been given in this store's life".into()))?;
+        volume.numbered(number);
+        clear_supers(&*volume)?;
+        volume.keep_only(&[], false)?;
+        let entry = entry(&*volume, number, size_limit);
+        self.write_superblock(Some((&*volume, number)), |sb| {
+            sb.next_volume = next + 1;
+            sb.volumes.push(entry.clone());
+        })?;
+        self.volumes.add(&entry, volume);
+        self.allowance.store(0, Ordering::Relaxed);
+        Ok(number)
+    }
+
+    /// Has a volume emptied, by [`Store::step_leave`] from now on, also after the next open. Refused where the others have too
+    /// little room for what is on it.
+    pub fn leave_volume(&self, number: u16) -> Result<()> {
+        self.must_be_writable()?;
+        let entry = self.volume_entry(number)?;
+        if entry.leaving {
+            return Ok(());
+        }
+        let (regions, bytes) = self.left_to_move(&leaving(number));
+        let staying = self.superblock.lock().volumes.iter().filter(|v| !v.leaving && v.number != number).count();
+        if staying == 0 {
+            return Err(Error::Refused(format!("volume {number} is the only one: add another first")));
+        }
+        let (used, size) = self.volumes.usage_without(Some(number))?;
+        let (free, reserve) = (size.saturating_sub(used), reserve_of(size));
+        if bytes + reserve > free && !self.volumes.shares_a_pool(number) {
+            return Err(Error::Refused(format!(
+                "volume {number} holds {bytes} bytes in {regions} regions; the others have {free} bytes free, of which {reserve} are \
+                 in reserve: {} more are needed",
+                (bytes + reserve).saturating_sub(free)
+            )));
+        }
+        self.change_entry(VolumeEntry { leaving: true, ..entry })
+    }
+
+    /// Changes how much of a volume may be used; 0: all there is. Of devices and images only their own size counts.
+    pub fn resize_volume(&self, number: u16, size_limit: u64) -> Result<()> {
+        self.must_be_writable()?;
+        let entry = self.volume_entry(number)?;
+        let (used, _) = self.volumes.usage_of(number)?;
+        if entry.kind != VolumeKind::Directory {
+            return Err(Error::Refused(format!(
+                "volume {number} is no directory: it is as large as its file or device"
+            )));
+        }
+        if size_limit > 0 && size_limit < used.max(SIZE_MIN) {
+            return Err(Error::Refused(format!(
+                "{size_limit} bytes are too few for volume {number}: {used} are in use, and {SIZE_MIN} is the least"
+            )));
+        }
+        self.change_entry(VolumeEntry { size_limit, ..entry })
+    }
+
+    fn change_entry(&self, entry: VolumeEntry) -> Result<()> {
+        self.write_superblock(None, |sb| {
+            let e = sb.volumes.iter_mut().find(|e| e.number == entry.number);
+            e.into_iter().for_each(|e| *e = entry.clone());
+        })?;
+        self.volumes.change(&entry);
+        self.allowance.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The first of the volumes that are leaving.
+    pub fn leaving(&self) -> Option<Move> {
+        let sb = self.superblock.lock();
+        sb.volumes.iter().find(|v| v.leaving).map(|v| leaving(v.number))
+    }
+
+    /// Goes on emptying the volumes that are leaving, `budget` bytes at most at a time; one that is empty is let go of.
+    pub fn step_leave(&self, budget: u64) -> Result<Progress> {
+        let Some(wanted) = self.leaving().filter(|_| !self.read_only) else { return Ok(Progress::Idle) };
+        match self.step_move(&wanted, budget)? {
+            Progress::Idle if self.let_go(wanted.from)? => Ok(Progress::Worked),
+            progress => Ok(progress),
+        }
+    }
+
+    /// Lets go of a volume that holds nothing any more; says whether it did.
+    fn let_go(&self, number: u16) -> Result<bool> {
+        let moving = self.moving.lock();
+        let mut state = self.maintenance.lock();
+        self.bury(&mut state)?;
+        // Who makes a segment now has found it leaving.
+        let tail = self.log.tail();
+        let is_here = |at: &crate::volume::RegionRef| at.volume == number;
+        let named = self.regions_now(&state).iter().any(is_here) || is_here(&tail.segment.place());
+        let waits =
+            state.waiting().any(|at| is_here(&at)) || self.spare.lock().as_ref().is_some_and(|r| is_here(&r.place()));
+        if named || waits || moving.is_some() {
+            return Ok(false);
+        }
+        drop(tail);
+        self.write_superblock(None, |sb| sb.volumes.retain(|v| v.number != number))?;
+        let volume = self.volumes.get(number)?;
+        self.volumes.forget(number);
+        if let Err(e) = volume.keep_only(&[], false).and_then(|()| volume.wipe_super()) {
+            tracing::warn!("{} is no volume any more, but can't be cleared: {e}", volume.name());
+        }
+        Ok(true)
+    }
+}
+
+fn leaving(number: u16) -> Move {
+    Move { from: number, to: None, only: None, below: u64::MAX }
+}
