@@ -130,6 +130,8 @@ impl Store {
         if left > 0 {
             return Err(Error::Unreached { left });
         }
+        // The cleaner may have moved it before, and given back where it was.
+        self.volumes.wipe_free()?;
         for (fileset, _) in self.filesets() {
             let done: Vec<_> = self.forget_records(fileset)?.into_iter().map(|(suffix, _)| suffix).collect();
             self.change_forget_records(fileset, &done, now_ns, |tx, suffix| {

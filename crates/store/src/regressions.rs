@@ -807,3 +807,46 @@ fn a_region_for_which_no_gap_is_large_enough_is_put_into_several() {
     volume.create(3000, 62 << 20).unwrap().write_at(&vec![7; 62 << 20], 0).unwrap();
     assert!(matches!(new().open(at), Err(crate::Error::Corrupt { .. })));
 }
+
+#[test]
+fn what_is_forgotten_is_overwritten_where_it_was_before_it_was_moved_too() {
+    for image in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::File::create(&path).unwrap().set_len(256 << 20).unwrap();
+        let sim = SimDisk::new(256 << 20);
+        let disk = || -> Arc<dyn Disk> {
+            match image {
+                true => Arc::new(crate::volume::FileDisk::open(&path, true).unwrap()),
+                // As a device does, it keeps what it is told to discard.
+                false => Hooked::new(sim.clone(), false, false),
+            }
+        };
+        create(&RawVolume::new(disk()));
+        let s = Store::open(Arc::new(RawVolume::new(disk())), &opts()).unwrap();
+        let secret = b"the secret that was moved once, and then given up";
+        // At many places: some of where it was will have been given to others.
+        let mut rng = fastrand::Rng::with_seed(1);
+        for at in (0..3u64 << 20).step_by(64 << 10) {
+            let mut bytes: Vec<u8> = (0..64 << 10).map(|_| rng.u8(..)).collect();
+            bytes[1000..1000 + secret.len()].copy_from_slice(secret);
+            let mut tx = s.begin(FS, 10).unwrap();
+            tx.write(ObjectId(9), at, &bytes).unwrap();
+            tx.commit().unwrap();
+        }
+        s.next_segment(&mut s.log.tail(), crate::store::SEGMENT_MIN).unwrap();
+        s.checkpoint().unwrap();
+        clean_one(&s, &mut s.maintenance.lock(), 0).unwrap();
+        let holds = || {
+            let (disk, mut n, mut buf) = (disk(), 0, vec![0; 1 << 20]);
+            for at in (0..256u64 << 20).step_by(1 << 20) {
+                disk.read_at(&mut buf, at).unwrap();
+                n += buf.windows(secret.len()).filter(|w| w == secret).count();
+            }
+            n
+        };
+        assert!(holds() >= 1);
+        s.forget(&[(FS, ObjectId(9))], &[], s.tid(), 20, &mut |_| ()).unwrap();
+        assert_eq!(holds(), 0);
+    }
+}

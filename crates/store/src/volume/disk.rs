@@ -28,6 +28,10 @@ pub trait Disk: Send + Sync {
     fn will_need(&self, _offset: u64, _len: u64) {}
     /// Hints that these bytes hold nothing.
     fn discard(&self, _offset: u64, _len: u64) {}
+    /// Overwrites whatever these bytes hold.
+    fn wipe(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        super::wipe(len, |zeroes, at| self.write_at(zeroes, offset + at))
+    }
     /// As [`super::Region::gains_from_zeroes_ahead`].
     fn gains_from_zeroes_ahead(&self) -> bool {
         false
@@ -93,6 +97,20 @@ impl Disk for FileDisk {
         !self.is_device
     }
 
+    fn wipe(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        if self.is_device {
+            return super::wipe(len, |zeroes, at| self.write_at(zeroes, offset + at));
+        }
+        // A hole holds nothing, and stays one.
+        let end = offset + len;
+        let mut at = offset;
+        while let Some((from, to)) = next_data(&self.file, at)?.filter(|(from, _)| *from < end) {
+            at = to.min(end);
+            super::wipe(at - from, |zeroes, within| self.write_at(zeroes, from + within))?;
+        }
+        Ok(())
+    }
+
     fn discard(&self, offset: u64, len: u64) {
         if !self.is_device {
             // A sparse image gives its space back to the filesystem that holds it; only a hint, so failure is fine.
@@ -108,6 +126,23 @@ pub(super) fn will_need(file: &File, offset: u64, len: u64) {
     unsafe {
         libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED);
     }
+}
+
+/// The first run of bytes from `at` on that the file has blocks for.
+fn next_data(file: &File, at: u64) -> std::io::Result<Option<(u64, u64)>> {
+    use std::os::fd::AsRawFd;
+    let seek = |at: i64, whence| {
+        // SAFETY: a plain system call on an open descriptor, whose position nobody uses.
+        match unsafe { libc::lseek(file.as_raw_fd(), at, whence) } {
+            -1 => Err(std::io::Error::last_os_error()),
+            found => Ok(found),
+        }
+    };
+    let from = match seek(at as i64, libc::SEEK_DATA) {
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        found => found?,
+    };
+    Ok(Some((from as u64, seek(from, libc::SEEK_HOLE)? as u64)))
 }
 
 fn punch(file: &File, offset: u64, len: u64) {

@@ -127,6 +127,10 @@ pub trait Volume: Send + Sync {
     fn remove(&self, at: RegionRef) -> Result<()>;
     /// Tells which regions exist (after open); all others are gone. `wipe`: what they held is overwritten.
     fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()>;
+    /// Overwrites what no region occupies, where that is the volume's to do; durable on return.
+    fn wipe_free(&self) -> Result<()> {
+        Ok(())
+    }
     /// (bytes in use, bytes there are). `limit`: the size that it was made with, 0 for none.
     fn usage(&self, limit: u64) -> Result<(u64, u64)>;
     /// Volumes that name the same pool take their free bytes from one and the same place.

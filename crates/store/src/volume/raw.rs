@@ -28,6 +28,9 @@ pub(crate) const UNIT: u64 = 16 << 10;
 /// Set in [`RegionRef::start`] of a scattered region; the rest of it says where the map is.
 const SCATTERED: u64 = 1;
 const MAP_MAGIC: &[u8; 8] = b"DARNMAP1";
+/// Bytes that are overwritten in one go, and who has them meanwhile.
+const WIPE_STEP: u64 = 4 << 20;
+const WIPING: u64 = u64::MAX;
 /// Pieces that a map has room for.
 const PIECES_MAX: usize = 1000;
 
@@ -304,15 +307,26 @@ impl Volume for RawVolume {
         }
         self.scattered.lock().retain(|id, _| regions.iter().any(|r| r.id == *id));
         *self.space.lock() = space;
-        if wipe {
-            let unused: Vec<_> = self.space.lock().gaps(DATA_START, self.len()?).collect();
-            for gap in unused {
-                let wipe = super::wipe(gap.end - gap.start, |zeroes, at| self.disk.write_at(zeroes, gap.start + at));
-                self.io("wipe", gap.start, wipe)?;
-            }
-            self.io("flush", 0, self.disk.flush())?;
+        if wipe { self.wipe_free() } else { Ok(()) }
+    }
+
+    fn wipe_free(&self) -> Result<()> {
+        let mut at = DATA_START;
+        loop {
+            let range = {
+                let mut space = self.space.lock();
+                let Some(gap) = space.gaps(at, self.len()?).next() else { break };
+                let range = gap.start..gap.end.min(gap.start + WIPE_STEP);
+                // Nobody gets it as long as it is being overwritten.
+                space.claim(range.clone(), WIPING);
+                range
+            };
+            let wiped = self.disk.wipe(range.start, range.end - range.start);
+            self.space.lock().release(&range, WIPING);
+            self.io("wipe", range.start, wiped)?;
+            at = range.end;
         }
-        Ok(())
+        self.io("flush", 0, self.disk.flush())
     }
 
     fn usage(&self, _limit: u64) -> Result<(u64, u64)> {

@@ -168,6 +168,12 @@ impl Volumes {
         })
     }
 
+    /// Overwrites what no region occupies.
+    pub fn wipe_free(&self) -> Result<()> {
+        let members = self.0.read().clone();
+        members.iter().try_for_each(|m| m.volume.wipe_free())
+    }
+
     /// (bytes in use, bytes there are) of all.
     pub fn usage(&self) -> Result<(u64, u64)> {
         self.usage_without(None)
