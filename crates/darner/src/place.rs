@@ -39,14 +39,10 @@ pub struct Found {
     volume: Arc<dyn Volume>,
 }
 
-/// Volumes that nobody changes meanwhile.
-pub struct LookedAt {
-    /// That which was asked for first.
-    pub volumes: Vec<Arc<dyn Volume>>,
-    _locks: Vec<File>,
-}
+/// The volumes of a store, that which was asked for first.
+pub type Volumes = Vec<Arc<dyn Volume>>;
 
-/// A volume that this process has for itself.
+/// A volume that this process has for itself, or that nobody changes while it reads.
 pub struct Held {
     /// Where.
     pub place: Place,
@@ -135,7 +131,13 @@ impl Place {
 
     /// Opens the store; it is this process's as long as the locks last. `others`: as for [`Place::find`].
     pub fn open(&self, others: &[PathBuf], options: &OpenOptions) -> Result<(Arc<Store>, Vec<Held>)> {
-        let write = !options.read_only;
+        let (volumes, held) = self.hold(others, !options.read_only)?;
+        let store = Store::open_volumes(&volumes, options)?;
+        Ok((Arc::new(store), held))
+    }
+
+    /// Locks the store's volumes, this one first, as far as they can be found.
+    pub fn hold(&self, others: &[PathBuf], write: bool) -> Result<(Volumes, Vec<Held>)> {
         // Whoever has it open holds all; without this one's lock nothing that is read can be relied on.
         let mut first = Some(self.lock(write)?);
         let found = self.find(others, write)?;
@@ -144,19 +146,16 @@ impl Place {
             Ok(Held { place: f.place.clone(), number: f.number, lock })
         };
         let held = found.iter().map(hold).collect::<Result<Vec<Held>>>()?;
-        let volumes: Vec<_> = found.into_iter().map(|f| f.volume).collect();
-        let store = Store::open_volumes(&volumes, options)?;
-        Ok((Arc::new(store), held))
+        Ok((found.into_iter().map(|f| f.volume).collect(), held))
     }
 
-    /// The volumes of a store that is to be looked at, not opened.
-    pub fn look_at(&self, others: &[PathBuf]) -> Result<LookedAt> {
-        let mut locks = vec![self.lock(false)?];
-        let found = self.find(others, false)?;
-        for f in &found[1..] {
-            locks.push(f.place.lock(false)?);
+    /// Takes it to make a volume of it, if nothing is on it; returns how many bytes may be used of it (0: all).
+    pub fn take(&self, make: &Make, exists: bool) -> Result<(File, u64)> {
+        let lock = self.lock(true)?;
+        if exists && !make.force {
+            refuse_to_overwrite(self)?;
         }
-        Ok(LookedAt { volumes: found.into_iter().map(|f| f.volume).collect(), _locks: locks })
+        Ok((lock, if self.is_dir { make.size.unwrap_or(0) } else { 0 }))
     }
 
     /// Whether a store is there.
@@ -225,17 +224,6 @@ fn relative(path: &Path, base: &Path) -> PathBuf {
 /// The address at which the daemon behind a mount listens, by the kernel's number of the mount.
 pub fn mount_socket(device: &str) -> Result<SocketAddr> {
     Ok(SocketAddr::from_abstract_name(format!("darner/mount/{device}"))?)
-}
-
-impl Place {
-    /// Takes it to make a volume of it, if nothing is on it; returns how many bytes may be used of it (0: all).
-    pub fn take(&self, make: &Make, exists: bool) -> Result<(File, u64)> {
-        let lock = self.lock(true)?;
-        if exists && !make.force {
-            refuse_to_overwrite(self)?;
-        }
-        Ok((lock, if self.is_dir { make.size.unwrap_or(0) } else { 0 }))
-    }
 }
 
 /// How to make a store, or a volume for one.

@@ -152,7 +152,7 @@ impl Daemon {
 
     fn remove_volume(&self, id: u16, tell: &mut Tell<'_>) -> Result<Response> {
         let store = self.store();
-        let wanted = Move { from: id, to: None, only: None, below: u64::MAX };
+        let wanted = Move::emptying(id);
         let (regions, bytes) = store.left_to_move(&wanted);
         store.leave_volume(id)?;
         let is_gone = || store.volumes().is_ok_and(|all| all.iter().all(|v| v.entry.number != id));

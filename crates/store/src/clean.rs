@@ -91,7 +91,7 @@ pub(crate) struct Batch {
 
 /// Whether room is short, with so many bytes of waste to be had.
 fn is_pressed(u: &Usage, waste: u64) -> bool {
-    u.free < u.size / 16 && u.free < waste / 2
+    u.is_short() && u.free < waste / 2
 }
 
 impl Store {
@@ -150,7 +150,7 @@ impl Store {
 
     /// Whether those who write will soon wait for the cleaner.
     pub fn is_short_of_room(&self) -> bool {
-        self.usage().is_ok_and(|u| u.free < u.size / 16)
+        self.usage().is_ok_and(|u| u.is_short())
     }
 
     /// Bytes in segments that nobody needs, as far as is known.

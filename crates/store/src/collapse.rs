@@ -371,7 +371,7 @@ impl<'k> Sieve<'k> {
 
     fn drop_entry(&mut self, e: &Entry) {
         let mut bytes = record_bytes(e);
-        each_span(e, |s| {
+        each_span(&e.key, e.tid, e.value.as_deref(), |s| {
             let known = self.blocks.get(&(s.place.region, s.place.offset)).copied().unwrap_or(0);
             bytes += block_bytes(&s.place, blocks_of(&s) & !known);
         });
@@ -386,7 +386,7 @@ impl<'k> Sieve<'k> {
     fn needs(&mut self, e: &Entry) -> u64 {
         let mut sum = record_bytes(e);
         self.add_to_segment(self.keep.segment_of(e.tid), sum);
-        each_span(e, |s| {
+        each_span(&e.key, e.tid, e.value.as_deref(), |s| {
             let blocks = blocks_of(&s);
             let known = self.blocks.entry((s.place.region, s.place.offset)).or_default();
             let bytes = block_bytes(&s.place, blocks & !*known);
@@ -414,19 +414,18 @@ fn record_bytes(e: &Entry) -> u64 {
     RECORD_COST + (e.key.len() - OBJECT_END.min(e.key.len()) + value) as u64
 }
 
-/// The spans of an entry that is a chunk map (none if it is in no known form: whoever reads it will say so).
+/// As [`each_span`], as a list.
 pub(crate) fn spans(e: &Entry) -> Vec<Span> {
     let mut spans = Vec::new();
-    each_span(e, |s| spans.push(s));
+    each_span(&e.key, e.tid, e.value.as_deref(), |s| spans.push(s));
     spans
 }
 
-/// Visits the spans of an entry that is a chunk map.
-fn each_span(e: &Entry, visit: impl FnMut(Span)) {
-    if let (Some(value), Some(kind)) = (&e.value, e.key.get(OBJECT_END))
-        && *kind == Kind::EXTENT.0
-    {
-        extent::ChunkMap::each_span(value, e.tid, visit);
+/// Visits the spans of a version that is a chunk map (of one in no known form, those before what is not known: whoever
+/// reads it will say so).
+pub(crate) fn each_span(key: &[u8], tid: Tid, value: Option<&[u8]>, visit: impl FnMut(Span)) {
+    if let Some(map) = value.filter(|_| key.get(OBJECT_END) == Some(&Kind::EXTENT.0)) {
+        extent::ChunkMap::each_span(map, tid, visit);
     }
 }
 

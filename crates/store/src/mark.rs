@@ -7,15 +7,13 @@ use std::ops::Bound;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::codec::{hash_key, mix};
-use crate::collapse::blocks_of;
-use crate::extent::ChunkMap;
+use crate::collapse::{blocks_of, each_span};
 use crate::forget::Forgotten;
 use crate::index::table::Cursor;
-use crate::key::KEY_HEAD;
 use crate::maintain::State;
 use crate::segment::Segment;
 use crate::store::Store;
-use crate::{Kind, Result, Tid};
+use crate::{Result, Tid};
 
 /// What the index needs of the victims.
 pub(crate) struct Needed {
@@ -44,9 +42,7 @@ impl Needed {
         if self.victims.contains(&self.starts[at].1) {
             self.versions.insert(version_hash(key, tid));
         }
-        let Some(map) = value.filter(|_| key.get(KEY_HEAD - 1) == Some(&Kind::EXTENT.0)) else { return };
-        // One in no known form: whoever reads it will say so.
-        let _ = ChunkMap::each_span(map, tid, |s| {
+        each_span(key, tid, value, |s| {
             if self.victims.contains(&s.place.region) {
                 *self.blocks.entry((s.place.region, s.place.offset)).or_default() |= blocks_of(&s);
             }

@@ -39,6 +39,11 @@ pub struct Move {
 }
 
 impl Move {
+    /// All that is or will be on a volume, to any other.
+    pub fn emptying(from: u16) -> Move {
+        Move { from, to: None, only: None, below: u64::MAX }
+    }
+
     fn wants(&self, at: RegionRef) -> bool {
         at.volume == self.from && at.id < self.below && self.only.is_none_or(|id| id == at.id)
     }

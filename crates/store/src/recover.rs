@@ -545,18 +545,16 @@ impl Store {
     /// Makes the superblock durable on every volume: nothing of the older one is given back before. A process that was killed
     /// may have left it in the page cache, or may not have come to all volumes.
     fn settle_superblock(&self) -> Result<()> {
-        let mut sb = self.superblock.lock();
+        let sb = self.superblock.lock().clone();
         if sb.version == VERSION {
             self.volumes.write_super(&sb)?;
         }
-        let now = Superblock { version: VERSION, volumes: self.volumes.found_at(&sb.volumes), ..sb.clone() };
-        if now != *sb {
+        let volumes = self.volumes.found_at(&sb.volumes);
+        match sb.version == VERSION && sb.volumes == volumes {
+            true => Ok(()),
             // To the other slot: a torn write leaves the one that was read.
-            let next = Superblock { generation: sb.generation + 1, attempt: 0, ..now };
-            self.volumes.write_super(&next)?;
-            *sb = next;
+            false => self.write_superblock(None, |sb| (sb.version, sb.volumes) = (VERSION, volumes)),
         }
-        Ok(())
     }
 
     /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash.
@@ -564,14 +562,8 @@ impl Store {
         if self.read_only {
             return Ok(());
         }
-        let all: Vec<RegionRef> = {
-            let segments = self.segments.lock();
-            let tables = self.index.read().levels.tables().map(|t| t.reference().region).collect::<Vec<_>>();
-            let manifest = self.superblock.lock().manifest;
-            let packs: Vec<_> = self.packs.lock().iter().map(|p| p.place()).collect();
-            let own = segments.iter().filter(|s| s.pack.is_none()).map(|s| s.at);
-            own.chain(packs).chain(tables).chain([manifest]).chain(replayed.unbegun).collect()
-        };
+        let mut all = self.regions_now(&self.maintenance.lock());
+        all.extend(replayed.unbegun);
         self.settle_superblock()?;
         // What a forgetting had replaced, but not yet overwritten when the power failed, is among what is not named.
         self.volumes.keep_only(&all, self.is_forgetting()?)?;

@@ -759,56 +759,6 @@ fn clean_one(s: &Store, state: &mut crate::maintain::State, i: usize) -> crate::
 }
 
 #[test]
-fn a_region_for_which_no_gap_is_large_enough_is_put_into_several() {
-    let disk = SimDisk::new(64 << 20);
-    let new = || RawVolume::new(Arc::new(disk.clone()));
-    let volume = new();
-    let mut small = Vec::new();
-    while let Ok(region) = volume.create(small.len() as u64, 1 << 20) {
-        small.push(region.place());
-    }
-    for at in small.iter().step_by(2) {
-        volume.remove(*at).unwrap();
-    }
-    let bytes: Vec<u8> = (0..5u32 << 20).map(|i| (i / 7) as u8).collect();
-    let large = volume.create(1000, bytes.len() as u64).unwrap();
-    // Across the ends of pieces, too.
-    for at in (0..bytes.len()).step_by(300_000) {
-        large.write_at(&bytes[at..(at + 300_000).min(bytes.len())], at as u64).unwrap();
-    }
-    let at = large.place();
-    let reads_back = |region: &dyn crate::volume::Region, size: usize| {
-        let mut found = vec![0; size];
-        region.read_at(&mut found, 0).unwrap();
-        assert!(found == bytes[..size]);
-        found.truncate(70_000);
-        region.read_at(&mut found, (1 << 20) - 50_000).unwrap();
-        assert!(found == bytes[(1 << 20) - 50_000..][..70_000]);
-    };
-    reads_back(&*large, bytes.len());
-    let kept: Vec<_> = small.iter().skip(1).step_by(2).copied().chain([at]).collect();
-    // As after an open.
-    let volume = new();
-    volume.keep_only(&kept, false).unwrap();
-    reads_back(&*volume.open(at).unwrap(), bytes.len());
-    let before = volume.usage(0).unwrap().0;
-    let at = volume.shrink(at, 3 << 20).unwrap();
-    assert_eq!(volume.usage(0).unwrap().0, before - (2 << 20));
-    let volume = new();
-    volume.keep_only(&[at], false).unwrap();
-    // What a trim gave back goes to others.
-    while let Ok(other) = volume.create(2000, 1 << 20) {
-        other.write_at(&[9; 1 << 20], 0).unwrap();
-    }
-    reads_back(&*volume.open(at).unwrap(), 3 << 20);
-    volume.remove(at).unwrap();
-    // Its map is somebody else's by now.
-    volume.keep_only(&[], false).unwrap();
-    volume.create(3000, 62 << 20).unwrap().write_at(&vec![7; 62 << 20], 0).unwrap();
-    assert!(matches!(new().open(at), Err(crate::Error::Corrupt { .. })));
-}
-
-#[test]
 fn what_is_forgotten_is_overwritten_where_it_was_before_it_was_moved_too() {
     for image in [false, true] {
         let dir = tempfile::tempdir().unwrap();

@@ -64,6 +64,13 @@ pub struct Usage {
     pub objects: u64,
 }
 
+impl Usage {
+    /// Whether those who write will soon wait for the cleaner.
+    pub(crate) fn is_short(&self) -> bool {
+        self.free < self.size / 16
+    }
+}
+
 /// The layers of the index.
 pub(crate) struct Index {
     pub active: Memtable,
@@ -176,11 +183,6 @@ impl Store {
     /// Whether it was opened for reading only.
     pub fn is_read_only(&self) -> bool {
         self.read_only
-    }
-
-    /// What users call its first volume.
-    pub fn volume_name(&self) -> String {
-        self.volumes.name()
     }
 
     /// A fresh object number, never handed out before; the first one is 2 (1 is the first root).

@@ -108,7 +108,7 @@ impl Store {
         if entry.leaving {
             return Ok(());
         }
-        let (regions, bytes) = self.left_to_move(&leaving(number));
+        let (regions, bytes) = self.left_to_move(&Move::emptying(number));
         let staying = self.superblock.lock().volumes.iter().filter(|v| !v.leaving && v.number != number).count();
         if staying == 0 {
             return Err(Error::Refused(format!("volume {number} is the only one: add another first")));
@@ -156,7 +156,7 @@ impl Store {
     /// The first of the volumes that are leaving.
     pub fn leaving(&self) -> Option<Move> {
         let sb = self.superblock.lock();
-        sb.volumes.iter().find(|v| v.leaving).map(|v| leaving(v.number))
+        sb.volumes.iter().find(|v| v.leaving).map(|v| Move::emptying(v.number))
     }
 
     /// Goes on emptying the volumes that are leaving, `budget` bytes at most at a time; one that is empty is let go of.
@@ -191,8 +191,4 @@ impl Store {
         }
         Ok(true)
     }
-}
-
-fn leaving(number: u16) -> Move {
-    Move { from: number, to: None, only: None, below: u64::MAX }
 }

@@ -3,7 +3,7 @@
 use super::human;
 use crate::cli::Clean;
 use crate::control::{Request, Response};
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::mounts;
 
 pub fn run(c: &Clean) -> Result<()> {
@@ -21,6 +21,6 @@ pub fn run(c: &Clean) -> Result<()> {
             human(after),
             human(copied)
         )),
-        _ => Err(Failure::new("the daemon gave an answer of another kind")),
+        _ => Err(super::other_answer()),
     }
 }

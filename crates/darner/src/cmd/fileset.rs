@@ -46,7 +46,7 @@ fn change(mnt: &Path, name: &str, request: Request) -> Result<Vec<FilesetLine>> 
 pub(super) fn ask(place: &Place, request: &Request) -> Result<Vec<FilesetLine>> {
     match control::must_call(place, request)? {
         Response::Filesets(lines) => Ok(lines),
-        _ => Err(Failure::new("the daemon gave an answer of another kind")),
+        _ => Err(super::other_answer()),
     }
 }
 

@@ -32,7 +32,7 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
         Err(e) => return Err(e).cant(|| "look at it".into()),
     }
     let Response::Forgotten { objects, left } = super::call_showing_progress(&place, &Request::Forget { at })? else {
-        return Err(Failure::new("the daemon gave an answer of another kind"));
+        return Err(super::other_answer());
     };
     if c.json {
         super::print_json(&serde_json::json!({ "path": path, "objects": objects, "left": left }))?;

@@ -5,22 +5,16 @@ use std::fmt::Write;
 use darner_store::inspect::{Item, Wanted, inspect};
 
 use crate::cli::Inspect;
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::place::Place;
 
 pub fn run(c: &Inspect) -> Result<()> {
     let place = Place::at(&c.store)?;
-    let found = place.look_at(&c.volumes)?;
-    let segment = match &c.segment {
-        Some(text) => {
-            let id = u64::from_str_radix(text.trim_start_matches("0x"), 16);
-            Some(id.map_err(|_| Failure::new(format!("{text:?} is no region number (hexadecimal)")))?)
-        }
-        None => None,
-    };
+    let (volumes, _held) = place.hold(&c.volumes, false)?;
+    let segment = c.segment.as_deref().map(super::region_number).transpose()?;
     let wanted = Wanted { segment, records: c.records };
     let mut failed = Ok(());
-    inspect(&found.volumes, &wanted, &mut |item| {
+    inspect(&volumes, &wanted, &mut |item| {
         if failed.is_ok() {
             failed = super::print(&if c.json { json(&item) } else { text(&item) });
         }

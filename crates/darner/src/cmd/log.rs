@@ -38,7 +38,7 @@ fn ask(path: &Path, coalesce: bool) -> Result<Vec<LogLine>> {
     let place = Place::behind(&mount);
     match control::must_call(&place, &Request::Log { at: mounts::spot(&mount, &within)?, coalesce }) {
         Ok(Response::Log(lines)) => Ok(lines),
-        Ok(_) => Err(Failure::new("the daemon gave an answer of another kind")),
+        Ok(_) => Err(super::other_answer()),
         Err(e) => Err(Failure::new(format!("{}: {e}", path.display()))),
     }
 }

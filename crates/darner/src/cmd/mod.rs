@@ -26,7 +26,7 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 use crate::control::{self, Request, Response};
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::place::Place;
 
 /// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage (`diff`:
@@ -123,6 +123,17 @@ pub(crate) fn call_showing_progress(place: &Place, request: &Request) -> Result<
     });
     bar.finish_and_clear();
     answer
+}
+
+/// The daemon, of another version perhaps, answered what was not asked.
+pub(crate) fn other_answer() -> Failure {
+    Failure::new("the daemon gave an answer of another kind")
+}
+
+/// The number of a region, as inspect prints it.
+pub(crate) fn region_number(text: &str) -> Result<u64> {
+    let id = u64::from_str_radix(text.trim_start_matches("0x"), 16);
+    id.map_err(|_| Failure::new(format!("{text:?} is no region number (hexadecimal)")))
 }
 
 /// Prints a value as JSON.

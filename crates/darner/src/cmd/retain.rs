@@ -19,7 +19,7 @@ pub fn run(c: &Retain) -> Result<()> {
     let when_full = c.when_full.clone();
     let request = Request::Retain { at, grid, when_full, dry_run: c.dry_run, nothing_here };
     let Response::Retention(r) = super::call_showing_progress(&place, &request)? else {
-        return Err(Failure::new("the daemon gave an answer of another kind"));
+        return Err(super::other_answer());
     };
     if c.json {
         return super::print_json(&r);

@@ -28,7 +28,7 @@ pub fn run(c: &Snapshot) -> Result<()> {
     let labels = match control::must_call(&place, &request).map_err(about)? {
         Response::Labels(labels) => labels,
         Response::Done => return Ok(()),
-        _ => return Err(Failure::new("the daemon gave an answer of another kind")),
+        _ => return Err(super::other_answer()),
     };
     match &c.action {
         Some(SnapshotAction::List { json: true, .. }) => super::print_json(&labels),

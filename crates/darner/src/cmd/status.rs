@@ -5,18 +5,18 @@ use std::fmt::Write;
 use super::human;
 use crate::cli;
 use crate::control::{self, Request, Response, Status, Usage};
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::mounts;
 
 pub fn run(c: &cli::Status) -> Result<()> {
     let place = mounts::store_of(&c.mnt)?;
     let Response::Status(s) = control::must_call(&place, &Request::Status)? else {
-        return Err(Failure::new("the daemon gave an answer of another kind"));
+        return Err(super::other_answer());
     };
     let usage = match c.by_time {
         true => match control::must_call(&place, &Request::Usage)? {
             Response::Usage(u) => Some(u),
-            _ => return Err(Failure::new("the daemon gave an answer of another kind")),
+            _ => return Err(super::other_answer()),
         },
         false => None,
     };

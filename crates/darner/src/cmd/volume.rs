@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{call_showing_progress, human};
+use super::{call_showing_progress, human, other_answer, region_number};
 use crate::cli::{Volume, VolumeAction};
 use crate::control::{Request, Response, VolumeLine};
-use crate::error::{Context, Failure, Result};
+use crate::error::{Context, Result};
 use crate::mounts;
 
 pub fn run(c: &Volume) -> Result<()> {
@@ -24,7 +24,7 @@ pub fn run(c: &Volume) -> Result<()> {
             }
         }
         A::Move { mnt, segment, from, to } => {
-            let region = segment.as_deref().map(number).transpose()?;
+            let region = segment.as_deref().map(region_number).transpose()?;
             moved(&ask(mnt, Request::MoveSegments { region, from: *from, to: *to })?, &format!("to volume {to}"))
         }
         A::Remove { mnt, id } => {
@@ -44,15 +44,6 @@ pub fn run(c: &Volume) -> Result<()> {
 
 fn ask(mnt: &std::path::Path, request: Request) -> Result<Response> {
     call_showing_progress(&mounts::store_of(mnt)?, &request)
-}
-
-fn other_answer() -> Failure {
-    Failure::new("the daemon gave an answer of another kind")
-}
-
-fn number(text: &str) -> Result<u64> {
-    let id = u64::from_str_radix(text.trim_start_matches("0x"), 16);
-    id.map_err(|_| Failure::new(format!("{text:?} is no region number (hexadecimal)")))
 }
 
 fn moved(answer: &Response, to: &str) -> Result<()> {

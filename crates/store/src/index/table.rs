@@ -426,7 +426,7 @@ impl<'c> Cursor<'c> {
 
     /// The current value; `None`: a tombstone.
     pub fn value(&self) -> Option<Value> {
-        self.value.clone().map(|range| self.block[range].into())
+        self.bytes().map(Value::from)
     }
 
     /// The current entry, copied.

@@ -91,8 +91,9 @@ impl RawVolume {
     }
 
     fn read_map(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
-        let start = at.start & !SCATTERED;
-        self.verify(at, &(start..start.saturating_add(UNIT)))?;
+        let map = map_of(at).expect("it has one");
+        self.verify(at, &map)?;
+        let start = map.start;
         let mut bytes = vec![0; UNIT as usize];
         self.io("read", start, self.disk.read_at(&mut bytes, start))?;
         let pieces = decode_map(&bytes, at.id).ok_or_else(|| Error::Corrupt {
@@ -126,10 +127,7 @@ impl RawVolume {
     /// All that belongs to a region: its pieces, and its map.
     fn all_of(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
         let mut all = self.pieces(at)?;
-        if at.start & SCATTERED != 0 {
-            let map = at.start & !SCATTERED;
-            all.push(map..map + UNIT);
-        }
+        all.extend(map_of(at));
         Ok(all)
     }
 
@@ -186,6 +184,12 @@ impl RawVolume {
         let mut space = self.space.lock();
         ranges.iter().for_each(|range| space.release(range, id));
     }
+}
+
+/// Where the map of a scattered region is.
+fn map_of(at: RegionRef) -> Option<Range<u64>> {
+    let map = at.start & !SCATTERED;
+    (at.start != map).then(|| map..map.saturating_add(UNIT))
 }
 
 fn encode_map(id: u64, pieces: &[Range<u64>]) -> Vec<u8> {
@@ -276,9 +280,8 @@ impl Volume for RawVolume {
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
         let pieces = self.pieces(at)?;
-        let all = self.all_of(at)?;
         let mut space = self.space.lock();
-        all.into_iter().for_each(|range| space.claim(range, at.id));
+        pieces.iter().cloned().chain(map_of(at)).for_each(|range| space.claim(range, at.id));
         Ok(self.region(at, &pieces))
     }
 
@@ -441,5 +444,55 @@ mod tests {
             }
         }
         assert!(opened > 100);
+    }
+
+    #[test]
+    fn a_region_for_which_no_gap_is_large_enough_is_put_into_several() {
+        let disk = SimDisk::new(64 << 20);
+        let new = || RawVolume::new(Arc::new(disk.clone()));
+        let volume = new();
+        let mut small = Vec::new();
+        while let Ok(region) = volume.create(small.len() as u64, 1 << 20) {
+            small.push(region.place());
+        }
+        for at in small.iter().step_by(2) {
+            volume.remove(*at).unwrap();
+        }
+        let bytes: Vec<u8> = (0..5u32 << 20).map(|i| (i / 7) as u8).collect();
+        let large = volume.create(1000, bytes.len() as u64).unwrap();
+        // Across the ends of pieces, too.
+        for at in (0..bytes.len()).step_by(300_000) {
+            large.write_at(&bytes[at..(at + 300_000).min(bytes.len())], at as u64).unwrap();
+        }
+        let at = large.place();
+        let reads_back = |region: &dyn Region, size: usize| {
+            let mut found = vec![0; size];
+            region.read_at(&mut found, 0).unwrap();
+            assert!(found == bytes[..size]);
+            found.truncate(70_000);
+            region.read_at(&mut found, (1 << 20) - 50_000).unwrap();
+            assert!(found == bytes[(1 << 20) - 50_000..][..70_000]);
+        };
+        reads_back(&*large, bytes.len());
+        let kept: Vec<_> = small.iter().skip(1).step_by(2).copied().chain([at]).collect();
+        // As after an open.
+        let volume = new();
+        volume.keep_only(&kept, false).unwrap();
+        reads_back(&*volume.open(at).unwrap(), bytes.len());
+        let before = volume.usage(0).unwrap().0;
+        let at = volume.shrink(at, 3 << 20).unwrap();
+        assert_eq!(volume.usage(0).unwrap().0, before - (2 << 20));
+        let volume = new();
+        volume.keep_only(&[at], false).unwrap();
+        // What a trim gave back goes to others.
+        while let Ok(other) = volume.create(2000, 1 << 20) {
+            other.write_at(&[9; 1 << 20], 0).unwrap();
+        }
+        reads_back(&*volume.open(at).unwrap(), 3 << 20);
+        volume.remove(at).unwrap();
+        // Its map is somebody else's by now.
+        volume.keep_only(&[], false).unwrap();
+        volume.create(3000, 62 << 20).unwrap().write_at(&vec![7; 62 << 20], 0).unwrap();
+        assert!(matches!(new().open(at), Err(Error::Corrupt { .. })));
     }
 }
