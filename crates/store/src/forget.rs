@@ -131,7 +131,7 @@ impl Store {
             return Err(Error::Unreached { left });
         }
         // The cleaner may have moved it before, and given back where it was.
-        self.volumes.wipe_free()?;
+        self.volumes.wipe_given_back()?;
         for (fileset, _) in self.filesets() {
             let done: Vec<_> = self.forget_records(fileset)?.into_iter().map(|(suffix, _)| suffix).collect();
             self.change_forget_records(fileset, &done, now_ns, |tx, suffix| {

@@ -127,8 +127,9 @@ pub trait Volume: Send + Sync {
     fn remove(&self, at: RegionRef) -> Result<()>;
     /// Tells which regions exist (after open); all others are gone. `wipe`: what they held is overwritten.
     fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()>;
-    /// Overwrites what no region occupies, where that is the volume's to do; durable on return.
-    fn wipe_free(&self) -> Result<()> {
+    /// Overwrites what was given back since the open and no region occupies, where that is the volume's to do; durable on
+    /// return. (All that is free would take hours on a large device.)
+    fn wipe_given_back(&self) -> Result<()> {
         Ok(())
     }
     /// (bytes in use, bytes there are). `limit`: the size that it was made with, 0 for none.

@@ -39,6 +39,8 @@ pub struct RawVolume {
     disk: Arc<dyn Disk>,
     number: AtomicU16,
     space: Mutex<Space>,
+    /// What was given back since the open, and may be somebody's again.
+    given_back: Mutex<Space>,
     /// The pieces of the scattered regions that there are, in order.
     scattered: Mutex<HashMap<u64, Vec<Range<u64>>>>,
 }
@@ -46,7 +48,13 @@ pub struct RawVolume {
 impl RawVolume {
     /// A volume on `disk`, whatever is on it.
     pub fn new(disk: Arc<dyn Disk>) -> RawVolume {
-        RawVolume { disk, number: AtomicU16::new(0), space: Mutex::default(), scattered: Mutex::default() }
+        RawVolume {
+            disk,
+            number: AtomicU16::new(0),
+            space: Mutex::default(),
+            given_back: Mutex::default(),
+            scattered: Mutex::default(),
+        }
     }
 
     fn number(&self) -> u16 {
@@ -170,6 +178,25 @@ impl RawVolume {
         Ok(self.region(RegionRef { id, start: map | SCATTERED, size, volume: self.number() }, &pieces))
     }
 
+    /// Overwrites what of `range` belongs to no region.
+    fn wipe_gaps(&self, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        loop {
+            let step = {
+                let mut space = self.space.lock();
+                let Some(gap) = space.gaps(at, range.end).next() else { return Ok(()) };
+                let step = gap.start..gap.end.min(gap.start + WIPE_STEP);
+                // Nobody gets it as long as it is being overwritten.
+                space.claim(step.clone(), WIPING);
+                step
+            };
+            let wiped = self.disk.wipe(step.start, step.end - step.start);
+            self.space.lock().release(&step, WIPING);
+            self.io("wipe", step.start, wiped)?;
+            at = step.end;
+        }
+    }
+
     /// Gives back what of `ranges` belongs to a region.
     fn release(&self, ranges: &[Range<u64>], id: u64) {
         // Discarded first, as long as nobody else can be given this space and have written to it. But not where it will be
@@ -181,6 +208,9 @@ impl RawVolume {
         if self.len().is_ok_and(|len| used < len - len / 8) {
             owned.iter().for_each(|r| self.disk.discard(r.start, r.end - r.start));
         }
+        let mut given_back = self.given_back.lock();
+        owned.into_iter().for_each(|range| given_back.claim(range, id));
+        drop(given_back);
         let mut space = self.space.lock();
         ranges.iter().for_each(|range| space.release(range, id));
     }
@@ -310,24 +340,17 @@ impl Volume for RawVolume {
         }
         self.scattered.lock().retain(|id, _| regions.iter().any(|r| r.id == *id));
         *self.space.lock() = space;
-        if wipe { self.wipe_free() } else { Ok(()) }
+        if wipe {
+            self.wipe_gaps(DATA_START..self.len()?)?;
+            self.io("flush", 0, self.disk.flush())?;
+        }
+        Ok(())
     }
 
-    fn wipe_free(&self) -> Result<()> {
-        let mut at = DATA_START;
-        loop {
-            let range = {
-                let mut space = self.space.lock();
-                let Some(gap) = space.gaps(at, self.len()?).next() else { break };
-                let range = gap.start..gap.end.min(gap.start + WIPE_STEP);
-                // Nobody gets it as long as it is being overwritten.
-                space.claim(range.clone(), WIPING);
-                range
-            };
-            let wiped = self.disk.wipe(range.start, range.end - range.start);
-            self.space.lock().release(&range, WIPING);
-            self.io("wipe", range.start, wiped)?;
-            at = range.end;
+    fn wipe_given_back(&self) -> Result<()> {
+        let ranges: Vec<_> = self.given_back.lock().ranges().collect();
+        for range in ranges {
+            self.wipe_gaps(range.clone())?;
         }
         self.io("flush", 0, self.disk.flush())
     }

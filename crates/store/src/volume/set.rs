@@ -168,10 +168,10 @@ impl Volumes {
         })
     }
 
-    /// Overwrites what no region occupies.
-    pub fn wipe_free(&self) -> Result<()> {
+    /// Overwrites what was given back since the open.
+    pub fn wipe_given_back(&self) -> Result<()> {
         let members = self.0.read().clone();
-        members.iter().try_for_each(|m| m.volume.wipe_free())
+        members.iter().try_for_each(|m| m.volume.wipe_given_back())
     }
 
     /// (bytes in use, bytes there are) of all.

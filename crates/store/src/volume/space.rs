@@ -41,6 +41,11 @@ impl Space {
         }
     }
 
+    /// What belongs to regions, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.used.iter().map(|(start, (end, _))| *start..*end)
+    }
+
     /// Bytes that belong to regions.
     pub fn sum(&self) -> u64 {
         self.sum
@@ -49,10 +54,9 @@ impl Space {
     /// What belongs to none, from `first` to `end`, in order.
     pub fn gaps(&self, first: u64, end: u64) -> impl Iterator<Item = Range<u64>> {
         let mut at = first;
-        let used = self.used.iter().map(|(start, (end, _))| (*start, *end));
-        used.chain([(end, end)]).filter_map(move |(start, end)| {
-            let gap = at..start;
-            at = at.max(end);
+        self.ranges().chain(std::iter::once(end..u64::MAX)).filter_map(move |used| {
+            let gap = at..used.start.min(end);
+            at = at.max(used.end);
             (!gap.is_empty()).then_some(gap)
         })
     }
