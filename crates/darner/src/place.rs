@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::hash::Hasher;
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +18,8 @@ use std::sync::Arc;
 use darner_store::volume::{DirVolume, FileDisk, RawVolume, Volume, VolumeEntry};
 use darner_store::{CreateOptions, Identity, OpenOptions, Store, identify};
 
+use rustc_hash::FxHasher;
+
 use crate::error::{Context, Failure, Result};
 use crate::mounts::Mounted;
 
@@ -26,8 +29,8 @@ pub struct Place {
     /// Absolute.
     pub path: PathBuf,
     is_dir: bool,
-    /// The kernel's number of a mount of the store: its daemon is found by that too, when the volume has left.
-    mount: Option<String>,
+    /// Where the daemon listens at a mount of the store: it is found by that too, when the volume has left.
+    mount: Option<SocketAddr>,
 }
 
 /// A volume of a store, found.
@@ -68,7 +71,7 @@ impl Place {
     pub fn behind(mount: &Mounted) -> Place {
         let place = Place::at(&mount.source);
         let place = place.unwrap_or_else(|_| Place { path: mount.source.clone(), is_dir: false, mount: None });
-        Place { mount: Some(mount.device.clone()), ..place }
+        Place { mount: mount_socket(mount).ok(), ..place }
     }
 
     /// Its volume.
@@ -198,8 +201,7 @@ impl Place {
 
     /// The addresses at which the daemon that has the store may listen.
     pub fn sockets(&self) -> Vec<SocketAddr> {
-        let mount = self.mount.as_deref().and_then(|device| mount_socket(device).ok());
-        mount.into_iter().chain(self.socket().ok()).collect()
+        self.mount.clone().into_iter().chain(self.socket().ok()).collect()
     }
 
     /// The address at which the daemon that has the volume listens; the kernel forgets it with the daemon.
@@ -221,9 +223,12 @@ fn relative(path: &Path, base: &Path) -> PathBuf {
     up.chain(path.components().skip(common)).collect()
 }
 
-/// The address at which the daemon behind a mount listens, by the kernel's number of the mount.
-pub fn mount_socket(device: &str) -> Result<SocketAddr> {
-    Ok(SocketAddr::from_abstract_name(format!("darner/mount/{device}"))?)
+/// The address at which the daemon behind a mount listens: by the kernel's number of it, and by what the kernel was told is
+/// mounted. The number alone may be another store's mount by the time a daemon whose mount has ended stops listening.
+pub fn mount_socket(mount: &Mounted) -> Result<SocketAddr> {
+    let mut source = FxHasher::default();
+    source.write(mount.source.as_os_str().as_bytes());
+    Ok(SocketAddr::from_abstract_name(format!("darner/mount/{}/{:016x}", mount.device, source.finish()))?)
 }
 
 /// How to make a store, or a volume for one.
@@ -300,4 +305,27 @@ fn refuse_to_overwrite(place: &Place) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_that_got_the_number_of_one_that_has_ended_does_not_lead_to_its_daemon() {
+        let mount = |source: &str| Mounted {
+            device: "0:52".into(),
+            root: "/".into(),
+            mountpoint: "/mnt".into(),
+            kind: "fuse.darner".into(),
+            source: source.into(),
+        };
+        let names = |source: &str| -> Vec<Vec<u8>> {
+            let sockets = Place::behind(&mount(source)).sockets();
+            sockets.iter().map(|s| s.as_abstract_name().expect("it has one").to_vec()).collect()
+        };
+        assert_eq!(names("/no/such/store").len(), 1);
+        assert_eq!(names("/no/such/store"), names("/no/such/store"));
+        assert_ne!(names("/no/such/store"), names("/no/such/other"));
+    }
 }

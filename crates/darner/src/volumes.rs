@@ -68,7 +68,7 @@ impl Daemon {
     pub(crate) fn listen_at(self: &Arc<Daemon>, mountpoint: &Path) -> Result<Listener> {
         let mount = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint);
         let mount = mount.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
-        Listener::new(self, &place::mount_socket(&mount.device)?)
+        Listener::new(self, &place::mount_socket(&mount)?)
     }
 
     /// Serves the requests about volumes.
