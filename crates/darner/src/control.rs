@@ -473,6 +473,8 @@ pub enum Response {
     Forgotten {
         /// Objects destroyed.
         objects: u64,
+        /// No moment showed it any more: whatever had lapsed was overwritten.
+        lapsed: bool,
         /// What could not be reached.
         left: Vec<String>,
     },

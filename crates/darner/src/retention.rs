@@ -140,7 +140,7 @@ impl Daemon {
             }
         };
         self.make_stale(&done.objects);
-        Ok(Response::Forgotten { objects: done.objects.len() as u64, left: done.left })
+        Ok(Response::Forgotten { objects: done.objects.len() as u64, lapsed: done.lapsed, left: done.left })
     }
 
     /// Makes the kernels drop what they have cached of the past of some objects.

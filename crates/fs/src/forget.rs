@@ -22,13 +22,15 @@ use crate::node::{Inode, Node, ROOT};
 pub struct Destroyed {
     /// Objects of which nothing is left.
     pub objects: Vec<Inode>,
+    /// No moment showed any of it before: it went with all else that had lapsed.
+    pub lapsed: bool,
     /// What could not be reached, a sentence each.
     pub left: Vec<String>,
 }
 
 impl Fs {
     /// Destroys every version of a path (names from `root` down) and of all below it. EEXIST while it exists, EBUSY while
-    /// any of it is open or shown by a clone, ENOENT if nothing ever had the name.
+    /// any of it is open or shown by a clone, ENOENT if nothing of which anything is left ever had the name.
     pub fn destroy(
         &self,
         root: Inode,
@@ -42,7 +44,7 @@ impl Fs {
         let within = self.ever_at(root, dirs)?;
         let roots = self.ever_in(&within, name)?;
         let Some(fileset) = roots.first().map(|ino| ino.fileset) else {
-            return refuse(libc::ENOENT, "nothing ever had this name");
+            return self.destroy_lapsed(&within, name, now_ns, each);
         };
         self.check_gone(&within, name)?;
         let mut out = Destroyed::default();
@@ -83,6 +85,31 @@ impl Fs {
         };
         self.store.forget(&objects, &keys, newest, now_ns, each)?;
         Ok(out)
+    }
+
+    /// Destroys what had a name in the past that was given up: no moment shows it, but its bytes may still be there, with those
+    /// of all else that lapsed. ENOENT if nothing that is left ever had the name.
+    fn destroy_lapsed(
+        &self,
+        within: &[Inode],
+        name: &[u8],
+        now_ns: u64,
+        each: &mut dyn FnMut(Advance),
+    ) -> Result<Destroyed> {
+        let suffix = self.suffix(name);
+        let mut keys = Vec::new();
+        for (fileset, dir) in self.store.ever_had(Kind::DIRENT, &suffix)? {
+            // Of a directory that lapsed itself nobody knows the path.
+            let dir = Inode { fileset, object: dir };
+            if within.contains(&dir) || !self.store.has_object(dir.fileset, dir.object)? {
+                keys.push(dir.key(Kind::DIRENT, &suffix));
+            }
+        }
+        if keys.is_empty() {
+            return refuse(libc::ENOENT, "nothing that is left ever had this name");
+        }
+        self.store.forget(&[], &keys, self.store.tid(), now_ns, each)?;
+        Ok(Destroyed { lapsed: true, ..Destroyed::default() })
     }
 
     fn check_gone(&self, dirs: &[Inode], name: &[u8]) -> Result<()> {

@@ -219,6 +219,37 @@ fn what_is_destroyed_is_gone_from_every_moment_and_all_else_stays() {
 }
 
 #[test]
+fn what_the_retention_gave_up_is_forgotten_too() {
+    check(
+        "
+        t=1 mkdir d
+        t=2 create d/secret
+        t=3 write d/secret 'correct horse battery staple'
+        t=4 create d/other
+        t=5 mkdir d/sub
+        t=6 create d/sub/key
+        t=7 write d/sub/key 'tr0ub4dor'
+        t=8 unlink d/secret
+        t=9 unlink d/sub/key
+        t=10 rmdir d/sub
+        t=11 create elsewhere
+        t=12 retain none
+        destroy d/never => ENOENT
+        t=13 clean
+        log d/secret => ENOENT
+        destroy d/secret => 0
+        destroy d/secret => ENOENT
+        destroy d/sub/key => ENOENT
+        destroy d/elsewhere => ENOENT
+        find d/other => there
+        find elsewhere => there
+        remount
+        find d/other => there
+        ",
+    );
+}
+
+#[test]
 fn a_day_of_points_over_an_unchanged_filesystem_costs_nothing() {
     let mut world = World::new();
     for line in ["t=1 create a", "t=2 write a 'one'", "t=3 retain 30s:1d", "t=4 clean"] {

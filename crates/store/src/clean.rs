@@ -123,13 +123,7 @@ impl Store {
     pub fn clean(&self, now_ns: u64, each: &mut dyn FnMut(Advance)) -> Result<Cleaned> {
         let before = self.usage()?.used;
         self.advance_retentions(now_ns)?;
-        // Changes since the last segment was begun are to be cleaned too.
-        let mut tail = self.log.tail();
-        tail.check()?;
-        if tail.end() > crate::segment::HEADER {
-            self.next_segment(&mut tail, SEGMENT_MIN)?;
-        }
-        drop(tail);
+        self.end_segment()?;
         let mut state = self.maintenance.lock();
         self.trim_segments()?;
         self.whole_pass(&mut state, now_ns, each)?;
@@ -141,6 +135,16 @@ impl Store {
         self.bury(&mut state)?;
         drop(state);
         Ok(Cleaned { before, after: self.usage()?.used, copied })
+    }
+
+    /// Begins a new segment, so that changes since the last one was begun are cleaned too.
+    pub(crate) fn end_segment(&self) -> Result<()> {
+        let mut tail = self.log.tail();
+        tail.check()?;
+        match tail.end() > crate::segment::HEADER {
+            true => self.next_segment(&mut tail, SEGMENT_MIN),
+            false => Ok(()),
+        }
     }
 
     /// Has the next [`Store::step_clean`] begin a collapse.
@@ -496,8 +500,8 @@ impl Store {
         self.bury(state)
     }
 
-    /// Cleans the segments that still hold records of what is to be forgotten. (Those that a collapse dropped before from
-    /// the index are known to nobody else, and what a segment holds beside what is needed is only estimated.)
+    /// Cleans the segments that still hold records of what is to be forgotten, or that no index has any more: whose they
+    /// were, nobody knows. (What a segment holds beside what is needed is only estimated.)
     pub(crate) fn clean_remains(&self) -> Result<()> {
         let forgotten = self.forgotten()?;
         let mut state = self.maintenance.lock();
@@ -506,7 +510,10 @@ impl Store {
         for s in segments.iter().take_while(|s| s.at.id != newest) {
             let mut holds = false;
             let searched = self.each_transaction(s, &mut |frame| {
-                holds |= frame.records.iter().any(|r| is_forgotten(&forgotten, r, frame.frame.header.tid));
+                let tid = frame.frame.header.tid;
+                for r in frame.records {
+                    holds = holds || is_forgotten(&forgotten, r, tid) || self.has_lapsed(r, tid)?;
+                }
                 Ok(())
             });
             match searched {

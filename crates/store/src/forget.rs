@@ -4,7 +4,7 @@
 //! What is to go is written down first (FORGET records), so that a crash in between is made good by the next attempt; a
 //! collapse drops it from the index, labelled moments included; then every segment that holds any of it, or any waste that
 //! might be of it, is cleaned, and what is given back is overwritten with zeroes before. Versions that an earlier collapse
-//! dropped are in no index: all segments are searched for them.
+//! dropped are in no index, and nobody knows whose they were: all segments are searched for such, and cleaned of all of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -90,7 +90,7 @@ impl Store {
 
     /// Destroys every version of some objects and of some single keys (names that led to them), in all moments up to
     /// `newest`, and goes on with what was not brought to its end. The caller has made sure that nothing visible led to them
-    /// then, and that no clone shows them. On return the bytes are overwritten and gone from the volume, but for what other
+    /// then, and that no clone shows them. Whatever else no moment shows any more goes with them. On return the bytes are overwritten and gone from the volume, but for what other
     /// objects share. `each` is told how far it is.
     pub fn forget(
         &self,
@@ -112,9 +112,6 @@ impl Store {
             suffixes.entry(fileset).or_default().push(suffix);
         }
         let _one = self.forgetting.lock();
-        if suffixes.is_empty() && !self.is_forgetting()? {
-            return Ok(());
-        }
         for (fileset, suffixes) in suffixes {
             self.change_forget_records(fileset, &suffixes, now_ns, |tx, suffix| {
                 tx.put(ObjectId(0), Kind::FORGET, suffix, &value);

@@ -1,10 +1,13 @@
 //! What stays of a segment when it is cleaned: frames with the records and blocks that are still needed.
 //! docs/format.md §Pack.
 
+use std::collections::BTreeSet;
+
 use crate::collapse::spans;
 use crate::extent::{BLOCK, CHUNK, Codec, Place, Span};
 use crate::forget::Forgotten;
 use crate::frame::{self, Body, Content, Record};
+use crate::index::memtable::Found;
 use crate::index::scan;
 use crate::key::KEY_HEAD;
 use crate::maintain::State;
@@ -12,7 +15,7 @@ use crate::mark::Needed;
 use crate::pack::Writer;
 use crate::segment::Segment;
 use crate::store::Store;
-use crate::{FilesetId, Key, Kind, ObjectId, Result, Tid};
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// What a tombstone takes in a segment, about.
 const TOMBSTONE: u64 = 32;
@@ -132,8 +135,43 @@ impl Store {
         blocks != 0
     }
 
+    /// Whether no index has what a record made, so that no moment shows it.
+    pub(crate) fn has_lapsed(&self, r: &Record<'_>, tid: Tid) -> Result<bool> {
+        let key = match r.body {
+            Body::Put { suffix, .. } => Key::new(r.fileset, r.object, r.kind, suffix),
+            Body::Extent { offset, .. } => Key::new(r.fileset, r.object, Kind::EXTENT, &(offset / CHUNK).to_be_bytes()),
+            _ => return Ok(false),
+        };
+        Ok(!matches!(self.find(&key, tid)?, Some(Found::Version(found, _)) if found == tid))
+    }
+
+    /// The objects that by some record in the segments have or had a key of a kind with this suffix, whether or not any
+    /// moment still shows it. Reads all segments.
+    pub fn ever_had(&self, kind: Kind, suffix: &[u8]) -> Result<BTreeSet<(FilesetId, ObjectId)>> {
+        self.end_segment()?;
+        let mut found = BTreeSet::new();
+        // Nothing is cleaned away meanwhile.
+        let _state = self.maintenance.lock();
+        let segments = self.segments.lock().clone();
+        for s in segments.iter().rev().skip(1) {
+            let searched = self.each_transaction(s, &mut |frame| {
+                let puts = frame.records.iter().filter(|r| r.kind == kind);
+                found.extend(
+                    puts.filter(|r| matches!(r.body, Body::Put { suffix: s, .. } if s == suffix))
+                        .map(|r| (r.fileset, r.object)),
+                );
+                Ok(())
+            });
+            match searched {
+                Err(e @ Error::Corrupt { .. }) => tracing::error!("not searched: {e}"),
+                searched => searched?,
+            }
+        }
+        Ok(found)
+    }
+
     /// Whether the index has any version of anything of an object.
-    fn has_object(&self, fileset: FilesetId, object: ObjectId) -> Result<bool> {
+    pub fn has_object(&self, fileset: FilesetId, object: ObjectId) -> Result<bool> {
         let key = Key::new(fileset, object, Kind(0), &[]);
         let index = self.index.read();
         let layers: Vec<_> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();

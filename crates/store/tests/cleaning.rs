@@ -458,6 +458,32 @@ fn versions_that_were_collapsed_long_before_are_destroyed_in_the_segments_too() 
 }
 
 #[test]
+fn forgetting_takes_all_with_it_that_had_lapsed() {
+    let disk = SimDisk::new(1 << 30);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    let (secret, small, value) = (ObjectId(900), b"correct horse battery staple", b"the value of a record");
+    store.retain(FS, 100, |r| r.with_grid(Grid::default())).unwrap();
+    // Beside so much that is needed that its absence is hardly noticed.
+    let mut tx = store.begin(FS, 100).unwrap();
+    tx.put(secret, Kind::ATTR, &[], value);
+    tx.write(secret, 0, small).unwrap();
+    (1000..3000).for_each(|object| tx.put(ObjectId(object), Kind::ATTR, &[], b"x"));
+    tx.commit().unwrap();
+    let mut tx = store.begin(FS, 200).unwrap();
+    tx.delete(secret, Kind::ATTR, &[]);
+    tx.commit().unwrap();
+    store.clean(300, &mut |_| ()).unwrap();
+    let names = |kind| store.ever_had(kind, &[]).unwrap().len();
+    assert!(is_on(&disk, small) && is_on(&disk, value));
+    assert_eq!(names(Kind::ATTR), 2001);
+    store.forget(&[], &[], Tid::MAX, 400, &mut |_| ()).unwrap();
+    assert!(!is_on(&disk, small) && !is_on(&disk, value));
+    assert_eq!(names(Kind::ATTR), 2000);
+    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+}
+
+#[test]
 fn a_forgetting_cut_at_any_write_leaves_nothing_once_it_is_resumed() {
     let base = SimDisk::new(192 << 20);
     create(&base);

@@ -31,14 +31,17 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).cant(|| "look at it".into()),
     }
-    let Response::Forgotten { objects, left } = super::call_showing_progress(&place, &Request::Forget { at })? else {
-        return Err(super::other_answer());
-    };
+    let answer = super::call_showing_progress(&place, &Request::Forget { at })?;
+    let Response::Forgotten { objects, lapsed, left } = answer else { return Err(super::other_answer()) };
     if c.json {
-        super::print_json(&serde_json::json!({ "path": path, "objects": objects, "left": left }))?;
+        super::print_json(&serde_json::json!({ "path": path, "objects": objects, "lapsed": lapsed, "left": left }))?;
         return Ok(left.len());
     }
-    let mut out = format!("{}: {objects} objects and their names are destroyed, in every moment\n", path.display());
+    let what = match lapsed {
+        true => "no moment showed it any more; it is overwritten, with all else that had lapsed".into(),
+        false => format!("{objects} objects and their names are destroyed, in every moment"),
+    };
+    let mut out = format!("{}: {what}\n", path.display());
     for l in &left {
         out.push_str(&format!("  not reached: {l}\n"));
     }
