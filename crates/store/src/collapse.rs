@@ -24,11 +24,12 @@ use crate::extent::{self, Place, Span};
 use crate::fileset::CATALOGUE;
 use crate::forget::Forgotten;
 use crate::index::Entry;
+use crate::index::ghost::Ghost;
 use crate::index::levels::{Levels, Run};
 use crate::index::memtable::Found;
 use crate::index::merge::{Merged, run_source};
 use crate::key::{KEY_HEAD, parse};
-use crate::maintain::{RunWriter, State};
+use crate::maintain::{RunWriter, State, ghosts_of};
 use crate::retain::{FOREVER, Retention};
 use crate::store::Store;
 use crate::{FilesetId, Key, Kind, Result, Tid};
@@ -173,6 +174,8 @@ pub(crate) struct Sieve<'k> {
     tombstones: Vec<Entry>,
     /// Blocks of stored extents that versions of the key need so far.
     blocks: FxHashMap<(u64, u64), u32>,
+    /// What is left of dropped tombstones.
+    pub ghosts: Vec<Ghost>,
 }
 
 impl<'k> Sieve<'k> {
@@ -194,6 +197,7 @@ impl<'k> Sieve<'k> {
             newest: true,
             tombstones: Vec::new(),
             blocks: FxHashMap::default(),
+            ghosts: Vec::new(),
         }
     }
 
@@ -266,6 +270,7 @@ impl<'k> Sieve<'k> {
     fn lapse_tombstones(&mut self) {
         for e in std::mem::take(&mut self.tombstones) {
             self.count_lapsed(record_bytes(&e));
+            self.ghosts.push(Ghost::of(&e.key, e.tid));
         }
     }
 
@@ -293,6 +298,9 @@ impl<'k> Sieve<'k> {
         let Some(retention) = self.retention.clone().filter(|_| !self.keep.forgotten.has_key(&e.key, e.tid)) else {
             self.tally.forgotten.insert(self.keep.segment_of(e.tid));
             self.tally.forgotten.extend(spans(&e).iter().map(|s| s.place.region));
+            if e.value.is_none() && self.keep.retentions.contains_key(&self.fileset) {
+                self.ghosts.push(Ghost::of(&e.key, e.tid));
+            }
             self.drop_entry(&e);
             return Ok(());
         };
@@ -358,6 +366,11 @@ impl<'k> Sieve<'k> {
     pub fn finish(mut self) -> Tally {
         self.lapse_tombstones();
         self.tally
+    }
+
+    /// Nothing more of the last key comes.
+    pub fn end(&mut self) {
+        self.lapse_tombstones();
     }
 
     fn count_history(&mut self, e: &Entry, bytes: u64) {
@@ -585,6 +598,7 @@ impl Store {
         let mut sieve = Sieve::new(&keep, Tally::default());
         while let Some(e) = merged.next()? {
             sieve.pass(e, &mut |_, _| Ok(()))?;
+            sieve.ghosts.clear();
         }
         Ok(sieve.finish().account)
     }
@@ -680,6 +694,7 @@ impl Store {
     fn collapse_range(&self, state: &mut State, pass: &mut Pass) -> Result<bool> {
         let sources = pass.live.iter().chain(&pass.history).map(run_source).collect();
         let mut merged = Merged::new(sources)?;
+        let mut ghosts = ghosts_of(pass.live.iter().chain(&pass.history)).into_iter().peekable();
         let mut sieve = Sieve::new(&pass.keep, std::mem::take(&mut pass.tally));
         let mut made = Vec::new();
         let mut outputs = [RunWriter::default(), RunWriter::default()];
@@ -698,11 +713,20 @@ impl Store {
                     self.flush_locked(state)?;
                 }
                 last.clone_from(&e.key);
+                while let Some(g) = ghosts.next_if(|g| g.from <= e.key) {
+                    outputs[0].ghost(g);
+                }
                 written += (e.key.len() + 16) as u64;
                 sieve.pass(e, &mut |e, fate| {
                     written += e.value.as_ref().map_or(0, |v| v.len()) as u64;
                     outputs[usize::from(fate == Fate::History)].add(self, &e, &mut made)
                 })?;
+                sieve.ghosts.drain(..).for_each(|g| outputs[0].ghost(g));
+            }
+            sieve.end();
+            sieve.ghosts.drain(..).for_each(|g| outputs[0].ghost(g));
+            if !more {
+                ghosts.by_ref().for_each(|g| outputs[0].ghost(g));
             }
             let [live, history] = outputs;
             Ok([live.finish(self, &mut made)?, history.finish(self, &mut made)?])

@@ -11,6 +11,7 @@ use crate::clean::Batch;
 use crate::collapse::{Account, Ageing, Lapses, Pass};
 use crate::counts::Counts;
 use crate::index::Entry;
+use crate::index::ghost::Ghost;
 use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Divider, Merged, Source, run_source};
 use crate::index::table::{Builder, Table};
@@ -261,7 +262,8 @@ impl Store {
         self.log.sync_all()?;
         let levels = self.index.read().levels.clone();
         let entries = vec![Box::new(frozen.entries().map(Ok)) as Source];
-        let (new_live, new_history) = self.write_tables(entries, Family::Live, levels.live.is_empty(), state, false)?;
+        let (new_live, new_history) =
+            self.write_tables(entries, Vec::new(), Family::Live, levels.live.is_empty(), state, false)?;
         let mut next = (*levels).clone();
         next.live.splice(0..0, new_live);
         next.history.extend(new_history);
@@ -336,7 +338,8 @@ impl Store {
         let levels = self.index.read().levels.clone();
         let bottom = family == Family::Live && levels.live.len() == runs.len();
         let sources = runs.iter().map(run_source).collect();
-        let (live, history) = self.write_tables(sources, family, bottom, state, true)?;
+        let ghosts = ghosts_of(&runs);
+        let (live, history) = self.write_tables(sources, ghosts, family, bottom, state, true)?;
         // A flush may have added runs meanwhile: put ours in the place of those that were merged.
         let mut next = Levels::clone(&self.index.read().levels);
         let merged = |r: &Run| runs.iter().any(|m| m.is(r));
@@ -377,13 +380,14 @@ impl Store {
     fn write_tables(
         &self,
         sources: Vec<Source>,
+        ghosts: Vec<Ghost>,
         family: Family,
         bottom: bool,
         state: &mut State,
         flush: bool,
     ) -> Result<(Option<Run>, Option<Run>)> {
         let mut made = Vec::new();
-        let outcome = self.write_runs(sources, family, bottom, state, flush, &mut made);
+        let outcome = self.write_runs(sources, ghosts, family, bottom, state, flush, &mut made);
         if outcome.is_err() {
             // Nothing names them; what can't be removed goes at the next open.
             made.into_iter().for_each(|at| drop(self.volumes.remove(at)));
@@ -392,9 +396,11 @@ impl Store {
     }
 
     /// As [`Store::write_tables`]; `made` gets the regions.
+    #[expect(clippy::too_many_arguments)]
     fn write_runs(
         &self,
         sources: Vec<Source>,
+        ghosts: Vec<Ghost>,
         family: Family,
         bottom: bool,
         state: &mut State,
@@ -406,7 +412,11 @@ impl Store {
         let mut ageing = Ageing::new(self.clock());
         let mut outputs = [RunWriter::default(), RunWriter::default()];
         let mut n = 0u64;
+        let mut ghosts = ghosts.into_iter().peekable();
         while let Some(entry) = merged.next()? {
+            while let Some(g) = ghosts.next_if(|g| g.from <= entry.key) {
+                outputs[usize::from(family == Family::History)].ghost(g);
+            }
             let until = match family {
                 Family::Live => divider.superseded(&entry),
                 Family::History => Some(Tid::MAX),
@@ -420,9 +430,18 @@ impl Store {
                 self.flush_locked(state)?;
             }
         }
+        ghosts.for_each(|g| outputs[usize::from(family == Family::History)].ghost(g));
         let [live, history] = outputs;
         Ok((live.finish(self, made)?, history.finish(self, made)?))
     }
+}
+
+/// The ghosts of some runs, in order.
+pub(crate) fn ghosts_of<'r>(runs: impl IntoIterator<Item = &'r Run>) -> Vec<Ghost> {
+    let mut all: Vec<Ghost> = runs.into_iter().flat_map(|r| r.ghosts(Tid::ZERO)).collect();
+    all.sort();
+    all.dedup();
+    all
 }
 
 /// Writes entries as the tables of a run.
@@ -431,6 +450,8 @@ pub(crate) struct RunWriter {
     builder: Option<Builder>,
     region: u64,
     run: Run,
+    /// Of a table that is not begun.
+    ghosts: Vec<Ghost>,
 }
 
 impl RunWriter {
@@ -438,12 +459,27 @@ impl RunWriter {
         if self.builder.as_ref().is_some_and(|b| b.len() >= TABLE_TARGET) {
             self.end_table(store, made)?;
         }
-        let builder = self.builder.get_or_insert_with(|| {
-            self.region = store.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            Builder::new(self.region)
-        });
-        builder.add(entry);
+        self.begin_table(store).add(entry);
         Ok(())
+    }
+
+    /// Notes what was dropped about here; it goes into the table that comes next.
+    pub fn ghost(&mut self, g: Ghost) {
+        // In a full table no key follows: it would seem to have the first one of the next.
+        match &mut self.builder {
+            Some(builder) if builder.len() < TABLE_TARGET => builder.ghost(g),
+            _ => self.ghosts.push(g),
+        }
+    }
+
+    fn begin_table(&mut self, store: &Store) -> &mut Builder {
+        let RunWriter { builder, region, ghosts, .. } = self;
+        builder.get_or_insert_with(|| {
+            *region = store.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let mut builder = Builder::new(*region);
+            ghosts.drain(..).for_each(|g| builder.ghost(g));
+            builder
+        })
     }
 
     fn end_table(&mut self, store: &Store, made: &mut Vec<RegionRef>) -> Result<()> {
@@ -458,6 +494,10 @@ impl RunWriter {
 
     pub fn finish(mut self, store: &Store, made: &mut Vec<RegionRef>) -> Result<Option<Run>> {
         self.end_table(store, made)?;
+        if !self.ghosts.is_empty() {
+            self.begin_table(store);
+            self.end_table(store, made)?;
+        }
         Ok((!self.run.tables.is_empty()).then_some(self.run))
     }
 }

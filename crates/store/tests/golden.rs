@@ -14,10 +14,12 @@ const FS: FilesetId = FilesetId(1);
 /// A clone, since version 2.
 const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3.bin");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4.bin");
 /// Its second volume, on which regions are scattered.
-const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3-second.bin");
+const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4-second.bin");
 const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
+const VERSION_3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3.bin");
+const VERSION_3_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3-second.bin");
 const VERSION_2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v2.bin");
 
 fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
@@ -113,9 +115,13 @@ fn todays_code_writes_the_bytes_of_the_golden_image() {
 
 #[test]
 fn the_golden_images_open_and_show_every_moment() {
-    for (paths, filesets) in
-        [(vec![VERSION_1], 1), (vec![VERSION_2], 2), (vec![FIXTURE, SECOND], 2), (vec![SECOND, FIXTURE], 2)]
-    {
+    for (paths, filesets) in [
+        (vec![VERSION_1], 1),
+        (vec![VERSION_2], 2),
+        (vec![VERSION_3, VERSION_3_SECOND], 2),
+        (vec![FIXTURE, SECOND], 2),
+        (vec![SECOND, FIXTURE], 2),
+    ] {
         let disks: Vec<SimDisk> = paths.into_iter().map(fixture).collect();
         for _ in 0..2 {
             // The version is today's from the first time on.

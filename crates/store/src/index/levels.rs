@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ghost::Ghost;
 use super::memtable::Found;
 use super::table::{BlockCache, Cursor, Table, TableRef};
 use crate::{Result, Tid};
@@ -56,6 +57,13 @@ impl Run {
             }
         }
         Ok(None)
+    }
+
+    /// The ghosts that count, of what was newer than `since`.
+    pub fn ghosts(&self, since: Tid) -> impl Iterator<Item = Ghost> {
+        let least = self.clip(&self.above).unwrap_or_default();
+        let newer = self.tables.iter().flat_map(|t| t.ghosts()).filter(move |g| g.tid > since);
+        newer.filter_map(move |g| g.clip(&least))
     }
 
     /// How the manifest names it.

@@ -5,6 +5,7 @@
 //! that of any live run behind it; a version is in exactly one place; within a table, order is (key, tid descending).
 
 pub mod bloom;
+pub mod ghost;
 pub mod levels;
 pub mod memtable;
 pub mod merge;

@@ -1,12 +1,15 @@
 //! A table: an immutable sorted file of versions. docs/format.md §Table.
 //!
 //! Blocks of about [`BLOCK_TARGET`] bytes (LZ4 where it helps, checksum behind), a Bloom filter over the keys, a list
-//! of the blocks, and a footer at the very end. Filter and list stay in memory while the table is open.
+//! of the blocks, the ghosts, and a footer at the very end. All but the blocks stays in memory while the table is open.
+//!
+//! The list says of each block its highest tid, so that whoever looks for what changed skips what did not.
 
 use std::sync::Arc;
 
 use quick_cache::{Weighter, sync::Cache};
 
+use super::ghost::{self, Ghost};
 use super::{Entry, bloom};
 use crate::codec::{Reader, crc_at, hash_key, put_bytes, put_varint};
 use crate::store::Value;
@@ -14,7 +17,11 @@ use crate::volume::{Region, RegionRef};
 use crate::{Error, Result, Tid};
 
 const BLOCK_TARGET: usize = 8 << 10;
-const MAGIC: &[u8; 8] = b"DARNTBL1";
+/// Most ghosts for each block.
+const GHOSTS: usize = 4;
+const MAGIC: &[u8; 8] = b"DARNTBL2";
+/// As versions 1 to 3 of the format wrote it: without the blocks' highest tids, and without ghosts.
+const MAGIC_1: &[u8; 8] = b"DARNTBL1";
 /// Bytes of the footer.
 pub const FOOTER: usize = 72;
 
@@ -50,6 +57,11 @@ pub struct Builder {
     hashes: Vec<u64>,
     entries: u64,
     tids: (Tid, Tid),
+    /// Highest tid of each block.
+    newest: Vec<Tid>,
+    ghosts: Vec<Ghost>,
+    /// How many ghosts there were when the block began.
+    ghosts_before: usize,
 }
 
 impl Builder {
@@ -65,6 +77,18 @@ impl Builder {
             hashes: Vec::new(),
             entries: 0,
             tids: (Tid::MAX, Tid::ZERO),
+            newest: Vec::new(),
+            ghosts: Vec::new(),
+            ghosts_before: 0,
+        }
+    }
+
+    /// Notes what was dropped about here. Some become one, so that they never come to more than the blocks.
+    pub fn ghost(&mut self, g: Ghost) {
+        let many = self.ghosts.len() - self.ghosts_before >= GHOSTS;
+        match self.ghosts.last_mut() {
+            Some(last) if many => last.join(&g),
+            _ => self.ghosts.push(g),
         }
     }
 
@@ -84,6 +108,7 @@ impl Builder {
             put_bytes(&mut self.blocks, &e.key);
             self.blocks.extend_from_slice(&e.tid.0.to_le_bytes());
             self.n_blocks += 1;
+            self.newest.push(e.tid);
         } else {
             shared = self.last_key.iter().zip(&e.key).take_while(|(a, b)| a == b).count();
         }
@@ -101,6 +126,9 @@ impl Builder {
         self.last_key.extend_from_slice(&e.key);
         self.entries += 1;
         self.tids = (self.tids.0.min(e.tid), self.tids.1.max(e.tid));
+        if let Some(newest) = self.newest.last_mut() {
+            *newest = e.tid.max(*newest);
+        }
         if self.block.len() >= BLOCK_TARGET {
             self.end_block();
         }
@@ -123,6 +151,7 @@ impl Builder {
         self.seal(start);
         put_varint(&mut self.blocks, (self.out.len() - start) as u64);
         self.block.clear();
+        self.ghosts_before = self.ghosts.len();
     }
 
     /// Puts the checksum of what was written since `start` behind it.
@@ -131,12 +160,17 @@ impl Builder {
         self.out.extend_from_slice(&crc.to_le_bytes());
     }
 
-    /// The table's bytes; `None` if nothing was added.
+    /// The table's bytes; `None` if nothing was added. One of ghosts alone has no blocks.
     pub fn finish(mut self) -> Option<Vec<u8>> {
-        if self.entries == 0 {
+        if self.entries == 0 && self.ghosts.is_empty() {
             return None;
         }
         self.end_block();
+        self.ghosts.sort();
+        if let Some(last) = self.ghosts.last().filter(|g| g.from > self.last_key) {
+            // A run is clipped by whole tables: this one must not go before what it says of later keys.
+            self.last_key.clone_from(&last.from);
+        }
         let filter_at = self.out.len();
         self.out.extend_from_slice(&bloom::build(&self.hashes));
         self.seal(filter_at);
@@ -144,12 +178,19 @@ impl Builder {
         put_varint(&mut self.out, self.n_blocks);
         self.out.extend_from_slice(&self.blocks);
         put_bytes(&mut self.out, &self.last_key);
+        for newest in &self.newest {
+            put_varint(&mut self.out, self.tids.1.0 - newest.0);
+        }
         self.seal(list_at);
+        let ghosts_at = self.out.len();
+        ghost::encode(&self.ghosts, &mut self.out);
+        self.seal(ghosts_at);
         let footer_at = self.out.len();
         self.out.extend_from_slice(MAGIC);
-        for v in [filter_at as u64, list_at as u64, footer_at as u64, self.entries, self.tids.0.0, self.tids.1.0, 0] {
+        for v in [filter_at as u64, list_at as u64, footer_at as u64, self.entries, self.tids.0.0, self.tids.1.0] {
             self.out.extend_from_slice(&v.to_le_bytes());
         }
+        self.out.extend_from_slice(&(ghosts_at as u64).to_le_bytes());
         self.out.extend_from_slice(&[0; 4]);
         self.seal(footer_at);
         Some(self.out)
@@ -161,6 +202,7 @@ struct BlockRef {
     len: u32,
     first_key: Box<[u8]>,
     first_tid: Tid,
+    newest: Tid,
 }
 
 /// An open table.
@@ -172,6 +214,7 @@ pub struct Table {
     last_key: Vec<u8>,
     entries: u64,
     tids: (Tid, Tid),
+    ghosts: Vec<Ghost>,
 }
 
 impl Table {
@@ -187,19 +230,39 @@ impl Table {
         let footer_at = len.checked_sub(FOOTER as u64).ok_or_else(|| corrupt("table footer"))?;
         let footer = read_sealed(&*region, footer_at, len, "table footer")?;
         let mut r = Reader::new(&footer);
-        if r.take(8) != Some(MAGIC) {
-            return Err(corrupt("table footer"));
-        }
+        let first = match r.take(8) {
+            Some(magic) if magic == MAGIC => false,
+            Some(magic) if magic == MAGIC_1 => true,
+            _ => return Err(corrupt("table footer")),
+        };
         let mut number = || r.u64().ok_or_else(|| corrupt("table footer"));
         let (filter_at, list_at, end) = (number()?, number()?, number()?);
         let (entries, tids) = (number()?, (Tid(number()?), Tid(number()?)));
-        if !(filter_at < list_at && list_at < end && end == footer_at) {
+        let ghosts_at = number()?;
+        let list_end = if first { end } else { ghosts_at };
+        if !(filter_at < list_at && list_at < list_end && list_end <= end && end == footer_at) {
             return Err(corrupt("table footer"));
         }
         let filter = read_sealed(&*region, filter_at, list_at, "table filter")?;
-        let list = read_sealed(&*region, list_at, end, "table block list")?;
-        let (blocks, last_key) = parse_blocks(&list, filter_at).ok_or_else(|| corrupt("table block list"))?;
-        Ok(Table { region, len, blocks, filter, last_key, entries, tids })
+        let list = read_sealed(&*region, list_at, list_end, "table block list")?;
+        let (blocks, last_key) =
+            parse_blocks(&list, filter_at, tids.1, first).ok_or_else(|| corrupt("table block list"))?;
+        let ghosts = match first {
+            true => Vec::new(),
+            false => {
+                let stored = read_sealed(&*region, ghosts_at, end, "table ghosts")?;
+                ghost::decode(&stored).ok_or_else(|| corrupt("table ghosts"))?
+            }
+        };
+        if blocks.is_empty() && ghosts.is_empty() {
+            return Err(corrupt("table block list"));
+        }
+        Ok(Table { region, len, blocks, filter, last_key, entries, tids, ghosts })
+    }
+
+    /// What was dropped and would have been here.
+    pub fn ghosts(&self) -> &[Ghost] {
+        &self.ghosts
     }
 
     /// Where its bytes are.
@@ -235,7 +298,8 @@ impl Table {
     /// Bytes of memory for filter and block list.
     pub fn resident_bytes(&self) -> usize {
         let list: usize = self.blocks.iter().map(|b| b.first_key.len() + std::mem::size_of::<BlockRef>()).sum();
-        list + self.filter.len()
+        let ghosts: usize = self.ghosts.iter().map(Ghost::bytes).sum();
+        list + self.filter.len() + ghosts
     }
 
     /// Whether the key may be here.
@@ -306,7 +370,8 @@ fn read_sealed(region: &dyn Region, from: u64, to: u64, what: &'static str) -> R
     Err(Error::Corrupt { place: place(), what, expected, found })
 }
 
-fn parse_blocks(list: &[u8], end: u64) -> Option<(Vec<BlockRef>, Vec<u8>)> {
+/// `highest`: that of all; in the `first` form blocks don't tell theirs.
+fn parse_blocks(list: &[u8], end: u64, highest: Tid, first: bool) -> Option<(Vec<BlockRef>, Vec<u8>)> {
     let mut r = Reader::new(list);
     let n = r.varint()?;
     let mut blocks = Vec::new();
@@ -316,10 +381,61 @@ fn parse_blocks(list: &[u8], end: u64) -> Option<(Vec<BlockRef>, Vec<u8>)> {
         let first_tid = Tid(r.u64()?);
         let len = u32::try_from(r.varint()?).ok()?;
         offset.checked_add(len.into()).filter(|&e| e <= end)?;
-        blocks.push(BlockRef { offset, len, first_key, first_tid });
+        blocks.push(BlockRef { offset, len, first_key, first_tid, newest: highest });
     }
     let last_key = r.bytes()?.to_vec();
-    (r.is_empty() && !blocks.is_empty()).then_some((blocks, last_key))
+    if !first {
+        for block in &mut blocks {
+            block.newest = Tid(highest.0.checked_sub(r.varint()?)?);
+        }
+    }
+    r.is_empty().then_some((blocks, last_key))
+}
+
+/// Walks those entries of a table that are newer than a tid, in order, and reads no block without one.
+pub struct Newer<'c> {
+    cursor: Cursor<'c>,
+    since: Tid,
+}
+
+impl<'c> Newer<'c> {
+    /// At the first one that is not before `key`.
+    pub fn seek(table: Arc<Table>, key: &[u8], since: Tid, cache: &'c BlockCache) -> Result<Newer<'c>> {
+        let mut cursor = Cursor::over(table, Some(cache));
+        cursor.next_block = cursor.table.block_for(key, Tid::MAX);
+        let mut newer = Newer { cursor, since };
+        newer.step()?;
+        while newer.key().is_some_and(|k| k < key) {
+            newer.step()?;
+        }
+        Ok(newer)
+    }
+
+    /// Goes to the next one.
+    pub fn step(&mut self) -> Result<()> {
+        loop {
+            let c = &mut self.cursor;
+            if c.at >= c.block.len() {
+                let rest = &c.table.blocks[c.next_block..];
+                let skipped = rest.iter().take_while(|b| b.newest <= self.since).count();
+                c.next_block += skipped;
+            }
+            c.step()?;
+            if !c.valid || c.tid > self.since {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The current key, `None` at the end.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.cursor.key()
+    }
+
+    /// The current entry's tid and value.
+    pub fn version(&self) -> (Tid, Option<Value>) {
+        (self.cursor.tid(), self.cursor.value())
+    }
 }
 
 /// Walks a table's entries in order.
@@ -442,8 +558,8 @@ pub fn reseal(bytes: &mut [u8], region: u64) {
     let number = |bytes: &[u8], i: usize| {
         u64::from_le_bytes(bytes[footer + 8 + 8 * i..footer + 16 + 8 * i].try_into().expect("8 bytes")) as usize
     };
-    let (filter, list) = (number(bytes, 0), number(bytes, 1));
-    for (from, to) in [(filter, list), (list, footer), (footer, bytes.len())] {
+    let (filter, list, ghosts) = (number(bytes, 0), number(bytes, 1), number(bytes, 6));
+    for (from, to) in [(filter, list), (list, ghosts), (ghosts, footer), (footer, bytes.len())] {
         if from + 4 <= to && to <= bytes.len() {
             let crc = crc_at(region, from as u64, &bytes[from..to - 4]);
             bytes[to - 4..to].copy_from_slice(&crc.to_le_bytes());

@@ -80,6 +80,7 @@ struct Machine {
     record: AtomicBool,
     events: AtomicU64,
     operations: AtomicU64,
+    bytes_read: AtomicU64,
     fail_at: Mutex<Option<(u64, Fault)>>,
 }
 
@@ -165,6 +166,11 @@ impl SimDisk {
         self.machine.operations.load(Ordering::SeqCst)
     }
 
+    /// Bytes that were read from the machine's disks so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.machine.bytes_read.load(Ordering::SeqCst)
+    }
+
     /// The machine's n-th operation from now (1 = the next), and it alone, fails.
     pub fn fail_nth(&self, n: u64, fault: Fault) {
         *self.machine.fail_at.lock() = Some((self.operations() + n, fault));
@@ -231,6 +237,7 @@ impl Disk for SimDisk {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         s.pages.read(buf, offset);
+        self.machine.bytes_read.fetch_add(buf.len() as u64, Ordering::SeqCst);
         Ok(())
     }
 
