@@ -51,6 +51,8 @@ pub(crate) struct Change<'f> {
     pub(crate) time: Time,
     objects: i64,
     bytes: i64,
+    /// What a repeated answer needs: the store's `Receipt` keeps it.
+    pub(crate) result: u64,
     orphaned: Vec<Inode>,
     adopted: Vec<Inode>,
     /// Last: the transaction ends before the lock is let go.
@@ -129,7 +131,7 @@ impl<'f> Plan<'f> {
     fn begin_for(self, now_ns: u64, bytes: Option<u64>) -> Result<Change<'f>> {
         let tx = self.fs.store.begin_for(self.fileset, now_ns, bytes)?;
         let time = tx.tid().into();
-        Ok(Change { tx, time, objects: 0, bytes: 0, orphaned: Vec::new(), adopted: Vec::new(), plan: self })
+        Ok(Change { tx, time, objects: 0, bytes: 0, result: 0, orphaned: Vec::new(), adopted: Vec::new(), plan: self })
     }
 }
 
@@ -278,6 +280,7 @@ impl<'f> Change<'f> {
             self.tx.count(self.objects, self.bytes);
         }
         write(&mut self.tx);
+        self.tx.sign(self.result);
         self.tx.commit()?;
         learn(&mut self.plan.live);
         if !self.orphaned.is_empty() || !self.adopted.is_empty() {

@@ -39,6 +39,7 @@ impl Fs {
         let grown = change.tx.share(ino.object, to_offset, &pieces)?;
         change.grew(ino, grown)?;
         change.wrote(ino, to_offset + copied, true)?;
+        change.result = copied;
         change.commit()?;
         Ok(copied)
     }

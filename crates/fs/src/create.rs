@@ -18,6 +18,9 @@ use crate::op::Caller;
 const TARGET_MAX: usize = 4095;
 const EXISTS: FsError = FsError::new(libc::EEXIST, "the name exists");
 
+/// In the result of a transaction that a receipt keeps: the rest is the number of an object that was made without a name.
+pub const NAMELESS: u64 = 1 << 63;
+
 /// What [`Fs::create_file`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Created {
@@ -102,6 +105,7 @@ impl Fs {
         let ino = self.bear(&mut change, caller, dir, nature)?;
         change.edit(ino)?.nlink = 0;
         change.orphan(ino);
+        change.result = NAMELESS | ino.number();
         finish(change, ino)
     }
 

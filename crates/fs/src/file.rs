@@ -141,6 +141,7 @@ impl Fs {
         let grown = change.tx.write(ino.object, offset, data)?;
         change.grew(ino, grown)?;
         let size = change.wrote(ino, end, kill_suidgid)?;
+        change.result = data.len() as u64;
         change.commit()?;
         Ok(Written { offset, len: data.len(), size })
     }

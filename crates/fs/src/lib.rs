@@ -44,7 +44,7 @@ mod xattr;
 
 pub use attr::{Attr, Time};
 pub use check::Checked;
-pub use create::Created;
+pub use create::{Created, NAMELESS};
 pub use dirent::{dirent_suffix, parse_dirent_suffix};
 pub use error::{FsError, Result};
 pub use fallocate::FallocateMode;

@@ -26,6 +26,16 @@ impl Fs {
         })
     }
 
+    /// Objects without a name, in use or not.
+    pub fn orphans(&self) -> Vec<Inode> {
+        self.orphans.lock().iter().copied().collect()
+    }
+
+    /// Whether an object has no name.
+    pub fn is_orphan(&self, ino: Inode) -> bool {
+        self.orphans.lock().contains(&ino)
+    }
+
     /// Nobody has these objects open any more: those without a name go for good. Costs nothing for others.
     pub fn forget(&self, now_ns: u64, objects: &[Inode]) -> Result<()> {
         let mut doomed: Vec<Inode> = {
@@ -39,7 +49,7 @@ impl Fs {
 
     /// Reaps what a crash left: before anybody has anything open. Returns how many objects that were.
     pub fn reap_orphans(&self, now_ns: u64) -> Result<usize> {
-        let all: Vec<Inode> = self.orphans.lock().iter().copied().collect();
+        let all = self.orphans();
         self.forget(now_ns, &all)?;
         Ok(all.len())
     }

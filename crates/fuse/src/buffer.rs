@@ -30,6 +30,11 @@ impl Buffer {
         // SAFETY: the layout's size isn't 0.
         let memory = unsafe { alloc_zeroed(layout) };
         let memory = NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout));
+        // A page that is not there when the process is killed while it reads would cost the request.
+        for at in (0..layout.size()).step_by(PAGE) {
+            // SAFETY: within the allocation.
+            unsafe { memory.as_ptr().add(at).write_volatile(0) };
+        }
         Self { memory, layout }
     }
 

@@ -36,6 +36,16 @@ impl Notifier {
         self.send(notify::INVAL_INODE, &abi::InvalInodeOut { ino: node, off, len }, &[&[]])
     }
 
+    /// Whether the kernel holds the node: somebody has it open, or it is cached. Its attributes are asked for anew if so.
+    pub fn holds(&self, node: u64) -> io::Result<bool> {
+        let out = abi::InvalInodeOut { ino: node, off: -1, len: 0 };
+        match self.write(notify::INVAL_INODE, &out, &[]) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Drops the cached name, positive or negative, and what hangs on it. ENOTEMPTY, EBUSY: something is in use there.
     pub fn inval_entry(&self, parent: u64, name: &[u8]) -> io::Result<()> {
         let out = abi::InvalEntryOut { parent, namelen: name.len() as u32, flags: 0 };
@@ -74,6 +84,13 @@ impl Notifier {
     }
 
     fn send(&self, code: i32, out: &(impl IntoBytes + Immutable), tail: &[&[u8]]) -> io::Result<()> {
+        match self.write(code, out, tail) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn write(&self, code: i32, out: &(impl IntoBytes + Immutable), tail: &[&[u8]]) -> io::Result<()> {
         let out = out.as_bytes();
         let len = size_of::<OutHeader>() + out.len() + tail.iter().map(|part| part.len()).sum::<usize>();
         let header = OutHeader { len: len as u32, error: code, unique: 0 };
@@ -83,9 +100,6 @@ impl Notifier {
         for (slot, part) in message[2..].iter_mut().zip(tail) {
             *slot = IoSlice::new(part);
         }
-        match write_message(&self.fd, &message) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            result => result,
-        }
+        write_message(&self.fd, &message)
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Tried and dropped: byte-granular interval entries in the index (a read as of T had to walk every version between).
 
+use crate::buffer::Buffer;
 use crate::codec::{Reader, crc_at, put_varint};
 use crate::{Error, Tid};
 
@@ -234,11 +235,11 @@ pub fn raw_size(len: usize) -> usize {
 
 /// Stores `data` (at most a chunk) at the end of `out`, whose byte 0 is `base` of region `region`. Returns the codec.
 /// `compress`: whether the time for that may be spent.
-pub fn store(data: &[u8], region: u64, base: u64, compress: bool, out: &mut Vec<u8>) -> Codec {
+pub fn store(data: &[u8], region: u64, base: u64, compress: bool, out: &mut Buffer) -> Codec {
     let start = out.len();
     if compress && data.len() >= COMPRESS_MIN && looks_compressible(data) {
         let most = lz4_flex::block::get_maximum_output_size(data.len());
-        out.resize(start + most, 0);
+        out.resize(start + most);
         if let Ok(n) = lz4_flex::block::compress_into(data, &mut out[start..])
             && n + n / 8 < data.len()
         {
@@ -249,7 +250,6 @@ pub fn store(data: &[u8], region: u64, base: u64, compress: bool, out: &mut Vec<
         }
         out.truncate(start);
     }
-    out.reserve(raw_size(data.len()));
     for block in data.chunks(BLOCK) {
         let crc = crc_at(region, base + out.len() as u64, block);
         out.extend_from_slice(block);
@@ -415,7 +415,7 @@ mod tests {
         let text: Vec<u8> = (0..20_000u32).flat_map(|i| format!("{i} ").into_bytes()).take(20_000).collect();
         let noise: Vec<u8> = (0..20_000u64).map(|i| crate::codec::mix(i) as u8).collect();
         for (data, codec) in [(text, Codec::Lz4), (noise, Codec::Raw)] {
-            let mut out = vec![9; 77];
+            let mut out = Buffer::Own(vec![9; 77]);
             assert_eq!(store(&data, 5, 1000, true, &mut out), codec);
             let p = Place {
                 region: 5,

@@ -3,6 +3,7 @@
 //! `header (48) | data area | record heads | padding to 8`. The header's checksum covers header and heads, and holds that
 //! of the frame before (the chain), so a stale frame never continues a log. Extent data carries its own checksums.
 
+use crate::buffer::Buffer;
 use crate::codec::{Reader, crc_at, put_bytes, put_signed, put_varint};
 use crate::extent::{Codec, Place};
 use crate::volume::RegionRef;
@@ -174,25 +175,29 @@ pub struct Header {
 
 /// Completes the transaction frame that starts at `out[start]`: header room and data area are there already.
 /// `out[0]` is byte `base` of the region. Returns the frame's checksum, the next one's chain.
-pub fn finish(out: &mut Vec<u8>, start: usize, region: u64, base: u64, h: &Header, heads: &Heads) -> u32 {
+pub fn finish(out: &mut Buffer, start: usize, region: u64, base: u64, h: &Header, heads: &Heads) -> u32 {
     let heads_at = out.len();
-    put_signed(out, h.objects);
-    put_signed(out, h.live);
-    put_varint(out, heads.records);
+    let mut counts = Vec::with_capacity(32);
+    put_signed(&mut counts, h.objects);
+    put_signed(&mut counts, h.live);
+    put_varint(&mut counts, heads.records);
+    out.extend_from_slice(&counts);
     out.extend_from_slice(&heads.bytes);
     close(out, start, heads_at, region, base, TX_MAGIC, h)
 }
 
 /// Appends the frame that seals a segment and names the next.
-pub fn seal(out: &mut Vec<u8>, region: u64, base: u64, h: &Header, next: RegionRef) -> u32 {
+pub fn seal(out: &mut Buffer, region: u64, base: u64, h: &Header, next: RegionRef) -> u32 {
     let start = out.len();
-    out.resize(start + HEADER, 0);
+    out.resize(start + HEADER);
     let heads_at = out.len();
-    next.put(out);
+    let mut heads = Vec::new();
+    next.put(&mut heads);
+    out.extend_from_slice(&heads);
     close(out, start, heads_at, region, base, SEAL_MAGIC, h)
 }
 
-fn close(out: &mut Vec<u8>, start: usize, heads_at: usize, region: u64, base: u64, magic: u32, h: &Header) -> u32 {
+fn close(out: &mut Buffer, start: usize, heads_at: usize, region: u64, base: u64, magic: u32, h: &Header) -> u32 {
     let data_len = (heads_at - start - HEADER) as u32;
     let head_len = (out.len() - heads_at) as u32;
     let header = &mut out[start..start + HEADER];
@@ -208,7 +213,7 @@ fn close(out: &mut Vec<u8>, start: usize, heads_at: usize, region: u64, base: u6
     let crc = checksum(region, base + start as u64, &out[start..start + HEADER], &out[heads_at..]);
     out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
     let end = start + (out.len() - start).next_multiple_of(8);
-    out.resize(end, 0);
+    out.resize(end);
     crc
 }
 
@@ -348,6 +353,7 @@ mod tests {
             Header { tid, fileset: FilesetId(1), chain: 5, durable: Tid(70), next_object: 10, objects: 1, live: -9 };
         let mut out = vec![1, 2, 3, 4, 5, 6, 7, 8];
         out.resize(8 + HEADER, 0);
+        let mut out = Buffer::Own(out);
         let crc = finish(&mut out, 8, 3, 4096, &h, &heads);
         let frame = parse(&out[8..], 3, 4104).unwrap();
         assert_eq!((frame.header, frame.crc), (h, crc));

@@ -71,10 +71,10 @@ fn no_bytes_make_a_frame_panic() {
     };
     let volume = RawVolume::new(Arc::new(SimDisk::new(8 << 20)));
     let region = volume.create(3, 1 << 20).unwrap();
-    let mut good = vec![0; frame::HEADER + 8];
+    let mut good = crate::buffer::Buffer::Own(vec![0; frame::HEADER + 8]);
     frame::finish(&mut good, 0, 3, 4096, &h, &heads);
     for _ in 0..ROUNDS {
-        let mut bytes = good.clone();
+        let mut bytes = good.to_vec();
         mangle(&mut rng, &mut bytes);
         // Make the checksum right, so that the record heads are decoded.
         if let Some(shape) = frame::shape(&bytes).filter(|s| s.len <= bytes.len()) {

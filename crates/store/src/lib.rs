@@ -4,6 +4,7 @@
 //! index is derived. The store knows no inode, path, socket, thread or wall clock. docs/format.md has the bytes.
 
 mod assemble;
+mod buffer;
 mod check;
 mod clean;
 mod clone;
@@ -31,6 +32,7 @@ mod moving;
 mod pack;
 mod quota;
 mod readahead;
+mod receipt;
 mod recover;
 #[cfg(test)]
 mod regressions;
@@ -38,6 +40,7 @@ mod remains;
 pub mod retain;
 mod scatter;
 mod segment;
+mod shelter;
 mod store;
 mod superblock;
 mod tid;
@@ -57,9 +60,11 @@ pub use fileset::{CATALOGUE, Lineage};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
 pub use moving::Move;
+pub use receipt::Receipt;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
 pub use retain::{Grid, Pin, Retention, Step, WhenFull};
 pub use scatter::Chunk;
+pub use shelter::{Memory, Shelter};
 pub use store::{Store, Usage, Value, Version, VisitValue, VisitVersion};
 pub use tid::Tid;
 pub use tx::Tx;

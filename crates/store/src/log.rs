@@ -11,14 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::buffer::Buffer;
 use crate::counts::Counts;
 use crate::manifest::Position;
 use crate::store::FRAME_MAX;
 use crate::volume::Region;
-use crate::{Error, Result, Tid};
+use crate::{Error, Result, Shelter, Tid};
 
 /// A buffer this full goes to the volume.
-const BUFFER: usize = 1 << 20;
+pub(crate) const BUFFER: usize = 1 << 20;
 /// Committers help writing when this much waits.
 const QUEUE_MAX: usize = 48 << 20;
 /// With more than this waiting, the volume is the bottleneck.
@@ -28,16 +29,18 @@ const ZEROES: u64 = 1 << 20;
 const SMALL_SYNC: u64 = 128 << 10;
 
 const UNUSED_MAX: usize = 4;
+/// With fewer free slots of a shelter, what is in the others is written first.
+const SLOTS_MIN: usize = 4;
 
 fn fresh() -> Vec<u8> {
     Vec::with_capacity(BUFFER + FRAME_MAX)
 }
 
 /// A full buffer.
-struct Buffer {
+struct Full {
     region: Arc<dyn Region>,
     offset: u64,
-    bytes: Arc<Vec<u8>>,
+    bytes: Arc<Buffer>,
 }
 
 /// Where frames are appended.
@@ -47,7 +50,7 @@ pub struct Tail {
     /// Byte of the segment that `buf[0]` will be.
     pub base: u64,
     /// Frames not yet queued.
-    pub buf: Vec<u8>,
+    pub buf: Buffer,
     /// Checksum of the last frame.
     pub chain: u32,
     /// The newest transaction.
@@ -56,10 +59,12 @@ pub struct Tail {
     pub counts: Counts,
     /// Bytes appended since the store was opened.
     pub appended: u64,
-    queue: VecDeque<Buffer>,
+    queue: VecDeque<Full>,
     queued: usize,
     /// Written buffers, to be used again: fresh memory would be faulted in page by page.
     unused: Vec<Vec<u8>>,
+    /// Where buffers are, and whose.
+    shelter: Option<(Shelter, [u8; 16])>,
     stopped: Option<Error>,
 }
 
@@ -69,7 +74,7 @@ impl Tail {
         Tail {
             segment,
             base: at.offset,
-            buf: fresh(),
+            buf: Buffer::Own(fresh()),
             chain: at.chain,
             last,
             counts,
@@ -77,6 +82,7 @@ impl Tail {
             queue: VecDeque::new(),
             queued: 0,
             unused: Vec::new(),
+            shelter: None,
             stopped: None,
         }
     }
@@ -117,12 +123,31 @@ impl Tail {
         if self.buf.is_empty() {
             return;
         }
-        let next = self.unused.pop().unwrap_or_else(fresh);
+        let (region, offset) = (self.segment.clone(), self.base);
+        self.base += self.buf.len() as u64;
+        let next = self.buffer();
         let bytes = std::mem::replace(&mut self.buf, next);
         self.queued += bytes.len();
-        let (region, offset) = (self.segment.clone(), self.base);
-        self.base += bytes.len() as u64;
-        self.queue.push_back(Buffer { region, offset, bytes: Arc::new(bytes) });
+        self.queue.push_back(Full { region, offset, bytes: Arc::new(bytes) });
+    }
+
+    /// An empty buffer for what comes at `base`. Without a free slot (see [`Tail::is_crowded`]) it is this process's own.
+    fn buffer(&mut self) -> Buffer {
+        let slot = self.shelter.as_ref().and_then(|(s, store)| s.slot(store, self.segment.place().id, self.base));
+        slot.map_or_else(|| Buffer::Own(self.unused.pop().unwrap_or_else(fresh)), Buffer::Slot)
+    }
+
+    /// From now on buffers are in a shelter; nothing may be in memory.
+    pub fn move_to(&mut self, shelter: Shelter, store: [u8; 16]) {
+        assert!(self.buf.is_empty() && self.queue.is_empty(), "the tail is empty when the log begins");
+        shelter.begin(&store);
+        self.shelter = Some((shelter, store));
+        self.buf = self.buffer();
+    }
+
+    /// Whether nothing may be appended before buffers are written: those to come would be lost with the process.
+    pub fn is_crowded(&self) -> bool {
+        !self.queue.is_empty() && self.shelter.as_ref().is_some_and(|(s, _)| s.room() < SLOTS_MIN)
     }
 
     /// Whether the volume does not keep up with what is appended.
@@ -135,6 +160,7 @@ impl Tail {
         self.queue_buffer();
         self.segment = segment;
         self.base = 0;
+        self.buf = self.buffer();
         self.buf.extend_from_slice(&header);
     }
 
@@ -232,7 +258,8 @@ impl Log {
             t.queued -= bytes.len();
             io.since_sync += bytes.len() as u64;
             io.written = (region.place().id, offset + bytes.len() as u64);
-            if let Some(mut used) = Arc::into_inner(bytes).filter(|_| t.unused.len() < UNUSED_MAX) {
+            let used = Arc::into_inner(bytes).filter(|_| t.unused.len() < UNUSED_MAX);
+            if let Some(Buffer::Own(mut used)) = used {
                 used.clear();
                 t.unused.push(used);
             }

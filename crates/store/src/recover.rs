@@ -31,7 +31,7 @@ use crate::store::{FRAME_MAX, Index, Store};
 use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
 use crate::volume::{RawVolume, Region, RegionRef, Volume, VolumeEntry, Volumes};
-use crate::{Error, FilesetId, Key, Kind, Result, Tid};
+use crate::{Error, FilesetId, Key, Kind, Result, Shelter, Tid};
 
 /// How a store is made.
 #[derive(Clone, Debug, Default)]
@@ -53,11 +53,14 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Derives the index anew, in memory, from the segments alone; goes with `read_only`.
     pub from_segments: bool,
+    /// Where to keep what is committed and not written yet, and where what the last process left of that may be. Not with
+    /// `read_only`.
+    pub shelter: Option<Shelter>,
 }
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { memory: 256 << 20, read_only: false, from_segments: false }
+        OpenOptions { memory: 256 << 20, read_only: false, from_segments: false, shelter: None }
     }
 }
 
@@ -295,11 +298,12 @@ fn open_with(volumes: Volumes, options: &OpenOptions, sb: Superblock, m: Manifes
     };
     store.load_filesets()?;
     let start = if from_segments { store.replay_sealed(&m.segments)? } else { m.log };
-    let replayed = store.replay(start)?;
+    let shelter = options.shelter.as_ref().filter(|_| !options.read_only);
+    let replayed = store.replay(start, shelter)?;
     if from_segments {
         store.recount()?;
     }
-    store.settle(replayed)?;
+    store.settle(replayed, shelter)?;
     Ok(store)
 }
 
@@ -316,10 +320,20 @@ struct Replayed {
 }
 
 impl Store {
-    /// Applies the frames from `at` on.
-    fn replay(&self, at: Position) -> Result<Replayed> {
+    /// Applies the frames from `at` on. Where the volume does not have the next one, it may be in the shelter.
+    fn replay(&self, at: Position, shelter: Option<&Shelter>) -> Result<Replayed> {
         let mut frames = 0;
         let mut at = at;
+        // Up to where bytes of the region were taken from the shelter.
+        let mut rescued = (0, 0);
+        let mut rescue = |region: &Arc<dyn Region>, at: Position, last: Tid| -> Result<bool> {
+            let Some(shelter) = shelter.filter(|_| rescued.0 != at.region || at.offset >= rescued.1) else {
+                return Ok(false);
+            };
+            let end = self.rescue(shelter, region, at, last)?;
+            rescued = (at.region, end.unwrap_or(at.offset));
+            Ok(end.is_some())
+        };
         loop {
             let region = self.regions.read().get(&at.region).cloned().expect("opened before");
             self.verify_header(&*region)?;
@@ -327,11 +341,21 @@ impl Store {
             let next = loop {
                 window.fill_frame(at.offset)?;
                 let bytes = window.bytes(at.offset);
-                let Some(frame) = frame::parse(bytes, at.region, at.offset) else { break None };
                 let last = self.log.tail().last;
+                let Some(frame) = frame::parse(bytes, at.region, at.offset) else {
+                    if rescue(&region, at, last)? {
+                        window = Window::new(region.clone(), at.offset);
+                        continue;
+                    }
+                    break None;
+                };
                 // Seals repeat the tid of the last transaction.
                 let in_order = frame.header.tid > last || matches!(frame.content, Content::Seal(_));
                 if frame.header.chain != at.chain || !in_order {
+                    if rescue(&region, at, last)? {
+                        window = Window::new(region.clone(), at.offset);
+                        continue;
+                    }
                     break None;
                 }
                 let end = at.offset + frame::shape(bytes).expect("just parsed").len as u64;
@@ -339,6 +363,10 @@ impl Store {
                     Content::Transaction(records) => !data_is_valid(&*region, bytes, at.offset, records),
                     Content::Seal(_) => false,
                 };
+                if torn && rescue(&region, at, last)? {
+                    window = Window::new(region.clone(), at.offset);
+                    continue;
+                }
                 if torn && self.durable_beyond(&region, end, last)?.is_none() {
                     break None;
                 }
@@ -372,11 +400,40 @@ impl Store {
                 let dirty_end = frame::shape(window.bytes(at.offset)).is_some();
                 return Ok(Replayed { frames, dirty_end, unbegun: None });
             };
-            match self.follow(at, next)? {
+            match self.follow(at, next, shelter)? {
                 Some(next) => at = next,
                 None => return Ok(Replayed { frames, dirty_end: false, unbegun: Some(next) }),
             }
         }
+    }
+
+    /// Writes to the volume what a shelter has of the log from `at` on, if it has the next frame; returns where that ends.
+    fn rescue(&self, shelter: &Shelter, region: &Arc<dyn Region>, at: Position, last: Tid) -> Result<Option<u64>> {
+        let Some(left) = shelter.left_at(&self.uuid, at.region, at.offset) else { return Ok(None) };
+        let (mut len, mut chain, mut last) = (0, at.chain, last);
+        while let Some(frame) = frame::parse(&left[len..], at.region, at.offset + len as u64) {
+            let bytes = &left[len..];
+            let is_seal = matches!(frame.content, Content::Seal(_));
+            let is_next = frame.header.chain == chain && (frame.header.tid > last || is_seal);
+            let whole = match &frame.content {
+                Content::Transaction(records) => data_is_valid(&**region, bytes, at.offset + len as u64, records),
+                Content::Seal(_) => true,
+            };
+            if !is_next || !whole {
+                break;
+            }
+            (chain, last) = (frame.crc, frame.header.tid);
+            len += frame::shape(bytes).expect("just parsed").len;
+            if is_seal {
+                break;
+            }
+        }
+        if len == 0 {
+            return Ok(None);
+        }
+        region.write_at(&left[..len], at.offset)?;
+        tracing::info!(bytes = len, tid = %last, "went on where the process before was killed");
+        Ok(Some(at.offset + len as u64))
     }
 
     /// Visits the frames that are left of a segment which has been ended.
@@ -432,12 +489,19 @@ impl Store {
     }
 
     /// Goes to the segment that a seal names; `None`: its header was never written, so the log ends at the seal.
-    fn follow(&self, sealed: Position, next: RegionRef) -> Result<Option<Position>> {
+    fn follow(&self, sealed: Position, next: RegionRef, shelter: Option<&Shelter>) -> Result<Option<Position>> {
         let region = self.volumes.open(next)?;
         self.next_region.fetch_max(next.id + 1, Ordering::Relaxed);
         let last = self.log.tail().last;
         // Whatever the space held before may be in the header's place.
-        let unwritten = segment::verify(&segment::read(&*region)?, &self.uuid, next).is_err();
+        let mut unwritten = segment::verify(&segment::read(&*region)?, &self.uuid, next).is_err();
+        let left = shelter.filter(|_| unwritten).and_then(|s| s.left_at(&self.uuid, next.id, 0));
+        if let Some(header) = left.map(|bytes| &bytes[..segment::HEADER as usize])
+            && segment::verify(header, &self.uuid, next).is_ok()
+        {
+            region.write_at(header, 0)?;
+            unwritten = false;
+        }
         if unwritten && self.durable_beyond(&region, segment::HEADER, last)?.is_none() {
             return Ok(None);
         }
@@ -558,9 +622,13 @@ impl Store {
     }
 
     /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash.
-    fn settle(&self, replayed: Replayed) -> Result<()> {
+    fn settle(&self, replayed: Replayed, shelter: Option<&Shelter>) -> Result<()> {
         if self.read_only {
             return Ok(());
+        }
+        if let Some(shelter) = shelter {
+            // All that was in it is on the volume now.
+            self.log.tail().move_to(shelter.clone(), self.uuid);
         }
         let mut all = self.regions_now(&self.maintenance.lock());
         all.extend(replayed.unbegun);
@@ -582,7 +650,6 @@ impl Store {
         }
         let mut tail = self.log.tail();
         let end = tail.end();
-        tail.buf.clear();
         let segment = self.create_segment(crate::store::SEGMENT_MIN)?;
         let at = segment.place();
         tail.chain = 0;

@@ -236,6 +236,11 @@ impl Store {
         }
         self.clock.fetch_max(now_ns, Ordering::Relaxed);
         let mut tail = self.log.tail();
+        while tail.is_crowded() {
+            drop(tail);
+            self.log.write_out()?;
+            tail = self.log.tail();
+        }
         tail.check()?;
         let size = tail.segment.place().size;
         let (wanted, least) = match bytes {

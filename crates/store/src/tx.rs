@@ -30,12 +30,14 @@ pub struct Tx<'s> {
     bulk: bool,
     /// Filesets of which it changes what may be seen of the past.
     retains: Vec<FilesetId>,
+    /// What is to be on the caller's receipt.
+    result: Option<u64>,
 }
 
 impl<'s> Tx<'s> {
     pub(crate) fn new(store: &'s Store, mut tail: MutexGuard<'s, Tail>, fileset: FilesetId, tid: Tid) -> Tx<'s> {
         let start = tail.buf.len();
-        tail.buf.resize(start + frame::HEADER, 0);
+        tail.buf.resize(start + frame::HEADER);
         Tx {
             store,
             tail,
@@ -48,6 +50,7 @@ impl<'s> Tx<'s> {
             turns: Vec::new(),
             bulk: false,
             retains: Vec::new(),
+            result: None,
         }
     }
 
@@ -204,6 +207,12 @@ impl<'s> Tx<'s> {
         Ok(())
     }
 
+    /// Has the caller's [`Receipt`], if there is one, name this transaction, and what was its outcome: if and only if it is committed,
+    /// a later process finds that.
+    pub fn sign(&mut self, result: u64) {
+        self.result = Some(result);
+    }
+
     /// Makes it visible, all at once. Durable after a later [`Store::sync`].
     pub fn commit(mut self) -> Result<Tid> {
         self.tail.check()?;
@@ -218,6 +227,10 @@ impl<'s> Tx<'s> {
             objects: self.objects,
             live: self.live,
         };
+        if let Some(result) = self.result {
+            // Before the frame is whole: what has a tid up to the last one of the log was committed.
+            crate::receipt::sign(tid, result);
+        }
         let region = self.tail.segment.place().id;
         let (start, tail) = (self.start, &mut *self.tail);
         let crc = frame::finish(&mut tail.buf, start, region, tail.base, &header, &self.heads);

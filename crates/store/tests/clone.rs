@@ -214,7 +214,7 @@ impl World {
         self.compare_any(&store);
         if self.rng.u8(0..20) == 0 {
             store.sync().unwrap();
-            let options = OpenOptions { read_only: true, from_segments: true, memory: 1 };
+            let options = OpenOptions { read_only: true, from_segments: true, memory: 1, shelter: None };
             let anew = open(&self.disk, &options);
             self.compare_any(&anew);
             for fileset in self.model.keys() {
