@@ -58,9 +58,14 @@ pub enum Command {
     Man(Man),
     /// Print completions for a shell
     Completions(Completions),
-    /// The daemon behind `mount`
+    /// Has another daemon go on with the mounts of a store, under whatever uses them: of a new version, or after it crashed again and again
+    Upgrade(Upgrade),
+    /// The supervisor behind `mount`
     #[command(hide = true)]
     Daemon(Mount),
+    /// The process that it starts, which serves
+    #[command(hide = true)]
+    Worker(Mount),
 }
 
 /// `darner create`
@@ -100,6 +105,9 @@ pub struct Mount {
     /// Stay in the foreground
     #[arg(long)]
     pub foreground: bool,
+    /// Start no supervisor: the mount ends with the daemon, however that ends
+    #[arg(long, hide = true)]
+    pub no_supervisor: bool,
     /// Memory for index, cache and buffers
     #[arg(long, value_parser = size, default_value = "256M")]
     pub memory: u64,
@@ -129,6 +137,16 @@ pub struct Mount {
     pub store: PathBuf,
     /// Where
     pub mountpoint: PathBuf,
+}
+
+/// `darner upgrade`
+#[derive(Args, Debug)]
+pub struct Upgrade {
+    /// A mount of the store, or the store
+    pub mnt: PathBuf,
+    /// The program that goes on; without it, this one
+    #[arg(long, value_name = "FILE")]
+    pub program: Option<PathBuf>,
 }
 
 /// `darner unmount`

@@ -41,6 +41,11 @@ pub enum Request {
         /// Detach although it is in use.
         lazy: bool,
     },
+    /// Make way for a daemon of this program, which goes on where this one is.
+    Upgrade {
+        /// Its path.
+        program: PathBuf,
+    },
     /// See [`Status`].
     Status,
     /// Make everything durable.
@@ -184,6 +189,23 @@ pub enum Request {
         /// Bytes of history.
         history: Option<u64>,
     },
+}
+
+impl Request {
+    /// Whether to do it twice is to do it once.
+    fn is_repeatable(&self) -> bool {
+        !matches!(
+            self,
+            Request::AddLabel { .. }
+                | Request::RemoveLabel { .. }
+                | Request::CreateFileset { .. }
+                | Request::CloneFileset { .. }
+                | Request::RemoveFileset { .. }
+                | Request::RenameFileset { .. }
+                | Request::AddVolume { .. }
+                | Request::RemoveVolume { .. }
+        )
+    }
 }
 
 /// A mount to be made.
@@ -419,6 +441,15 @@ pub struct Status {
     pub daemon_pid: u32,
     /// Its version.
     pub version: String,
+    /// The process that starts another one if it dies.
+    #[serde(default)]
+    pub supervisor_pid: Option<u32>,
+    /// How often that was.
+    #[serde(default)]
+    pub restarts: u32,
+    /// The longest that nobody served then, milliseconds.
+    #[serde(default)]
+    pub longest_pause_ms: u64,
     /// Resident memory of the daemon, bytes.
     pub resident_bytes: u64,
     /// Volumes.
@@ -441,6 +472,8 @@ pub enum Response {
     Failed(String),
     /// The daemon is on its way out: try again.
     Closing,
+    /// It crashed again and again, and nobody starts it any more, as this says.
+    GivenUp(String),
     /// Answer to [`Request::Status`].
     Status(Box<Status>),
     /// Answer to [`Request::Log`].
@@ -496,10 +529,29 @@ pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
     call_with(place, request, &mut |_, _| ())
 }
 
-/// As [`call`]; `progress` gets what is done and what there is to do.
+/// As [`call`]; `progress` gets what is done and what there is to do. A daemon that dies meanwhile is asked again, when it is back.
 fn call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
+    let mut asked = false;
+    loop {
+        match (call_once(place, request, progress)?, asked) {
+            (Some(Some(response)), _) => return Ok(Some(response)),
+            (Some(None), true) | (None, _) if !request.is_repeatable() => {
+                return Err(Failure::new(
+                    "the daemon ended before it answered: see whether it was done, and try again if not",
+                ));
+            }
+            // It has ended in between.
+            (Some(None), true) => return Ok(Some(Response::Closing)),
+            (Some(None), false) => return Ok(None),
+            (None, _) => asked = true,
+        }
+    }
+}
+
+/// `Some(None)`: there is no daemon; `None`: it went away before it answered.
+fn call_once(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Option<Response>>> {
     let connected = place.sockets().iter().find_map(|address| UnixStream::connect_addr(address).ok());
-    let Some(stream) = connected else { return Ok(None) };
+    let Some(stream) = connected else { return Ok(Some(None)) };
     // Anybody may take an abstract name: only root, we, and the store's owner are believed.
     let owner = std::fs::metadata(&place.path).ok().map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
     // SAFETY: this call can't fail.
@@ -513,7 +565,7 @@ fn call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64
     let mut answers = BufReader::new(&stream);
     let failed = |e: std::io::Error| match e.kind() {
         // It may end between connection and answer.
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(Some(Response::Closing)),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(None),
         _ => Err(e).cant(|| format!("reach the daemon of {}", place.path.display())),
     };
     if let Err(e) = (&stream).write_all(line.as_bytes()) {
@@ -522,14 +574,16 @@ fn call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64
     loop {
         let mut answer = String::new();
         match answers.read_line(&mut answer) {
-            Ok(0) => return Ok(Some(Response::Closing)),
+            Ok(0) => return Ok(None),
             Ok(_) => {}
             Err(e) => return failed(e),
         }
         match serde_json::from_str(&answer)? {
             Response::Progress { done, total } => progress(done, total),
-            Response::Failed(why) => return Err(Failure::new(why)),
-            response => return Ok(Some(response)),
+            // Mounts can be taken away without it.
+            Response::GivenUp(_) if matches!(request, Request::Unmount { .. }) => return Ok(Some(None)),
+            Response::Failed(why) | Response::GivenUp(why) => return Err(Failure::new(why)),
+            response => return Ok(Some(Some(response))),
         }
     }
 }

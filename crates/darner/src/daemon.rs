@@ -10,19 +10,22 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Fs, Inode, Node, ROOT, Tid};
-use darner_fuse::{Config, MountOptions, Notifier, Session, abi};
-use darner_store::{OpenOptions, Pin, Progress, Store};
+use darner_fs::{FilesetId, Fs, Inode, ROOT, Tid};
+use darner_fuse::Notifier;
+use darner_store::{OpenOptions, Pin, Progress, Shelter, Store};
 use parking_lot::{Condvar, Mutex};
 
 use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status};
 use crate::error::{Failure, Result};
-use crate::frontend::{Frontend, now_ns};
-use crate::mounts;
-use crate::nodes::{Holders, Nodes};
-use crate::place::Place;
+use crate::frontend::now_ns;
+use crate::keeper::{Items, Keeper};
+use crate::memory::SharedMemory;
+use crate::nodes::Nodes;
+use crate::place::{self, Place};
+use crate::reaper::Reaper;
 use crate::retention::{Tell, Wanted};
-use crate::volumes::{Listener, Member};
+use crate::supervisor::LISTENER;
+use crate::volumes::{LOCK, Listener, Member};
 use crate::when::local;
 
 /// After this long at the latest, what was written survives a power failure without fsync too.
@@ -31,8 +34,8 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// After this long, what was written survives the death of the daemon.
 const WRITE_EVERY: Duration = Duration::from_millis(20);
 
-/// The kernel's readahead for a mount, bytes.
-const READAHEAD: u32 = 1 << 20;
+/// What the memory for the log's tail is kept as.
+const SHELTER: &str = "shelter";
 
 pub(crate) struct Mount {
     pub line: MountLine,
@@ -41,19 +44,19 @@ pub(crate) struct Mount {
     pub notifier: Notifier,
     pub nodes: Arc<Nodes>,
     /// What the kernel was told is mounted: the path of a volume.
-    source: PathBuf,
-    _listener: Option<Listener>,
+    pub(crate) source: PathBuf,
+    pub(crate) _listener: Option<Listener>,
     /// Keeps what a mount of the past shows.
-    _pin: Option<Pin>,
+    pub(crate) _pin: Option<Pin>,
 }
 
 impl Mount {
-    fn writes(&self) -> bool {
+    pub(crate) fn writes(&self) -> bool {
         self.live && !self.line.read_only
     }
 
     /// Whether what is below `root` is, in part or in whole, seen through this mount.
-    fn shows(&self, root: Inode) -> bool {
+    pub(crate) fn shows(&self, root: Inode) -> bool {
         [root, ROOT].contains(&self.root) || root == ROOT
     }
 }
@@ -61,7 +64,7 @@ impl Mount {
 #[derive(Default)]
 pub(crate) struct State {
     pub mounts: HashMap<PathBuf, Mount>,
-    closing: bool,
+    pub(crate) closing: bool,
     closed: bool,
 }
 
@@ -74,17 +77,21 @@ pub struct Daemon {
     /// Emptying a volume failed: not before then again.
     pub(crate) leave_not_before: Mutex<Option<Instant>>,
     pub(crate) fs: Arc<Fs>,
-    /// The nodes of the live mounts.
-    holders: Holders,
+    pub(crate) reaper: Arc<Reaper>,
+    /// Whoever keeps what is to outlive this process.
+    pub(crate) keeper: Keeper,
+    /// Sockets of before on which commands may wait.
+    pub(crate) listeners: Mutex<HashMap<String, UnixListener>>,
     /// Held while a mount is made: one at a time, and none while the daemon decides to end or a fileset is changed.
     pub(crate) mounting: Mutex<()>,
     pub(crate) state: Mutex<State>,
-    changed: Condvar,
+    pub(crate) changed: Condvar,
 }
 
-/// Opens the store, mounts, calls `ready`, and serves until the last mount ends.
+/// Opens the store, mounts, calls `ready`, and serves until the last mount ends. If another process did so before and was
+/// killed, goes on where it was instead: with its mounts.
 pub fn run(
-    place: &Place,
+    place: impl FnOnce() -> Result<Place>,
     others: &[PathBuf],
     options: &OpenOptions,
     first: &MountRequest,
@@ -97,9 +104,19 @@ pub fn run(
         hook(info);
         std::process::abort();
     }));
-    let (store, held) = place.open(others, options)?;
+    // Before there is any other thread.
+    let signals = block_signals();
+    let (keeper, mut items) = Keeper::find()?;
+    let goes_on = !items.is_empty();
+    let (place, others) = match take_locks(&mut items) {
+        Some(found) => found,
+        None => (place()?, others.to_vec()),
+    };
+    let shelter = shelter(&keeper, &mut items, options.read_only)?;
+    let listeners = take_listeners(&mut items);
+    let (store, held) = place.open(&others, &OpenOptions { shelter, ..options.clone() })?;
     let fs = Arc::new(Fs::open(store.clone())?);
-    if !store.is_read_only() {
+    if !store.is_read_only() && !goes_on {
         let n = fs.reap_orphans(now_ns())?;
         tracing::info!(orphans = n, tid = %store.tid(), "store open");
     }
@@ -108,40 +125,77 @@ pub fn run(
         moving: Mutex::default(),
         leave_not_before: Mutex::default(),
         fs,
-        holders: Holders::default(),
+        reaper: Arc::default(),
+        keeper: keeper.clone(),
+        listeners: Mutex::new(listeners),
         mounting: Mutex::default(),
         state: Mutex::default(),
         changed: Condvar::new(),
     });
-    let signals = block_signals();
     for held in held {
         let member = Member::new(&daemon, held)?;
         daemon.volumes.lock().push(member);
     }
-    let workers = daemon.start_workers()?;
     let outcome = {
         let _one_at_a_time = daemon.mounting.lock();
-        let outcome = daemon.mount(first);
+        // (Before there can be any new transaction.)
+        let outcome = if goes_on { daemon.go_on(items) } else { daemon.mount(first) };
         daemon.state.lock().closing |= outcome.is_err();
         outcome
     };
+    let workers = daemon.start_workers()?;
     if outcome.is_ok() {
         let watcher = daemon.clone();
         thread::Builder::new().name("signals".into()).spawn(move || watcher.heed(&signals))?;
+        keeper.serving();
         ready();
         daemon.wait_for_the_last_mount();
     }
     daemon.state.lock().closing = true;
     for worker in workers {
         store.wake();
+        daemon.reaper.wake();
         if worker.join().is_err() {
             tracing::error!("a worker thread panicked");
         }
     }
     let closed = store.close();
+    keeper.bye();
     daemon.release();
     outcome?;
     Ok(closed?)
+}
+
+/// Where the volumes are of which a process before this had the locks, if there was one; the locks are ours then.
+fn take_locks(items: &mut Items) -> Option<(Place, Vec<PathBuf>)> {
+    let keys: Vec<String> = items.keys().filter(|key| key.starts_with(LOCK)).cloned().collect();
+    let mut paths = Vec::new();
+    for item in keys.iter().filter_map(|key| items.remove(key)) {
+        paths.push(PathBuf::from(item.text));
+        place::inherit(vec![item.fd.into()]);
+    }
+    let place = paths.iter().position(|path| Place::at(path).is_ok_and(|p| p.volume(false).is_ok()))?;
+    let place = Place::at(&paths.swap_remove(place)).ok()?;
+    Some((place, paths))
+}
+
+fn shelter(keeper: &Keeper, items: &mut Items, read_only: bool) -> Result<Option<Shelter>> {
+    let kept = items.remove(SHELTER);
+    if read_only || !keeper.is_there() {
+        return Ok(None);
+    }
+    let found = kept.map(|item| SharedMemory::adopt(item.fd, Shelter::LEN)).transpose()?.flatten();
+    let memory = match found {
+        Some(memory) => memory,
+        None => SharedMemory::new(c"darner-shelter", Shelter::LEN)?,
+    };
+    keeper.keep(SHELTER, "", &memory)?;
+    Ok(Some(Shelter::over(Box::new(memory))))
+}
+
+fn take_listeners(items: &mut Items) -> HashMap<String, UnixListener> {
+    let keys: Vec<String> = items.keys().filter(|key| key.starts_with(LISTENER)).cloned().collect();
+    keys.into_iter().filter_map(|key| Some((key.clone(), items.remove(&key)?.fd.into()))).collect()
 }
 
 impl Daemon {
@@ -164,6 +218,7 @@ impl Daemon {
                 }
             }
         }
+        self.keeper.bye();
         std::process::exit(0);
     }
 
@@ -198,7 +253,7 @@ impl Daemon {
     }
 
     /// The path of the first volume.
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.volumes.lock().first().map(|m| m.place().path.clone()).unwrap_or_default()
     }
 
@@ -210,8 +265,9 @@ impl Daemon {
         if self.store().is_read_only() {
             return Ok(Vec::new());
         }
-        let (writer, upkeep) = (self.clone(), self.clone());
+        let (writer, upkeep, reaper) = (self.clone(), self.clone(), self.clone());
         Ok(vec![
+            thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap())?,
             thread::Builder::new().name("log-writer".into()).spawn(move || writer.write_log())?,
             thread::Builder::new().name("upkeep".into()).spawn(move || upkeep.keep_up())?,
         ])
@@ -296,163 +352,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Mounts, and returns when the mount answers.
-    fn mount(self: &Arc<Daemon>, m: &MountRequest) -> Result<()> {
-        let (root, as_of) = self.root_for(m)?;
-        let live = as_of.is_none();
-        let read_only = m.read_only || !live || self.store().is_read_only();
-        let shared = {
-            let state = self.state.lock();
-            if live && !m.read_only {
-                self.may_write(&state, root)?;
-            }
-            // Nothing but the one writable mount of a fileset changes its live tree.
-            live && read_only && !self.store().is_read_only()
-        };
-        let top = as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, tid));
-        self.fs.getattr(top)?;
-        let source = self.path();
-        if self.volumes.lock().iter().any(|v| v.place().path.starts_with(&m.mountpoint)) {
-            return Err(Failure::new("the store and the mount point must not lie within each other"));
-        }
-        let mut options = MountOptions {
-            source: source.display().to_string(),
-            subtype: Some(m.subtype.clone().unwrap_or_else(|| "darner".into())),
-            read_only,
-            nosuid: m.nosuid,
-            nodev: m.nodev,
-            noexec: m.noexec,
-            ..MountOptions::default()
-        };
-        options.allow_other = m.allow_other.unwrap_or(options.allow_other);
-        let pin = self.fs.pin(top)?;
-        let fd = darner_fuse::mount(&m.mountpoint, &options)?;
-        let mut config = Config::default();
-        if m.writeback && !read_only {
-            config = config.with(abi::init::WRITEBACK_CACHE);
-        }
-        if shared {
-            config = config.without(abi::init::EXPLICIT_INVAL_DATA).with(abi::init::AUTO_INVAL_DATA);
-        }
-        let session = Session::init(fd, config).inspect_err(|_| {
-            let _ = darner_fuse::unmount(&m.mountpoint, true);
-        })?;
-        tracing::info!(mountpoint = %m.mountpoint.display(), negotiated = %session.negotiated(), "mounted");
-        let notifier = session.notifier();
-        // Not from a serving thread: invalidation may wait for requests that only those can answer.
-        let (stale, ids) = std::sync::mpsc::channel::<u64>();
-        thread::Builder::new().name("notifier".into()).spawn(move || {
-            for id in ids {
-                if let Err(e) = notifier.inval_inode(id, 0, 0) {
-                    tracing::debug!("inode {id}: {e}");
-                }
-            }
-        })?;
-        let stale = Mutex::new(stale);
-        let notifier = session.notifier();
-        let nodes = Arc::new(Nodes::new(root, as_of));
-        if live {
-            self.holders.add(&nodes);
-        }
-        let frontend = Frontend::new(
-            self.fs.clone(),
-            nodes.clone(),
-            self.holders.clone(),
-            shared,
-            read_only,
-            Box::new(move |id| {
-                let _ = stale.lock().send(id);
-            }),
-        );
-        let line = MountLine {
-            mountpoint: m.mountpoint.clone(),
-            fileset: m.fileset.clone().filter(|_| root != ROOT),
-            as_of: as_of.map(|t| t.to_string()),
-            as_of_time: as_of.map(local),
-            read_only,
-        };
-        let listener = self.listen_at(&m.mountpoint);
-        let listener = listener.inspect_err(|e| tracing::warn!("only volumes lead commands here: {e}")).ok();
-        let nodes_of_it = nodes.clone();
-        let mount = Mount { line, live, root, notifier, nodes: nodes_of_it, source, _listener: listener, _pin: pin };
-        self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
-        let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
-        let (threads, poll) = (m.threads.max(2), Duration::from_micros(m.poll_us));
-        thread::Builder::new().name("serve".into()).spawn(move || {
-            match session.run(threads, poll, &frontend) {
-                Ok(_) => tracing::info!(mountpoint = %mountpoint.display(), "unmounted"),
-                Err(e) => tracing::error!(mountpoint = %mountpoint.display(), "serving ended: {e}"),
-            }
-            let orphans = daemon.holders.remove(&nodes);
-            if !daemon.store().is_read_only() {
-                if let Err(e) = daemon.fs.forget(now_ns(), &orphans) {
-                    tracing::warn!("unlinked files stay until the next mount: {e}");
-                }
-                if let Err(e) = daemon.fs.sync() {
-                    tracing::error!("the last writes may be lost: {e}");
-                }
-            }
-            daemon.state.lock().mounts.remove(&mountpoint);
-            daemon.changed.notify_all();
-        })?;
-        // SAFETY: this call can't fail.
-        if unsafe { libc::geteuid() } == 0
-            && let Err(e) = darner_fuse::set_readahead(&m.mountpoint, READAHEAD)
-        {
-            tracing::debug!("readahead stays as it is: {e}");
-        }
-        Ok(())
-    }
-
-    /// What a mount is to show: below which root, and as of when.
-    fn root_for(&self, m: &MountRequest) -> Result<(Inode, Option<Tid>)> {
-        let named = |name: &str, at: Tid| {
-            self.fs.fileset_named(name, at).map_err(|e| Failure::new(format!("fileset {name:?}: {e}")))
-        };
-        let root = |at: Tid| m.fileset.as_deref().map_or(Ok(ROOT), |name| named(name, at));
-        let Some(when) = &m.as_of else { return Ok((root(Tid::MAX)?, None)) };
-        // (One that is gone has no labels.)
-        let labels = root(Tid::MAX).unwrap_or(ROOT).fileset;
-        let tid = self.moment(labels, when)?;
-        Ok((root(tid)?, Some(tid)))
-    }
-
-    /// Whether a mount that is in the way has been taken away already, and only we have not seen the end of it.
-    fn one_is_leaving(&self, m: &MountRequest) -> Result<bool> {
-        let table = mounts::all()?;
-        let state = self.state.lock();
-        let there = |at: &Path, o: &Mount| table.iter().any(|t| t.mountpoint == at && t.source == o.source);
-        let in_the_way = |at: &Path, o: &Mount| at == m.mountpoint || (!m.read_only && o.writes());
-        Ok(state.mounts.iter().any(|(at, o)| in_the_way(at, o) && !there(at, o)))
-    }
-
-    /// Whether a writable mount of what is below a root may be added. What a mount's kernel has cached is true as long as
-    /// nobody changes it elsewhere.
-    fn may_write(&self, state: &State, root: Inode) -> Result<()> {
-        let path = self.path();
-        let path = path.display();
-        if self.store().is_read_only() {
-            return Err(Failure::new(format!(
-                "{path} is mounted read-only; unmount that before it is mounted writable"
-            )));
-        }
-        let Some(other) = state.mounts.values().find(|o| o.writes() && o.shows(root)) else { return Ok(()) };
-        let at = other.line.mountpoint.display();
-        Err(Failure::new(match &other.line.fileset {
-            _ if other.root == root => {
-                format!("{path} is mounted on {at} already; further mounts of it need --read-only or --as-of")
-            }
-            Some(name) => format!(
-                "the fileset {name} of {path} is mounted on {at} by itself: beside it, the whole needs --read-only or --as-of"
-            ),
-            None => format!(
-                "the whole of {path} is mounted on {at} already: beside it, a fileset by itself needs --read-only or \
-                 --as-of (or bind-mount its directory: mount --bind)"
-            ),
-        }))
-    }
-
-    fn moment(&self, fileset: FilesetId, when: &str) -> Result<Tid> {
+    pub(crate) fn moment(&self, fileset: FilesetId, when: &str) -> Result<Tid> {
         let found = self.fs.resolve_when(fileset, when, now_ns())?;
         found.ok_or_else(|| {
             Failure::new(format!(
@@ -512,6 +412,16 @@ impl Daemon {
             Request::Unmount { mountpoint, lazy } => {
                 self.unmount(&mountpoint, lazy)?;
                 Response::Done
+            }
+            Request::Upgrade { program } => {
+                if !self.keeper.is_there() {
+                    return Err(Failure::new("it was started without a supervisor: unmount, and mount again"));
+                }
+                if !self.store().is_read_only() {
+                    self.fs.sync()?;
+                }
+                tell(Response::Done);
+                match self.keeper.next(program)? {}
             }
             Request::Status => Response::Status(Box::new(self.status()?)),
             Request::Sync => {
@@ -582,6 +492,8 @@ impl Daemon {
         let warnings = warnings(&usage);
         let state = self.state.lock();
         let mut mounts: Vec<MountLine> = state.mounts.values().map(|m| m.line.clone()).collect();
+        let (stats, supervisor_pid) = self.keeper.stats().unzip();
+        let stats = stats.unwrap_or_default();
         mounts.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
         Ok(Status {
             store: self.path(),
@@ -598,6 +510,9 @@ impl Daemon {
             objects: usage.objects,
             daemon_pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
+            supervisor_pid,
+            restarts: stats.restarts,
+            longest_pause_ms: stats.longest_pause_ms,
             resident_bytes: resident_bytes(),
             volumes: self.volume_lines()?,
             mounts,

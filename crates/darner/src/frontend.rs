@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use darner_fs::{
-    Attr, Caller, Entry, FallocateMode, Found, Fs, FsError, Node, Op, RenameMode, Reply as Answer, Seek, SetAttr,
-    SetTime, SetXattr, Time,
+    Attr, Caller, Entry, FallocateMode, Found, Fs, FsError, Inode, NAMELESS, Node, Op, RenameMode, Reply as Answer,
+    Seek, SetAttr, SetTime, SetXattr, Time,
 };
 use darner_fuse::{self as fuse, Ctx, DirBuffer, Handler, Operation, Reply, Request, abi};
 
 use crate::listing::Listing;
-use crate::nodes::{Holders, Nodes};
+use crate::nodes::Nodes;
+use crate::reaper::Reaper;
+use crate::receipts::Receipts;
 
 /// How long the kernel may believe what it was told: only it changes the live tree, and the past never changes.
 const LONG: Duration = Duration::from_secs(24 * 3600);
@@ -29,7 +31,9 @@ const PLUS_HEAD: usize = 152;
 pub struct Frontend {
     fs: Arc<Fs>,
     nodes: Arc<Nodes>,
-    holders: Holders,
+    receipts: Receipts,
+    /// Told of live objects that the kernel forgot.
+    reaper: Arc<Reaper>,
     valid: Duration,
     read_only: bool,
     listing: Listing,
@@ -53,13 +57,14 @@ impl Frontend {
     pub fn new(
         fs: Arc<Fs>,
         nodes: Arc<Nodes>,
-        holders: Holders,
+        receipts: Receipts,
+        reaper: Arc<Reaper>,
         shared: bool,
         read_only: bool,
         stale: Box<dyn Fn(u64) + Send + Sync>,
     ) -> Frontend {
         let valid = if shared { SHORT } else { LONG };
-        Frontend { fs, nodes, holders, valid, read_only, listing: Listing::default(), stale }
+        Frontend { fs, nodes, receipts, reaper, valid, read_only, listing: Listing::default(), stale }
     }
 
     fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
@@ -108,8 +113,58 @@ impl Frontend {
         }
     }
 
+    /// Answers a request that an earlier process carried out: as it would have, from what is there now.
+    fn answer_again(&self, request: &Request<'_>, node: Node, result: u64, reply: Reply<'_>) {
+        use Operation as O;
+        let caller = Caller::default();
+        match request.op {
+            O::Symlink { name, .. } | O::Mknod { name, .. } | O::Mkdir { name, .. } | O::Link { name, .. } => {
+                self.answer_entry(self.run(&caller, Op::Lookup { dir: node, name }), reply);
+            }
+            O::Tmpfile { .. } => {
+                let node = Node::Live(Inode::from_number(result & !NAMELESS));
+                let found = self.run(&caller, Op::GetAttr { node });
+                self.answer_tmpfile(
+                    found.map(|answer| match answer {
+                        Answer::Attr(attr) => Answer::Entry(Entry { node, attr, steady: true }),
+                        other => other,
+                    }),
+                    reply,
+                );
+            }
+            O::Setattr(_) => self.answer_attr(node, self.run(&caller, Op::GetAttr { node }), reply),
+            O::Write { .. } => {
+                reply.written(result as u32);
+                // It may have gone elsewhere than the kernel thought.
+                (self.stale)(request.nodeid);
+            }
+            O::CopyFileRange { .. } => reply.copied(result),
+            _ => reply.empty(),
+        }
+    }
+
+    fn answer_tmpfile(&self, outcome: Outcome, reply: Reply<'_>) {
+        match outcome {
+            Ok(Answer::Entry(e)) => match self.entry(&e, abi::ROOT_ID, false) {
+                Some(entry) => {
+                    let flags = abi::fopen::KEEP_CACHE | abi::fopen::NOFLUSH;
+                    reply.created(&entry, fuse::Opened { fh: 0, flags });
+                }
+                None => reply.error(libc::ENFILE),
+            },
+            Ok(other) => unexpected(&other, reply),
+            Err(e) => reply.error(e.errno()),
+        }
+    }
+
     fn run(&self, caller: &Caller, op: Op<'_>) -> Outcome {
-        self.fs.run(caller, now_ns(), op)
+        match self.fs.run(caller, now_ns(), op) {
+            // What nobody has open any more may be about to make room.
+            Err(e) if matches!(e.errno(), libc::ENOSPC | libc::EDQUOT) && self.reaper.finish() => {
+                self.fs.run(caller, now_ns(), op)
+            }
+            outcome => outcome,
+        }
     }
 
     fn answer_entry(&self, outcome: Outcome, reply: Reply<'_>) {
@@ -187,10 +242,8 @@ impl Frontend {
     }
 
     fn forget(&self, id: u64, n: u64) {
-        if let Some(object) = self.nodes.forget(id, n).filter(|o| !self.holders.hold(*o))
-            && let Err(e) = self.fs.forget(now_ns(), &[object])
-        {
-            tracing::warn!("object {object} stays until the next mount: {e}");
+        if let Some(object) = self.nodes.forget(id, n).filter(|o| self.fs.is_orphan(*o)) {
+            self.reaper.look_at([object]);
         }
     }
 
@@ -300,6 +353,43 @@ fn changes(op: &Operation<'_>) -> bool {
 
 impl Handler for Frontend {
     fn handle(&self, request: Request<'_>, reply: Reply<'_>, ctx: &Ctx<'_>) {
+        if request.resent {
+            return self.receipts.again(|| self.handle_once(request, reply, ctx));
+        }
+        if request.wants_reply() && self.receipts.settles() {
+            // What was made without a name is known to the kernel now, or was forgotten before.
+            let made = self.receipts.results().into_iter().filter_map(nameless);
+            self.reaper.look_at(made.filter(|ino| self.fs.is_orphan(*ino)));
+        }
+        self.handle_once(request, reply, ctx);
+    }
+}
+
+/// What a receipt says of an object that was made without a name.
+pub(crate) fn nameless(result: u64) -> Option<Inode> {
+    (result & NAMELESS != 0).then(|| Inode::from_number(result & !NAMELESS))
+}
+
+impl Frontend {
+    fn handle_once(&self, request: Request<'_>, reply: Reply<'_>, ctx: &Ctx<'_>) {
+        if !changes(&request.op) {
+            return self.carry_out(request, reply, ctx);
+        }
+        let outcome = if request.resent { self.receipts.outcome(request.unique) } else { None };
+        match (outcome, self.nodes.node(request.nodeid)) {
+            (Some(result), Some(node)) => {
+                tracing::info!(opcode = request.opcode, "answers what was done before");
+                self.answer_again(&request, node, result, reply);
+                self.receipts.answered(request.unique);
+            }
+            _ => {
+                let receipt = self.receipts.of(ctx.thread());
+                receipt.during(request.unique, || self.carry_out(request, reply, ctx));
+            }
+        }
+    }
+
+    fn carry_out(&self, request: Request<'_>, reply: Reply<'_>, ctx: &Ctx<'_>) {
         use Operation as O;
         let id = request.nodeid;
         let mut caller = Caller { uid: request.uid, gid: request.gid, pid: request.pid, umask: 0 };
@@ -425,17 +515,7 @@ impl Handler for Frontend {
             }
             O::Tmpfile { mode, umask, .. } => {
                 caller.umask = umask;
-                match self.run(&caller, Op::TmpFile { dir: node, mode }) {
-                    Ok(Answer::Entry(e)) => match self.entry(&e, abi::ROOT_ID, false) {
-                        Some(entry) => {
-                            let flags = abi::fopen::KEEP_CACHE | abi::fopen::NOFLUSH;
-                            reply.created(&entry, fuse::Opened { fh: 0, flags });
-                        }
-                        None => reply.error(libc::ENFILE),
-                    },
-                    Ok(other) => unexpected(&other, reply),
-                    Err(e) => reply.error(e.errno()),
-                }
+                self.answer_tmpfile(self.run(&caller, Op::TmpFile { dir: node, mode }), reply);
             }
             O::Release { .. } | O::Releasedir { .. } | O::Destroy | O::Interrupt { .. } => reply.empty(),
             O::Ioctl(_) => reply.error(libc::ENOTTY),

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use darner_store::volume::{DirVolume, FileDisk, RawVolume, Volume, VolumeEntry};
 use darner_store::{CreateOptions, Identity, OpenOptions, Store, identify};
 
+use parking_lot::Mutex;
 use rustc_hash::FxHasher;
 
 use crate::error::{Context, Failure, Result};
@@ -174,6 +175,9 @@ impl Place {
 
     /// Takes the store for this process, or says who has it.
     pub fn lock(&self, exclusive: bool) -> Result<File> {
+        if let Some(file) = inherited(&self.path) {
+            return Ok(file);
+        }
         let file = File::open(&self.path).cant(|| format!("open {}", self.path.display()))?;
         let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
         // SAFETY: a plain system call on an open descriptor.
@@ -210,6 +214,22 @@ impl Place {
         let (a, b) = if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) };
         Ok(SocketAddr::from_abstract_name(format!("darner/{a:x}/{b:x}"))?)
     }
+}
+
+/// Locks that another process held for this one.
+static INHERITED: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+/// From now on these locks are ours, to be had as any.
+pub fn inherit(locks: Vec<File>) {
+    INHERITED.lock().extend(locks);
+}
+
+fn inherited(path: &Path) -> Option<File> {
+    let mut locks = INHERITED.lock();
+    let wanted = fs::metadata(path).ok().filter(|_| !locks.is_empty())?;
+    let same = |lock: &File| lock.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (wanted.dev(), wanted.ino()));
+    let n = locks.iter().position(same)?;
+    Some(locks.swap_remove(n))
 }
 
 fn newer(a: Identity, b: Identity) -> Identity {

@@ -2,6 +2,7 @@
 //! crash. And where it listens: at every volume, so that each leads to it, and at every mount, whichever volumes have left.
 
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,9 +15,11 @@ use darner_store::{Move, Progress, VolumeUsage};
 use crate::control::{Request, Response, VolumeLine};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
+use crate::keeper::Keeper;
 use crate::mounts;
 use crate::place::{self, Held, Make, Place};
 use crate::retention::Tell;
+use crate::supervisor::LISTENER;
 
 /// Bytes that are moved in one go.
 const BUDGET: u64 = 16 << 20;
@@ -28,39 +31,70 @@ const RETRY: Duration = Duration::from_secs(20);
 const READERS: Duration = Duration::from_millis(10);
 
 /// Accepts commands at an address, until it is dropped.
-pub(crate) struct Listener(UnixListener);
+pub(crate) struct Listener {
+    listener: UnixListener,
+    keeper: Keeper,
+    key: String,
+}
 
 impl Listener {
     pub fn new(daemon: &Arc<Daemon>, address: &std::os::unix::net::SocketAddr) -> Result<Listener> {
-        let listener = UnixListener::bind_addr(address).cant(|| "listen for commands".into())?;
-        let (accepting, daemon) = (listener.try_clone()?, daemon.clone());
-        thread::Builder::new().name("commands".into()).spawn(move || daemon.listen(&accepting))?;
-        Ok(Listener(listener))
+        let name = String::from_utf8_lossy(address.as_abstract_name().unwrap_or_default()).into_owned();
+        let key = format!("{LISTENER}{name}");
+        let kept = daemon.listeners.lock().remove(&key);
+        let listener = match kept {
+            Some(listener) => listener,
+            None => UnixListener::bind_addr(address).cant(|| "listen for commands".into())?,
+        };
+        daemon.keeper.keep(&key, "", &listener)?;
+        let (accepting, for_thread) = (listener.try_clone()?, daemon.clone());
+        thread::Builder::new().name("commands".into()).spawn(move || for_thread.listen(&accepting))?;
+        Ok(Listener { listener, keeper: daemon.keeper.clone(), key })
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
         // SAFETY: a plain system call on an open descriptor. It ends the thread that accepts.
-        unsafe { libc::shutdown(self.0.as_raw_fd(), libc::SHUT_RDWR) };
+        unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
+        self.keeper.drop(&self.key);
     }
 }
 
 /// A volume that the daemon has for itself, and listens at.
 pub(crate) struct Member {
     held: Held,
+    keeper: Keeper,
     _listener: Listener,
 }
 
 impl Member {
     pub fn new(daemon: &Arc<Daemon>, held: Held) -> Result<Member> {
         let listener = Listener::new(daemon, &held.place.socket()?)?;
-        Ok(Member { held, _listener: listener })
+        let keeper = daemon.keeper.clone();
+        keeper.keep(&lock_key(&held), &held.place.path.to_string_lossy(), &held.lock)?;
+        Ok(Member { held, keeper, _listener: listener })
     }
 
     pub fn place(&self) -> &Place {
         &self.held.place
     }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // (Whoever keeps the lock for us has it a moment longer.)
+        // SAFETY: a plain system call on an open descriptor.
+        unsafe { libc::flock(self.held.lock.as_raw_fd(), libc::LOCK_UN) };
+        self.keeper.drop(&lock_key(&self.held));
+    }
+}
+
+/// What names of locks that are kept begin with.
+pub(crate) const LOCK: &str = "lock ";
+
+fn lock_key(held: &Held) -> String {
+    format!("{LOCK}{}", held.number)
 }
 
 impl Daemon {

@@ -361,11 +361,16 @@ fn an_image_file_is_a_store_too() {
     assert_eq!(m.read("mnt/a"), "one");
 }
 
-/// Ends the daemon as an out-of-memory killer would, and mounts again.
+/// Ends the daemon and its supervisor, so that neither starts the other again, and mounts again.
 fn kill_daemon(m: &Mounted) {
-    let pid = m.json(&["status", "--json", "mnt"])["daemon_pid"].as_u64().expect("a number");
-    // SAFETY: a plain system call; the process is our own daemon.
-    assert_eq!(unsafe { libc::kill(pid as i32, libc::SIGKILL) }, 0);
+    let status = m.json(&["status", "--json", "mnt"]);
+    for signal in [libc::SIGSTOP, libc::SIGKILL] {
+        for name in ["daemon_pid", "supervisor_pid"] {
+            let pid = status[name].as_u64().expect("a number");
+            // SAFETY: a plain system call; the processes are our own.
+            assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+        }
+    }
     let dead = || fs::metadata(m.at("mnt")).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
     for _ in 0..500 {
         if dead() {

@@ -1,4 +1,4 @@
-//! `kill -9` of the daemon under load: what was synced is there, the rest is an exact prefix of what was done, and the past of
+//! `kill -9` of the daemon and its supervisor under load: what was synced is there, the rest is an exact prefix of what was done, and the past of
 //! earlier rounds is what it was. 20 rounds; 100 with DARNER_LONG set.
 
 mod common;
@@ -138,10 +138,8 @@ fn killed_at_any_moment_it_keeps_what_was_synced_and_a_prefix_of_the_rest() {
                 let Ok(bulk) = File::create(w.path("bulk")) else { return };
                 (0..).take_while(|n| bulk.write_all_at(&block, n % 50 * 300_000).is_ok()).count();
             });
-            let pid = w.daemon_pid();
             thread::sleep(Duration::from_micros(rng.u64(100..250_000)));
-            // SAFETY: a plain system call.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+            w.kill_all();
         });
         drop(logs);
         w.detach();

@@ -202,8 +202,7 @@ fn after_the_daemons_death_the_mount_is_removed_like_any_and_mounted_again() {
     for how in ["umount $MNT", "fusermount3 -u $MNT", "$DARNER unmount $MNT"] {
         fs::write(w.path("f"), how).unwrap();
         fs::File::open(w.path("f")).unwrap().sync_all().unwrap();
-        // SAFETY: a plain system call.
-        unsafe { libc::kill(w.daemon_pid(), libc::SIGKILL) };
+        w.kill_all();
         // (What the kernel has cached goes on being answered.)
         eventually("it is dead", || fs::write(w.path("new"), "").is_err());
         let said = w.mount_at_dead();

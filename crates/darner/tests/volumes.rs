@@ -101,9 +101,7 @@ fn a_killed_daemon_goes_on_emptying_a_volume_at_the_next_mount() {
         command.args(["volume", "remove"]).arg(&w.mnt).arg("0").stderr(Stdio::null()).stdout(Stdio::null());
         let mut removing = command.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(15));
-        let pid = w.sh_outside("$DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9");
-        // SAFETY: a plain system call.
-        unsafe { libc::kill(pid.parse().unwrap(), libc::SIGKILL) };
+        w.kill_all();
         w.detach();
         removing.wait().unwrap();
         w.sh_outside("$DARNER mount store $MNT 2>/dev/null || $DARNER mount store-1 $MNT");

@@ -5,6 +5,7 @@ mod check;
 mod clean;
 mod clone;
 mod create;
+pub(crate) mod daemon;
 mod diff;
 mod fileset;
 mod forget;
@@ -17,6 +18,7 @@ mod retain;
 mod snapshot;
 mod status;
 mod unmount;
+mod upgrade;
 mod volume;
 
 use std::io::{IsTerminal, Write};
@@ -66,8 +68,10 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Create(c) => create::run(&c),
         Command::Mount(c) => mount::run(c),
-        Command::Daemon(c) => mount::daemon(c),
+        Command::Daemon(c) => daemon::supervise(&c),
+        Command::Worker(c) => daemon::work(c),
         Command::Unmount(c) => unmount::run(&c),
+        Command::Upgrade(c) => upgrade::run(&c),
         Command::Status(c) => status::run(&c),
         Command::Log(c) => log::run(&c),
         Command::Snapshot(c) => snapshot::run(&c),

@@ -1,24 +1,21 @@
 //! `darner mount`: asks the daemon that has the store, or starts one.
 
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::io::Read;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use darner_fuse::MountOptions;
-use darner_store::OpenOptions;
 
 use crate::cli::{Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
-use crate::{daemon, mounts, xattr};
+use crate::{keeper, mounts, xattr};
+
+use super::daemon;
 
 /// How long to wait for a daemon that is closing the store.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The descriptor on which a started daemon reports; its number is in this variable.
-const READY: &str = "DARNER_READY_FD";
 
 pub fn run(c: Mount) -> Result<()> {
     if c.options.iter().any(|o| o == "remount") {
@@ -49,7 +46,7 @@ pub fn run(c: Mount) -> Result<()> {
         match control::call(&place, &Request::Mount(request.clone()))? {
             Some(Response::Done) => return answers(&request),
             Some(_) => {}
-            None if c.foreground => return serve(&c, place, &request, || ()),
+            None if c.foreground => return daemon::in_foreground(&c, &place, &request),
             None => match start_daemon(&c, &place, &request) {
                 Err(e) if e.to_string().contains("is already open") && start.elapsed() < PATIENCE => {
                     // Its daemon may be closing it, or another mount command started one just now.
@@ -102,7 +99,7 @@ fn answers(request: &MountRequest) -> Result<()> {
 }
 
 /// Folds `-o` options into the others.
-fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
+pub(crate) fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
     let mut r = MountRequest { threads: c.threads, poll_us: c.poll, ..MountRequest::default() };
     for option in std::mem::take(&mut c.options) {
         let (name, value) = option.split_once('=').unwrap_or((&option, ""));
@@ -158,47 +155,15 @@ fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
     Ok((c, r))
 }
 
-fn serve(c: &Mount, place: Place, request: &MountRequest, ready: impl FnOnce()) -> Result<()> {
-    start_log(c)?;
-    let options = OpenOptions { memory: c.memory, read_only: c.read_only, ..OpenOptions::default() };
-    daemon::run(&place, &c.volumes, &options, request, ready)
-}
-
-fn start_log(c: &Mount) -> Result<()> {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
-    match &c.log {
-        Some(path) => {
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            log.with_writer(std::sync::Mutex::new(file.cant(|| format!("open the log {}", path.display()))?)).init();
-        }
-        None => log.with_writer(std::io::stderr).init(),
-    }
-    Ok(())
-}
-
 /// Starts a daemon in the background and waits until it has mounted or says why not.
 fn start_daemon(c: &Mount, place: &Place, request: &MountRequest) -> Result<()> {
     let (mut reader, writer) = std::io::pipe()?;
-    let fd = writer.as_raw_fd();
     let program = std::env::current_exe().cant(|| "find this program".into())?;
-    let mut daemon = Command::new(program);
-    daemon.arg("daemon").args(arguments(c, request)).arg(&place.path).arg(&request.mountpoint);
-    daemon.env(READY, fd.to_string()).current_dir("/");
-    daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // SAFETY: only async-signal-safe calls between fork and exec.
-    unsafe {
-        daemon.pre_exec(move || {
-            libc::setsid();
-            // The pipe is to survive exec, in the daemon only.
-            if libc::fcntl(fd, libc::F_SETFD, 0) == -1 {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
-    let mut child = daemon.spawn().cant(|| "start the daemon".into())?;
+    let command = if c.no_supervisor { "worker" } else { "daemon" };
+    let mut child = keeper::start(&program, command, &arguments(c, place, request), |daemon| {
+        keeper::pass(daemon, daemon::READY, &writer);
+        daemon.stderr(Stdio::null());
+    })?;
     drop(writer);
     let mut report = String::new();
     reader.read_to_string(&mut report)?;
@@ -216,7 +181,8 @@ fn start_daemon(c: &Mount, place: &Place, request: &MountRequest) -> Result<()> 
     }
 }
 
-fn arguments(c: &Mount, r: &MountRequest) -> Vec<std::ffi::OsString> {
+/// The arguments of the daemon.
+pub(crate) fn arguments(c: &Mount, place: &Place, r: &MountRequest) -> Vec<std::ffi::OsString> {
     let mut args: Vec<std::ffi::OsString> = vec![format!("--memory={}", c.memory).into()];
     args.push(format!("--threads={}", r.threads).into());
     args.push(format!("--poll={}", r.poll_us).into());
@@ -242,40 +208,6 @@ fn arguments(c: &Mount, r: &MountRequest) -> Vec<std::ffi::OsString> {
         args.push(format!("-o{name}").into());
     }
     args.extend(r.subtype.as_ref().map(|s| format!("-osubtype={s}").into()));
+    args.extend([place.path.clone().into(), r.mountpoint.clone().into()]);
     args
-}
-
-/// The hidden command that `start_daemon` runs.
-pub fn daemon(c: Mount) -> Result<()> {
-    let fd: i32 = std::env::var(READY).ok().and_then(|v| v.parse().ok()).unwrap_or(-1);
-    // SAFETY: the parent made this descriptor for us alone; nothing else in this process knows it.
-    let report = (fd > 2).then(|| std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-    // SAFETY: as above; programs that the daemon starts (fusermount3) must not hold the pipe open.
-    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-    let (c, request) = settle(c)?;
-    let request = MountRequest { mountpoint: c.mountpoint.clone(), ..request };
-    let place = Place::at(&c.store)?;
-    let tell = |text: &str| {
-        if let Some(mut pipe) = report.as_ref() {
-            let _ = pipe.write_all(text.as_bytes());
-        }
-    };
-    let told = std::cell::Cell::new(false);
-    let report_fd = report.as_ref().map(AsRawFd::as_raw_fd);
-    let outcome = serve(&c, place, &request, || {
-        tell("ready");
-        told.set(true);
-        if let Some(fd) = report_fd {
-            // SAFETY: redirects our own descriptor, so that the reader sees its end.
-            unsafe {
-                let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-                libc::dup3(null, fd, libc::O_CLOEXEC);
-                libc::close(null);
-            }
-        }
-    });
-    if let (Err(e), false) = (&outcome, told.get()) {
-        tell(&e.to_string());
-    }
-    outcome
 }

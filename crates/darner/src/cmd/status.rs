@@ -52,6 +52,16 @@ fn table(s: &Status) -> String {
     line("free", human(s.free_bytes));
     line("objects", s.objects.to_string());
     line("daemon", format!("process {}, version {}, {} resident", s.daemon_pid, s.version, human(s.resident_bytes)));
+    match s.supervisor_pid {
+        Some(pid) if s.restarts > 0 => {
+            line(
+                "supervisor",
+                format!("process {pid}; {} restarts, longest pause {} ms", s.restarts, s.longest_pause_ms),
+            );
+        }
+        Some(pid) => line("supervisor", format!("process {pid}")),
+        None => line("supervisor", "none: the mounts end with the daemon".into()),
+    }
     for v in &s.volumes {
         line("volume", format!("{}: {}, {} of {}", v.id, v.path, human(v.used_bytes), human(v.size_bytes)));
     }

@@ -1,6 +1,6 @@
 //! A store and its mounts for one test: the real program, the real kernel. Whatever the test does, they are gone afterwards.
 //!
-//! A watchdog kills the daemon and detaches the mounts if a test takes too long: then its system calls fail rather than hang.
+//! A watchdog kills the daemons and detaches the mounts if a test takes too long: then its system calls fail rather than hang.
 
 #![allow(dead_code)]
 
@@ -20,6 +20,7 @@ pub const DARNER: &str = env!("CARGO_BIN_EXE_darner");
 
 /// No test may take longer.
 const PATIENCE: Duration = Duration::from_secs(150);
+const LONG_PATIENCE: Duration = Duration::from_secs(1500);
 
 pub struct World {
     pub dir: PathBuf,
@@ -68,8 +69,9 @@ impl World {
         let (stop, stopped) = channel();
         let guarded = dir.clone();
         let watchdog = thread::spawn(move || {
-            if stopped.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                eprintln!("a test took longer than {PATIENCE:?}: its daemons are killed");
+            let patience = if long() { LONG_PATIENCE } else { PATIENCE };
+            if stopped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("a test took longer than {patience:?}: its daemons are killed");
                 clean_up(&guarded);
             }
         });
@@ -120,11 +122,25 @@ impl World {
         self.mount();
     }
 
-    /// Kills the daemon without warning, and takes the dead mount away.
+    /// Kills the daemon and its supervisor without warning, and takes the dead mount away.
     pub fn kill(&self) {
-        // SAFETY: a plain system call.
-        unsafe { libc::kill(self.daemon_pid(), libc::SIGKILL) };
+        self.kill_all();
         self.detach();
+    }
+
+    /// Kills both, neither of which can start the other any more. What uses the mount fails then.
+    pub fn kill_all(&self) {
+        // (A volume may have left the store.)
+        let s: Value = serde_json::from_str(&self.darner(&["status", "--json", self.mnt.to_str().unwrap()])).unwrap();
+        let pids = ["daemon_pid", "supervisor_pid"].map(|name| s[name].as_i64().expect("there are both") as i32);
+        for signal in [libc::SIGSTOP, libc::SIGKILL] {
+            // SAFETY: plain system calls.
+            pids.iter().for_each(|pid| assert_eq!(unsafe { libc::kill(*pid, signal) }, 0));
+        }
+    }
+
+    pub fn supervisor_pid(&self) -> i32 {
+        self.status()["supervisor_pid"].as_i64().unwrap() as i32
     }
 
     /// Takes a dead mount away.
@@ -189,6 +205,11 @@ impl World {
         command.output().unwrap()
     }
 
+    /// That the daemons complained is what the test wanted.
+    pub fn forgive_errors(&self) {
+        let _ = std::fs::remove_file(self.dir.join("daemon.log"));
+    }
+
     /// What the daemons wrote to their log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default()
@@ -207,20 +228,26 @@ fn detach(mountpoint: &Path) {
 
 /// Kills the daemons whose command line names the directory, and detaches all that is mounted in it.
 fn clean_up(dir: &Path) {
+    // Stopped first: none is to start another.
+    signal_daemons(dir, libc::SIGSTOP);
+    signal_daemons(dir, libc::SIGKILL);
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mounts = table.lines().filter_map(|l| l.split(' ').nth(1)).map(PathBuf::from);
+    mounts.filter(|m| m.starts_with(dir)).for_each(|m| detach(&m));
+}
+
+fn signal_daemons(dir: &Path, signal: i32) {
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        let ours = words.get(1) == Some(&&b"daemon"[..])
+        let ours = [&b"daemon"[..], b"worker"].iter().any(|name| words.get(1) == Some(name))
             && words.iter().any(|w| w.starts_with(dir.join("store").as_os_str().as_bytes()));
         if ours {
             // SAFETY: a plain system call.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+            unsafe { libc::kill(pid, signal) };
         }
     }
-    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mounts = table.lines().filter_map(|l| l.split(' ').nth(1)).map(PathBuf::from);
-    mounts.filter(|m| m.starts_with(dir)).for_each(|m| detach(&m));
 }
 
 impl Drop for World {

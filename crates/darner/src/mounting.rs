@@ -1,0 +1,284 @@
+//! Making mounts, and going on with those of a process that was killed or made way: without a handshake, from what was kept of
+//! them, after which the kernel sends again what it had got no answer to.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use darner_fs::{Inode, Node, ROOT, Tid};
+use darner_fuse::{Config, MountOptions, Session, abi};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::control::{MountLine, MountRequest};
+use crate::daemon::{Daemon, Mount, State};
+use crate::error::{Failure, Result};
+use crate::frontend::{Frontend, nameless};
+use crate::keeper::Items;
+use crate::mounts;
+use crate::nodes::Nodes;
+use crate::receipts::{MountMemory, Receipts, THREADS_MAX};
+use crate::supervisor::MOUNT;
+use crate::when::local;
+
+/// The kernel's readahead for a mount, bytes.
+const READAHEAD: u32 = 1 << 20;
+/// What the name of a mount's memory begins with.
+const MEMORY: &str = "memory ";
+
+/// What the next process is to know of a mount.
+#[derive(Clone, Serialize, Deserialize)]
+struct Kept {
+    request: MountRequest,
+    /// What it shows: the number of an inode, and as of which tid.
+    root: u64,
+    as_of: Option<u64>,
+    source: PathBuf,
+    /// Whether another mount may change what it shows.
+    shared: bool,
+    read_only: bool,
+    /// The outcome of the handshake.
+    negotiated: String,
+}
+
+impl Kept {
+    fn top(&self) -> Node {
+        let root = Inode::from_number(self.root);
+        self.as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, Tid(tid)))
+    }
+}
+
+impl Daemon {
+    /// Mounts, and returns when the mount answers.
+    pub(crate) fn mount(self: &Arc<Daemon>, m: &MountRequest) -> Result<()> {
+        let (root, as_of) = self.root_for(m)?;
+        let live = as_of.is_none();
+        let read_only = m.read_only || !live || self.store().is_read_only();
+        let shared = {
+            let state = self.state.lock();
+            if live && !m.read_only {
+                self.may_write(&state, root)?;
+            }
+            // Nothing but the one writable mount of a fileset changes its live tree.
+            live && read_only && !self.store().is_read_only()
+        };
+        let top = as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, tid));
+        self.fs.getattr(top)?;
+        let source = self.path();
+        if self.volumes.lock().iter().any(|v| v.place().path.starts_with(&m.mountpoint)) {
+            return Err(Failure::new("the store and the mount point must not lie within each other"));
+        }
+        let mut options = MountOptions {
+            source: source.display().to_string(),
+            subtype: Some(m.subtype.clone().unwrap_or_else(|| "darner".into())),
+            read_only,
+            nosuid: m.nosuid,
+            nodev: m.nodev,
+            noexec: m.noexec,
+            ..MountOptions::default()
+        };
+        options.allow_other = m.allow_other.unwrap_or(options.allow_other);
+        let pin = self.fs.pin(top)?;
+        let memory = MountMemory::new()?;
+        let fd = darner_fuse::mount(&m.mountpoint, &options)?;
+        let mut config = Config::default();
+        if m.writeback && !read_only {
+            config = config.with(abi::init::WRITEBACK_CACHE);
+        }
+        if shared {
+            config = config.without(abi::init::EXPLICIT_INVAL_DATA).with(abi::init::AUTO_INVAL_DATA);
+        }
+        let session = Session::init(fd, config).inspect_err(|_| {
+            let _ = darner_fuse::unmount(&m.mountpoint, true);
+        })?;
+        tracing::info!(mountpoint = %m.mountpoint.display(), negotiated = %session.negotiated(), "mounted");
+        let negotiated = session.negotiated().to_string();
+        let as_of = as_of.map(|tid| tid.0);
+        let kept = Kept { request: m.clone(), root: root.number(), as_of, source, shared, read_only, negotiated };
+        self.keep(&kept, &session, &memory)?;
+        let receipts = Receipts::new(&memory, Tid::ZERO);
+        self.serve_mount(session, &kept, pin, &memory, receipts)?;
+        // SAFETY: this call can't fail.
+        if unsafe { libc::geteuid() } == 0
+            && let Err(e) = darner_fuse::set_readahead(&m.mountpoint, READAHEAD)
+        {
+            tracing::debug!("readahead stays as it is: {e}");
+        }
+        Ok(())
+    }
+
+    /// From now on the mount outlives this process, if the kernel can send requests again.
+    fn keep(&self, kept: &Kept, session: &Session, memory: &MountMemory) -> Result<()> {
+        if session.negotiated().flags & abi::init::HAS_RESEND == 0 {
+            tracing::warn!("this kernel (before 6.9) sends no request again: the mount ends with this process");
+            return Ok(());
+        }
+        let at = kept.request.mountpoint.display();
+        self.keeper.keep(&format!("{MEMORY}{at}"), "", memory.shared())?;
+        self.keeper.keep(&format!("{MOUNT}{at}"), &serde_json::to_string(kept)?, &session.duplicate()?)
+    }
+
+    fn let_go(&self, mountpoint: &Path) {
+        let at = mountpoint.display();
+        self.keeper.drop(&format!("{MOUNT}{at}"));
+        self.keeper.drop(&format!("{MEMORY}{at}"));
+    }
+
+    /// Goes on with the mounts that a process before this had. Those with which that fails are ended.
+    pub(crate) fn go_on(self: &Arc<Daemon>, mut items: Items) -> Result<()> {
+        // What is newer has not been committed by that process.
+        let last = self.store().tid();
+        let names: Vec<String> = items.keys().filter_map(|key| key.strip_prefix(MOUNT).map(String::from)).collect();
+        let mut unanswered = Vec::new();
+        for name in names {
+            let memory = items.remove(&format!("{MEMORY}{name}")).map(|item| item.fd);
+            let item = items.remove(&format!("{MOUNT}{name}")).expect("its name was in the list");
+            if let Err(e) = self.adopt(&item.text, item.fd, memory, last, &mut unanswered) {
+                tracing::error!("the mount {name} ends: {e}");
+                self.let_go(Path::new(&name));
+            }
+        }
+        // Whom a forgotten file was reported to may not have come to see to it. (One that was made without a name and not
+        // answered is known to the kernel only then.)
+        let orphans = self.fs.orphans();
+        self.reaper.look_at(orphans.into_iter().filter(|ino| !unanswered.contains(ino)));
+        tracing::info!(tid = %last, mounts = self.state.lock().mounts.len(), "goes on");
+        Ok(())
+    }
+
+    fn adopt(
+        self: &Arc<Daemon>,
+        text: &str,
+        fd: OwnedFd,
+        memory: Option<OwnedFd>,
+        last: Tid,
+        unanswered: &mut Vec<Inode>,
+    ) -> Result<()> {
+        let kept: Kept = serde_json::from_str(text)?;
+        let session = Session::adopt(fd, kept.negotiated.parse()?)?;
+        let memory = memory.map(MountMemory::adopt).transpose()?.flatten();
+        let memory = memory.ok_or_else(|| Failure::new("what was remembered of it is of another version"))?;
+        let receipts = Receipts::new(&memory, last);
+        unanswered.extend(receipts.results().into_iter().filter_map(nameless));
+        let pin = self.fs.pin(kept.top())?;
+        // Before anything is read: what is read after that has not been read by this process before.
+        session.resend()?;
+        self.serve_mount(session, &kept, pin, &memory, receipts)
+    }
+
+    fn serve_mount(
+        self: &Arc<Daemon>,
+        session: Session,
+        kept: &Kept,
+        pin: Option<darner_store::Pin>,
+        memory: &MountMemory,
+        receipts: Receipts,
+    ) -> Result<()> {
+        let (m, root, as_of) = (&kept.request, Inode::from_number(kept.root), kept.as_of.map(Tid));
+        let notifier = session.notifier();
+        // Not from a serving thread: invalidation may wait for requests that only those can answer.
+        let (stale, ids) = std::sync::mpsc::channel::<u64>();
+        thread::Builder::new().name("notifier".into()).spawn(move || {
+            for id in ids {
+                if let Err(e) = notifier.inval_inode(id, 0, 0) {
+                    tracing::debug!("inode {id}: {e}");
+                }
+            }
+        })?;
+        let stale = Mutex::new(stale);
+        let notifier = session.notifier();
+        let nodes = Arc::new(Nodes::new(root, as_of, memory));
+        let frontend = Frontend::new(
+            self.fs.clone(),
+            nodes.clone(),
+            receipts,
+            self.reaper.clone(),
+            kept.shared,
+            kept.read_only,
+            Box::new(move |id| {
+                let _ = stale.lock().send(id);
+            }),
+        );
+        let line = MountLine {
+            mountpoint: m.mountpoint.clone(),
+            fileset: m.fileset.clone().filter(|_| root != ROOT),
+            as_of: as_of.map(|t| t.to_string()),
+            as_of_time: as_of.map(local),
+            read_only: kept.read_only,
+        };
+        let listener = self.listen_at(&m.mountpoint);
+        let listener = listener.inspect_err(|e| tracing::warn!("only volumes lead commands here: {e}")).ok();
+        let (live, source) = (as_of.is_none(), kept.source.clone());
+        let mount = Mount { line, live, root, notifier, nodes, source, _listener: listener, _pin: pin };
+        self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
+        let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
+        let (threads, poll) = (m.threads.clamp(2, THREADS_MAX), Duration::from_micros(m.poll_us));
+        thread::Builder::new().name("serve".into()).spawn(move || {
+            match session.run(threads, poll, &frontend) {
+                Ok(_) => tracing::info!(mountpoint = %mountpoint.display(), "unmounted"),
+                Err(e) => tracing::error!(mountpoint = %mountpoint.display(), "serving ended: {e}"),
+            }
+            if !daemon.store().is_read_only()
+                && let Err(e) = daemon.fs.sync()
+            {
+                tracing::error!("the last writes may be lost: {e}");
+            }
+            daemon.state.lock().mounts.remove(&mountpoint);
+            // What only this mount had open can go. (If it was the last one, the next to open the store does it.)
+            daemon.reaper.look_at(daemon.fs.orphans());
+            daemon.let_go(&mountpoint);
+            daemon.changed.notify_all();
+        })?;
+        Ok(())
+    }
+
+    /// What a mount is to show: below which root, and as of when.
+    pub(crate) fn root_for(&self, m: &MountRequest) -> Result<(Inode, Option<Tid>)> {
+        let named = |name: &str, at: Tid| {
+            self.fs.fileset_named(name, at).map_err(|e| Failure::new(format!("fileset {name:?}: {e}")))
+        };
+        let root = |at: Tid| m.fileset.as_deref().map_or(Ok(ROOT), |name| named(name, at));
+        let Some(when) = &m.as_of else { return Ok((root(Tid::MAX)?, None)) };
+        // (One that is gone has no labels.)
+        let labels = root(Tid::MAX).unwrap_or(ROOT).fileset;
+        let tid = self.moment(labels, when)?;
+        Ok((root(tid)?, Some(tid)))
+    }
+
+    /// Whether a mount that is in the way has been taken away already, and only we have not seen the end of it.
+    pub(crate) fn one_is_leaving(&self, m: &MountRequest) -> Result<bool> {
+        let table = mounts::all()?;
+        let state = self.state.lock();
+        let there = |at: &Path, o: &Mount| table.iter().any(|t| t.mountpoint == at && t.source == o.source);
+        let in_the_way = |at: &Path, o: &Mount| at == m.mountpoint || (!m.read_only && o.writes());
+        Ok(state.mounts.iter().any(|(at, o)| in_the_way(at, o) && !there(at, o)))
+    }
+
+    /// Whether a writable mount of what is below a root may be added. What a mount's kernel has cached is true as long as
+    /// nobody changes it elsewhere.
+    fn may_write(&self, state: &State, root: Inode) -> Result<()> {
+        let path = self.path();
+        let path = path.display();
+        if self.store().is_read_only() {
+            return Err(Failure::new(format!(
+                "{path} is mounted read-only; unmount that before it is mounted writable"
+            )));
+        }
+        let Some(other) = state.mounts.values().find(|o| o.writes() && o.shows(root)) else { return Ok(()) };
+        let at = other.line.mountpoint.display();
+        Err(Failure::new(match &other.line.fileset {
+            _ if other.root == root => {
+                format!("{path} is mounted on {at} already; further mounts of it need --read-only or --as-of")
+            }
+            Some(name) => format!(
+                "the fileset {name} of {path} is mounted on {at} by itself: beside it, the whole needs --read-only or --as-of"
+            ),
+            None => format!(
+                "the whole of {path} is mounted on {at} already: beside it, a fileset by itself needs --read-only or \
+                 --as-of (or bind-mount its directory: mount --bind)"
+            ),
+        }))
+    }
+}

@@ -1,0 +1,374 @@
+//! The process that outlives the one that serves: it keeps descriptors (of /dev/fuse, of memory, of locks, of the sockets where
+//! commands arrive) and starts the next worker when one dies. It opens no store and reads no request; one loop, one thread.
+//!
+//! A worker that crashes again and again is given up: then all that is asked of its mounts is answered with EIO rather than never,
+//! until `darner upgrade` asks for another try or the mounts are taken away.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use crate::control::{self, Request, Response};
+use crate::error::{Context, Failure, Result};
+use crate::keeper::{self, Hear, Item, Items, Say, Stats};
+
+/// What the names of things that are kept begin with: a mount's connection, and a socket where commands arrive.
+pub const MOUNT: &str = "mount ";
+/// See [`MOUNT`].
+pub const LISTENER: &str = "listener ";
+
+/// Pauses before a worker that has crashed is started again; then it is given up.
+const PAUSES_MS: [u64; 5] = [0, 100, 500, 1000, 2000];
+/// One that was killed is not at fault: that many times in a row before it served.
+const KILLS_MAX: u32 = 100;
+/// A worker that has served so long did not crash at its start.
+const WELL: Duration = Duration::from_secs(30);
+
+const GIVEN_UP: &str = "the daemon of this store crashed again and again, and was given up (see its log): `darner upgrade MNT` starts it again";
+
+enum Worker {
+    Child(Child),
+    /// Another supervisor started it.
+    Other,
+}
+
+struct Running {
+    worker: Worker,
+    /// Readable when it has ended.
+    pidfd: OwnedFd,
+    socket: OwnedFd,
+    socket_open: bool,
+    serving: Option<Instant>,
+    /// It said that it would end, and whether another is to follow.
+    next: Option<Option<PathBuf>>,
+}
+
+struct Supervisor {
+    program: PathBuf,
+    /// The one before an upgrade that has not proved itself yet.
+    fallback: Option<PathBuf>,
+    arguments: Vec<OsString>,
+    items: Items,
+    stats: Stats,
+    crashes: usize,
+    kills: u32,
+    died: Option<Instant>,
+    ever_served: bool,
+    signals: OwnedFd,
+}
+
+/// Starts a worker with these arguments (or watches the one whose supervisor died) and sees to it that there is one, until one ends
+/// in order. `ready`: where the first one tells how it went. Returns how the last one ended.
+pub fn run(arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Result<i32> {
+    let mut supervisor = Supervisor {
+        program: keeper::program()?,
+        fallback: None,
+        arguments,
+        items: Items::new(),
+        stats: Stats::default(),
+        crashes: 0,
+        kills: 0,
+        died: None,
+        ever_served: false,
+        signals: signals()?,
+    };
+    let mut running = match std::env::var(keeper::WORKER).ok().and_then(|v| v.parse().ok()) {
+        Some(pid) => supervisor.take_over(pid)?,
+        None => supervisor.start(ready)?,
+    };
+    loop {
+        let status = supervisor.watch(&mut running)?;
+        if let Some(code) = supervisor.is_over(&running, status) {
+            return Ok(code);
+        }
+        supervisor.died = Some(Instant::now());
+        supervisor.learn(&running, status);
+        drop(running);
+        running = loop {
+            if !supervisor.may_start() {
+                tracing::error!(
+                    "the worker crashed {} times in a row and is given up: what is asked of its mounts fails with EIO; `darner upgrade MNT` starts it again",
+                    supervisor.crashes
+                );
+                match supervisor.refuse()? {
+                    true => (supervisor.crashes, supervisor.kills) = (0, 0),
+                    false => return Ok(1),
+                }
+            }
+            match supervisor.start(None) {
+                Ok(running) => break running,
+                Err(e) => {
+                    tracing::error!("{e}");
+                    supervisor.crashes += 1;
+                    supervisor.fall_back();
+                }
+            }
+        };
+    }
+}
+
+impl Supervisor {
+    fn start(&mut self, ready: Option<OwnedFd>) -> Result<Running> {
+        let (socket, theirs) = keeper::pair()?;
+        let child = keeper::start(&self.program, "worker", &self.arguments, |command| {
+            keeper::pass(command, keeper::SOCKET, &theirs);
+            if let Some(ready) = &ready {
+                keeper::pass(command, crate::cmd::daemon::READY, ready);
+            }
+        })?;
+        let pidfd = pidfd(child.id())?;
+        let worker = Worker::Child(child);
+        Ok(Running { worker, pidfd, socket, socket_open: true, serving: None, next: None })
+    }
+
+    fn take_over(&mut self, pid: u32) -> Result<Running> {
+        let socket = keeper::inherited(keeper::SOCKET).ok_or_else(|| Failure::new("there is no worker to watch"))?;
+        self.ever_served = true;
+        let worker = Worker::Other;
+        Ok(Running { worker, pidfd: pidfd(pid)?, socket, socket_open: true, serving: None, next: None })
+    }
+
+    /// Serves the worker until it has ended; `None`: how, is not known.
+    fn watch(&mut self, r: &mut Running) -> Result<Option<ExitStatus>> {
+        loop {
+            let socket = if r.socket_open { r.socket.as_raw_fd() } else { -1 };
+            let [said, ended, signalled] = poll([socket, r.pidfd.as_raw_fd(), self.signals.as_raw_fd()])?;
+            if signalled {
+                self.forward(r);
+            }
+            // Its last words are heard before its end is.
+            if said {
+                r.socket_open = self.hear(r);
+            } else if ended {
+                return Ok(match &mut r.worker {
+                    Worker::Child(child) => Some(child.wait()?),
+                    Worker::Other => None,
+                });
+            }
+        }
+    }
+
+    /// A message of the worker; `false`: there will be no more.
+    fn hear(&mut self, r: &mut Running) -> bool {
+        match keeper::receive::<Say>(&r.socket) {
+            Ok(Some((said, fd))) => {
+                if let Err(e) = self.heed(r, said, fd) {
+                    tracing::warn!("worker: {e}");
+                }
+                true
+            }
+            Ok(None) => false,
+            Err(e) => {
+                tracing::warn!("worker: {e}");
+                false
+            }
+        }
+    }
+
+    fn heed(&mut self, r: &mut Running, said: Say, fd: Option<OwnedFd>) -> Result<()> {
+        match (said, fd) {
+            (Say::List, _) => {
+                for (key, item) in &self.items {
+                    let out = Hear::Item { key: key.clone(), text: item.text.clone() };
+                    keeper::send(&r.socket, &out, Some(item.fd.as_fd()))?;
+                }
+                keeper::send(&r.socket, &Hear::End { stats: self.stats, pid: std::process::id() }, None)?;
+            }
+            (Say::Keep { key, text }, Some(fd)) => drop(self.items.insert(key, Item { text, fd })),
+            (Say::Keep { key, .. }, None) => return Err(Failure::new(format!("{key} came without a descriptor"))),
+            (Say::Drop { key }, _) => drop(self.items.remove(&key)),
+            (Say::Serving { stats }, _) => {
+                self.stats.restarts = self.stats.restarts.max(stats.restarts);
+                self.stats.longest_pause_ms = self.stats.longest_pause_ms.max(stats.longest_pause_ms);
+                if let Some(died) = self.died.take() {
+                    let pause = died.elapsed().as_millis() as u64;
+                    self.stats.longest_pause_ms = self.stats.longest_pause_ms.max(pause);
+                    tracing::info!(pause_ms = pause, "served again");
+                }
+                (self.ever_served, self.kills, self.fallback) = (true, 0, None);
+                r.serving = Some(Instant::now());
+            }
+            (Say::Next { program }, _) => r.next = Some(Some(program)),
+            (Say::Bye, _) => r.next = Some(None),
+        }
+        Ok(())
+    }
+
+    /// Whoever ends us means the worker.
+    fn forward(&self, r: &Running) {
+        // SAFETY: signalfd_siginfo is plain data; the read fills it.
+        let info = unsafe {
+            let mut info: libc::signalfd_siginfo = std::mem::zeroed();
+            let n = libc::read(self.signals.as_raw_fd(), (&raw mut info).cast(), size_of_val(&info));
+            if n < size_of_val(&info) as isize { None } else { Some(info) }
+        };
+        if info.is_some() {
+            let signal = libc::SIGTERM;
+            // SAFETY: plain system call; the pidfd is the worker's, whatever its number is by now.
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, r.pidfd.as_raw_fd(), signal, 0, 0) };
+        }
+    }
+
+    /// The exit code, if the worker's end is that of all.
+    fn is_over(&self, r: &Running, status: Option<ExitStatus>) -> Option<i32> {
+        let code = status.and_then(|s| s.code()).unwrap_or(1);
+        let over = matches!(r.next, Some(None)) || !self.ever_served || self.items.is_empty();
+        over.then_some(code)
+    }
+
+    fn learn(&mut self, r: &Running, status: Option<ExitStatus>) {
+        use std::os::unix::process::ExitStatusExt;
+        self.stats.restarts += 1;
+        if let Some(Some(program)) = &r.next {
+            tracing::info!(program = %program.display(), "the worker makes way for the next one");
+            self.fallback = Some(std::mem::replace(&mut self.program, program.clone())).filter(|old| old != program);
+            (self.crashes, self.kills) = (0, 0);
+            return;
+        }
+        let well = r.serving.is_some_and(|since| since.elapsed() >= WELL);
+        let killed = status.is_none_or(|s| s.signal() == Some(libc::SIGKILL));
+        match status {
+            Some(status) => tracing::warn!("the worker ended ({status}); another one is started"),
+            None => tracing::warn!("the worker ended; another one is started"),
+        }
+        if well {
+            (self.crashes, self.kills) = (0, 0);
+        }
+        match killed {
+            true => self.kills += u32::from(r.serving.is_none()),
+            false => self.crashes += 1,
+        }
+        if r.serving.is_none() {
+            self.fall_back();
+        }
+    }
+
+    /// The program that an upgrade brought never served.
+    fn fall_back(&mut self) {
+        if let Some(old) = self.fallback.take() {
+            tracing::warn!("the program before is tried again: {}", old.display());
+            self.program = old;
+        }
+    }
+
+    /// Waits as long as is fit after the last crash; `false`: there were too many.
+    fn may_start(&self) -> bool {
+        if self.kills >= KILLS_MAX {
+            return false;
+        }
+        if self.crashes == 0 {
+            return true;
+        }
+        let Some(pause) = PAUSES_MS.get(self.crashes - 1) else { return false };
+        std::thread::sleep(Duration::from_millis(*pause));
+        true
+    }
+
+    /// Answers everything with an error, until another try is asked for (`true`) or no mount is left.
+    fn refuse(&mut self) -> Result<bool> {
+        for (_, item) in self.items.iter().filter(|(key, _)| key.starts_with(MOUNT)) {
+            // What the worker had read is asked again.
+            if let Err(e) = darner_fuse::resend(&item.fd) {
+                tracing::warn!("{e}");
+            }
+        }
+        loop {
+            if !self.items.keys().any(|key| key.starts_with(MOUNT)) {
+                return Ok(false);
+            }
+            let waits = |(key, item): (&String, &Item)| (key.clone(), item.fd.as_raw_fd());
+            let interesting = |key: &str| key.starts_with(MOUNT) || key.starts_with(LISTENER);
+            let watched: Vec<(String, RawFd)> =
+                self.items.iter().filter(|(key, _)| interesting(key)).map(waits).collect();
+            let mut fds: Vec<RawFd> = watched.iter().map(|(_, fd)| *fd).collect();
+            fds.push(self.signals.as_raw_fd());
+            let ready = poll_all(&fds)?;
+            if ready[watched.len()] {
+                return Ok(false);
+            }
+            for ((key, _), _) in watched.iter().zip(&ready).filter(|(_, ready)| **ready) {
+                let item = &self.items[key];
+                if key.starts_with(MOUNT) {
+                    match darner_fuse::refuse_all(&item.fd, libc::EIO) {
+                        Ok(true) => {}
+                        Ok(false) => drop(self.items.remove(key)),
+                        Err(e) => {
+                            tracing::error!("{key}: {e}");
+                            self.items.remove(key);
+                        }
+                    }
+                } else if let Some(program) = answer(&item.fd) {
+                    self.program = program;
+                    return Ok(true);
+                }
+            }
+        }
+    }
+}
+
+/// Answers a command while there is no worker; the program to try next, if it asks for that.
+fn answer(listener: &OwnedFd) -> Option<PathBuf> {
+    let answer = || -> Result<Option<PathBuf>> {
+        let listener = UnixListener::from(listener.try_clone()?);
+        let (stream, _): (UnixStream, _) = listener.accept()?;
+        let (program, said) = match control::receive(&stream)? {
+            Request::Upgrade { program } => (Some(program), Response::Closing),
+            _ => (None, Response::GivenUp(GIVEN_UP.into())),
+        };
+        control::answer(&stream, &said)?;
+        Ok(program)
+    };
+    answer().unwrap_or_else(|e| {
+        tracing::debug!("{e}");
+        None
+    })
+}
+
+fn pidfd(pid: u32) -> Result<OwnedFd> {
+    // SAFETY: a plain system call.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error()).cant(|| format!("watch process {pid}"));
+    }
+    // SAFETY: the descriptor is new and ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// The signals that mean *end*, as something to read.
+fn signals() -> Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset; the descriptor is new and ours.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(std::io::Error::last_os_error().into()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+fn poll<const N: usize>(fds: [RawFd; N]) -> Result<[bool; N]> {
+    let ready = poll_all(&fds)?;
+    Ok(std::array::from_fn(|n| ready[n]))
+}
+
+/// Waits until there is something to read from one of them; negative ones are passed over.
+fn poll_all(fds: &[RawFd]) -> Result<Vec<bool>> {
+    let mut waits: Vec<libc::pollfd> =
+        fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+    loop {
+        // SAFETY: an array of pollfds, ours for the call.
+        match unsafe { libc::poll(waits.as_mut_ptr(), waits.len() as libc::nfds_t, -1) } {
+            -1 if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            -1 => return Err(std::io::Error::last_os_error().into()),
+            _ => return Ok(waits.iter().map(|w| w.revents != 0).collect()),
+        }
+    }
+}
