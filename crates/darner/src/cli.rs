@@ -51,6 +51,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Read and verify everything in a store that is not mounted; changes nothing
     Check(Check),
+    /// Derive the index of a store that is not mounted anew from its segments
+    Rebuild(Rebuild),
     /// Measure speed beside other filesystems on the same disk, or as a store grows
     Bench(Bench),
     /// Write the man pages to a directory
@@ -479,6 +481,24 @@ pub struct Check {
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner rebuild`
+///
+/// A mount does the same by itself where the index is lost or damaged.
+#[derive(Args, Debug)]
+pub struct Rebuild {
+    /// The store
+    pub store: PathBuf,
+    /// Where a volume of the store is that has moved (may be given several times)
+    #[arg(long = "volume", value_name = "PATH")]
+    pub volumes: Vec<PathBuf>,
+    /// Memory for it: beyond that, it goes by way of the disk
+    #[arg(long, value_parser = size, default_value = "256M")]
+    pub memory: u64,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -114,7 +114,13 @@ pub fn run(
     };
     let shelter = shelter(&keeper, &mut items, options.read_only)?;
     let listeners = take_listeners(&mut items);
-    let (store, held) = place.open(&others, &OpenOptions { shelter, ..options.clone() })?;
+    let mut told = Instant::now();
+    let (store, held) = place.open(&others, &OpenOptions { shelter, ..options.clone() }, &mut |a| {
+        if told.elapsed() > Duration::from_secs(2) {
+            told = Instant::now();
+            tracing::info!(done = a.done, total = a.total, "deriving the index");
+        }
+    })?;
     let fs = Arc::new(Fs::open(store.clone())?);
     if !store.is_read_only() && !goes_on {
         let n = fs.reap_orphans(now_ns())?;

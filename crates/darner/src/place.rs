@@ -16,7 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use darner_store::volume::{DirVolume, FileDisk, RawVolume, Volume, VolumeEntry};
-use darner_store::{CreateOptions, Identity, OpenOptions, Store, identify};
+use darner_store::{Advance, CreateOptions, Identity, OpenOptions, Store, identify};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHasher;
@@ -133,10 +133,16 @@ impl Place {
         })
     }
 
-    /// Opens the store; it is this process's as long as the locks last. `others`: as for [`Place::find`].
-    pub fn open(&self, others: &[PathBuf], options: &OpenOptions) -> Result<(Arc<Store>, Vec<Held>)> {
+    /// Opens the store; it is this process's as long as the locks last. `others`: as for [`Place::find`]. `each` is told how far
+    /// it is, where the index is derived anew.
+    pub fn open(
+        &self,
+        others: &[PathBuf],
+        options: &OpenOptions,
+        each: &mut dyn FnMut(Advance),
+    ) -> Result<(Arc<Store>, Vec<Held>)> {
         let (volumes, held) = self.hold(others, !options.read_only)?;
-        let store = Store::open_volumes(&volumes, options)?;
+        let store = Store::open_telling(&volumes, options, each)?;
         Ok((Arc::new(store), held))
     }
 

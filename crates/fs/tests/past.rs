@@ -17,7 +17,7 @@ use darner_fs::{FilesetId, Fs, Inode, MAIN, Node, ObjectId, Tid};
 use darner_store::retain::FOREVER;
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
-use darner_store::{Grid, OpenOptions, Progress, Step, Store};
+use darner_store::{Grid, IndexFrom, OpenOptions, Progress, Step, Store};
 use harness::{GoneName, Harness, Tree};
 
 const OPS: u64 = 1000;
@@ -282,7 +282,7 @@ impl Past<'_> {
     /// Makes the index anew from the segments, for one who only looks, and compares that.
     fn rebuild(&mut self) {
         self.h.fs().sync().unwrap();
-        let options = OpenOptions { read_only: true, from_segments: true, ..OpenOptions::default() };
+        let options = OpenOptions { read_only: true, index: IndexFrom::Segments, ..OpenOptions::default() };
         let volume = Arc::new(RawVolume::new(Arc::new(self.disk.clone())));
         let anew = Fs::open(Arc::new(Store::open(volume, &options).unwrap())).unwrap();
         let mut findings = anew.check().unwrap().findings;

@@ -184,7 +184,7 @@ impl Store {
     }
 
     /// Whether the first and last byte that a span needs are still in its segment.
-    fn is_kept(&self, s: &Span) -> bool {
+    pub(crate) fn is_kept(&self, s: &Span) -> bool {
         let (at, n) = extent::needed(&s.place, s.len as usize);
         let regions = self.regions.read();
         let kept = |byte: u64| regions.get(&s.place.region).is_some_and(|r| r.next_kept(byte) == byte);

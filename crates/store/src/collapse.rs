@@ -700,6 +700,7 @@ impl Store {
         let mut outputs = [RunWriter::default(), RunWriter::default()];
         let (mut written, mut read) = (0, 0u64);
         let mut last: Vec<u8> = Vec::new();
+        let mut with_attr: Vec<u8> = Vec::new();
         let mut more = false;
         let outcome = (|| {
             while let Some(e) = merged.next()? {
@@ -713,6 +714,9 @@ impl Store {
                     self.flush_locked(state)?;
                 }
                 last.clone_from(&e.key);
+                if state.deriving && self.is_left_over(&mut with_attr, &e) {
+                    continue;
+                }
                 while let Some(g) = ghosts.next_if(|g| g.from <= e.key) {
                     outputs[0].ghost(g);
                 }

@@ -91,3 +91,14 @@ pub enum Error {
     #[error("the store stopped accepting writes after: {0}")]
     Stopped(Box<Error>),
 }
+
+impl Error {
+    /// Whether what was asked for is not there, or not what was written: asking again is no use.
+    pub(crate) fn is_lost(&self) -> bool {
+        match self {
+            Error::Corrupt { .. } => true,
+            Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+}

@@ -32,6 +32,7 @@ mod moving;
 mod pack;
 mod quota;
 mod readahead;
+mod rebuild;
 mod receipt;
 mod recover;
 #[cfg(test)]
@@ -60,6 +61,7 @@ pub use fileset::{CATALOGUE, Lineage};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
 pub use moving::Move;
+pub use rebuild::IndexFrom;
 pub use receipt::Receipt;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
 pub use retain::{Grid, Pin, Retention, Step, WhenFull};

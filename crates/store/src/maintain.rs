@@ -71,6 +71,10 @@ pub(crate) struct State {
     pub damaged: HashSet<u64>,
     /// Segments that held what is to be forgotten, as passes found, and were not cleaned since.
     pub forgotten: HashSet<u64>,
+    /// Of what was dropped, and is in no table: they go with the next flush.
+    pub ghosts: Vec<Ghost>,
+    /// The index is being derived: nothing names its tables before it is whole.
+    pub deriving: bool,
 }
 
 impl State {
@@ -138,6 +142,29 @@ impl Store {
         if self.read_only {
             return Ok(Progress::Idle);
         }
+        let outcome = self.step_urgent();
+        if !matches!(outcome, Ok(Progress::Worked)) {
+            self.tell_of_rot()?;
+        }
+        outcome
+    }
+
+    /// Sees to it that an index in which rot was found is derived anew by the next open.
+    fn tell_of_rot(&self) -> Result<()> {
+        let _one = self.maintenance.lock();
+        let levels = self.index.read().levels.clone();
+        for t in levels.tables() {
+            if t.tell_of_rot()? {
+                let id = t.reference().region.id;
+                tracing::error!(
+                    "region {id:x}, a table of the index, is damaged: the next mount derives the index anew from the segments"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn step_urgent(&self) -> Result<Progress> {
         self.prepare_segment()?;
         let mut state = self.maintenance.lock();
         self.trim_segments()?;
@@ -145,22 +172,30 @@ impl Store {
             self.flush_locked(&mut state)?;
             return Ok(Progress::Worked);
         }
+        if self.step_merge(&mut state)? {
+            return Ok(Progress::Worked);
+        }
+        self.bury(&mut state)?;
+        Ok(Progress::Idle)
+    }
+
+    /// Merges runs, if that is due; says whether it was.
+    pub(crate) fn step_merge(&self, state: &mut State) -> Result<bool> {
         let levels = self.index.read().levels.clone();
         let in_pass = |r: &Run| state.pass.as_ref().is_some_and(|p| p.has(r));
         // A pass has all runs behind those that were flushed since it began.
         let free = levels.live.iter().position(in_pass).unwrap_or(levels.live.len());
         if let Some(n) = merge_choice(&levels.live[..free]) {
-            self.merge(&mut state, Family::Live, levels.live[..n].to_vec())?;
-            return Ok(Progress::Worked);
+            self.merge(state, Family::Live, levels.live[..n].to_vec())?;
+            return Ok(true);
         }
         let mut by_size: Vec<Run> = levels.history.iter().filter(|r| !in_pass(r)).cloned().collect();
         by_size.sort_by_key(Run::len);
         if let Some(n) = merge_choice(&by_size) {
-            self.merge(&mut state, Family::History, by_size[..n].to_vec())?;
-            return Ok(Progress::Worked);
+            self.merge(state, Family::History, by_size[..n].to_vec())?;
+            return Ok(true);
         }
-        self.bury(&mut state)?;
-        Ok(Progress::Idle)
+        Ok(false)
     }
 
     /// Flushes the index so that the next open replays nothing.
@@ -262,8 +297,9 @@ impl Store {
         self.log.sync_all()?;
         let levels = self.index.read().levels.clone();
         let entries = vec![Box::new(frozen.entries().map(Ok)) as Source];
+        let ghosts = state.ghosts.clone();
         let (new_live, new_history) =
-            self.write_tables(entries, Vec::new(), Family::Live, levels.live.is_empty(), state, false)?;
+            self.write_tables(entries, ghosts, Family::Live, levels.live.is_empty(), state, false)?;
         let mut next = (*levels).clone();
         next.live.splice(0..0, new_live);
         next.history.extend(new_history);
@@ -277,6 +313,8 @@ impl Store {
             // A manifest that a merge writes must not claim what only the frozen memtable holds.
             state.set(before);
             state.pending = pending;
+        } else {
+            state.ghosts.clear();
         }
         outcome
     }
@@ -293,6 +331,10 @@ impl Store {
     }
 
     pub(crate) fn write_manifest(&self, state: &mut State, levels: &Levels) -> Result<()> {
+        if state.deriving {
+            state.doomed_regions.append(&mut state.outdated);
+            return Ok(());
+        }
         let name = |runs: &[Run]| runs.iter().map(Run::reference).collect();
         // First its own number: others are handed out meanwhile, and all that it names are below the next one.
         let id = self.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -308,9 +350,8 @@ impl Store {
             history: name(&levels.history),
         };
         let bytes = manifest.encode(id);
-        let region = self.volumes.create(id, bytes.len() as u64, false)?;
-        region.write_at(&bytes, 0)?;
-        region.flush()?;
+        let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), false)?;
+        Manifest::write(&*region, &bytes)?;
         self.write_superblock(None, |sb| {
             sb.manifest = region.place();
             sb.manifest_len = bytes.len() as u64;

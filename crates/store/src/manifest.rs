@@ -16,6 +16,9 @@ const MAGIC_2: &[u8; 8] = b"DARNMAN2";
 /// As version 1 had it: no packs, no clipped runs either.
 const MAGIC_1: &[u8; 8] = b"DARNMAN1";
 
+/// The copy begins on a multiple of this, so that one bad sector does not take both.
+const COPY_UNIT: u64 = 4096;
+
 /// A place in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
@@ -98,10 +101,34 @@ impl Manifest {
         own.chain(self.packs.iter().copied()).chain(tables)
     }
 
-    /// Reads it back from its region.
+    /// Bytes of the region for a manifest of `len` bytes and its copy.
+    pub fn room(len: u64) -> u64 {
+        copy_at(len) + len
+    }
+
+    /// Writes an encoded one, and its copy; durable on return.
+    pub fn write(region: &dyn Region, bytes: &[u8]) -> Result<()> {
+        region.write_at(bytes, 0)?;
+        region.write_at(bytes, copy_at(bytes.len() as u64))?;
+        region.flush()
+    }
+
+    /// Reads it back from its region; where it is damaged, its copy.
     pub fn read(region: &dyn Region, len: u64) -> Result<Manifest> {
+        let first = Manifest::read_at(region, 0, len);
+        let copy = copy_at(len);
+        match &first {
+            // (Earlier darners wrote no copy.)
+            Err(Error::Corrupt { .. } | Error::Io { .. }) if region.place().size >= Manifest::room(len) => {
+                Manifest::read_at(region, copy, len).or(first)
+            }
+            _ => first,
+        }
+    }
+
+    fn read_at(region: &dyn Region, at: u64, len: u64) -> Result<Manifest> {
         let corrupt = |found: &str| Error::Corrupt {
-            place: format!("region {:x} at byte 0", region.place().id),
+            place: format!("region {:x} at byte {at}", region.place().id),
             what: "manifest",
             expected: format!("{len} bytes with a valid checksum"),
             found: found.into(),
@@ -110,7 +137,7 @@ impl Manifest {
             return Err(corrupt("another length"));
         }
         let mut bytes = vec![0; len as usize];
-        region.read_at(&mut bytes, 0)?;
+        region.read_at(&mut bytes, at)?;
         let (body, crc) = bytes.split_at(bytes.len() - 4);
         if crc_at(region.place().id, 0, body).to_le_bytes() != crc {
             return Err(corrupt("another checksum"));
@@ -157,6 +184,11 @@ impl Manifest {
         let all = Manifest { tid, next_region, next_object, counts, log, segments, packs, live, history };
         r.is_empty().then_some(all)
     }
+}
+
+/// Where in its region the copy of a manifest of so many bytes is.
+fn copy_at(len: u64) -> u64 {
+    len.next_multiple_of(COPY_UNIT)
 }
 
 fn runs(r: &mut Reader, clipped: bool, reference: fn(&mut Reader) -> Option<RegionRef>) -> Option<Vec<RunRef>> {

@@ -12,26 +12,27 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::assemble::assemble;
 use crate::codec::crc_at;
-use crate::collapse::Lapses;
+use crate::collapse::{Advance, Lapses};
 use crate::counts::Counts;
-use crate::extent::{BLOCK, ChunkMap, Codec};
+use crate::extent::{BLOCK, Codec};
 use crate::fileset::Filesets;
 use crate::fold::Fold;
 use crate::frame::{self, Body, Content, Record};
 use crate::index::levels::{Levels, Run, RunRef};
-use crate::index::memtable::{Found, Memtable};
+use crate::index::memtable::Memtable;
 use crate::index::table::{BlockCache, BlockWeight, Table, TableRef};
 use crate::log::{Log, Tail};
 use crate::maintain::State;
 use crate::manifest::{Manifest, Position};
 use crate::pack::{self, Packed};
 use crate::readahead::Readahead;
+use crate::rebuild::{IndexFrom, manifest_from_regions};
 use crate::segment::{self, Segment};
 use crate::store::{FRAME_MAX, Index, Store};
 use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
 use crate::volume::{RawVolume, Region, RegionRef, Volume, VolumeEntry, Volumes};
-use crate::{Error, FilesetId, Key, Kind, Result, Shelter, Tid};
+use crate::{Error, Result, Shelter, Tid};
 
 /// How a store is made.
 #[derive(Clone, Debug, Default)]
@@ -51,8 +52,8 @@ pub struct OpenOptions {
     pub memory: u64,
     /// Changes nothing on the volume.
     pub read_only: bool,
-    /// Derives the index anew, in memory, from the segments alone; goes with `read_only`.
-    pub from_segments: bool,
+    /// Where the index comes from.
+    pub index: IndexFrom,
     /// Where to keep what is committed and not written yet, and where what the last process left of that may be. Not with
     /// `read_only`.
     pub shelter: Option<Shelter>,
@@ -60,7 +61,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { memory: 256 << 20, read_only: false, from_segments: false, shelter: None }
+        OpenOptions { memory: 256 << 20, read_only: false, index: IndexFrom::default(), shelter: None }
     }
 }
 
@@ -102,9 +103,8 @@ impl Store {
             history: vec![],
         };
         let bytes = manifest.encode(2);
-        let region = volume.create(2, bytes.len() as u64)?;
-        region.write_at(&bytes, 0)?;
-        region.flush()?;
+        let region = volume.create(2, Manifest::room(bytes.len() as u64))?;
+        Manifest::write(&*region, &bytes)?;
         let sb = Superblock {
             generation: 0,
             attempt: 0,
@@ -136,18 +136,42 @@ impl Store {
     /// Opens a store. After a crash this replays the tail of the log; no repair step is ever needed. `found`: the volume that
     /// was asked for, then what may be the store's others.
     pub fn open_volumes(found: &[Arc<dyn Volume>], options: &OpenOptions) -> Result<Store> {
+        Store::open_telling(found, options, &mut |_| ())
+    }
+
+    /// As [`Store::open_volumes`]; where the index is derived anew, `each` is told how far that is (bytes of segments).
+    pub fn open_telling(
+        found: &[Arc<dyn Volume>],
+        options: &OpenOptions,
+        each: &mut dyn FnMut(Advance),
+    ) -> Result<Store> {
         let mut failed = None;
+        let mut newest = None;
         for candidate in assemble(found)? {
             // The older superblock serves only where the newer one's manifest was never completed; its regions may
             // have been given back since, so it is tried in full before it is believed.
             match candidate.manifest() {
-                Ok(manifest) => return open_with(candidate.volumes, options, candidate.superblock, manifest),
+                Ok(manifest) => return open_with(candidate.volumes, options, candidate.superblock, manifest, each),
                 // What could not be read now may be whole.
-                Err(e @ (Error::Io { .. } | Error::Missing { .. })) if failed.is_none() => return Err(e),
-                Err(e) => failed = failed.or(Some(e)),
+                Err(e @ (Error::Io { .. } | Error::Missing { .. })) if failed.is_none() && !e.is_lost() => {
+                    return Err(e);
+                }
+                Err(e) => {
+                    failed = failed.or(Some(e));
+                    newest = newest.or(Some(candidate));
+                }
             }
         }
-        Err(failed.expect("a candidate failed"))
+        let (lost, newest) = failed.zip(newest).expect("a candidate failed");
+        match options.index {
+            IndexFrom::Tables => Err(lost),
+            _ => {
+                let manifest = manifest_from_regions(&newest.volumes, &newest.superblock, lost)?;
+                // It names no tables.
+                let options = OpenOptions { index: IndexFrom::Segments, ..options.clone() };
+                open_with(newest.volumes, &options, newest.superblock, manifest, each)
+            }
+        }
     }
 }
 
@@ -214,13 +238,32 @@ pub(crate) fn open_segments(
     Ok((regions, packs))
 }
 
-fn open_with(volumes: Volumes, options: &OpenOptions, sb: Superblock, m: Manifest) -> Result<Store> {
-    let from_segments = options.from_segments;
-    assert!(options.read_only || !from_segments, "an index made in memory is not written");
-    let levels = match from_segments {
-        true => Levels::default(),
-        false => Levels { live: open_runs(&volumes, &m.live)?, history: open_runs(&volumes, &m.history)? },
-    };
+/// Opens the tables that the manifest names; `None` if the index is to be derived from the segments instead.
+fn open_levels(volumes: &Volumes, options: &OpenOptions, m: &Manifest) -> Result<Option<Levels>> {
+    if options.index == IndexFrom::Segments {
+        return Ok(None);
+    }
+    let open = |runs: &[RunRef]| open_runs(volumes, runs);
+    let opened = open(&m.live).and_then(|live| Ok(Levels { live, history: open(&m.history)? }));
+    match opened {
+        Err(e) if options.index == IndexFrom::TablesOrSegments && e.is_lost() => {
+            tracing::warn!("the index can't be used, and is derived anew from the segments: {e}");
+            Ok(None)
+        }
+        opened => opened.map(Some),
+    }
+}
+
+fn open_with(
+    volumes: Volumes,
+    options: &OpenOptions,
+    sb: Superblock,
+    m: Manifest,
+    each: &mut dyn FnMut(Advance),
+) -> Result<Store> {
+    let levels = open_levels(&volumes, options, &m)?;
+    let derive = levels.is_none();
+    let levels = levels.unwrap_or_default();
     let (regions, packs) = open_segments(&volumes, &sb.uuid, &m)?;
     let is_open = m.segments.iter().any(|s| s.at.id == m.log.region && s.pack.is_none());
     let first = regions.get(&m.log.region).filter(|_| is_open).cloned().ok_or_else(|| Error::Corrupt {
@@ -229,10 +272,7 @@ fn open_with(volumes: Volumes, options: &OpenOptions, sb: Superblock, m: Manifes
         expected: format!("segment {:x} in its list", m.log.region),
         found: "it is not there".into(),
     })?;
-    let tail = match from_segments {
-        true => Tail::new(first, m.log, sb.birth, Counts::default()),
-        false => Tail::new(first, m.log, m.tid, m.counts.clone()),
-    };
+    let tail = Tail::new(first, m.log, m.tid, m.counts.clone());
     let memory = options.memory.max(16 << 20);
     let state = State {
         log: m.log,
@@ -255,6 +295,8 @@ fn open_with(volumes: Volumes, options: &OpenOptions, sb: Superblock, m: Manifes
         cleaned: HashMap::new(),
         damaged: HashSet::new(),
         forgotten: HashSet::new(),
+        ghosts: Vec::new(),
+        deriving: derive && !options.read_only,
     };
     let store = Store {
         birth: sb.birth,
@@ -297,21 +339,25 @@ fn open_with(volumes: Volumes, options: &OpenOptions, sb: Superblock, m: Manifes
         volumes,
     };
     store.load_filesets()?;
-    let start = if from_segments { store.replay_sealed(&m.segments)? } else { m.log };
     let shelter = options.shelter.as_ref().filter(|_| !options.read_only);
-    let replayed = store.replay(start, shelter)?;
-    if from_segments {
-        store.recount()?;
-    }
-    store.settle(replayed, shelter)?;
+    let replayed = match derive {
+        true => store.derive(&m, shelter, each)?,
+        false => {
+            store.replay(m.log, shelter, &mut |region, at, header, records| store.apply(region, at, header, records))?
+        }
+    };
+    store.settle(replayed, shelter, derive)?;
     Ok(store)
 }
 
 /// Gets where a frame is, its bytes, and what they say.
 pub(crate) type VisitFrame<'v> = dyn FnMut(u64, &[u8], frame::Frame<'_>) -> Result<()> + 'v;
 
+/// Gets a transaction: its region, where in it, and what it says.
+pub(crate) type VisitTransaction<'v> = dyn FnMut(u64, u64, &frame::Header, Vec<Record<'_>>) -> Result<()> + 'v;
+
 /// What a replay found.
-struct Replayed {
+pub(crate) struct Replayed {
     frames: u64,
     /// Whether bytes follow the log's end that might be taken for frames.
     dirty_end: bool,
@@ -320,8 +366,14 @@ struct Replayed {
 }
 
 impl Store {
-    /// Applies the frames from `at` on. Where the volume does not have the next one, it may be in the shelter.
-    fn replay(&self, at: Position, shelter: Option<&Shelter>) -> Result<Replayed> {
+    /// Visits the transactions of the log from `at` on, to its end, and makes the tail begin there. Where the volume does not have the
+    /// next frame, it may be in the shelter.
+    pub(crate) fn replay(
+        &self,
+        at: Position,
+        shelter: Option<&Shelter>,
+        visit: &mut VisitTransaction<'_>,
+    ) -> Result<Replayed> {
         let mut frames = 0;
         let mut at = at;
         // Up to where bytes of the region were taken from the shelter.
@@ -367,7 +419,7 @@ impl Store {
                     window = Window::new(region.clone(), at.offset);
                     continue;
                 }
-                if torn && self.durable_beyond(&region, end, last)?.is_none() {
+                if torn && durable_beyond(&region, end, last)?.is_none() {
                     break None;
                 }
                 let start = at.offset;
@@ -382,14 +434,14 @@ impl Store {
                         break Some(next);
                     }
                     Content::Transaction(records) => {
-                        self.apply(at.region, start, &frame.header, records)?;
+                        visit(at.region, start, &frame.header, records)?;
                         frames += 1;
                     }
                 }
             };
             let Some(next) = next else {
                 let last = self.log.tail().last;
-                if let Some(seen) = self.durable_beyond(&region, at.offset, last)? {
+                if let Some(seen) = durable_beyond(&region, at.offset, last)? {
                     return Err(Error::Corrupt {
                         place: format!("{}, region {:x} at byte {}", self.volumes.name(), at.region, at.offset),
                         what: "frame of the log",
@@ -464,30 +516,6 @@ impl Store {
         Ok(())
     }
 
-    /// Applies all segments but the last; returns where that one starts.
-    fn replay_sealed(&self, segments: &[Segment]) -> Result<Position> {
-        let (last, sealed) = segments.split_last().expect("the manifest names the open one");
-        let mut chain = 0;
-        for s in sealed {
-            self.each_frame(s, &mut |at, _, frame| {
-                chain = frame.crc;
-                match frame.content {
-                    Content::Transaction(records) => self.apply(s.at.id, at, &frame.header, records),
-                    Content::Seal(_) => Ok(()),
-                }
-            })?;
-        }
-        // After a crash the chain starts anew.
-        let mut window = Window::new(self.regions.read()[&last.at.id].clone(), segment::HEADER);
-        window.fill_frame(segment::HEADER)?;
-        let first = frame::parse(window.bytes(segment::HEADER), last.at.id, segment::HEADER);
-        // And where the one before was cleaned, its seal is gone.
-        let chain = first.map_or(chain, |f| f.header.chain);
-        let mut t = self.log.tail();
-        (t.base, t.chain) = (segment::HEADER, chain);
-        Ok(Position { region: last.at.id, offset: segment::HEADER, chain })
-    }
-
     /// Goes to the segment that a seal names; `None`: its header was never written, so the log ends at the seal.
     fn follow(&self, sealed: Position, next: RegionRef, shelter: Option<&Shelter>) -> Result<Option<Position>> {
         let region = self.volumes.open(next)?;
@@ -502,7 +530,7 @@ impl Store {
             region.write_at(header, 0)?;
             unwritten = false;
         }
-        if unwritten && self.durable_beyond(&region, segment::HEADER, last)?.is_none() {
+        if unwritten && durable_beyond(&region, segment::HEADER, last)?.is_none() {
             return Ok(None);
         }
         self.regions.write().insert(next.id, region.clone());
@@ -527,66 +555,7 @@ impl Store {
         }
     }
 
-    /// Looks for a later frame that says that something after `last` had been durable; returns that tid.
-    fn durable_beyond(&self, region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
-        const STEP: u64 = 4 << 20;
-        let at = region.place();
-        let mut start = from;
-        while start + (frame::HEADER as u64) < at.size {
-            let len = (STEP + FRAME_MAX as u64).min(at.size - start) as usize;
-            let mut bytes = vec![0; len];
-            region.read_at(&mut bytes, start)?;
-            if bytes.iter().all(|b| *b == 0) {
-                break;
-            }
-            for i in (0..len.min(STEP as usize)).step_by(8) {
-                if frame::shape(&bytes[i..]).is_none() {
-                    continue;
-                }
-                if let Some(f) = frame::parse(&bytes[i..], at.id, start + i as u64)
-                    && f.header.durable > last
-                    && f.header.tid > last
-                {
-                    return Ok(Some(f.header.durable));
-                }
-            }
-            start += STEP;
-        }
-        Ok(None)
-    }
-
-    /// Counts what transactions that were cleaned away no longer tell.
-    fn recount(&self) -> Result<()> {
-        if self.packs.lock().is_empty() && self.retention(FilesetId(1))?.keeps_all() {
-            return Ok(());
-        }
-        let index = self.index.read();
-        let clones = index.filesets.clones();
-        let mut counts = Counts::default();
-        for (key, slot) in index.active.range(std::ops::Bound::Unbounded) {
-            let Some((tid, Some(value))) = slot.versions().next() else { continue };
-            match crate::key::parse(key) {
-                Some((fileset, _, Kind::ATTR, _)) => counts.add(fileset, 1, 0),
-                Some((fileset, object, Kind::EXTENT, _)) => {
-                    let attr = Key::new(fileset, object, Kind::ATTR, &[]);
-                    let there = matches!(index.active.get(&attr, Tid::MAX), Some(Found::Version(_, Some(_))));
-                    let map = ChunkMap::decode(value, tid).unwrap_or_default();
-                    counts.add(fileset, 0, if there { map.data_len() } else { 0 });
-                }
-                _ => {}
-            }
-        }
-        let mut tail = self.log.tail();
-        // What a clone shows of its base is in no record of its own.
-        for fileset in clones {
-            let (had, found) = (tail.counts.get(fileset), counts.get(fileset));
-            counts.add(fileset, had.objects as i64 - found.objects as i64, had.live as i64 - found.live as i64);
-        }
-        tail.counts = counts;
-        Ok(())
-    }
-
-    fn apply(&self, region: u64, at: u64, h: &frame::Header, records: Vec<Record>) -> Result<()> {
+    pub(crate) fn apply(&self, region: u64, at: u64, h: &frame::Header, records: Vec<Record>) -> Result<()> {
         let mut fold = Fold::new(h.fileset, h.tid);
         let mut counts = vec![(h.fileset, h.objects, h.live)];
         for r in records {
@@ -622,7 +591,7 @@ impl Store {
     }
 
     /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash.
-    fn settle(&self, replayed: Replayed, shelter: Option<&Shelter>) -> Result<()> {
+    fn settle(&self, replayed: Replayed, shelter: Option<&Shelter>, derived: bool) -> Result<()> {
         if self.read_only {
             return Ok(());
         }
@@ -635,7 +604,7 @@ impl Store {
         self.settle_superblock()?;
         // What a forgetting had replaced, but not yet overwritten when the power failed, is among what is not named.
         self.volumes.keep_only(&all, self.is_forgetting()?)?;
-        if replayed.frames == 0 && !replayed.dirty_end {
+        if replayed.frames == 0 && !replayed.dirty_end && !derived {
             return Ok(());
         }
         // All that was replayed, the segments before the last one too.
@@ -665,6 +634,34 @@ impl Store {
         self.checkpoint()?;
         replayed.unbegun.map_or(Ok(()), |at| self.volumes.remove(at))
     }
+}
+
+/// Looks for a later frame that says that something after `last` had been durable; returns that tid.
+pub(crate) fn durable_beyond(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
+    const STEP: u64 = 4 << 20;
+    let at = region.place();
+    let mut start = from;
+    while start + (frame::HEADER as u64) < at.size {
+        let len = (STEP + FRAME_MAX as u64).min(at.size - start) as usize;
+        let mut bytes = vec![0; len];
+        region.read_at(&mut bytes, start)?;
+        if bytes.iter().all(|b| *b == 0) {
+            break;
+        }
+        for i in (0..len.min(STEP as usize)).step_by(8) {
+            if frame::shape(&bytes[i..]).is_none() {
+                continue;
+            }
+            if let Some(f) = frame::parse(&bytes[i..], at.id, start + i as u64)
+                && f.header.durable > last
+                && f.header.tid > last
+            {
+                return Ok(Some(f.header.durable));
+            }
+        }
+        start += STEP;
+    }
+    Ok(None)
 }
 
 /// Where the first frame of a segment is.

@@ -533,7 +533,7 @@ fn what_a_collapse_drops_after_a_segment_was_moved_does_not_come_back_from_it() 
     assert!(!has(&s, "name"));
     s.close().unwrap();
     drop(s);
-    let options = OpenOptions { read_only: true, from_segments: true, ..opts() };
+    let options = OpenOptions { read_only: true, index: crate::IndexFrom::Segments, ..opts() };
     let rebuilt = Store::open(Arc::new(RawVolume::new(Arc::new(disk))), &options).unwrap();
     assert!(has(&rebuilt, "other"));
     assert!(!has(&rebuilt, "name"), "it was deleted");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use common::{FS, Run, create, cut_at_every_event, new_disk, open};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Disk, RawVolume};
-use darner_store::{Error, Grid, Kind, ObjectId, OpenOptions, Step, Store, Tid};
+use darner_store::{Error, Grid, IndexFrom, Kind, ObjectId, OpenOptions, Step, Store, Tid};
 
 /// The model of what is visible: asked after each change of it.
 #[derive(Default)]
@@ -141,7 +141,7 @@ fn every_moment_that_is_visible_shows_what_it_did_whatever_was_given_up() {
         assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
         store.close().unwrap();
         drop(store);
-        let options = OpenOptions { read_only: true, from_segments: true, ..OpenOptions::default() };
+        let options = OpenOptions { read_only: true, index: IndexFrom::Segments, ..OpenOptions::default() };
         let rebuilt = Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options).unwrap();
         visible.compare(&mut run, &rebuilt, 40);
     }

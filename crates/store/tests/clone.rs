@@ -8,7 +8,8 @@ use std::sync::Arc;
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
 use darner_store::{
-    CATALOGUE, Count, CreateOptions, FilesetId, Key, Kind, Lineage, ObjectId, OpenOptions, Progress, Store, Tid,
+    CATALOGUE, Count, CreateOptions, FilesetId, IndexFrom, Key, Kind, Lineage, ObjectId, OpenOptions, Progress, Store,
+    Tid,
 };
 
 const MAIN: FilesetId = FilesetId(1);
@@ -214,7 +215,7 @@ impl World {
         self.compare_any(&store);
         if self.rng.u8(0..20) == 0 {
             store.sync().unwrap();
-            let options = OpenOptions { read_only: true, from_segments: true, memory: 1, shelter: None };
+            let options = OpenOptions { read_only: true, index: IndexFrom::Segments, memory: 1, shelter: None };
             let anew = open(&self.disk, &options);
             self.compare_any(&anew);
             for fileset in self.model.keys() {

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::{FS, Run, create, new_disk, open};
-use darner_store::{Grid, Kind, ObjectId, Step, Store, Tid, What, split_tail};
+use darner_store::volume::RawVolume;
+use darner_store::{Grid, IndexFrom, Kind, ObjectId, OpenOptions, Step, Store, Tid, What, split_tail};
 
 /// What one has that follows: tails, and the versions of them.
 #[derive(Clone, Default)]
@@ -133,7 +134,10 @@ fn who_follows_has_what_was_there_however_long_he_was_away() {
             if run.rng.u8(0..60) == 0 {
                 store.close().unwrap();
                 drop(store);
-                store = Arc::new(open(&disk).unwrap());
+                // An index that was derived anew has forgotten what was dropped from the one before.
+                let index = if run.rng.u8(0..4) == 0 { IndexFrom::Segments } else { IndexFrom::Tables };
+                let volume = Arc::new(RawVolume::new(Arc::new(disk.clone())));
+                store = Arc::new(Store::open(volume, &OpenOptions { index, ..OpenOptions::default() }).unwrap());
             }
             // The first one often, the others seldom.
             let n = run.rng.usize(..40);

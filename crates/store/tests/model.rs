@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{FS, Run, create, cut_at_every_event, new_disk, open};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::{Fault, SimDisk};
-use darner_store::{Key, Kind, ObjectId, OpenOptions, Store, Tid};
+use darner_store::{IndexFrom, Key, Kind, ObjectId, OpenOptions, Store, Tid};
 
 #[test]
 fn random_transactions_equal_the_model_at_every_tid_across_reopening() {
@@ -33,7 +33,7 @@ fn random_transactions_equal_the_model_at_every_tid_across_reopening() {
                 9 => {
                     store.close().unwrap();
                     drop(store);
-                    let options = OpenOptions { read_only: true, from_segments: true, ..OpenOptions::default() };
+                    let options = OpenOptions { read_only: true, index: IndexFrom::Segments, ..OpenOptions::default() };
                     let volume = RawVolume::new(Arc::new(disk.clone()));
                     let rebuilt = Store::open(Arc::new(volume), &options).unwrap();
                     run.compare_some(&rebuilt, 2);
@@ -165,7 +165,7 @@ fn a_flipped_bit_anywhere_never_becomes_data() {
     let mut rng = fastrand::Rng::with_seed(1);
     let (mut refused, mut failed) = (0, 0);
     let pages = disk.written_pages();
-    for page in pages.iter().cycle().take(3 * pages.len()) {
+    for page in pages.iter().cycle().take(20 * pages.len()) {
         let disk = disk.fork();
         disk.flip(page + rng.u64(0..4096), rng.u8(0..8));
         let Ok(store) = open(&disk) else {
@@ -196,6 +196,6 @@ fn a_flipped_bit_anywhere_never_becomes_data() {
             }
         }
     }
-    println!("{refused} opens refused, {failed} reads failed");
+    println!("{} bits flipped, {refused} opens refused, {failed} reads failed", 20 * pages.len());
     assert!(failed > 0);
 }

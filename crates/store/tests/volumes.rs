@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{FS, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{DirVolume, RawVolume, Volume};
-use darner_store::{CreateOptions, Error, Move, OpenOptions, Progress, Store, Tid, identify};
+use darner_store::{CreateOptions, Error, IndexFrom, Move, OpenOptions, Progress, Store, Tid, identify};
 
 const SIZE: u64 = 128 << 20;
 const BUDGET: u64 = 100 << 10;
@@ -193,7 +193,7 @@ fn a_store_that_swaps_its_only_volume_for_another_three_times_stays_as_it_was() 
             assert!(matches!(gone, Error::NotAStore(_)), "{gone}");
             held = next;
         }
-        let options = OpenOptions { read_only: true, from_segments: true, ..OpenOptions::default() };
+        let options = OpenOptions { read_only: true, index: IndexFrom::Segments, ..OpenOptions::default() };
         run.compare_some(&Store::open(held.clone(), &options).unwrap(), 20);
         run.compare_some(&Store::open(held, &OpenOptions::default()).unwrap(), 20);
     }

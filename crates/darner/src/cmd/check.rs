@@ -1,7 +1,9 @@
 //! `darner check`: exit code 0 sound, 1 damaged, as for other failures.
 
+use std::sync::Arc;
+
 use darner_fs::Fs;
-use darner_store::OpenOptions;
+use darner_store::{Error, IndexFrom, OpenOptions, Store};
 
 use super::{human, progress_bar};
 use crate::cli::Check;
@@ -10,7 +12,20 @@ use crate::place::Place;
 
 pub fn run(c: &Check) -> Result<()> {
     let place = Place::at(&c.store)?;
-    let (store, _held) = place.open(&c.volumes, &OpenOptions { read_only: true, ..OpenOptions::default() })?;
+    let (volumes, _held) = place.hold(&c.volumes, false)?;
+    let open = |index| {
+        Store::open_volumes(&volumes, &OpenOptions { read_only: true, index, ..OpenOptions::default() }).map(Arc::new)
+    };
+    let mut lost = None;
+    let store = match open(IndexFrom::Tables) {
+        Err(e @ (Error::Corrupt { .. } | Error::Io { .. })) => {
+            lost = Some(format!(
+                "the index can't be used: {e}; the next mount derives it anew from the segments, or darner rebuild does"
+            ));
+            open(IndexFrom::Segments)?
+        }
+        opened => opened?,
+    };
     let bar = progress_bar("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");
     let mut report = store.check(&mut |done, total| {
         bar.set_length(total);
@@ -19,6 +34,7 @@ pub fn run(c: &Check) -> Result<()> {
     bar.finish_and_clear();
     let names = Fs::open(store)?.check()?;
     report.findings.extend(names.findings);
+    report.findings.extend(lost);
     let sound = report.findings.is_empty();
     if c.json {
         super::print_json(&serde_json::json!({

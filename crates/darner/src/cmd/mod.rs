@@ -13,6 +13,7 @@ mod inspect;
 mod log;
 mod manual;
 mod mount;
+mod rebuild;
 mod restore;
 mod retain;
 mod snapshot;
@@ -85,6 +86,7 @@ fn run(command: Command) -> Result<()> {
         Command::Restore(c) => restore::run(&c),
         Command::Inspect(c) => inspect::run(&c),
         Command::Check(c) => check::run(&c),
+        Command::Rebuild(c) => rebuild::run(&c),
         Command::Retain(c) => retain::run(&c),
         Command::Clean(c) => clean::run(&c),
         Command::Forget(c) => forget::run(&c),

@@ -10,7 +10,7 @@
 
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::key::KEY_HEAD;
-use crate::{Kind, Tid};
+use crate::{FilesetId, Kind, Tid};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,11 @@ impl Ghost {
             }
         }
         Ghost { from, to, tid }
+    }
+
+    /// Of anything in a fileset.
+    pub fn of_fileset(fileset: FilesetId, tid: Tid) -> Ghost {
+        Ghost { from: fileset.0.to_be_bytes().to_vec(), to: (fileset.0 + 1).to_be_bytes().to_vec(), tid }
     }
 
     /// Covers another one as well, and all between.

@@ -6,6 +6,7 @@
 //! The list says of each block its highest tid, so that whoever looks for what changed skips what did not.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use quick_cache::{Weighter, sync::Cache};
 
@@ -215,7 +216,12 @@ pub struct Table {
     entries: u64,
     tids: (Tid, Tid),
     ghosts: Vec<Ghost>,
+    rot: AtomicU8,
 }
+
+/// Of a table's rot: none known, seen, and told to the next open.
+const SEEN: u8 = 1;
+const TOLD: u8 = 2;
 
 impl Table {
     /// Opens a table, verifying footer, filter and block list.
@@ -257,7 +263,18 @@ impl Table {
         if blocks.is_empty() && ghosts.is_empty() {
             return Err(corrupt("table block list"));
         }
-        Ok(Table { region, len, blocks, filter, last_key, entries, tids, ghosts })
+        Ok(Table { region, len, blocks, filter, last_key, entries, tids, ghosts, rot: AtomicU8::new(0) })
+    }
+
+    /// Where a block was found to be rotten, the footer is made invalid (nothing reads it as long as the table is open), so that
+    /// the next open derives the index anew. Says whether that was done now.
+    pub fn tell_of_rot(&self) -> Result<bool> {
+        if self.rot.compare_exchange(SEEN, TOLD, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return Ok(false);
+        }
+        self.region.write_at(&[0; MAGIC.len()], self.len - FOOTER as u64)?;
+        self.region.flush()?;
+        Ok(true)
     }
 
     /// What was dropped and would have been here.
@@ -323,17 +340,25 @@ impl Table {
         if let Some(found) = cache.and_then(|c| c.get(&id)) {
             return Ok(found);
         }
-        let stored = read_sealed(&*self.region, b.offset, b.offset + u64::from(b.len), "table block")?;
-        let block = unpack(&stored).ok_or_else(|| Error::Corrupt {
-            place: format!("region {:x} at byte {}", id.0, id.1),
-            what: "table block",
-            expected: "LZ4 or plain entries".into(),
-            found: "neither".into(),
+        let block = self.read_block(b).inspect_err(|e| {
+            if let Error::Corrupt { .. } = e {
+                let _ = self.rot.compare_exchange(0, SEEN, Ordering::Relaxed, Ordering::Relaxed);
+            }
         })?;
         if let Some(cache) = cache {
             cache.insert(id, block.clone());
         }
         Ok(block)
+    }
+
+    fn read_block(&self, b: &BlockRef) -> Result<Arc<[u8]>> {
+        let stored = read_sealed(&*self.region, b.offset, b.offset + u64::from(b.len), "table block")?;
+        unpack(&stored).ok_or_else(|| Error::Corrupt {
+            place: format!("region {:x} at byte {}", self.region.place().id, b.offset),
+            what: "table block",
+            expected: "LZ4 or plain entries".into(),
+            found: "neither".into(),
+        })
     }
 }
 

@@ -31,6 +31,18 @@ impl DirVolume {
         self.path.join(format!("region-{id:016x}"))
     }
 
+    /// The regions' numbers and files.
+    fn files(&self) -> Result<Vec<(u64, fs::DirEntry)>> {
+        let mut all = Vec::new();
+        for entry in io("list", &self.path, fs::read_dir(&self.path))? {
+            let entry = io("list", &self.path, entry)?;
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|n| u64::from_str_radix(n.strip_prefix("region-")?, 16).ok());
+            all.extend(id.map(|id| (id, entry)));
+        }
+        Ok(all)
+    }
+
     fn sync_dir(&self) -> Result<()> {
         let r = File::open(&self.path).and_then(|d| d.sync_all());
         io("flush", &self.path, r)
@@ -160,11 +172,8 @@ impl Volume for DirVolume {
         if !self.write {
             return Ok(());
         }
-        for entry in io("list", &self.path, fs::read_dir(&self.path))? {
-            let entry = io("list", &self.path, entry)?;
-            let name = entry.file_name();
-            let id = name.to_str().and_then(|n| u64::from_str_radix(n.strip_prefix("region-")?, 16).ok());
-            if id.is_some_and(|id| regions.iter().all(|r| r.id != id)) {
+        for (id, entry) in self.files()? {
+            if regions.iter().all(|r| r.id != id) {
                 if wipe {
                     io("wipe", &entry.path(), wipe_file(&entry.path()))?;
                 }
@@ -172,6 +181,15 @@ impl Volume for DirVolume {
             }
         }
         Ok(())
+    }
+
+    fn list(&self) -> Result<Option<Vec<RegionRef>>> {
+        let volume = self.number.load(Ordering::Relaxed);
+        let region = |(id, entry): (u64, fs::DirEntry)| {
+            let size = io("look at", &entry.path(), entry.metadata())?.len();
+            Ok(RegionRef { id, start: 0, size, volume })
+        };
+        self.files()?.into_iter().map(region).collect::<Result<_>>().map(Some)
     }
 
     fn usage(&self, limit: u64) -> Result<(u64, u64)> {

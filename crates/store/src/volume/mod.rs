@@ -132,6 +132,10 @@ pub trait Volume: Send + Sync {
     fn wipe_given_back(&self) -> Result<()> {
         Ok(())
     }
+    /// The regions that it has, where it knows that without being told (a directory does): each of the size of its bytes.
+    fn list(&self) -> Result<Option<Vec<RegionRef>>> {
+        Ok(None)
+    }
     /// (bytes in use, bytes there are). `limit`: the size that it was made with, 0 for none.
     fn usage(&self, limit: u64) -> Result<(u64, u64)>;
     /// Volumes that name the same pool take their free bytes from one and the same place.

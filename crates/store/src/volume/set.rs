@@ -168,6 +168,13 @@ impl Volumes {
         })
     }
 
+    /// The regions that there are, if all volumes know.
+    pub fn list(&self) -> Result<Option<Vec<RegionRef>>> {
+        let members = self.0.read().clone();
+        let lists: Option<Vec<Vec<RegionRef>>> = members.iter().map(|m| m.volume.list()).collect::<Result<_>>()?;
+        Ok(lists.map(|lists| lists.concat()))
+    }
+
     /// Overwrites what was given back since the open.
     pub fn wipe_given_back(&self) -> Result<()> {
         let members = self.0.read().clone();

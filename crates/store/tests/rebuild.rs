@@ -1,0 +1,288 @@
+//! The index derived anew from the segments: because it is lost, because it is rotten, or because somebody asks.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{FS, Run, create, new_disk, open};
+use darner_store::volume::sim::SimDisk;
+use darner_store::volume::{DirVolume, Disk, RawVolume, Volume};
+use darner_store::{CreateOptions, Error, Grid, IndexFrom, Key, Kind, ObjectId, OpenOptions, Progress, Store, Tid};
+
+const TABLE: &[u8] = b"DARNTBL";
+const MANIFEST: &[u8] = b"DARNMAN";
+
+fn open_from(disk: &SimDisk, index: IndexFrom, memory: u64) -> Result<Store, Error> {
+    let volume = RawVolume::new(Arc::new(disk.clone()));
+    Store::open(Arc::new(volume), &OpenOptions { index, memory, ..OpenOptions::default() })
+}
+
+/// Where on a disk some bytes are.
+fn places(disk: &SimDisk, bytes: &[u8]) -> Vec<u64> {
+    let mut found = Vec::new();
+    for at in disk.written_pages() {
+        // They may go on in the next page.
+        let more = if at + 8192 <= disk.len().unwrap() { bytes.len() - 1 } else { 0 };
+        let mut page = vec![0; 4096 + more];
+        disk.read_at(&mut page, at).unwrap();
+        found.extend((0..4096).filter(|i| page[*i..].starts_with(bytes)).map(|i| at + i as u64));
+    }
+    found
+}
+
+/// A life with everything in it; returns the store, ended in order.
+fn live(disk: &SimDisk, run: &mut Run, lossy: bool) -> Tid {
+    create(disk);
+    let mut store = open(disk).unwrap();
+    for step in 0..300 {
+        run.transaction(&store).unwrap();
+        match run.rng.u8(0..40) {
+            0..=2 => store.checkpoint().unwrap(),
+            3..=6 => drop(store.step().unwrap()),
+            7 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
+            8 => {
+                store.close().unwrap();
+                drop(store);
+                store = open(disk).unwrap();
+            }
+            9 => {
+                store.sync().unwrap();
+                drop(store);
+                store = open(disk).unwrap();
+            }
+            _ => {}
+        }
+        if lossy && step == 150 {
+            store.retain(FS, run.now, |r| r.with_grid(Grid::default())).unwrap();
+        }
+    }
+    store.checkpoint().unwrap();
+    run.transaction(&store).unwrap();
+    store.sync().unwrap();
+    store.tid()
+}
+
+fn equal(a: &Store, b: &Store) {
+    assert_eq!(a.tid(), b.tid());
+    assert_eq!(a.counted(FS), b.counted(FS));
+    assert_eq!(a.usage().unwrap().live, b.usage().unwrap().live);
+}
+
+#[test]
+fn a_rotten_index_is_noticed_and_derived_anew_and_every_moment_is_as_it_was() {
+    for seed in 0..8 {
+        let disk = new_disk(1 << 30, seed);
+        let mut run = Run::new(seed);
+        live(&disk, &mut run, false);
+        let tables = places(&disk, TABLE);
+        assert!(!tables.is_empty());
+        let whole = open(&disk.fork()).unwrap();
+        for at in &tables {
+            let rotten = disk.fork();
+            rotten.flip(*at + 10, 3);
+            // (What lies there may be a table that is none any more.)
+            let Err(e) = open_from(&rotten, IndexFrom::Tables, 0) else { continue };
+            assert!(matches!(e, Error::Corrupt { .. }), "{e}");
+            let store = open(&rotten).unwrap();
+            run.compare_some(&store, 3);
+            equal(&store, &whole);
+            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            // It goes on, and is whole from now on.
+            let mut on = Run { model: run.model.clone(), now: run.now, ..Run::new(seed) };
+            on.transaction(&store).unwrap();
+            store.close().unwrap();
+            drop(store);
+            let store = open_from(&rotten, IndexFrom::Tables, 0).unwrap();
+            on.compare_some(&store, 3);
+        }
+    }
+}
+
+#[test]
+fn rot_that_a_read_meets_is_healed_by_the_next_open() {
+    let disk = new_disk(256 << 20, 0);
+    large(&disk, 40);
+    // In the middle of a table: what is verified when it is opened is whole.
+    let table = *places(&disk, TABLE).last().unwrap();
+    disk.flip(table - (512 << 10), 2);
+    let store = open_from(&disk, IndexFrom::Tables, 0).unwrap();
+    let read = |store: &Store| {
+        let get = |n| store.get(&Key::new(FS, ObjectId(1000 + n), Kind::ATTR, &[]), Tid::MAX);
+        (0..OBJECTS).find_map(|n| get(n).err())
+    };
+    let e = read(&store).expect("a block is rotten");
+    assert!(matches!(e, Error::Corrupt { what: "table block", .. }), "{e}");
+    while store.step().is_ok_and(|p| p == Progress::Worked) {}
+    drop(store);
+    assert!(open_from(&disk.fork(), IndexFrom::Tables, 0).is_err());
+    let store = open_from(&disk, IndexFrom::TablesOrSegments, 0).unwrap();
+    assert!(read(&store).is_none());
+    is_large(&store, 40);
+}
+
+#[test]
+fn one_that_is_asked_for_shows_the_same_where_history_was_given_up() {
+    for seed in 20..26 {
+        let disk = new_disk(1 << 30, seed);
+        let mut run = Run::new(seed);
+        live(&disk, &mut run, true);
+        let whole = open(&disk.fork()).unwrap();
+        let store = open_from(&disk, IndexFrom::Segments, 0).unwrap();
+        equal(&store, &whole);
+        run.compare(&store, Tid::MAX);
+        store.clean(run.now, &mut |_| ()).unwrap();
+        run.compare(&store, Tid::MAX);
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn a_manifest_has_a_copy_and_without_both_nothing_is_guessed() {
+    let disk = new_disk(1 << 30, 2);
+    let mut run = Run::new(2);
+    live(&disk, &mut run, false);
+    let found = places(&disk, MANIFEST);
+    assert!(found.len() >= 2);
+    for at in &found {
+        let rotten = disk.fork();
+        rotten.flip(at + 20, 1);
+        run.compare_some(&open(&rotten).unwrap(), 3);
+    }
+    let lost = disk.fork();
+    found.iter().for_each(|at| lost.flip(at + 20, 1));
+    let e = open(&lost).err().unwrap();
+    assert!(matches!(e, Error::Corrupt { what: "manifest", .. }), "{e}");
+}
+
+const OBJECTS: u64 = 60_000;
+
+/// Attributes of an object, of so many bytes, that can't be compressed.
+fn value(object: u64, len: usize) -> Vec<u8> {
+    let mut rng = fastrand::Rng::with_seed(object);
+    std::iter::repeat_with(|| rng.u8(..)).take(len).collect()
+}
+
+/// A store with attributes of so many bytes in each of its objects: its index is larger than the memory it gets.
+fn large(disk: &SimDisk, len: usize) {
+    create(disk);
+    let store = open_from(disk, IndexFrom::TablesOrSegments, 0).unwrap();
+    for first in (0..OBJECTS).step_by(500) {
+        store.admit(500 * len as u64).unwrap();
+        let mut tx = store.begin(FS, 100 + first).unwrap();
+        (first..first + 500).for_each(|n| tx.put(ObjectId(1000 + n), Kind::ATTR, &[], &value(n, len)));
+        tx.count(500, 0);
+        tx.commit().unwrap();
+        store.step().unwrap();
+    }
+    store.close().unwrap();
+}
+
+fn is_large(store: &Store, len: usize) {
+    assert_eq!(store.counted(FS).objects, OBJECTS);
+    for n in (0..OBJECTS).step_by(977) {
+        let key = Key::new(FS, ObjectId(1000 + n), Kind::ATTR, &[]);
+        assert_eq!(store.get(&key, Tid::MAX).unwrap().unwrap().value.to_vec(), value(n, len));
+    }
+}
+
+#[test]
+fn an_index_larger_than_the_memory_is_derived_by_way_of_tables_and_a_crash_at_any_event_costs_nothing() {
+    let base = new_disk(256 << 20, 1);
+    large(&base, 40);
+    places(&base, TABLE).iter().for_each(|at| base.flip(at + 10, 3));
+    let disk = base.fork();
+    disk.record();
+    let store = open_from(&disk, IndexFrom::TablesOrSegments, 0).unwrap();
+    is_large(&store, 40);
+    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    drop(store);
+    let events = disk.events();
+    println!("{events} events");
+    for n in 0..=events {
+        for keeps in [false, true] {
+            let crashed = SimDisk::crashed(&base, &disk, n, &mut |_| keeps);
+            let store = open_from(&crashed, IndexFrom::TablesOrSegments, 0).unwrap();
+            is_large(&store, 40);
+        }
+    }
+}
+
+#[test]
+fn a_full_volume_has_room_for_an_index_in_the_place_of_the_rotten_one() {
+    // The index takes more than the reserve.
+    let (disk, len) = (new_disk(192 << 20, 0), 600);
+    large(&disk, len);
+    let store = open(&disk).unwrap();
+    let mut offset = 0;
+    let bytes = value(0, 256 << 10);
+    let full = loop {
+        let outcome = store.admit(bytes.len() as u64).and_then(|()| {
+            let mut tx = store.begin(FS, 1 << 40)?;
+            tx.write(ObjectId(5), offset, &bytes)?;
+            tx.commit()
+        });
+        match outcome {
+            Ok(_) => offset += bytes.len() as u64,
+            Err(e) => break e,
+        }
+        store.step().unwrap();
+    };
+    assert!(matches!(full, Error::NoSpace { .. }), "{full}");
+    store.close().unwrap();
+    drop(store);
+    places(&disk, TABLE).iter().for_each(|at| disk.flip(at + 10, 3));
+    let store = open_from(&disk, IndexFrom::TablesOrSegments, 0).unwrap();
+    is_large(&store, len);
+}
+
+/// The files of a directory that hold a table or a manifest.
+fn files(dir: &Path, what: &[u8]) -> Vec<std::path::PathBuf> {
+    let all = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let holds = |path: &std::path::PathBuf| {
+        let bytes = std::fs::read(path).unwrap();
+        path.file_name().unwrap().to_str().unwrap().starts_with("region")
+            && bytes.windows(what.len()).any(|w| w == what)
+    };
+    all.filter(holds).collect()
+}
+
+#[test]
+fn a_directory_without_its_index_files_opens_and_shows_every_moment() {
+    for (seed, lost) in [(0, vec![TABLE]), (1, vec![MANIFEST]), (2, vec![TABLE, MANIFEST]), (3, vec![TABLE, MANIFEST])]
+    {
+        println!("seed {seed}");
+        let dir = tempfile::tempdir().unwrap();
+        let volume = || -> Arc<dyn Volume> { Arc::new(DirVolume::open(dir.path(), true)) };
+        let options = CreateOptions { now_ns: 1, seed: Some([3; 32]), size_limit: 1 << 30 };
+        Store::create(&*volume(), &options).unwrap();
+        let mut run = Run::new(seed);
+        let store = Store::open(volume(), &OpenOptions::default()).unwrap();
+        for step in 0..300 {
+            run.transaction(&store).unwrap();
+            match step % 60 {
+                20 => store.checkpoint().unwrap(),
+                40 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
+                50 => drop(store.step().unwrap()),
+                _ => {}
+            }
+        }
+        store.sync().unwrap();
+        let (tid, counts) = (store.tid(), store.counted(FS));
+        drop(store);
+        for what in &lost {
+            let gone = files(dir.path(), what);
+            assert!(!gone.is_empty());
+            gone.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        }
+        let store = Store::open(volume(), &OpenOptions::default()).unwrap();
+        assert_eq!((store.tid(), store.counted(FS)), (tid, counts));
+        run.compare_some(&store, 5);
+        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        run.transaction(&store).unwrap();
+        store.close().unwrap();
+        drop(store);
+        let tables = OpenOptions { index: IndexFrom::Tables, ..OpenOptions::default() };
+        run.compare_some(&Store::open(volume(), &tables).unwrap(), 5);
+    }
+}
