@@ -301,7 +301,7 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
     let (_lock, size_limit) = place.take(make, exists)?;
     let now_ns = crate::frontend::now_ns();
     let volume = place.volume(true)?;
-    Store::create(&*volume, &CreateOptions { now_ns, size_limit, seed: None })?;
+    Store::create(&*volume, &CreateOptions { now_ns, size_limit, ..CreateOptions::default() })?;
     let store = Arc::new(Store::open(volume, &OpenOptions::default())?);
     // SAFETY: these calls can't fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };

@@ -62,6 +62,12 @@ pub(crate) struct Change<'f> {
 impl Fs {
     /// Starts a change of a fileset that takes about `grows` bytes (0 for what gives space back); waits for the one before.
     pub(crate) fn plan(&self, fileset: FilesetId, grows: u64) -> Result<Plan<'_>> {
+        self.check_not_following(fileset)?;
+        self.plan_own(fileset, grows)
+    }
+
+    /// As [`Fs::plan`], of what a mirror has of its own, labels.
+    pub(crate) fn plan_own(&self, fileset: FilesetId, grows: u64) -> Result<Plan<'_>> {
         if self.store.is_read_only() {
             return refuse(libc::EROFS, "the store is open for reading only");
         }

@@ -16,6 +16,7 @@ use crate::attr::{Attr, Time};
 use crate::change::SMALL;
 use crate::error::{FsError, Result, refuse};
 use crate::fileset::{Catalogue, root_attr};
+use crate::mirror::Mirror;
 use crate::node::{Inode, MAIN, Node, ROOT};
 use crate::view::Recent;
 
@@ -30,6 +31,8 @@ pub struct Fs {
     pub(crate) orphans: Mutex<HashSet<Inode>>,
     /// What relative times meant within the last second.
     pub(crate) recent: Mutex<Recent>,
+    /// What it follows.
+    pub(crate) mirror: Mirror,
 }
 
 impl Fs {
@@ -57,7 +60,9 @@ impl Fs {
             return refuse(libc::ENODEV, "the store has no filesystem");
         }
         fs.load_filesets()?;
-        for (fileset, _) in fs.filesets() {
+        fs.load_mirror()?;
+        // A mirror's are its source's business.
+        for (fileset, _) in fs.filesets().into_iter().filter(|(f, _)| f.id != MAIN || fs.head().is_none()) {
             fs.load_orphans(fileset.id)?;
         }
         Ok(fs)
@@ -71,6 +76,7 @@ impl Fs {
             live: RwLock::default(),
             orphans: Mutex::default(),
             recent: Mutex::default(),
+            mirror: Mirror::default(),
         }
     }
 

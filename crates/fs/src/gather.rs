@@ -27,6 +27,9 @@ struct Gathered {
 impl Fs {
     /// Writes some scattered chunks anew; says whether there were any.
     pub fn gather(&self, now_ns: u64) -> Result<bool> {
+        if self.head().is_some() {
+            return Ok(false);
+        }
         let chunks = self.store.take_scattered(BATCH);
         if chunks.is_empty() {
             return Ok(false);

@@ -32,9 +32,9 @@ impl Fs {
     /// Gives the newest moment (or `at`) a name and returns it. EEXIST if the name is taken.
     pub fn add_label(&self, fileset: FilesetId, name: &str, at: Option<Tid>, now_ns: u64) -> Result<Label> {
         self.check_label(name, now_ns)?;
-        let plan = self.plan(fileset, SMALL)?;
+        let plan = self.plan_own(fileset, SMALL)?;
         let newest = plan.newest;
-        let tid = at.unwrap_or(newest);
+        let tid = at.or(self.head()).unwrap_or(newest);
         if tid < self.store.birth() || tid > newest {
             return refuse(libc::EINVAL, "a label needs a moment between the filesystem's birth and now");
         }
@@ -56,7 +56,7 @@ impl Fs {
 
     /// Takes a label away (the moment stays). ENOENT if there is none.
     pub fn remove_label(&self, fileset: FilesetId, name: &str, now_ns: u64) -> Result<()> {
-        let plan = self.plan(fileset, 0)?;
+        let plan = self.plan_own(fileset, 0)?;
         if self.label_tid(fileset, name)?.is_none() {
             return refuse(libc::ENOENT, "there is no label of this name");
         }

@@ -14,7 +14,7 @@ use crate::error::{FsError, Result};
 use crate::fs::Fs;
 use crate::lookup::Entry;
 use crate::name::{NAME_MAX, is_dots};
-use crate::node::{Inode, Node};
+use crate::node::{Inode, MAIN, Node};
 use crate::when;
 
 /// The virtual directory of a directory's points in time.
@@ -76,7 +76,10 @@ impl Fs {
             return Ok(label.map_or(Meaning::NotAWhen, |tid| Meaning::At(Moment { tid, steady: false })));
         };
         if text == "now" {
-            return Ok(Meaning::At(Moment { tid: newest, steady: false }));
+            return Ok(Meaning::At(Moment {
+                tid: self.head().filter(|_| fileset == MAIN).unwrap_or(newest),
+                steady: false,
+            }));
         }
         let asked = if when.moves { self.lately(text, when.tid, now_ns) } else { when.tid };
         if asked < self.store.birth() || asked > newest.max(Tid(now_ns)) {

@@ -8,14 +8,16 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use crate::extent::{self, CHUNK, Codec, Piece, Stored};
 use crate::index::ghost::Ghost;
 use crate::index::levels::{Levels, Run};
 use crate::index::memtable::Memtable;
 use crate::index::scan::{self, Range};
 use crate::index::table::{BlockCache, Newer};
 use crate::key::parse;
-use crate::store::{Store, Value};
+use crate::store::{Store, Value, damage};
 use crate::{FilesetId, Kind, ObjectId, Result, Tid};
 
 /// Bytes of a fileset in a key.
@@ -119,6 +121,59 @@ impl Store {
         }
     }
 }
+
+impl Store {
+    /// The tails of the keys that a fileset has as of `at`, from `from` on to before `to` (empty: to the end), about `limit` of
+    /// them, and where to go on.
+    pub fn tails(&self, fileset: FilesetId, from: &[u8], to: &[u8], at: Tid, limit: usize) -> Result<Tails> {
+        let prefix = fileset.0.to_be_bytes();
+        let from = [&prefix, from].concat();
+        let range = Range { prefix: &prefix, from: &from, at, tombstones: false, limit: limit.clamp(1, LOOK) };
+        let (items, next) = self.scan_batch(range)?;
+        let before = |tail: &[u8]| to.is_empty() || tail < to;
+        let tails: Vec<Vec<u8>> = items.into_iter().map(|(key, ..)| key[FILESET..].to_vec()).collect();
+        let next = next.map(|key| key[FILESET..].to_vec()).filter(|tail| before(tail));
+        Ok((tails.into_iter().filter(|tail| before(tail)).collect(), next))
+    }
+
+    /// What the bytes of a chunk are made of, by a version of it: data pieces only.
+    pub fn pieces_of(&self, object: ObjectId, chunk: u64, tid: Tid, value: &[u8]) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        let base = chunk.saturating_mul(CHUNK);
+        self.decode_map(object.0, chunk, tid, value)?.pieces(object.0, base, 0, CHUNK as u32, &mut pieces);
+        pieces.retain(Piece::is_data);
+        Ok(pieces)
+    }
+
+    /// The bytes of a data piece, verified, in the form in which they are stored if that is all of an extent.
+    pub fn stored(&self, piece: &Piece) -> Result<Stored> {
+        if let Some(place) =
+            piece.place.filter(|p| p.codec == Codec::Lz4 && p.skip == 0 && u64::from(p.extent_len) == piece.len)
+        {
+            let mut bytes = vec![0; place.stored as usize];
+            self.read_stored(None, place.region, place.offset, &mut bytes)?;
+            extent::packed(&place, &bytes).map_err(|e| damage(piece, e))?;
+            bytes.truncate(bytes.len() - 4);
+            return Ok(Stored::Lz4(bytes, place.extent_len));
+        }
+        let mut data = vec![0; piece.len as usize];
+        self.read(std::slice::from_ref(piece), &mut data)?;
+        Ok(Stored::Raw(data))
+    }
+
+    /// No object gets a number below this any more.
+    pub fn raise_objects(&self, least: ObjectId) {
+        self.next_object.fetch_max(least.0, Ordering::Relaxed);
+    }
+
+    /// The number that the next object gets.
+    pub fn objects_end(&self) -> ObjectId {
+        ObjectId(self.next_object())
+    }
+}
+
+/// Tails, and where to go on.
+pub type Tails = (Vec<Vec<u8>>, Option<Vec<u8>>);
 
 struct Look<'s> {
     mems: Vec<&'s Memtable>,

@@ -99,6 +99,11 @@ impl Piece {
         self.place.is_some()
     }
 
+    /// What tells whether two pieces are the same stored bytes: region, offset, and where in it; `None` for a hole.
+    pub fn identity(&self) -> Option<(u64, u64, u32, u64)> {
+        self.place.map(|p| (p.region, p.offset, p.skip, self.len))
+    }
+
     /// The transaction that wrote the bytes; `None` for a hole.
     pub fn tid(&self) -> Option<Tid> {
         self.place.map(|p| p.tid)
@@ -258,6 +263,52 @@ pub fn store(data: &[u8], region: u64, base: u64, compress: bool, out: &mut Buff
     Codec::Raw
 }
 
+/// As [`store`], of bytes whose form is decided: LZ4 ones (with which length they have, unpacked) are taken as they are.
+pub fn store_as(form: &Stored, region: u64, base: u64, out: &mut Buffer) -> Codec {
+    match form {
+        Stored::Raw(data) => store(data, region, base, false, out),
+        Stored::Lz4(packed, _) => {
+            let crc = crc_at(region, base + out.len() as u64, packed);
+            out.extend_from_slice(packed);
+            out.extend_from_slice(&crc.to_le_bytes());
+            Codec::Lz4
+        }
+    }
+}
+
+/// File bytes in the form in which they are stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// As they are.
+    Raw(Vec<u8>),
+    /// One LZ4 block, and how many bytes it holds.
+    Lz4(Vec<u8>, u32),
+}
+
+impl Stored {
+    /// Bytes that it holds; `None` if it is no LZ4 block of what it says.
+    pub fn verified_len(&self) -> Option<u32> {
+        match self {
+            Stored::Raw(data) => u32::try_from(data.len()).ok(),
+            Stored::Lz4(packed, len) if u64::from(*len) <= CHUNK => {
+                let mut out = vec![0; *len as usize];
+                let n = lz4_flex::block::decompress_into(packed, &mut out).ok()?;
+                (n == out.len()).then_some(*len)
+            }
+            Stored::Lz4(..) => None,
+        }
+    }
+}
+
+/// The LZ4 block in the stored bytes of an extent that is one, verified by its checksum.
+pub fn packed<'a>(place: &Place, stored: &'a [u8]) -> Result<&'a [u8], Error> {
+    let Some((data, crc)) = stored.split_last_chunk::<4>() else {
+        return Err(damaged(place, place.offset, 0, 0));
+    };
+    check(place, place.offset, data, crc)?;
+    Ok(data)
+}
+
 /// Early give-up: random-looking bytes in a sample from the middle mean that LZ4 would work in vain.
 fn looks_compressible(data: &[u8]) -> bool {
     let mut seen = [0u8; 256];
@@ -334,10 +385,7 @@ fn load_raw(place: &Place, stored: &[u8], out: &mut [u8]) -> Result<(), Error> {
 }
 
 fn load_lz4(place: &Place, stored: &[u8], out: &mut [u8]) -> Result<(), Error> {
-    let Some((data, crc)) = stored.split_last_chunk::<4>() else {
-        return Err(damaged(place, place.offset, 0, 0));
-    };
-    check(place, place.offset, data, crc)?;
+    let data = packed(place, stored)?;
     let bad = |_| Error::Corrupt {
         place: format!("region {:x} at byte {}", place.region, place.offset),
         what: "LZ4 extent",

@@ -53,6 +53,8 @@ impl Kind {
     pub const FILESET: Kind = Kind(9);
     /// An object whose every version is to be destroyed (object 0; suffix: the object; value: up to which tid).
     pub const FORGET: Kind = Kind(10);
+    /// What a mirror follows and how far it has come (the last object there can be; suffix empty).
+    pub const MIRROR: Kind = Kind(11);
 }
 
 /// Bytes before the suffix in an encoded key.

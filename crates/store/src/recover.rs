@@ -43,6 +43,8 @@ pub struct CreateOptions {
     pub size_limit: u64,
     /// Identity; `None` draws one (tests fix it).
     pub seed: Option<[u8; 32]>,
+    /// The key of the directory hash, if it must be that of another store; `None` draws one.
+    pub hash_key: Option<[u8; 16]>,
 }
 
 /// How a store is opened.
@@ -109,7 +111,7 @@ impl Store {
             generation: 0,
             attempt: 0,
             uuid,
-            hash_key: random[16..].try_into().expect("16"),
+            hash_key: options.hash_key.unwrap_or(random[16..].try_into().expect("16")),
             birth,
             manifest: region.place(),
             manifest_len: bytes.len() as u64,

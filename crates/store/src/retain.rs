@@ -424,6 +424,14 @@ impl Store {
         Ok(Some(Pin { store: self.clone(), fileset, tid }))
     }
 
+    /// Pins a moment that was pinned until the store was closed, and of which nothing can have been dropped since.
+    pub fn hold(self: &Arc<Store>, fileset: FilesetId, tid: Tid) -> Pin {
+        let _one = self.retaining.lock();
+        *self.pins.lock().entry((fileset, tid)).or_insert(0) += 1;
+        self.retention_changed(fileset);
+        Pin { store: self.clone(), fileset, tid }
+    }
+
     /// Changes a fileset's retention: `change` gets what is in force. Nothing is given up before the cleaner comes by.
     pub fn retain(
         &self,

@@ -418,7 +418,7 @@ impl Store {
         scan::versions(&layers, &index.levels, &self.cache, prefix.as_bytes())
     }
 
-    fn decode_map(&self, object: u64, chunk: u64, tid: Tid, value: &[u8]) -> Result<ChunkMap> {
+    pub(crate) fn decode_map(&self, object: u64, chunk: u64, tid: Tid, value: &[u8]) -> Result<ChunkMap> {
         ChunkMap::decode(value, tid).ok_or_else(|| Error::Corrupt {
             place: format!("object {object}, chunk {chunk}, tid {tid}"),
             what: "chunk map",
@@ -652,7 +652,7 @@ impl Store {
     }
 
     /// Bytes of a segment, from memory if they are not written yet. Fails where only some of them are.
-    fn read_stored(&self, tail: Option<&Tail>, region: u64, at: u64, out: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_stored(&self, tail: Option<&Tail>, region: u64, at: u64, out: &mut [u8]) -> Result<()> {
         let in_memory = match tail {
             Some(t) => t.read(region, at, out),
             None => {
@@ -769,7 +769,7 @@ fn chunk_number(suffix: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(suffix.try_into().ok()?))
 }
 
-fn damage(p: &Piece, e: Error) -> Error {
+pub(crate) fn damage(p: &Piece, e: Error) -> Error {
     let tid = p.tid().unwrap_or_default();
     Error::Data { object: p.object, offset: p.offset, tid, source: Box::new(e) }
 }

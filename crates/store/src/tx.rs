@@ -2,7 +2,7 @@
 
 use parking_lot::MutexGuard;
 
-use crate::extent::{self, CHUNK, PIECES_MAX, Piece, Place};
+use crate::extent::{self, CHUNK, PIECES_MAX, Piece, Place, Stored};
 use crate::fold::Fold;
 use crate::frame::{self, Body, Heads, Record};
 use crate::log::Tail;
@@ -111,7 +111,27 @@ impl<'s> Tx<'s> {
         let at = tail.buf.len();
         let compress = !self.bulk || tail.is_behind();
         let codec = extent::store(data, region, tail.base, compress, &mut tail.buf);
-        let len = data.len() as u32;
+        self.add_extent(object, offset, data.len() as u32, codec, at)
+    }
+
+    /// Writes bytes in the form that they have, `len` of them once unpacked ([`Stored::verified_len`]); they lie within one chunk.
+    pub fn write_stored(&mut self, object: ObjectId, offset: u64, len: u32, stored: &Stored) -> Result<i64> {
+        let size = match stored {
+            Stored::Raw(data) => extent::raw_size(data.len()),
+            Stored::Lz4(packed, _) => packed.len() + 4,
+        };
+        self.fits(size)?;
+        let tail = &mut *self.tail;
+        let region = tail.segment.place().id;
+        let at = tail.buf.len();
+        let codec = extent::store_as(stored, region, tail.base, &mut tail.buf);
+        self.add_extent(object, offset, len, codec, at)
+    }
+
+    /// Of what was just stored at `at` of the buffer.
+    fn add_extent(&mut self, object: ObjectId, offset: u64, len: u32, codec: extent::Codec, at: usize) -> Result<i64> {
+        let tail = &mut *self.tail;
+        let region = tail.segment.place().id;
         let place = Place {
             region,
             offset: tail.base + at as u64,
@@ -187,6 +207,11 @@ impl<'s> Tx<'s> {
     /// What the transaction's own fileset held before it, as [`Store::counted`] tells.
     pub fn counted(&self) -> Count {
         self.tail.counts.get(self.fileset)
+    }
+
+    /// Bytes of it so far, about.
+    pub fn size(&self) -> usize {
+        self.tail.buf.len() - self.start + self.heads.len()
     }
 
     /// Adjusts the counts of the fileset that the transaction began with; kept with it.

@@ -49,7 +49,7 @@ fn catalogue(tx: &mut darner_store::Tx<'_>, fileset: FilesetId, lineage: &Lineag
 impl World {
     fn new(seed: u64) -> World {
         let disk = SimDisk::new(1 << 30);
-        let options = CreateOptions { now_ns: 1_000, seed: Some([5; 32]), size_limit: 0 };
+        let options = CreateOptions { now_ns: 1_000, seed: Some([5; 32]), ..CreateOptions::default() };
         Store::create(&RawVolume::new(Arc::new(disk.clone())), &options).unwrap();
         let store = open(&disk, &OpenOptions { memory: 1, ..OpenOptions::default() });
         let model = BTreeMap::from([(MAIN, vec![(Tid(1_000), Some(State::default()))])]);

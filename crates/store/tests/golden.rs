@@ -39,7 +39,7 @@ fn text(n: usize) -> Vec<u8> {
 fn written() -> [SimDisk; 2] {
     let disk = SimDisk::new(SIZE);
     let second = SimDisk::new(SIZE).in_pieces(32 << 10);
-    let options = CreateOptions { now_ns: 1_000, seed: Some([5; 32]), size_limit: 0 };
+    let options = CreateOptions { now_ns: 1_000, seed: Some([5; 32]), ..CreateOptions::default() };
     Store::create(&*volume(&disk), &options).unwrap();
     let store = open(std::slice::from_ref(&disk));
     let (a, b) = (store.new_object(), store.new_object());

@@ -1,0 +1,369 @@
+//! The side that follows: what changed at the source is done here, in ordinary transactions.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+
+use darner_store::{CHUNK, Kind, ObjectId, Tid, Tx, split_tail};
+
+use crate::attr::Attr;
+use crate::change::SMALL;
+use crate::dirent::{cookie, parse_dirent_suffix};
+use crate::error::{FsError, Result};
+use crate::fs::Fs;
+use crate::mirror::item::{Bytes, Item, decode_all};
+use crate::mirror::source::{Part, Wanted};
+use crate::mirror::{BOOKS, Following, OBJECTS_APART, put_books};
+use crate::node::{Inode, MAIN};
+
+/// A transaction that has come to this is ended, and the next begun.
+const TX_BYTES: usize = 1 << 20;
+/// Records of a transaction at most.
+const TX_ACTS: usize = 4096;
+/// Keys looked at at a time.
+const BATCH: usize = 4096;
+
+/// What is to be done to a key.
+enum Act {
+    Set(Tid, Vec<u8>),
+    Delete,
+    Chunk(Vec<crate::mirror::item::Span>),
+}
+
+impl Fs {
+    /// Does what a part says that was asked for by `wanted`. Returns the objects that changed.
+    pub fn apply(&self, wanted: &Wanted, part: &Part) -> Result<Vec<Inode>> {
+        let refused = || FsError::malformed("what the source sent is not in a known form");
+        let mut f = self.following().ok_or(FsError::new(libc::EINVAL, "this is no mirror"))?;
+        let end = part.next.as_ref().or(Some(&wanted.to).filter(|to| !to.is_empty()));
+        let ahead = |next: &Vec<u8>| *next > wanted.from && (wanted.to.is_empty() || *next < wanted.to);
+        let is_next = f.wanted().is_some_and(|w| (&w.from, &w.to, w.at) == (&wanted.from, &wanted.to, wanted.at));
+        if !is_next || !part.next.as_ref().is_none_or(ahead) {
+            return Err(FsError::new(libc::EINVAL, "what the source sent is not what was asked for"));
+        }
+        let acts = self.acts(decode_all(&part.items).ok_or_else(refused)?)?;
+        if !acts.iter().all(|(tail, _)| *tail >= wanted.from && end.is_none_or(|end| tail < end)) {
+            return Err(FsError::new(libc::EINVAL, "the source sent more than what was asked for"));
+        }
+        let mut changed = BTreeSet::new();
+        let mut acts = acts.into_iter().peekable();
+        let early = self.before(f.aim);
+        while acts.peek().is_some() {
+            self.store.admit(TX_BYTES as u64 + SMALL)?;
+            let _live = self.live.write();
+            let tx = self.store.begin(MAIN, early)?;
+            let mut applying = Applying { fs: self, tx, attrs: HashMap::new(), objects: 0, bytes: 0 };
+            for _ in 0..TX_ACTS {
+                let Some((tail, act)) = acts.next_if(|_| applying.tx.size() < TX_BYTES) else { break };
+                if let Some((object, ..)) = split_tail(&tail) {
+                    changed.insert(Inode { fileset: MAIN, object });
+                }
+                applying.act(&tail, act)?;
+            }
+            match acts.peek() {
+                Some((next, _)) => f.advance(Some(next)),
+                None => f.advance(part.next.as_deref()),
+            }
+            put_books(&mut applying.tx, &f);
+            applying.tx.count(applying.objects, applying.bytes);
+            applying.tx.commit()?;
+            *self.mirror.state.lock() = Some(f.clone());
+        }
+        if is_next && self.following().as_ref() == Some(&f) && changed.is_empty() {
+            // Nothing to write: where it was cut, it would look here again.
+            f.advance(part.next.as_deref());
+            *self.mirror.state.lock() = Some(f);
+        }
+        Ok(changed.into_iter().collect())
+    }
+
+    /// Ends a pull of which all is there: from now on that moment is shown. Returns its transaction here.
+    pub fn finish_pull(&self) -> Result<Tid> {
+        let mut f = self.following().ok_or(FsError::new(libc::EINVAL, "this is no mirror"))?;
+        if f.wanted().is_some() {
+            return crate::error::refuse(libc::EINVAL, "the pull is not over");
+        }
+        self.store.admit(SMALL)?;
+        let _live = self.live.write();
+        let mut tx = self.store.begin(MAIN, f.aim.0)?;
+        f.at = f.target;
+        f.shown = tx.tid();
+        put_books(&mut tx, &f);
+        let tid = tx.commit()?;
+        *self.mirror.state.lock() = Some(f);
+        self.show(tid)?;
+        Ok(tid)
+    }
+
+    /// What is to be done, in order of keys.
+    fn acts(&self, items: Vec<Item>) -> Result<Vec<(Vec<u8>, Act)>> {
+        let mut acts = Vec::new();
+        let mut told = BTreeSet::new();
+        let mut stated = Vec::new();
+        for item in items {
+            match item {
+                Item::Stated(from, to) => stated.push((from, to)),
+                Item::Same(tail) => drop(told.insert(tail)),
+                Item::Set(tail, tid, value) => acts.push((tail, Act::Set(tid, value))),
+                Item::Deleted(tail) => acts.push((tail, Act::Delete)),
+                Item::Chunk(object, chunk, spans) => {
+                    acts.push((chunk_tail(object, chunk), Act::Chunk(spans)));
+                }
+            }
+        }
+        told.extend(acts.iter().map(|(tail, _)| tail.clone()));
+        for (from, to) in stated {
+            let mut pos = Some(from);
+            while let Some(from) = pos {
+                let (own, next) = self.store.tails(MAIN, &from, &to, Tid::MAX, BATCH)?;
+                let gone = own.into_iter().filter(|tail| is_mirrored(tail) && !told.contains(tail));
+                acts.extend(gone.map(|tail| (tail, Act::Delete)));
+                pos = next;
+            }
+        }
+        acts.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(acts)
+    }
+
+    /// Makes a mirror a filesystem that can be changed, as of the last whole pull, and with nothing of one under way. What its
+    /// source was, it remembers. Returns the moment of the source that it is as of.
+    pub fn promote(&self, now_ns: u64) -> Result<Following> {
+        let Some(mut f) = self.following() else {
+            return crate::error::refuse(libc::EINVAL, "this is no mirror, or one that was promoted already");
+        };
+        if f.at == Tid::ZERO {
+            return crate::error::refuse(libc::EINVAL, "the mirror has nothing whole yet: its first pull is not over");
+        }
+        if !f.is_whole() {
+            self.rewind(f.shown, now_ns)?;
+        }
+        self.store.admit(SMALL)?;
+        let live = self.live.write();
+        let end = self.store.objects_end().0;
+        self.store.raise_objects(ObjectId(end + OBJECTS_APART));
+        let mut tx = self.store.begin(MAIN, now_ns)?;
+        f.promoted = true;
+        f.pieces = vec![(Vec::new(), f.at)];
+        f.target = f.at;
+        put_books(&mut tx, &f);
+        tx.commit()?;
+        *self.mirror.state.lock() = Some(f.clone());
+        self.mirror.head.store(0, Ordering::Release);
+        *self.mirror.pin.lock() = None;
+        drop(live);
+        self.load_orphans(MAIN)?;
+        self.reap_orphans(now_ns)?;
+        self.sync()?;
+        Ok(f)
+    }
+
+    /// Makes everything again what it was as of a moment that is kept.
+    fn rewind(&self, to: Tid, now_ns: u64) -> Result<()> {
+        let end = BOOKS.0.to_be_bytes();
+        let mut pos = Some(Vec::new());
+        let mut alive: Option<(ObjectId, bool)> = None;
+        while let Some(from) = pos {
+            let delta = self.store.delta(MAIN, &from, &end, to, Tid::MAX, 256)?;
+            self.store.admit(TX_BYTES as u64)?;
+            let _live = self.live.write();
+            let mut was = Vec::new();
+            let mut tails: BTreeSet<Vec<u8>> =
+                delta.changes.into_iter().filter(|c| c.what != darner_store::What::Same).map(|c| c.tail).collect();
+            for (from, end) in delta.stated {
+                // Of a stated range it is not told what was there, and is no more.
+                let mut pos = Some(from);
+                while let Some(from) = pos {
+                    let (some, next) = self.store.tails(MAIN, &from, &end, to, BATCH)?;
+                    for tail in some {
+                        let key = split_tail(&tail)
+                            .map(|(object, kind, suffix)| Inode { fileset: MAIN, object }.key(kind, suffix));
+                        if let Some(key) = key
+                            && self.store.get(&key, Tid::MAX)?.is_none()
+                        {
+                            tails.insert(tail);
+                        }
+                    }
+                    pos = next;
+                }
+            }
+            for tail in tails.iter().filter(|tail| is_mirrored(tail)) {
+                let Some((object, kind, suffix)) = split_tail(tail) else { continue };
+                let ino = Inode { fileset: MAIN, object };
+                if alive.is_none_or(|(known, _)| known != object) {
+                    alive = Some((object, self.attr_at(ino, to)?.is_some()));
+                }
+                if kind != Kind::ATTR && !alive.is_some_and(|(_, alive)| alive) {
+                    continue;
+                }
+                if kind == Kind::ATTR && self.attr_at(ino, Tid::MAX)?.is_none() && self.attr_at(ino, to)?.is_some() {
+                    // Of what is dead the index may have its other keys among what is over: they are written anew.
+                    for kind in [Kind::TARGET, Kind::XATTR, Kind::DIRENT, Kind::EXTENT] {
+                        self.each(ino, kind, &[], to, |suffix, _, _| {
+                            was.push((ino, kind, suffix.to_vec()));
+                            std::ops::ControlFlow::Continue(())
+                        })?;
+                    }
+                }
+                was.push((ino, kind, suffix.to_vec()));
+            }
+            was.sort_by_key(|(ino, kind, suffix)| (*ino, *kind, suffix.clone()));
+            was.dedup();
+            for some in was.chunks(64) {
+                let tx = self.store.begin(MAIN, now_ns)?;
+                let mut applying = Applying { fs: self, tx, attrs: HashMap::new(), objects: 0, bytes: 0 };
+                for (ino, kind, suffix) in some {
+                    applying.restore(*ino, *kind, suffix, to)?;
+                }
+                applying.tx.count(applying.objects, applying.bytes);
+                applying.tx.commit()?;
+            }
+            pos = delta.next;
+        }
+        Ok(())
+    }
+}
+
+fn chunk_tail(object: u64, chunk: u64) -> Vec<u8> {
+    [&object.to_be_bytes(), [Kind::EXTENT.0].as_slice(), &chunk.to_be_bytes()].concat()
+}
+
+/// Whether a key is part of what is followed: not labels and the like.
+fn is_mirrored(tail: &[u8]) -> bool {
+    split_tail(tail).is_some_and(|(object, kind, _)| match object {
+        ObjectId(0) | BOOKS => false,
+        _ => matches!(kind, Kind::ATTR | Kind::TARGET | Kind::XATTR | Kind::DIRENT | Kind::EXTENT),
+    })
+}
+
+/// A transaction of a pull.
+struct Applying<'f> {
+    fs: &'f Fs,
+    tx: Tx<'f>,
+    /// Attributes that it has changed.
+    attrs: HashMap<ObjectId, Option<Attr>>,
+    objects: i64,
+    bytes: i64,
+}
+
+impl Applying<'_> {
+    fn attr(&self, object: ObjectId) -> Result<Option<Attr>> {
+        match self.attrs.get(&object) {
+            Some(attr) => Ok(*attr),
+            None => self.fs.attr_at(Inode { fileset: MAIN, object }, Tid::MAX),
+        }
+    }
+
+    fn act(&mut self, tail: &[u8], act: Act) -> Result<()> {
+        let refused = || FsError::malformed("the source sent a record of a kind that mirrors don't have");
+        let (object, kind, suffix) = split_tail(tail).filter(|_| is_mirrored(tail)).ok_or_else(refused)?;
+        if kind == Kind::ATTR {
+            return match act {
+                Act::Set(tid, value) => {
+                    let attr = Attr::decode(&value, tid).filter(|_| suffix.is_empty()).ok_or_else(refused)?;
+                    self.set_attr(object, attr)
+                }
+                _ => self.kill(object),
+            };
+        }
+        let there = self.attr(object)?.is_some();
+        match (act, there) {
+            (Act::Delete, false) => Ok(()),
+            (_, false) => {
+                Err(FsError::malformed(format!("the source sent a record of object {object}, which does not exist")))
+            }
+            (Act::Delete, true) => self.delete(object, kind, suffix),
+            (Act::Set(_, value), true) if kind != Kind::EXTENT => {
+                let known = |(hash, name): (u64, &[u8])| cookie(&self.fs.hash_key, name) == hash;
+                if kind == Kind::DIRENT && !parse_dirent_suffix(suffix).is_some_and(known) {
+                    return Err(FsError::malformed("the source orders its directories by another key than this store"));
+                }
+                self.tx.put(object, kind, suffix, &value);
+                Ok(())
+            }
+            (Act::Chunk(spans), true) => {
+                let chunk = suffix.try_into().map(u64::from_be_bytes).map_err(|_| refused())?;
+                self.chunk(object, chunk * CHUNK, spans)
+            }
+            _ => Err(refused()),
+        }
+    }
+
+    fn set_attr(&mut self, object: ObjectId, attr: Attr) -> Result<()> {
+        let old = self.attr(object)?;
+        self.objects += i64::from(old.is_none());
+        self.bytes += attr.bytes as i64 - old.map_or(0, |old| old.bytes as i64);
+        self.tx.put(object, Kind::ATTR, &[], &attr.encode(self.tx.tid()));
+        // What has no name here, nobody has open: it goes when the mirror is promoted.
+        match (old.is_some_and(|old| old.nlink == 0), attr.nlink == 0) {
+            (false, true) => self.tx.put(ObjectId(0), Kind::ORPHAN, &object.0.to_be_bytes(), &[]),
+            (true, false) => self.tx.delete(ObjectId(0), Kind::ORPHAN, &object.0.to_be_bytes()),
+            _ => {}
+        }
+        self.attrs.insert(object, Some(attr));
+        self.fs.store.raise_objects(ObjectId(object.0.saturating_add(1).min(1 << 44)));
+        Ok(())
+    }
+
+    fn kill(&mut self, object: ObjectId) -> Result<()> {
+        if let Some(old) = self.attr(object)? {
+            self.objects -= 1;
+            self.bytes -= old.bytes as i64;
+            self.tx.delete(object, Kind::ATTR, &[]);
+            if old.nlink == 0 {
+                self.tx.delete(ObjectId(0), Kind::ORPHAN, &object.0.to_be_bytes());
+            }
+            self.attrs.insert(object, None);
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, object: ObjectId, kind: Kind, suffix: &[u8]) -> Result<()> {
+        let key = Inode { fileset: MAIN, object }.key(kind, suffix);
+        if self.fs.store.get(&key, Tid::MAX)?.is_none() {
+            return Ok(());
+        }
+        match (kind, suffix.try_into().map(u64::from_be_bytes)) {
+            (Kind::EXTENT, Ok(chunk)) => drop(self.tx.punch(object, chunk.saturating_mul(CHUNK), CHUNK)?),
+            _ => self.tx.delete(object, kind, suffix),
+        }
+        Ok(())
+    }
+
+    fn chunk(&mut self, object: ObjectId, base: u64, spans: Vec<crate::mirror::item::Span>) -> Result<()> {
+        self.tx.punch(object, base, CHUNK)?;
+        for span in spans {
+            let (offset, len) = (base + u64::from(span.range.start), span.range.len() as u64);
+            match span.bytes {
+                Bytes::Here(stored) => drop(self.tx.write_stored(object, offset, len as u32, &stored)?),
+                Bytes::Shared(of, from) => {
+                    let pieces = self.tx.map(ObjectId(of), from, len)?;
+                    self.tx.share(object, offset, &pieces)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a key what it was.
+    fn restore(&mut self, ino: Inode, kind: Kind, suffix: &[u8], to: Tid) -> Result<()> {
+        let object = ino.object;
+        match (kind, suffix.try_into().map(u64::from_be_bytes)) {
+            (Kind::ATTR, _) => match self.fs.attr_at(ino, to)? {
+                Some(attr) => self.set_attr(object, attr),
+                None => self.kill(object),
+            },
+            (Kind::EXTENT, Ok(chunk)) => {
+                let pieces = self.fs.store.map(MAIN, object, chunk * CHUNK, CHUNK, to)?;
+                self.tx.punch(object, chunk * CHUNK, CHUNK)?;
+                self.tx.share(object, chunk * CHUNK, &pieces)?;
+                Ok(())
+            }
+            _ => {
+                match self.fs.store.get(&ino.key(kind, suffix), to)? {
+                    Some(found) => self.tx.put(object, kind, suffix, &found.value),
+                    None => self.tx.delete(object, kind, suffix),
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What flows from a fileset to its mirrors, as bytes. docs/format.md §Mirror stream.
+//!
+//! Nothing of it is believed: what doesn't decode, or doesn't fit, is refused, and bytes of files are verified.
+
+use std::ops::Range;
+
+use darner_store::{CHUNK, Stored, Tid};
+
+use crate::codec::{Reader, put_varint};
+
+/// Most bytes of a key's tail or a value.
+const VALUE_MAX: usize = 1 << 20;
+const STATED: u8 = 1;
+const SET: u8 = 2;
+const DELETED: u8 = 3;
+const SAME: u8 = 4;
+const BYTES: u8 = 5;
+
+/// A piece of what changed. Tails are those of the mirror: its root is object 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Item {
+    /// All keys in this range are told, changed or not (an empty end: to the end).
+    Stated(Vec<u8>, Vec<u8>),
+    /// A key has this value, written by the source's transaction.
+    Set(Vec<u8>, Tid, Vec<u8>),
+    Deleted(Vec<u8>),
+    /// There, and unchanged.
+    Same(Vec<u8>),
+    /// A chunk of a file, whole: object, chunk, and its data.
+    Chunk(u64, u64, Vec<Span>),
+}
+
+/// Bytes `range` of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub range: Range<u32>,
+    pub bytes: Bytes,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Bytes {
+    Here(Stored),
+    /// They are those of another object at this offset, which came before.
+    Shared(u64, u64),
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+impl Item {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Item::Stated(from, to) => {
+                out.push(STATED);
+                put_bytes(out, from);
+                put_bytes(out, to);
+            }
+            Item::Set(tail, tid, value) => {
+                out.push(SET);
+                put_bytes(out, tail);
+                put_varint(out, tid.0);
+                put_bytes(out, value);
+            }
+            Item::Deleted(tail) => {
+                out.push(DELETED);
+                put_bytes(out, tail);
+            }
+            Item::Same(tail) => {
+                out.push(SAME);
+                put_bytes(out, tail);
+            }
+            Item::Chunk(object, chunk, spans) => {
+                out.push(BYTES);
+                for n in [*object, *chunk, spans.len() as u64] {
+                    put_varint(out, n);
+                }
+                spans.iter().for_each(|s| s.encode(out));
+            }
+        }
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Option<Item> {
+        let kind = from.byte()?;
+        Some(match kind {
+            STATED => Item::Stated(take_bytes(from)?, take_bytes(from)?),
+            SET => Item::Set(take_bytes(from)?, Tid(from.varint()?), take_bytes(from)?),
+            DELETED => Item::Deleted(take_bytes(from)?),
+            SAME => Item::Same(take_bytes(from)?),
+            BYTES => {
+                let (object, chunk, n) = (from.varint()?, from.varint()?, from.varint()?);
+                // A chunk that is within what a file can be.
+                chunk.checked_add(1)?.checked_mul(CHUNK).filter(|end| *end <= i64::MAX as u64 + CHUNK)?;
+                let mut spans = Vec::new();
+                let mut end = 0;
+                for _ in 0..n {
+                    let span = Span::decode(from)?;
+                    if span.range.start < end {
+                        return None;
+                    }
+                    end = span.range.end;
+                    spans.push(span);
+                }
+                Item::Chunk(object, chunk, spans)
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl Span {
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.range.start.into());
+        put_varint(out, self.range.len() as u64);
+        match &self.bytes {
+            Bytes::Here(Stored::Raw(data)) => {
+                out.push(0);
+                out.extend_from_slice(data);
+            }
+            Bytes::Here(Stored::Lz4(packed, _)) => {
+                out.push(1);
+                put_bytes(out, packed);
+            }
+            Bytes::Shared(object, offset) => {
+                out.push(2);
+                put_varint(out, *object);
+                put_varint(out, *offset);
+            }
+        }
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Option<Span> {
+        let (start, len) = (from.varint32()?, from.varint32()?);
+        let end = start.checked_add(len).filter(|end| len > 0 && u64::from(*end) <= CHUNK)?;
+        let form = from.byte()?;
+        let bytes = match form {
+            0 => Bytes::Here(Stored::Raw(from.take(len as usize)?.to_vec())),
+            1 => Bytes::Here(Stored::Lz4(take_bytes(from)?, len)),
+            2 => Bytes::Shared(from.varint()?, from.varint()?),
+            _ => return None,
+        };
+        if let Bytes::Here(stored) = &bytes {
+            stored.verified_len()?;
+        }
+        Some(Span { range: start..end, bytes })
+    }
+}
+
+fn take_bytes(from: &mut Reader<'_>) -> Option<Vec<u8>> {
+    let n = usize::try_from(from.varint()?).ok().filter(|n| *n <= VALUE_MAX)?;
+    from.take(n).map(<[u8]>::to_vec)
+}
+
+/// All items of a part; `None` if it isn't one.
+pub(crate) fn decode_all(part: &[u8]) -> Option<Vec<Item>> {
+    let mut from = Reader(part);
+    let mut items = Vec::new();
+    while from.end().is_none() {
+        items.push(Item::decode(&mut from)?);
+    }
+    Some(items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<Item> {
+        let packed = lz4_block(&[7; 5000]);
+        vec![
+            Item::Stated(vec![0; 9], Vec::new()),
+            Item::Set(b"12345678\x04hashnamename".to_vec(), Tid(1 << 60), b"value".to_vec()),
+            Item::Deleted(b"12345678\x01".to_vec()),
+            Item::Same(b"12345678\x02".to_vec()),
+            Item::Chunk(
+                77,
+                3,
+                vec![
+                    Span { range: 0..3, bytes: Bytes::Here(Stored::Raw(b"abc".to_vec())) },
+                    Span { range: 3..5003, bytes: Bytes::Here(Stored::Lz4(packed, 5000)) },
+                    Span { range: 60_000..65_536, bytes: Bytes::Shared(76, 1 << 40) },
+                ],
+            ),
+        ]
+    }
+
+    /// One literal byte, one match of offset 1 for the rest but five, five literals.
+    fn lz4_block(data: &[u8]) -> Vec<u8> {
+        let mut left = data.len() - 1 - 5 - 4 - 15;
+        let mut out = vec![0x1f, data[0], 1, 0];
+        while left >= 255 {
+            out.push(255);
+            left -= 255;
+        }
+        out.push(left as u8);
+        out.push(0x50);
+        out.extend_from_slice(&data[..5]);
+        out
+    }
+
+    #[test]
+    fn items_come_back_and_hostile_bytes_are_refused_without_a_panic() {
+        let mut bytes = Vec::new();
+        sample().iter().for_each(|item| item.encode(&mut bytes));
+        assert_eq!(decode_all(&bytes), Some(sample()));
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut refused = 0;
+        for _ in 0..200_000 {
+            let mut bytes = bytes.clone();
+            for _ in 0..rng.usize(1..4) {
+                let at = rng.usize(..bytes.len());
+                bytes[at] = rng.u8(..);
+            }
+            bytes.truncate(rng.usize(..=bytes.len()));
+            refused += usize::from(decode_all(&bytes).is_none());
+        }
+        assert!(refused > 100_000, "{refused}");
+    }
+}

@@ -1,0 +1,295 @@
+//! The side that is followed: what changed, as a mirror is to have it.
+//!
+//! A mirror is the main fileset of a store: the root that is followed is its object 1. What it does not get: records of the
+//! fileset itself (labels and retention: it has its own), names of other filesets in the root, and that something is keepless (what it keeps is its
+//! own affair). Nothing here remembers anything of those who follow, but for [`Sent`], for as long as they are connected.
+
+use std::collections::HashMap;
+
+use darner_store::{CHUNK, Kind, ObjectId, Stored, Tid, What, split_tail};
+
+use crate::attr::Attr;
+use crate::dirent::{Dirent, malformed};
+use crate::error::{FsError, Result, refuse};
+use crate::fs::Fs;
+use crate::mirror::item::{Bytes, Item, Span};
+use crate::mirror::{BOOKS, tail_of};
+use crate::node::{Inode, MAIN, ROOT};
+
+/// Keys looked up at a time.
+const BATCH: usize = 512;
+/// Places of which it is known that they were sent, at most.
+const SENT_MAX: usize = 1 << 18;
+
+/// What one who follows was sent in this pull: bytes that files share go once.
+#[derive(Default)]
+pub struct Sent {
+    /// Where the last part ended: if the next one does not begin there, nothing is known to have arrived.
+    end: Option<Vec<u8>>,
+    places: HashMap<(u64, u64, u32, u64), (u64, u64)>,
+}
+
+/// What of a fileset's changes is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The tails from here on (the mirror's).
+    pub from: Vec<u8>,
+    /// And to before this; empty: to the end.
+    pub to: Vec<u8>,
+    /// Changed since.
+    pub since: Tid,
+    /// As of this moment, which is pinned.
+    pub at: Tid,
+    /// About so many bytes.
+    pub room: usize,
+}
+
+/// Changes, encoded, and where to go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Items.
+    pub items: Vec<u8>,
+    /// The first tail that is not told; `None`: all is.
+    pub next: Option<Vec<u8>>,
+}
+
+/// Tails that are translated alike.
+struct Stretch {
+    from: u64,
+    to: u64,
+    /// The object here that is object `from` of the mirror.
+    here: u64,
+}
+
+/// How object numbers of a fileset become those of the mirror: its root and object 1 change places, so to speak.
+fn stretches(root: ObjectId) -> Vec<Stretch> {
+    let same = |from, to| Stretch { from, to, here: from };
+    match root {
+        ObjectId(1) => vec![same(0, BOOKS.0)],
+        ObjectId(root) => {
+            vec![same(0, 1), Stretch { from: 1, to: 2, here: root }, same(2, root), same(root + 1, BOOKS.0)]
+        }
+    }
+}
+
+impl Fs {
+    /// The newest moment that can be followed: consistent, and as new as can be.
+    pub fn followable(&self) -> Tid {
+        match self.head() {
+            Some(head) => head,
+            None => self.store.tid(),
+        }
+    }
+
+    /// What changed in a fileset.
+    pub fn changes(&self, root: Inode, wanted: &Wanted, sent: &mut Sent) -> Result<Part> {
+        let lives = self.live.read().get(root.fileset).map(|f| (f.root, f.base));
+        match lives {
+            Some((object, None)) if object == root.object => {}
+            Some((_, Some(_))) => {
+                return refuse(libc::EOPNOTSUPP, "a clone can't be mirrored: it shows what another fileset has");
+            }
+            _ => return refuse(libc::ESTALE, "the fileset has been removed"),
+        }
+        if sent.end.as_ref() != Some(&wanted.from) {
+            sent.places.clear();
+        }
+        let mut telling = Telling {
+            fs: self,
+            root,
+            at: wanted.at,
+            out: Vec::new(),
+            room: wanted.room,
+            sent,
+            alive: None,
+            others: self.other_roots(root, wanted.at)?,
+        };
+        let first = split_object(&wanted.from);
+        let mut next = None;
+        for stretch in stretches(root.object).iter().filter(|s| s.to > first && s.from < s.to) {
+            let (start, end) = (tail_of(stretch.from), tail_of(stretch.to));
+            let from = wanted.from.as_slice().max(&start);
+            let to = if wanted.to.is_empty() { &end[..] } else { wanted.to.as_slice().min(&end) };
+            if from >= to {
+                break;
+            }
+            next = telling.tell(stretch, from, to, wanted.since)?;
+            if next.is_some() {
+                break;
+            }
+            // More may follow, but a part that is full ends here.
+            if telling.is_full() && (wanted.to.is_empty() || *to < wanted.to[..]) && stretch.to < BOOKS.0 {
+                next = Some(end.to_vec());
+                break;
+            }
+        }
+        let items = telling.out;
+        sent.end.clone_from(&next);
+        Ok(Part { items, next })
+    }
+
+    /// How many names in the root lead to other filesets.
+    fn other_roots(&self, root: Inode, at: Tid) -> Result<u32> {
+        let mut n = 0;
+        if root == ROOT {
+            for fileset in self.filesets_at(at)? {
+                let found = self.dirent(ROOT, fileset.name.as_bytes(), at)?;
+                n += u32::from(found.is_some_and(|found| found.ino.fileset != MAIN));
+            }
+        }
+        Ok(n)
+    }
+}
+
+fn split_object(tail: &[u8]) -> u64 {
+    tail.first_chunk().map_or(0, |object| u64::from_be_bytes(*object))
+}
+
+fn moved(tail: &[u8], from: u64, to: u64) -> Vec<u8> {
+    match split_object(tail) == from && tail.len() >= 8 {
+        true => [&to.to_be_bytes(), &tail[8..]].concat(),
+        // Behind the stretch, which is one object.
+        false if from != to => (to + 1).to_be_bytes().to_vec(),
+        false => tail.to_vec(),
+    }
+}
+
+struct Telling<'s> {
+    fs: &'s Fs,
+    root: Inode,
+    at: Tid,
+    out: Vec<u8>,
+    room: usize,
+    sent: &'s mut Sent,
+    /// The last object that was asked about, and whether it is there.
+    alive: Option<(ObjectId, bool)>,
+    /// Names in the root that a mirror does not get.
+    others: u32,
+}
+
+impl Telling<'_> {
+    fn is_full(&self) -> bool {
+        self.out.len() >= self.room
+    }
+
+    /// Tells what changed in a stretch; returns where to go on if that is not all.
+    fn tell(&mut self, stretch: &Stretch, from: &[u8], to: &[u8], since: Tid) -> Result<Option<Vec<u8>>> {
+        let here = |tail: &[u8]| moved(tail, stretch.from, stretch.here);
+        let there = |tail: &[u8]| moved(tail, stretch.here, stretch.from);
+        let (mut pos, end) = match stretch.from == stretch.here {
+            true => (from.to_vec(), to.to_vec()),
+            false => (here(from), here(to)),
+        };
+        loop {
+            let delta = self.fs.store.delta(self.root.fileset, &pos, &end, since, self.at, BATCH)?;
+            let mut next = delta.next;
+            for change in delta.changes {
+                if self.is_full() {
+                    next = Some(change.tail);
+                    break;
+                }
+                if let Some(item) = self.item(change.tail, change.what, &there)? {
+                    item.encode(&mut self.out);
+                }
+            }
+            for (from, to) in delta.stated {
+                let to = if to.is_empty() { end.clone() } else { to };
+                let to = next.as_ref().map_or(to.clone(), |next| next.min(&to).clone());
+                if from < to {
+                    Item::Stated(there(&from), there(&to)).encode(&mut self.out);
+                }
+            }
+            match next {
+                None => return Ok(None),
+                Some(next) if self.is_full() => return Ok(Some(there(&next))),
+                Some(next) => pos = next,
+            }
+        }
+    }
+
+    /// What a mirror gets of a change.
+    fn item(&mut self, tail: Vec<u8>, what: What, there: &dyn Fn(&[u8]) -> Vec<u8>) -> Result<Option<Item>> {
+        let Some((object, kind, suffix)) = split_tail(&tail) else { return Ok(None) };
+        let ino = Inode { object, ..self.root };
+        let known = matches!(kind, Kind::ATTR | Kind::TARGET | Kind::XATTR | Kind::DIRENT | Kind::EXTENT);
+        if object.0 == 0 || !known || !self.is_alive(ino, kind, &what)? {
+            return Ok(None);
+        }
+        let to = there(&tail);
+        Ok(Some(match what {
+            What::Same => Item::Same(to),
+            What::Deleted => Item::Deleted(to),
+            What::Set(tid, value) => match kind {
+                Kind::ATTR => Item::Set(to, tid, self.attr(ino, tid, &value)?),
+                Kind::DIRENT => {
+                    let found = Dirent::decode(&value, self.root.fileset).ok_or_else(|| malformed(ino, suffix, tid))?;
+                    match found.ino.fileset == self.root.fileset {
+                        true => Item::Set(to, tid, value.to_vec()),
+                        false => Item::Deleted(to),
+                    }
+                }
+                Kind::EXTENT => {
+                    let chunk = suffix.try_into().map(u64::from_be_bytes);
+                    let chunk =
+                        chunk.map_err(|_| FsError::malformed(format!("object {ino} has a chunk without number")))?;
+                    self.chunk(object, split_object(&to), chunk, tid, &value)?
+                }
+                _ => Item::Set(to, tid, value.to_vec()),
+            },
+        }))
+    }
+
+    /// Whether a key's object is there as of the moment: of dead ones only the death is told.
+    fn is_alive(&mut self, ino: Inode, kind: Kind, what: &What) -> Result<bool> {
+        if kind == Kind::ATTR {
+            self.alive = Some((ino.object, !matches!(what, What::Deleted)));
+            return Ok(true);
+        }
+        if self.alive.is_none_or(|(known, _)| known != ino.object) {
+            self.alive = Some((ino.object, self.fs.attr_at(ino, self.at)?.is_some()));
+        }
+        Ok(self.alive.is_some_and(|(_, alive)| alive))
+    }
+
+    fn attr(&self, ino: Inode, tid: Tid, value: &[u8]) -> Result<Vec<u8>> {
+        let attr = Attr::decode(value, tid)
+            .ok_or_else(|| FsError::malformed(format!("the attributes of object {ino} are in no known form")))?;
+        let mut told = attr;
+        told.flags &= !(Attr::KEEPLESS | Attr::ONCE_KEEPLESS);
+        if attr.parent == self.root.object {
+            told.parent = ROOT.object;
+        }
+        if ino == self.root {
+            told.size = attr.size.saturating_sub(self.others.into());
+            told.nlink = attr.nlink.saturating_sub(self.others);
+        }
+        Ok(told.encode(tid))
+    }
+
+    fn chunk(&mut self, object: ObjectId, to: u64, chunk: u64, tid: Tid, value: &[u8]) -> Result<Item> {
+        let mut spans = Vec::new();
+        for piece in self.fs.store.pieces_of(object, chunk, tid, value)? {
+            let start = (piece.offset - chunk * CHUNK) as u32;
+            let known = piece.identity().and_then(|id| self.sent.places.get(&id));
+            let bytes = match known {
+                Some((object, offset)) => Bytes::Shared(*object, *offset),
+                None => {
+                    if let Some(id) = piece.identity().filter(|_| self.sent.places.len() < SENT_MAX) {
+                        self.sent.places.insert(id, (to, piece.offset));
+                    }
+                    let read = self.fs.store.stored(&piece).map_err(FsError::from);
+                    Bytes::Here(read.map_err(|e| self.fs.explain(crate::Node::AsOf(self.inode(object), self.at), e))?)
+                }
+            };
+            if let Bytes::Here(Stored::Raw(data)) = &bytes {
+                debug_assert_eq!(data.len() as u64, piece.len);
+            }
+            spans.push(Span { range: start..start + piece.len as u32, bytes });
+        }
+        Ok(Item::Chunk(to, chunk, spans))
+    }
+
+    fn inode(&self, object: ObjectId) -> Inode {
+        Inode { object, ..self.root }
+    }
+}

@@ -1,0 +1,13 @@
+//! Mirrors over syslink: [`Source`] answers those who follow, [`pull`] follows. docs/mirror.md has the protocol.
+//!
+//! What changed, and what is done with it, is `darner_fs`'s; this crate carries it. Nothing here knows threads, sockets or
+//! where a store is. The source remembers of those who follow what they were sent in the pull under way, and forgets it
+//! when they are silent.
+
+mod protocol;
+mod pull;
+mod service;
+
+pub use protocol::SERVICE;
+pub use pull::{Failure, Looked, Pulled, Puller, Which};
+pub use service::Source;

@@ -1,0 +1,36 @@
+//! Commands and tags. docs/mirror.md §Protocol.
+
+use darner_syslink::Tag;
+
+/// The service's name, with the version of the protocol.
+pub const SERVICE: &str = "darner.mirror/1";
+
+/// Asks what there is to be followed: a fileset's name, and optionally since when.
+pub(crate) const LOOK: Tag = Tag(1);
+/// Asks for a part of what changed.
+pub(crate) const PULL: Tag = Tag(2);
+/// Says that a pull is over.
+pub(crate) const END: Tag = Tag(3);
+
+/// The moment asked for is not kept (any more): look again.
+pub(crate) const NOT_KEPT: u32 = 256;
+/// There is no such fileset, or it can't be followed.
+pub(crate) const NO_FILESET: u32 = 257;
+
+pub(crate) const NAME: Tag = Tag(1);
+pub(crate) const UUID: Tag = Tag(2);
+pub(crate) const FILESET: Tag = Tag(3);
+pub(crate) const NEWEST: Tag = Tag(4);
+pub(crate) const HASH_KEY: Tag = Tag(5);
+pub(crate) const OBJECTS: Tag = Tag(6);
+/// Repeated: moments between that are kept, ascending.
+pub(crate) const POINT: Tag = Tag(7);
+pub(crate) const SINCE: Tag = Tag(8);
+
+pub(crate) const SESSION: Tag = Tag(10);
+pub(crate) const FROM: Tag = Tag(11);
+pub(crate) const TO: Tag = Tag(12);
+pub(crate) const AT: Tag = Tag(13);
+pub(crate) const ROOM: Tag = Tag(14);
+pub(crate) const ITEMS: Tag = Tag(15);
+pub(crate) const NEXT: Tag = Tag(16);

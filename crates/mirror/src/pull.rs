@@ -1,0 +1,212 @@
+//! The side that follows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Part, Tid, Wanted};
+use darner_syslink::{CallError, Caller, Code, Message, ReadError};
+
+use crate::protocol::{
+    AT, END, FILESET, FROM, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NEXT, NOT_KEPT, OBJECTS, POINT, PULL, ROOM, SESSION,
+    SINCE, TO, UUID,
+};
+
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Bytes asked for at a time.
+const ROOM_WANTED: u64 = 1 << 20;
+/// Of a mirror that was away for longer than this (nanoseconds) the moments between are pulled one after the other.
+const AWAY: u64 = 60_000_000_000;
+
+/// Why a pull did not come to its end. What was pulled stays, and the next one goes on there.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The source did not answer, or said no.
+    #[error("{0}")]
+    Source(#[from] CallError),
+    /// What it said makes no sense.
+    #[error("the source's answer makes no sense: {0}")]
+    Answer(String),
+    /// It can't be done here.
+    #[error("{0}")]
+    Here(#[from] FsError),
+    /// What it follows is elsewhere.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Failure {
+    /// Whether trying again soon may help.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Failure::Source(CallError::Refused(no)) => {
+                matches!(no.code, Code::Busy | Code::Failed | Code::Cancelled | Code::TooLate)
+            }
+            Failure::Source(_) | Failure::Here(_) => true,
+            Failure::Answer(_) | Failure::Other(_) => false,
+        }
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(e: ReadError) -> Failure {
+        Failure::Answer(e.to_string())
+    }
+}
+
+/// Which fileset of a source.
+#[derive(Clone, Copy, Debug)]
+pub enum Which<'a> {
+    /// By its name.
+    Named(&'a str),
+    /// By its number, whatever its name is by now.
+    Number(FilesetId),
+}
+
+/// What a source says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Looked {
+    /// The store.
+    pub uuid: [u8; 16],
+    /// The fileset.
+    pub fileset: FilesetId,
+    /// Its name.
+    pub name: String,
+    /// The newest moment that can be had.
+    pub newest: Tid,
+    /// The key by which it orders directories: a mirror must have the same.
+    pub hash_key: [u8; 16],
+    /// The number that its next object gets.
+    pub objects: ObjectId,
+    /// Moments before it that are kept.
+    pub points: Vec<Tid>,
+}
+
+/// What a pull did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pulled {
+    /// The source's moment that is shown now.
+    pub at: Tid,
+    /// Objects here that changed.
+    pub changed: Vec<Inode>,
+    /// Bytes that came.
+    pub bytes: u64,
+    /// Moments that were made whole.
+    pub moments: u64,
+}
+
+/// Follows a fileset over a link.
+pub struct Puller {
+    fs: Arc<Fs>,
+    source: Arc<dyn Caller>,
+    session: u64,
+    room: u64,
+    /// Called after each part, with its bytes; may wait (a limit of bandwidth), or say that it is enough for now.
+    between: Box<dyn Fn(u64) -> bool + Send + Sync>,
+}
+
+impl Puller {
+    /// For a mirror `fs`; `session`: a number that no other puller of the source has.
+    pub fn new(fs: Arc<Fs>, source: Arc<dyn Caller>, session: u64) -> Puller {
+        Puller { fs, source, session, room: ROOM_WANTED, between: Box::new(|_| true) }
+    }
+
+    /// Asks for so much at a time.
+    pub fn with_room(self, room: u64) -> Puller {
+        Puller { room, ..self }
+    }
+
+    /// Calls this after each part, with the bytes of it: false ends the pull there.
+    pub fn with_pause(self, between: Box<dyn Fn(u64) -> bool + Send + Sync>) -> Puller {
+        Puller { between, ..self }
+    }
+
+    /// Asks what there is.
+    pub fn look(source: &dyn Caller, which: Which<'_>, since: Option<Tid>) -> Result<Looked, Failure> {
+        let mut ask = Message::new(LOOK);
+        match which {
+            Which::Named(name) => ask.text(NAME, name),
+            Which::Number(fileset) => ask.uint(FILESET, fileset.0.into()),
+        };
+        if let Some(since) = since {
+            ask.uint(SINCE, since.0);
+        }
+        let reply = source.call(ask, Some(PATIENCE))?;
+        let told = reply.root();
+        let points = told.all(POINT).map(|e| e.as_uint().map(Tid)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Looked {
+            uuid: told.array(UUID)?,
+            fileset: FilesetId(told.number(FILESET)?),
+            name: told.text(NAME)?.to_string(),
+            newest: Tid(told.uint(NEWEST)?),
+            hash_key: told.array(HASH_KEY)?,
+            objects: ObjectId(told.uint(OBJECTS)?),
+            points,
+        })
+    }
+
+    /// Brings the mirror up to the source, as it is now.
+    pub fn pull(&self) -> Result<Pulled, Failure> {
+        let Some(f) = self.fs.following() else { return Err(Failure::Other("this is no mirror".into())) };
+        let looked = Puller::look(&*self.source, Which::Number(f.fileset), Some(f.at).filter(|at| *at != Tid::ZERO))?;
+        if (looked.uuid, looked.fileset) != (f.source, f.fileset) {
+            let of = if looked.uuid == f.source { "another fileset of the same name" } else { "another store" };
+            return Err(Failure::Other(format!(
+                "this is a mirror of {:?} of a store, but what answers is {of}",
+                f.name
+            )));
+        }
+        if looked.hash_key != self.fs.store().hash_key() {
+            return Err(Failure::Other("the source orders its directories by another key than this store".into()));
+        }
+        self.fs.store().raise_objects(ObjectId(looked.objects.0.min(1 << 44)));
+        let mut done = Pulled { at: f.at, ..Pulled::default() };
+        if looked.newest <= f.at && f.is_whole() {
+            return Ok(done);
+        }
+        let away = looked.newest.0.saturating_sub(f.at.0) > AWAY;
+        for point in looked.points.into_iter().filter(|p| away && *p > f.at.max(f.target) && *p < looked.newest) {
+            match self.pull_to(f.fileset, point, &mut done) {
+                // It was given up meanwhile: then the next one.
+                Err(Failure::Source(CallError::Refused(no))) if no.code == Code::Other(NOT_KEPT) => {}
+                Ok(true) => {}
+                Ok(false) => return Ok(done),
+                Err(e) => return Err(e),
+            }
+        }
+        self.pull_to(f.fileset, looked.newest, &mut done)?;
+        // Should this be lost, the source forgets by itself.
+        let mut end = Message::new(END);
+        end.uint(SESSION, self.session);
+        let _ = self.source.call(end, Some(PATIENCE));
+        Ok(done)
+    }
+
+    /// Says whether it got there.
+    fn pull_to(&self, fileset: FilesetId, to: Tid, done: &mut Pulled) -> Result<bool, Failure> {
+        let mut f = self.fs.begin_pull(to)?;
+        while let Some(wanted) = f.wanted() {
+            let part = self.part(fileset, &wanted)?;
+            let bytes = part.items.len() as u64;
+            done.changed.extend(self.fs.apply(&wanted, &part)?);
+            done.bytes += bytes;
+            f = self.fs.following().ok_or_else(|| Failure::Other("it was promoted meanwhile".into()))?;
+            if !(self.between)(bytes) {
+                return Ok(false);
+            }
+        }
+        self.fs.finish_pull()?;
+        done.at = to;
+        done.moments += 1;
+        Ok(true)
+    }
+
+    fn part(&self, fileset: FilesetId, wanted: &Wanted) -> Result<Part, Failure> {
+        let mut ask = Message::new(PULL);
+        ask.uint(SESSION, self.session).uint(FILESET, fileset.0.into()).bytes(FROM, &wanted.from).bytes(TO, &wanted.to);
+        ask.uint(SINCE, wanted.since.0).uint(AT, wanted.at.0).uint(ROOM, self.room);
+        let mut reply = self.source.call(ask, Some(PATIENCE))?;
+        let next = reply.root().bytes_opt(NEXT)?.map(<[u8]>::to_vec);
+        Ok(Part { items: reply.take_buffer(ITEMS)?, next })
+    }
+}

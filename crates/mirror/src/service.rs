@@ -1,0 +1,162 @@
+//! The side that is followed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use darner_fs::{FilesetId, Fs, FsError, Inode, Node, Sent, Tid, Wanted};
+use darner_store::Pin;
+use darner_syslink::{Code, Message, Peer, Refusal, Reply, Service};
+use parking_lot::Mutex;
+
+use crate::protocol::{
+    AT, END, FILESET, FROM, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NEXT, NO_FILESET, NOT_KEPT, OBJECTS, POINT, PULL,
+    ROOM, SESSION, SINCE, TO, UUID,
+};
+
+/// Who is silent for so long has to begin his pull anew (where he was cut).
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Pulls under way at a time.
+const SESSIONS_MAX: usize = 64;
+/// Moments between that are offered at most.
+const POINTS: u64 = 64;
+/// Bytes of a part at most; the last item may go beyond that.
+const ROOM_MAX: u64 = 2 << 20;
+/// Bytes of a tail.
+const TAIL_MAX: usize = 1 << 10;
+
+/// Answers those who follow filesets of a filesystem.
+pub struct Source {
+    fs: Arc<Fs>,
+    sessions: Mutex<HashMap<u64, Arc<Mutex<Session>>>>,
+}
+
+struct Session {
+    root: Inode,
+    at: Tid,
+    sent: Sent,
+    /// Keeps the moment while it is pulled.
+    _pin: Option<Pin>,
+    used: Instant,
+}
+
+fn failed(e: &FsError) -> Refusal {
+    Refusal::new(Code::Failed, e.to_string())
+}
+
+impl Source {
+    /// For the filesets of `fs`.
+    pub fn new(fs: Arc<Fs>) -> Source {
+        Source { fs, sessions: Mutex::default() }
+    }
+
+    /// Answers a command.
+    pub fn answer(&self, command: &Message) -> Result<Message, Refusal> {
+        match command.tag() {
+            LOOK => self.look(command),
+            PULL => self.pull(command),
+            END => {
+                self.sessions.lock().remove(&command.root().uint(SESSION)?);
+                Ok(Message::new(END))
+            }
+            tag => Err(Refusal::new(Code::Unknown, format!("there is no command {}", tag.0))),
+        }
+    }
+
+    fn look(&self, command: &Message) -> Result<Message, Refusal> {
+        let asked = command.root();
+        let since = asked.uint_opt(SINCE)?.map(Tid);
+        // Who follows it knows its number: it may have another name by now.
+        let (number, name) = (asked.uint_opt(FILESET)?, asked.text_opt(NAME)?);
+        let is_it = |f: &darner_fs::Fileset| match number {
+            Some(number) => u64::from(f.id.0) == number,
+            None => Some(f.name.as_str()) == name,
+        };
+        let found = self.fs.filesets().into_iter().map(|(f, _)| f).find(is_it);
+        let found =
+            found.ok_or_else(|| Refusal::new(Code::Other(NO_FILESET), "there is no such fileset (any more)"))?;
+        let root = found.inode();
+        let store = self.fs.store();
+        // What a power failure could take back must not be followed.
+        if store.durable() < store.tid() && !store.is_read_only() {
+            self.fs.sync().map_err(|e| failed(&e))?;
+        }
+        let newest = self.fs.followable().min(store.durable());
+        let mut reply = Message::new(LOOK);
+        reply.bytes(UUID, &store.uuid()).uint(FILESET, root.fileset.0.into()).text(NAME, &found.name);
+        reply.uint(NEWEST, newest.0).bytes(HASH_KEY, &store.hash_key()).uint(OBJECTS, store.objects_end().0);
+        if let Some(since) = since.filter(|since| *since < newest) {
+            let mut last = since;
+            let step = (newest.0 - since.0) / POINTS;
+            for n in 1..POINTS {
+                let at = Tid(since.0 + n * step);
+                match self.fs.kept(root.fileset, at).map_err(|e| failed(&e))? {
+                    Some(kept) if kept > last => {
+                        reply.uint(POINT, kept.0);
+                        last = kept;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(reply)
+    }
+
+    fn session(&self, id: u64, fileset: FilesetId, at: Tid) -> Result<Arc<Mutex<Session>>, Refusal> {
+        let mut sessions = self.sessions.lock();
+        sessions.retain(|_, s| s.try_lock().is_none_or(|s| s.used.elapsed() < PATIENCE));
+        if let Some(found) = sessions.get(&id) {
+            // One pull at a time: whoever asks for another moment has begun another.
+            if found.try_lock().is_some_and(|s| (s.root.fileset, s.at) == (fileset, at)) {
+                return Ok(found.clone());
+            }
+        }
+        if sessions.len() >= SESSIONS_MAX && !sessions.contains_key(&id) {
+            return Err(Refusal::new(Code::Busy, "too many mirrors pull at the same time"));
+        }
+        let known = self.fs.filesets().into_iter().map(|(f, _)| f.inode()).find(|root| root.fileset == fileset);
+        let root = known.ok_or_else(|| Refusal::new(Code::Other(NO_FILESET), "the fileset has been removed"))?;
+        if at > self.fs.followable() {
+            return Err(Refusal::new(Code::Other(NOT_KEPT), "this moment has not been yet"));
+        }
+        let pin = self.fs.pin(Node::AsOf(root, at));
+        let pin = pin.map_err(|e| Refusal::new(Code::Other(NOT_KEPT), e.to_string()))?;
+        let session = Session { root, at, sent: Sent::default(), _pin: pin, used: Instant::now() };
+        let session = Arc::new(Mutex::new(session));
+        sessions.insert(id, session.clone());
+        Ok(session)
+    }
+
+    fn pull(&self, command: &Message) -> Result<Message, Refusal> {
+        let asked = command.root();
+        let tail = |tag| match asked.bytes(tag) {
+            Ok(tail) if tail.len() <= TAIL_MAX => Ok(tail.to_vec()),
+            Ok(_) => Err(Refusal::new(Code::BadRequest, "no key is so long")),
+            Err(e) => Err(e.into()),
+        };
+        let wanted = Wanted {
+            from: tail(FROM)?,
+            to: tail(TO)?,
+            since: Tid(asked.uint(SINCE)?),
+            at: Tid(asked.uint(AT)?),
+            room: asked.uint(ROOM)?.min(ROOM_MAX) as usize,
+        };
+        let session = self.session(asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), wanted.at)?;
+        let mut session = session.lock();
+        session.used = Instant::now();
+        let root = session.root;
+        let part = self.fs.changes(root, &wanted, &mut session.sent).map_err(|e| failed(&e))?;
+        let mut reply = Message::new(PULL);
+        if let Some(next) = &part.next {
+            reply.bytes(NEXT, next);
+        }
+        reply.attach(ITEMS, part.items);
+        Ok(reply)
+    }
+}
+
+impl Service for Source {
+    fn call(&self, _: &Peer, command: Message, reply: Reply) {
+        reply.finish(self.answer(&command));
+    }
+}

@@ -1,0 +1,148 @@
+//! Peers that send anything: neither side panics, does what it should not, or waits for ever.
+
+#[path = "../../fs/tests/common/mod.rs"]
+mod common;
+
+use std::sync::Arc;
+
+use common::START;
+use darner_fs::{Caller, Fs, Node, ROOT, Tid};
+use darner_mirror::{Failure, Puller, Source, Which};
+use darner_store::volume::RawVolume;
+use darner_store::volume::sim::SimDisk;
+use darner_store::{CreateOptions, Store};
+use darner_syslink::sim::{Pair, Side};
+use darner_syslink::{Message, Peer, Refuse, Reply, Service, Tag};
+use parking_lot::Mutex;
+
+fn source() -> Arc<Fs> {
+    let fs = Fs::create(common::open_store(&common::new_disk()), 0, 0, 0o755, START + 1).unwrap();
+    let caller = Caller::default();
+    for n in 0..20u64 {
+        let name = format!("file {n}");
+        let made = fs.mknod(&caller, START + 10 + n, fs.root(), name.as_bytes(), libc::S_IFREG | 0o644, 0).unwrap();
+        let data: Vec<u8> =
+            (0..n * 5000).map(|i| if n % 2 == 0 { (i % 7) as u8 } else { (i * i % 251) as u8 }).collect();
+        fs.write(START + 40 + n, made.node, Some(0), &data, false).unwrap();
+    }
+    Arc::new(fs)
+}
+
+fn mirror(of: &Fs) -> Arc<Fs> {
+    let disk = SimDisk::new(1 << 30);
+    let options = CreateOptions {
+        now_ns: START,
+        seed: Some([9; 32]),
+        hash_key: Some(of.store().hash_key()),
+        ..CreateOptions::default()
+    };
+    Store::create(&RawVolume::new(Arc::new(disk.clone())), &options).unwrap();
+    let fs = Fs::create(common::open_store(&disk), 0, 0, 0o755, START + 1).unwrap();
+    fs.follow(of.store().uuid(), ROOT.fileset, "main", START + 2).unwrap();
+    Arc::new(fs)
+}
+
+/// Answers like a source, but changes bytes of what it sends.
+struct Liar {
+    honest: Source,
+    rng: Mutex<fastrand::Rng>,
+}
+
+impl Service for Liar {
+    fn call(&self, _: &Peer, command: Message, reply: Reply) {
+        let answer = self.honest.answer(&command);
+        let Ok(mut message) = answer else { return reply.finish(answer) };
+        if command.tag() == Tag(2) {
+            let mut rng = self.rng.lock();
+            let mut items = message.take_buffer(Tag(15)).unwrap();
+            for _ in 0..rng.usize(0..3) {
+                if !items.is_empty() {
+                    let at = rng.usize(..items.len());
+                    items[at] = rng.u8(..);
+                }
+            }
+            if rng.u8(0..10) == 0 {
+                items.truncate(rng.usize(..=items.len()));
+            }
+            let mut lie = Message::new(Tag(2));
+            match rng.u8(0..6) {
+                0 => drop(lie.bytes(Tag(16), &(0..rng.usize(0..30)).map(|_| rng.u8(..)).collect::<Vec<u8>>())),
+                _ => {
+                    if let Ok(Some(next)) = message.root().bytes_opt(Tag(16)) {
+                        lie.bytes(Tag(16), next);
+                    }
+                }
+            }
+            lie.attach(Tag(15), items);
+            message = lie;
+        }
+        reply.send(message);
+    }
+}
+
+#[test]
+fn a_source_that_lies_is_refused_or_leaves_a_mirror_that_goes_on() {
+    let fs = source();
+    let (mut refused, mut done) = (0, 0);
+    for seed in 0..300 {
+        let copy = mirror(&fs);
+        let liar = Liar { honest: Source::new(fs.clone()), rng: Mutex::new(fastrand::Rng::with_seed(seed)) };
+        let pair = Pair::perfect(Arc::new(Refuse), Arc::new(liar));
+        let puller = Puller::new(copy.clone(), pair.caller(Side::A), seed).with_room(10_000);
+        // A lie may make it ask for ever: it is no worse than a source that is slow.
+        let parts = std::sync::atomic::AtomicU64::new(200);
+        let puller = puller.with_pause(Box::new(move |_| parts.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) > 1));
+        match puller.pull() {
+            Ok(_) => done += 1,
+            Err(Failure::Here(_) | Failure::Answer(_) | Failure::Source(_)) => refused += 1,
+            Err(e) => panic!("{e}"),
+        }
+        // The honest one is believed again.
+        let pair = Pair::perfect(Arc::new(Refuse), Arc::new(Source::new(fs.clone())));
+        let _ = Puller::new(copy.clone(), pair.caller(Side::A), seed).pull();
+        copy.getattr(Node::AsOf(ROOT, copy.head().unwrap())).unwrap();
+        copy.store().sync().unwrap();
+        assert_eq!(copy.store().check(&mut |_, _| ()).findings, Vec::<String>::new(), "seed {seed}");
+    }
+    assert!(refused > 50 && done > 10, "{refused} refused, {done} done");
+}
+
+#[test]
+fn whatever_a_source_is_asked_it_answers_once_and_goes_on() {
+    let fs = source();
+    let mut rng = fastrand::Rng::with_seed(3);
+    let service = Arc::new(Source::new(fs.clone()));
+    let mut answered = 0;
+    for _ in 0..3000 {
+        let pair = Pair::perfect(Arc::new(Refuse), service.clone());
+        let caller = pair.caller(Side::A);
+        let mut ask = Message::new(Tag(rng.u16(0..5)));
+        let newest = fs.store().tid().0;
+        for _ in 0..rng.usize(0..9) {
+            let tag = Tag(rng.u16(1..17));
+            match rng.u8(0..4) {
+                0 => ask.uint(tag, rng.u64(..)),
+                1 => ask.uint(tag, if rng.bool() { newest } else { rng.u64(0..3) }),
+                2 => ask.text(tag, if rng.bool() { "main" } else { "other" }),
+                _ => {
+                    let n = rng.usize(0..20);
+                    ask.bytes(tag, &(0..n).map(|_| rng.u8(0..4)).collect::<Vec<u8>>())
+                }
+            };
+        }
+        if rng.bool() {
+            ask = Message::new(Tag(2));
+            ask.uint(Tag(10), rng.u64(0..100))
+                .uint(Tag(3), rng.u64(0..3))
+                .uint(Tag(13), newest - rng.u64(0..2) * rng.u64(0..90));
+            ask.bytes(Tag(11), &(0..rng.usize(0..14)).map(|_| rng.u8(0..3)).collect::<Vec<u8>>());
+            ask.bytes(Tag(12), &(0..rng.usize(0..14)).map(|_| rng.u8(..)).collect::<Vec<u8>>());
+            ask.uint(Tag(8), rng.u64(0..newest)).uint(Tag(14), rng.u64(..));
+        }
+        answered += u64::from(caller.call(ask, None).is_ok());
+    }
+    assert!(answered > 100, "{answered}");
+    let pair = Pair::perfect(Arc::new(Refuse), service);
+    assert_eq!(Puller::look(&*pair.caller(Side::A), Which::Named("main"), None).unwrap().newest, fs.store().tid());
+    assert!(fs.store().tid() > Tid::ZERO);
+}

@@ -1,0 +1,379 @@
+//! A source and its mirrors, over a link that breaks: after each pull a mirror shows what the source was at that moment, and
+//! every moment that it keeps shows what it had. What the source is comes from the filesystem's own model
+//! (`../../fs/tests/common/harness.rs`). Mirrors have grids and clocks of their own, are cleaned, killed and away for long;
+//! one follows a mirror, one follows another fileset.
+//!
+//! `DARNER_MIRROR_SEEDS` says how many lives are lived, `DARNER_MIRROR_SEED` replays one.
+
+#[path = "../../fs/tests/common/mod.rs"]
+mod common;
+#[path = "../../fs/tests/common/harness.rs"]
+mod harness;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::{SECOND, START};
+use darner_fs::{Attr, Caller, FilesetId, Found, Fs, Inode, MAIN, Node, ROOT, Tid};
+use darner_mirror::{Failure, Puller, Source};
+use darner_store::volume::RawVolume;
+use darner_store::volume::sim::SimDisk;
+use darner_store::{CreateOptions, Grid, OpenOptions, Step, Store};
+use darner_syslink::sim::{Faults, Pair, Side};
+use darner_syslink::{Config, Refuse};
+use harness::Harness;
+
+/// A tree as it is seen: of each object its attributes, its bytes, its names, its xattrs.
+type Dump = BTreeMap<u64, (Attr, Vec<u8>, BTreeMap<Vec<u8>, u64>, BTreeMap<Vec<u8>, Vec<u8>>)>;
+
+/// What is below a root; the root is object 1, and what belongs to other filesets is not there.
+fn dump(fs: &Fs, root: Node, now: u64) -> Dump {
+    let mut dump = Dump::new();
+    let mut todo = vec![root];
+    let number = |ino: Inode| if ino == root.inode() { 1 } else { ino.object.0 };
+    while let Some(node) = todo.pop() {
+        if dump.contains_key(&number(node.inode())) {
+            continue;
+        }
+        let mut attr = fs.getattr(node).unwrap();
+        let mut names = BTreeMap::new();
+        let mut data = Vec::new();
+        if attr.is_dir() {
+            let mut after = 0;
+            loop {
+                let entries = fs.readdir(node, after, 4000, 24, false, now).unwrap();
+                let Some(last) = entries.last() else { break };
+                after = last.cookie;
+                for e in entries.into_iter().filter(|e| e.name != b"." && e.name != b"..") {
+                    if e.node.inode().fileset != root.inode().fileset {
+                        attr.size -= 1;
+                        attr.nlink -= 1;
+                        continue;
+                    }
+                    names.insert(e.name, number(e.node.inode()));
+                    todo.push(e.node);
+                }
+            }
+        } else if attr.is_file() {
+            data = fs.read(node, 0, 1 << 20).unwrap();
+        } else if attr.is_symlink() {
+            data = fs.readlink(node).unwrap();
+        }
+        if attr.parent == root.inode().object {
+            attr.parent = ROOT.object;
+        }
+        let bytes = |found| match found {
+            Found::Bytes(bytes) => bytes,
+            Found::Size(size) => panic!("only a size: {size}"),
+        };
+        let list = bytes(fs.listxattr(&Caller::default(), node, 65536).unwrap());
+        let list = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        let xattrs = list.map(|name| (name.to_vec(), bytes(fs.getxattr(node, name, 65536).unwrap()))).collect();
+        dump.insert(number(node.inode()), (attr, data, names, xattrs));
+    }
+    dump
+}
+
+fn assert_same(found: &Dump, due: &Dump, what: &str) {
+    for (ino, object) in due {
+        assert_eq!(found.get(ino).map(|o| &o.0), Some(&object.0), "{what}: attributes of {ino}");
+        assert!(found.get(ino) == Some(object), "{what}: {ino} is {:?}, not {object:?}", found.get(ino));
+    }
+    assert_eq!(found.len(), due.len(), "{what}: objects");
+}
+
+struct Mirror {
+    disk: SimDisk,
+    fs: Arc<Fs>,
+    /// Which other mirror it follows; `None`: the source.
+    of: Option<usize>,
+    root: Inode,
+    /// What it had since when, by its own tids.
+    had: BTreeMap<Tid, Dump>,
+    /// Its clock is off by so much.
+    skew: i64,
+    gone: bool,
+}
+
+fn new_mirror(hash_key: [u8; 16], seed: u64) -> (SimDisk, Arc<Fs>) {
+    let disk = SimDisk::new(4 << 30);
+    let random: [u8; 32] = std::array::from_fn(|i| (seed as u8).wrapping_mul(7).wrapping_add(i as u8));
+    let options =
+        CreateOptions { now_ns: START, seed: Some(random), hash_key: Some(hash_key), ..CreateOptions::default() };
+    Store::create(&RawVolume::new(Arc::new(disk.clone())), &options).unwrap();
+    let fs = Fs::create(common::open_store(&disk), 0, 0, 0o755, START + 1).unwrap();
+    (disk, Arc::new(fs))
+}
+
+fn random_grid(rng: &mut fastrand::Rng) -> Grid {
+    let all = Step { every: 0, lasts: rng.u64(0..5) * SECOND };
+    let steps = match rng.u8(0..4) {
+        0 => vec![],
+        1 => vec![all],
+        2 => vec![all, Step { every: SECOND, lasts: rng.u64(1..20) * SECOND }],
+        _ => vec![Step { every: 2 * SECOND, lasts: u64::MAX }],
+    };
+    Grid { steps }
+}
+
+#[derive(Default, Debug)]
+struct Counts {
+    pulls: u64,
+    cut: u64,
+    points: u64,
+    bytes: u64,
+    /// Promoted amid a pull.
+    amid: u64,
+}
+
+struct World<'r> {
+    rng: fastrand::Rng,
+    h: Harness<'r>,
+    mirrors: Vec<Mirror>,
+    sources: BTreeMap<Option<usize>, Arc<Source>>,
+    counts: Counts,
+    session: u64,
+}
+
+impl World<'_> {
+    fn source_fs(&self, of: Option<usize>) -> Arc<Fs> {
+        match of {
+            // As another process would have it: it knows nothing but what is in the store.
+            None => Arc::new(Fs::open(self.h.fs().store().clone()).unwrap()),
+            Some(n) => self.mirrors[n].fs.clone(),
+        }
+    }
+
+    fn add(&mut self, of: Option<usize>, root: Inode, name: &str) {
+        let source = self.source_fs(of);
+        let seed = self.rng.u64(..);
+        let (disk, fs) = new_mirror(source.store().hash_key(), seed);
+        fs.follow(source.store().uuid(), root.fileset, name, START + 2).unwrap();
+        let skew = self.rng.i64(-5_000_000_000..5_000_000_000);
+        let had = BTreeMap::from([(fs.store().tid(), dump(&fs, Node::Live(ROOT), self.h.now))]);
+        self.mirrors.push(Mirror { disk, fs, of, root, had, skew, gone: false });
+    }
+
+    /// Pulls, over a link that may break at any message; or stops in between.
+    fn pull(&mut self, n: usize) {
+        let m = &self.mirrors[n];
+        let source = self.source_fs(m.of);
+        let cut_at = if self.rng.bool() { Some(self.rng.u64(0..30)) } else { None };
+        let faults = Faults { cut_at, delay_ns: 1000, ..Faults::default() };
+        if self.rng.u8(0..4) == 0 || m.of.is_none() {
+            self.sources.remove(&m.of);
+        }
+        let service = self.sources.entry(m.of).or_insert_with(|| Arc::new(Source::new(source.clone()))).clone();
+        let pair = Pair::new(self.rng.u64(..), faults, &Config::default(), Arc::new(Refuse), service);
+        let (room, parts) = (self.rng.u64(100..30_000), self.rng.u64(1..40));
+        let left = std::sync::atomic::AtomicU64::new(parts);
+        let stop = self.rng.u8(0..4) == 0;
+        let between = move |_| !stop || left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) > 1;
+        if self.rng.u8(0..4) == 0 {
+            self.session += 1;
+        }
+        let session = self.session * 100 + n as u64;
+        let puller =
+            Puller::new(m.fs.clone(), pair.caller(Side::A), session).with_room(room).with_pause(Box::new(between));
+        match puller.pull() {
+            Ok(done) => {
+                self.counts.pulls += done.moments;
+                self.counts.bytes += done.bytes;
+                self.check_head(n, &source, done.at);
+            }
+            Err(Failure::Source(e)) if cut_at.is_some() => {
+                self.counts.cut += 1;
+                drop(e);
+            }
+            Err(Failure::Source(e)) if m.root.fileset != MAIN => {
+                assert!(!source.filesets().iter().any(|(f, _)| f.inode() == m.root), "{e}");
+                self.mirrors[n].gone = true;
+            }
+            Err(e) => panic!("mirror {n}: {e}"),
+        }
+        self.check_past(n);
+    }
+
+    fn check_head(&mut self, n: usize, source: &Fs, at: Tid) {
+        let m = &mut self.mirrors[n];
+        let f = m.fs.following().unwrap();
+        if f.at == Tid::ZERO || !f.is_whole() {
+            return;
+        }
+        assert_eq!(f.at, at);
+        let now = self.h.now;
+        let root = Inode { fileset: m.root.fileset, object: m.root.object };
+        let then = match source.head() {
+            None if at == source.store().tid() => Node::Live(root),
+            _ => Node::AsOf(root, at),
+        };
+        let due = dump(source, then, now);
+        let head = m.fs.head().unwrap();
+        let what = format!("mirror {n} as of {at}, here {head}");
+        assert_same(&dump(&m.fs, Node::AsOf(ROOT, head), now), &due, &what);
+        assert_same(&dump(&m.fs, Node::Live(ROOT), now), &due, &what);
+        let checked = m.fs.check().unwrap();
+        assert_eq!(checked.findings, Vec::<String>::new(), "{what}");
+        m.had.insert(f.shown, due);
+    }
+
+    /// What a mirror keeps is what it had.
+    fn check_past(&mut self, n: usize) {
+        let m = &self.mirrors[n];
+        let (first, last) = (START, m.fs.store().tid().0);
+        for _ in 0..4 {
+            let at = match self.rng.bool() {
+                true => Tid(self.rng.u64(first..=last)),
+                false => {
+                    let tids: Vec<Tid> = m.had.keys().copied().collect();
+                    Tid(tids[self.rng.usize(..tids.len())].0 + self.rng.u64(0..3) - 1)
+                }
+            };
+            let Some(kept) = m.fs.kept(MAIN, at).unwrap() else { continue };
+            let Some((_, due)) = m.had.range(..=kept).next_back() else { continue };
+            assert_same(&dump(&m.fs, Node::AsOf(ROOT, kept), self.h.now), due, &format!("mirror {n} as of its {kept}"));
+            self.counts.points += 1;
+        }
+    }
+
+    /// It becomes a filesystem that can be changed, with what it last showed, wherever a pull was.
+    fn promote(&mut self, n: usize) {
+        let (m, now) = (&self.mirrors[n], self.h.now);
+        if m.fs.following().unwrap().at == Tid::ZERO {
+            assert_eq!(m.fs.promote(now).unwrap_err().errno(), libc::EINVAL);
+            return;
+        }
+        self.counts.amid += u64::from(!m.fs.following().unwrap().is_whole());
+        let due = m.had.values().next_back().unwrap();
+        let head = m.fs.head().unwrap();
+        assert_same(&dump(&m.fs, Node::AsOf(ROOT, head), now), due, &format!("mirror {n} before it is promoted"));
+        m.fs.promote(now).unwrap();
+        let what = format!("mirror {n}, promoted");
+        assert_same(&dump(&m.fs, Node::Live(ROOT), now), due, &what);
+        assert_eq!(m.fs.check().unwrap().findings, Vec::<String>::new(), "{what}");
+        let made = m.fs.mkdir(&Caller::default(), now, m.fs.root(), b"new", 0o755);
+        assert!(made.is_ok() || due[&1].2.contains_key(b"new".as_slice()), "{made:?}");
+        assert_eq!(m.fs.check().unwrap().findings, Vec::<String>::new(), "{what}, and changed");
+        self.check_past(n);
+    }
+
+    /// Something of a mirror's own.
+    fn own(&mut self, n: usize) {
+        let now = self.h.now.saturating_add_signed(self.mirrors[n].skew);
+        let m = &mut self.mirrors[n];
+        match self.rng.u8(0..8) {
+            0 => {
+                let grid = random_grid(&mut self.rng);
+                m.fs.retain(MAIN, Some(grid), None, now).unwrap();
+            }
+            1..=2 => m.fs.store().clean(now, &mut |_| ()).map(drop).unwrap(),
+            3..=4 => drop(m.fs.store().step_clean(now).unwrap()),
+            5 => {
+                let label = format!("l{}", self.rng.u8(0..3));
+                let _ = m.fs.remove_label(MAIN, &label, now);
+                let label = m.fs.add_label(MAIN, &label, None, now).unwrap();
+                assert_eq!(Some(label.tid), m.fs.head());
+            }
+            6 => while m.fs.store().step().unwrap() == darner_store::Progress::Worked {},
+            _ => {
+                // Killed, perhaps with its newest transactions lost.
+                match self.rng.u8(0..3) {
+                    0 => m.fs.store().close().unwrap(),
+                    _ => drop(m.fs.store().sync().unwrap()),
+                }
+                self.sources.remove(&Some(n));
+                let open = Store::open(
+                    Arc::new(RawVolume::new(Arc::new(m.disk.clone()))),
+                    &OpenOptions { memory: 16 << 20, ..OpenOptions::default() },
+                );
+                m.fs = Arc::new(Fs::open(Arc::new(open.unwrap())).unwrap());
+            }
+        }
+        self.check_past(n);
+        if self.rng.u8(0..3) == 0 {
+            let error = self.mirrors[n].fs.create_fileset(&Caller::default(), now, "own").unwrap_err();
+            assert_eq!(error.errno(), libc::EROFS);
+        }
+    }
+}
+
+fn live(seed: u64) -> Counts {
+    let disk = common::new_disk();
+    let mut reopen = |store: Arc<Store>| {
+        store.sync().unwrap();
+        drop(store);
+        common::open_store(&disk)
+    };
+    let h = Harness::new(seed, common::open_store(&disk), &mut reopen);
+    let rng = fastrand::Rng::with_seed(seed ^ 0x3177);
+    let mut w = World { rng, h, mirrors: Vec::new(), sources: BTreeMap::new(), counts: Counts::default(), session: 0 };
+    w.add(None, ROOT, "main");
+    w.add(None, ROOT, "main");
+    w.add(Some(0), ROOT, "main");
+    for step in 0..400 {
+        w.h.step();
+        w.h.remember();
+        if step % 20 == 0 {
+            w.h.now += w.rng.u64(0..3 * SECOND);
+        }
+        match w.rng.u8(0..40) {
+            0 => {
+                let grid = random_grid(&mut w.rng);
+                let filesets: Vec<FilesetId> = w.h.fs().filesets().into_iter().map(|(f, _)| f.id).collect();
+                let of = filesets[w.rng.usize(..filesets.len())];
+                w.h.fs().retain(of, Some(grid), None, w.h.now).unwrap();
+            }
+            1 => w.h.fs().store().clean(w.h.now, &mut |_| ()).map(drop).unwrap(),
+            2..=3 => drop(w.h.fs().store().step_clean(w.h.now).unwrap()),
+            4 if w.mirrors.len() < 5 => {
+                let filesets = w.h.fs().filesets();
+                let found = filesets.iter().find(|(f, _)| f.id != MAIN && f.base.is_none()).map(|(f, _)| f.clone());
+                if let Some(f) = found {
+                    w.add(None, f.inode(), &f.name);
+                }
+            }
+            5..=9 => {
+                // The first one often, the last ones seldom.
+                let n = w.rng.usize(..w.mirrors.len()).min(w.rng.usize(..w.mirrors.len()));
+                if !w.mirrors[n].gone {
+                    w.pull(n);
+                }
+            }
+            10..=12 => {
+                let n = w.rng.usize(..w.mirrors.len());
+                w.own(n);
+            }
+            _ => {}
+        }
+        // Grids, and what cleaning wrote.
+        w.h.remember();
+    }
+    for n in 0..w.mirrors.len() {
+        w.promote(n);
+    }
+    w.counts
+}
+
+#[test]
+fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
+    let seeds: u64 = std::env::var("DARNER_MIRROR_SEEDS").map_or(12, |n| n.parse().expect("a number"));
+    let only = std::env::var("DARNER_MIRROR_SEED").ok().map(|n| n.parse::<u64>().expect("a number"));
+    let mut sum = Counts::default();
+    for seed in only.map_or(0..seeds, |seed| seed..seed + 1) {
+        match std::panic::catch_unwind(|| live(seed)) {
+            Ok(c) => {
+                sum.pulls += c.pulls;
+                sum.cut += c.cut;
+                sum.points += c.points;
+                sum.bytes += c.bytes;
+                sum.amid += c.amid;
+            }
+            Err(panic) => {
+                eprintln!("failed with DARNER_MIRROR_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    println!("{sum:?}");
+    assert!(sum.pulls > 50 && sum.points > 100 && sum.cut > 5 && sum.amid > 0, "{sum:?}");
+}
