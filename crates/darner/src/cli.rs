@@ -51,6 +51,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Read and verify everything in a store that is not mounted; changes nothing
     Check(Check),
+    /// Read and verify every byte of a mounted store, now; or show what the last scrub found
+    Scrub(Scrub),
     /// Derive the index of a store that is not mounted anew from its segments
     Rebuild(Rebuild),
     /// Measure speed beside other filesystems on the same disk, or as a store grows
@@ -481,6 +483,24 @@ pub struct Check {
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `darner scrub`
+///
+/// By itself, slowly, a mounted store is scrubbed every thirty days. What is damaged is told with the file it belongs to.
+#[derive(Args, Debug)]
+pub struct Scrub {
+    /// The mount, or anything in it
+    pub mnt: PathBuf,
+    /// Show what the last scrub found, or has found so far
+    #[arg(long, conflicts_with = "background")]
+    pub report: bool,
+    /// Return at once; --report tells how far it is
+    #[arg(long)]
+    pub background: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -103,6 +103,13 @@ pub enum Request {
         /// Answer when it is done.
         wait: bool,
     },
+    /// Read and verify every byte.
+    Scrub {
+        /// Answer when it is done.
+        wait: bool,
+    },
+    /// What the last scrub found.
+    ScrubReport,
     /// Destroy every version of a path, which must not exist any more.
     Forget {
         /// Which.
@@ -462,6 +469,48 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
+/// What a scrub found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubLine {
+    /// When it began, RFC 3339, local.
+    pub begun: Option<String>,
+    /// When it ended.
+    pub ended: Option<String>,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Bytes that a scrub reads, about.
+    pub total_bytes: u64,
+    /// Damaged places.
+    pub damaged: u64,
+    /// Manifests and superblocks that were damaged, and are written anew.
+    pub healed: u64,
+    /// The damaged places, as far as they are listed.
+    pub damages: Vec<DamageLine>,
+}
+
+/// A damaged place.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DamageLine {
+    /// What it is.
+    pub what: String,
+    /// Which file, if it is one's.
+    pub path: Option<String>,
+    /// Whether the live file has these bytes.
+    pub live: bool,
+    /// From which byte of the file on.
+    pub offset: Option<u64>,
+    /// How many bytes.
+    pub len: Option<u64>,
+    /// The transaction that wrote them.
+    pub tid: Option<String>,
+    /// The region, hexadecimal.
+    pub region: String,
+    /// From which byte of the region on.
+    pub region_offset: u64,
+    /// How many bytes of it.
+    pub region_len: u64,
+}
+
 /// What the daemon answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -502,6 +551,8 @@ pub enum Response {
         /// Bytes copied.
         copied: u64,
     },
+    /// Answer to [`Request::Scrub`] and [`Request::ScrubReport`].
+    Scrub(Box<ScrubLine>),
     /// Answer to [`Request::Forget`].
     Forgotten {
         /// Objects destroyed.

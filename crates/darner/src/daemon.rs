@@ -24,6 +24,7 @@ use crate::nodes::Nodes;
 use crate::place::{self, Place};
 use crate::reaper::Reaper;
 use crate::retention::{Tell, Wanted};
+use crate::scrub::Scrubbing;
 use crate::supervisor::LISTENER;
 use crate::volumes::{LOCK, Listener, Member};
 use crate::when::local;
@@ -84,6 +85,7 @@ pub struct Daemon {
     pub(crate) listeners: Mutex<HashMap<String, UnixListener>>,
     /// Held while a mount is made: one at a time, and none while the daemon decides to end or a fileset is changed.
     pub(crate) mounting: Mutex<()>,
+    pub(crate) scrubbing: Scrubbing,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
 }
@@ -135,6 +137,7 @@ pub fn run(
         keeper: keeper.clone(),
         listeners: Mutex::new(listeners),
         mounting: Mutex::default(),
+        scrubbing: Scrubbing::default(),
         state: Mutex::default(),
         changed: Condvar::new(),
     });
@@ -271,11 +274,12 @@ impl Daemon {
         if self.store().is_read_only() {
             return Ok(Vec::new());
         }
-        let (writer, upkeep, reaper) = (self.clone(), self.clone(), self.clone());
+        let (writer, upkeep, reaper, scrubber) = (self.clone(), self.clone(), self.clone(), self.clone());
         Ok(vec![
             thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap())?,
             thread::Builder::new().name("log-writer".into()).spawn(move || writer.write_log())?,
             thread::Builder::new().name("upkeep".into()).spawn(move || upkeep.keep_up())?,
+            thread::Builder::new().name("scrubber".into()).spawn(move || scrubber.scrub_by_itself())?,
         ])
     }
 
@@ -463,6 +467,8 @@ impl Daemon {
             }
             Request::Clean { wait } => self.clean(wait, tell)?,
             Request::Forget { at } => self.destroy(&at, tell)?,
+            Request::Scrub { wait } => self.scrub(wait, tell)?,
+            Request::ScrubReport => self.scrub_report()?,
             Request::Usage => Response::Usage(self.usage()?),
             request @ (Request::Volumes
             | Request::AddVolume { .. }

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::World;
+use common::{World, eventually};
+use serde_json::Value;
 
 const LOSE_INDEX: &str = "for f in store/region-*; do if grep -q DARNTBL $f; then rm $f; fi; done";
 
@@ -26,4 +27,53 @@ fn a_store_whose_index_is_lost_is_mounted_as_if_nothing_had_happened() {
     w.sh_outside("$DARNER rebuild store; $DARNER rebuild store --json | grep '\"versions\"'; $DARNER check store");
     w.mount();
     assert_eq!(w.sh(seen), before);
+}
+
+#[test]
+fn a_scrub_names_the_file_whose_bytes_are_damaged() {
+    let Some(w) = World::new() else { return };
+    let json = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+    assert!(w.sh("$DARNER scrub --report $MNT").contains("never"));
+    w.sh(
+        "mkdir d; head -c 300000 /dev/urandom > d/victim; head -c 300000 /dev/urandom > d/other; cp d/victim ../before",
+    );
+    let clean = json(&w.sh("$DARNER scrub $MNT --json"));
+    assert_eq!((&clean["damaged"], &clean["damages"]), (&json("0"), &json("[]")));
+    assert!(clean["bytes"].as_u64().unwrap() > 600_000, "{clean}");
+    w.unmount();
+    // A bit of its third block is flipped where it is stored.
+    let block = std::fs::read(w.path("../before")).unwrap()[8192..8208].to_vec();
+    let mut flipped = 0;
+    for entry in std::fs::read_dir(w.path("../store")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(16).position(|b| b == block) {
+            bytes[at + 5] ^= 4;
+            std::fs::write(&path, bytes).unwrap();
+            flipped += 1;
+        }
+    }
+    assert_eq!(flipped, 1);
+    w.mount();
+    let out = w.try_sh("$DARNER scrub $MNT");
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.contains("/d/victim: bytes 8192 to 12288 as written by 0x"), "{said}");
+    // It stays known, and the rest reads.
+    w.remount();
+    let out = w.try_sh("$DARNER scrub $MNT --report --json");
+    let report = json(&String::from_utf8_lossy(&out.stdout));
+    assert_eq!((&report["damaged"], &report["damages"][0]["path"]), (&json("1"), &json("\"/d/victim\"")));
+    assert_eq!(report["damages"][0]["live"], json("true"));
+    assert!(!w.try_sh("cat d/victim > /dev/null").status.success());
+    w.sh("cat d/other > /dev/null; dd if=d/victim bs=4096 count=2 status=none | cmp -n 8192 - ../before");
+    // Once it has been written anew, the past alone is damaged.
+    w.sh("cp ../before d/victim; $DARNER scrub $MNT --background");
+    eventually("the scrub in the background ends", || {
+        let out = w.try_sh("$DARNER scrub $MNT --report --json");
+        let r = json(&String::from_utf8_lossy(&out.stdout));
+        r["begun"] != report["begun"] && r["ended"] != json("null") && r["damages"][0]["live"] == json("false")
+    });
+    assert!(w.log().contains("/d/victim"), "{}", w.log());
+    w.forgive_errors();
 }

@@ -36,6 +36,7 @@ mod points;
 mod readdir;
 mod rename;
 pub mod retain;
+mod scrub;
 mod setattr;
 mod statfs;
 mod unlink;

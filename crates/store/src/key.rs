@@ -55,6 +55,8 @@ impl Kind {
     pub const FORGET: Kind = Kind(10);
     /// What a mirror follows and how far it has come (the last object there can be; suffix empty).
     pub const MIRROR: Kind = Kind(11);
+    /// What the last scrub found (main fileset, object 0; suffix empty).
+    pub const SCRUB: Kind = Kind(12);
 }
 
 /// Bytes before the suffix in an encoded key.

@@ -126,6 +126,19 @@ impl Manifest {
         }
     }
 
+    /// Whether it and its copy can be read. (Before version 4 there was no copy.)
+    pub fn both_read(region: &dyn Region, len: u64) -> Result<bool> {
+        let copies = [0, copy_at(len)];
+        let there = if region.place().size >= Manifest::room(len) { 2 } else { 1 };
+        for at in &copies[..there] {
+            match Manifest::read_at(region, *at, len) {
+                Err(Error::Corrupt { .. }) => return Ok(false),
+                read => drop(read?),
+            }
+        }
+        Ok(true)
+    }
+
     fn read_at(region: &dyn Region, at: u64, len: u64) -> Result<Manifest> {
         let corrupt = |found: &str| Error::Corrupt {
             place: format!("region {:x} at byte {at}", region.place().id),

@@ -322,6 +322,12 @@ impl Region for Packed {
         Ok(())
     }
 
+    fn drop_cached(&self, offset: u64, len: u64) {
+        if let Some((start, bytes)) = self.stored(offset, len) {
+            self.pack.drop_cached(start, bytes);
+        }
+    }
+
     fn in_memory(&self) -> Result<Option<Arc<dyn Region>>> {
         if self.part.runs.len() > IN_MEMORY_MAX {
             return Ok(None);

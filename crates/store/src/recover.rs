@@ -494,11 +494,10 @@ impl Store {
     pub(crate) fn each_frame(&self, s: &Segment, visit: &mut VisitFrame<'_>) -> Result<()> {
         let region = self.regions.read()[&s.at.id].clone();
         // Where little is left, a window would be holes for the most part.
-        let (region, size) = match region.in_memory()? {
-            Some(copy) => (copy, 0),
-            None => (region, Window::SIZE),
+        let (region, mut window) = match region.in_memory()? {
+            Some(copy) => (copy.clone(), Window::of_few(copy, segment::HEADER)),
+            None => (region.clone(), Window::new(region, segment::HEADER)),
         };
-        let mut window = Window { size, ..Window::new(region.clone(), segment::HEADER) };
         let mut at = region_start(&*region);
         while at < s.end {
             window.fill_frame(at)?;
@@ -706,13 +705,25 @@ pub(crate) struct Window {
     buf: Vec<u8>,
     /// Bytes that are read at a time, if not more are asked for.
     size: u64,
+    /// What caches have of it is of no account.
+    of_the_volume: bool,
 }
 
 impl Window {
     const SIZE: u64 = 8 << 20;
 
     pub fn new(region: Arc<dyn Region>, start: u64) -> Window {
-        Window { region, start, buf: Vec::new(), size: Window::SIZE }
+        Window { region, start, buf: Vec::new(), size: Window::SIZE, of_the_volume: false }
+    }
+
+    /// One that reads no more than it must.
+    pub fn of_few(region: Arc<dyn Region>, start: u64) -> Window {
+        Window { size: 0, ..Window::new(region, start) }
+    }
+
+    /// One whose bytes come from the volume, not from a cache.
+    pub fn of_the_volume(region: Arc<dyn Region>, start: u64) -> Window {
+        Window { of_the_volume: true, ..Window::new(region, start) }
     }
 
     /// What is read from byte `at` on.
@@ -737,6 +748,9 @@ impl Window {
         }
         self.buf.resize(self.size.max(len).min(size - at) as usize, 0);
         self.start = at;
+        if self.of_the_volume {
+            self.region.drop_cached(at, self.buf.len() as u64);
+        }
         self.region.read_at(&mut self.buf, at)
     }
 }

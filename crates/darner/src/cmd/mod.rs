@@ -16,6 +16,7 @@ mod mount;
 mod rebuild;
 mod restore;
 mod retain;
+mod scrub;
 mod snapshot;
 mod status;
 mod unmount;
@@ -86,6 +87,7 @@ fn run(command: Command) -> Result<()> {
         Command::Restore(c) => restore::run(&c),
         Command::Inspect(c) => inspect::run(&c),
         Command::Check(c) => check::run(&c),
+        Command::Scrub(c) => scrub::run(&c),
         Command::Rebuild(c) => rebuild::run(&c),
         Command::Retain(c) => retain::run(&c),
         Command::Clean(c) => clean::run(&c),

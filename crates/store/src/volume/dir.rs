@@ -261,6 +261,10 @@ impl Region for FileRegion {
         disk::will_need(&self.file, offset, len);
     }
 
+    fn drop_cached(&self, offset: u64, len: u64) {
+        disk::drop_cached(&self.file, offset, len);
+    }
+
     fn gains_from_zeroes_ahead(&self) -> bool {
         true
     }

@@ -26,6 +26,8 @@ pub trait Disk: Send + Sync {
     fn flush(&self) -> std::io::Result<()>;
     /// Hints that these bytes will be read soon.
     fn will_need(&self, _offset: u64, _len: u64) {}
+    /// As [`super::Region::drop_cached`].
+    fn drop_cached(&self, _offset: u64, _len: u64) {}
     /// Hints that these bytes hold nothing.
     fn discard(&self, _offset: u64, _len: u64) {}
     /// Overwrites whatever these bytes hold.
@@ -93,6 +95,10 @@ impl Disk for FileDisk {
         will_need(&self.file, offset, len);
     }
 
+    fn drop_cached(&self, offset: u64, len: u64) {
+        drop_cached(&self.file, offset, len);
+    }
+
     fn gains_from_zeroes_ahead(&self) -> bool {
         !self.is_device
     }
@@ -121,10 +127,19 @@ impl Disk for FileDisk {
 
 /// Asks the kernel to read ahead.
 pub(super) fn will_need(file: &File, offset: u64, len: u64) {
+    advise(file, offset, len, libc::POSIX_FADV_WILLNEED);
+}
+
+/// Asks the kernel to forget what it has read; what is not written yet stays.
+pub(super) fn drop_cached(file: &File, offset: u64, len: u64) {
+    advise(file, offset, len, libc::POSIX_FADV_DONTNEED);
+}
+
+fn advise(file: &File, offset: u64, len: u64, advice: i32) {
     use std::os::fd::AsRawFd;
     // SAFETY: a plain system call on an open descriptor.
     unsafe {
-        libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED);
+        libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, advice);
     }
 }
 

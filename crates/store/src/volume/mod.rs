@@ -73,6 +73,8 @@ pub trait Region: Send + Sync {
     fn flush(&self) -> Result<()>;
     /// Hints that bytes from `offset` on will be read soon.
     fn will_need(&self, _offset: u64, _len: u64) {}
+    /// Has the next read of these bytes come from the medium, not from a cache, as far as that can be seen to.
+    fn drop_cached(&self, _offset: u64, _len: u64) {}
     /// The first offset at or after this one whose bytes were not dropped by the cleaner.
     fn next_kept(&self, offset: u64) -> u64 {
         offset

@@ -431,6 +431,10 @@ impl Region for RawRegion {
         self.parts(offset, len).for_each(|(at, part)| self.disk.will_need(at, part.len() as u64));
     }
 
+    fn drop_cached(&self, offset: u64, len: u64) {
+        self.parts(offset, len).for_each(|(at, part)| self.disk.drop_cached(at, part.len() as u64));
+    }
+
     fn gains_from_zeroes_ahead(&self) -> bool {
         self.disk.gains_from_zeroes_ahead()
     }

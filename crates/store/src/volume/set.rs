@@ -82,6 +82,20 @@ impl Volumes {
         members.iter().filter(|m| sb.entry(m.number).is_some()).try_for_each(|m| sb.write(&*m.volume, m.number))
     }
 
+    /// How many volumes don't have this superblock as they should.
+    pub fn without_super(&self, sb: &Superblock) -> Result<u64> {
+        let members = self.0.read().clone();
+        let mut without = 0;
+        for m in members.iter().filter(|m| sb.entry(m.number).is_some()) {
+            let newest = match Superblock::read(&*m.volume) {
+                Err(Error::NotAStore(_)) => None,
+                read => read?.into_iter().next(),
+            };
+            without += u64::from(newest.is_none_or(|n| n.superblock.generation != sb.generation));
+        }
+        Ok(without)
+    }
+
     /// The entries with where the volumes are now.
     pub fn found_at(&self, entries: &[VolumeEntry]) -> Vec<VolumeEntry> {
         let members = self.0.read();

@@ -1,0 +1,379 @@
+//! Scrubbing: every stored byte is read from the volume and verified, in steps, while the store is in use.
+//! docs/format.md §Scrub.
+//!
+//! First the segments by number, then the tables, at last manifest and superblocks, which are written anew where they are damaged. Between two steps segments may be cleaned and moved: a step goes on
+//! where the one before ended, because offsets within a segment stay what they were. What is read comes from the
+//! volume, not from the operating system's cache, as far as the volume can see to that.
+//!
+//! The open segment is left out; a scrub begins a new one first, so that all is read that was there when it began.
+
+use crate::codec::{Reader, crc_at, put_varint};
+use crate::extent::{BLOCK, Codec};
+use crate::frame::{self, Body, Content, Record};
+use crate::index::table::Cursor;
+use crate::key::Key;
+use crate::manifest::Manifest;
+use crate::recover::{Window, region_start};
+use crate::segment::{self, Segment};
+use crate::store::Store;
+use crate::volume::Region;
+use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
+
+/// Whose records hold the report.
+const HOME: FilesetId = FilesetId(1);
+const VERSION: u8 = 1;
+/// Damages that a report lists; of more it has the number.
+pub const LISTED: usize = 1000;
+
+/// How far a scrub is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubAt {
+    /// Whether the segments are done.
+    tables: bool,
+    /// The region it is in, and from which byte on.
+    region: u64,
+    offset: u64,
+}
+
+/// What is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// Heads of a transaction, or a header: what it says is unknown.
+    Frame,
+    /// A block of the index, which is derived anew.
+    Table,
+    /// Bytes of a file.
+    Data {
+        /// Whose.
+        fileset: FilesetId,
+        /// Which file.
+        object: ObjectId,
+        /// From which byte of it on.
+        offset: u64,
+        /// How many at most.
+        len: u64,
+        /// The transaction that wrote them.
+        tid: Tid,
+    },
+}
+
+/// A damaged place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The region.
+    pub region: u64,
+    /// First byte in it.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What they were.
+    pub rot: Rot,
+}
+
+/// What a scrub has found, or is about to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScrubReport {
+    /// When it began, nanoseconds since 1970; 0: never.
+    pub begun: u64,
+    /// When it ended; 0: it is under way.
+    pub ended: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// How far it is.
+    pub at: ScrubAt,
+    /// Damages, [`LISTED`] at most.
+    pub damages: Vec<Damage>,
+    /// How many more there are.
+    pub more: u64,
+    /// Manifests and superblocks that were damaged, and are written anew.
+    pub healed: u64,
+}
+
+impl ScrubReport {
+    fn add(&mut self, d: Damage) {
+        match self.damages.len() < LISTED {
+            true => self.damages.push(d),
+            false => self.more += 1,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        let ScrubAt { tables, region, offset } = self.at;
+        for v in [self.begun, self.ended, self.bytes, tables.into(), region, offset, self.more, self.healed] {
+            put_varint(&mut out, v);
+        }
+        put_varint(&mut out, self.damages.len() as u64);
+        for d in &self.damages {
+            for v in [d.region, d.offset, d.len] {
+                put_varint(&mut out, v);
+            }
+            match d.rot {
+                Rot::Frame => out.push(0),
+                Rot::Table => out.push(1),
+                Rot::Data { fileset, object, offset, len, tid } => {
+                    out.push(2);
+                    for v in [fileset.0.into(), object.0, offset, len, tid.0] {
+                        put_varint(&mut out, v);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Option<ScrubReport> {
+        let mut r = Reader::new(bytes);
+        if r.u8()? != VERSION {
+            return None;
+        }
+        let (begun, ended, bytes) = (r.varint()?, r.varint()?, r.varint()?);
+        let at = ScrubAt { tables: r.varint()? != 0, region: r.varint()?, offset: r.varint()? };
+        let (more, healed) = (r.varint()?, r.varint()?);
+        let mut damages = Vec::new();
+        for _ in 0..r.varint()? {
+            let (region, offset, len) = (r.varint()?, r.varint()?, r.varint()?);
+            let rot = match r.u8()? {
+                0 => Rot::Frame,
+                1 => Rot::Table,
+                2 => Rot::Data {
+                    fileset: FilesetId(u32::try_from(r.varint()?).ok()?),
+                    object: ObjectId(r.varint()?),
+                    offset: r.varint()?,
+                    len: r.varint()?,
+                    tid: Tid(r.varint()?),
+                },
+                _ => return None,
+            };
+            damages.push(Damage { region, offset, len, rot });
+        }
+        r.is_empty().then_some(ScrubReport { begun, ended, bytes, at, damages, more, healed })
+    }
+}
+
+impl Store {
+    /// The last report that was kept; one that never began if there is none.
+    pub fn scrub_report(&self) -> Result<ScrubReport> {
+        let found = self.get(&Key::new(HOME, ObjectId(0), Kind::SCRUB, &[]), Tid::MAX)?;
+        Ok(found.and_then(|v| ScrubReport::decode(&v.value)).unwrap_or_default())
+    }
+
+    /// Keeps a report, so that it is known and gone on with after the next open.
+    pub fn keep_scrub_report(&self, report: &ScrubReport, now_ns: u64) -> Result<()> {
+        let mut tx = self.begin(HOME, now_ns)?;
+        tx.put(ObjectId(0), Kind::SCRUB, &[], &report.encode());
+        tx.commit()?;
+        self.sync().map(|_| ())
+    }
+
+    /// Bytes that a scrub reads, about.
+    pub fn scrub_total(&self) -> u64 {
+        let open = self.log.tail().position().region;
+        let regions = self.regions.read();
+        let kept = |s: &Segment| match s.pack {
+            Some(_) => regions[&s.at.id].bytes_kept(),
+            None => s.end,
+        };
+        let segments = self.segments.lock().iter().filter(|s| s.at.id != open).map(kept).sum::<u64>();
+        segments + self.index.read().levels.tables().map(|t| t.len()).sum::<u64>()
+    }
+
+    /// Begins a scrub of all there is now.
+    pub fn begin_scrub(&self, now_ns: u64) -> Result<ScrubReport> {
+        self.end_segment()?;
+        self.write_all()?;
+        self.trim_segments()?;
+        Ok(ScrubReport { begun: now_ns.max(1), ..ScrubReport::default() })
+    }
+
+    /// Goes on with a scrub for about so many bytes; says whether there is more.
+    pub fn step_scrub(&self, report: &mut ScrubReport, budget: u64) -> Result<bool> {
+        let until = report.bytes + budget;
+        while !report.at.tables && report.bytes < until {
+            let open = self.log.tail().position().region;
+            let next = {
+                let segments = self.segments.lock();
+                let left = segments.iter().filter(|s| s.at.id >= report.at.region && s.at.id != open);
+                left.min_by_key(|s| s.at.id).copied()
+            };
+            match next {
+                Some(s) => self.scrub_segment(&s, until, report)?,
+                None => report.at = ScrubAt { tables: true, ..ScrubAt::default() },
+            }
+        }
+        while report.bytes < until {
+            let levels = self.index.read().levels.clone();
+            let left = levels.tables().filter(|t| t.reference().region.id >= report.at.region);
+            let Some(table) = left.min_by_key(|t| t.reference().region.id).cloned() else {
+                report.healed += self.heal_heads()?;
+                return Ok(false);
+            };
+            let id = table.reference().region.id;
+            let region = table.region().clone();
+            region.drop_cached(0, table.len());
+            report.bytes += table.len();
+            report.at.region = id + 1;
+            let mut outcome = Cursor::first(table.clone(), None);
+            while let Ok(cursor) = &mut outcome {
+                if cursor.key().is_none() {
+                    break;
+                }
+                if let Err(e) = cursor.step() {
+                    outcome = Err(e);
+                }
+            }
+            match outcome {
+                Err(Error::Corrupt { .. }) => {
+                    report.add(Damage { region: id, offset: 0, len: table.len(), rot: Rot::Table });
+                }
+                outcome => drop(outcome?),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Verifies both copies of the manifest and the newest superblock on every volume, and writes them anew where one is not as it
+    /// was; returns how many were not.
+    fn heal_heads(&self) -> Result<u64> {
+        let mut state = self.maintenance.lock();
+        let sb = self.superblock.lock().clone();
+        let region = self.volumes.open(sb.manifest)?;
+        region.drop_cached(0, sb.manifest.size);
+        let manifest = u64::from(!Manifest::both_read(&*region, sb.manifest_len)?);
+        let superblocks = self.volumes.without_super(&sb)?;
+        if manifest + superblocks > 0 {
+            tracing::error!(manifest, superblocks, "damaged: written anew");
+            let levels = self.index.read().levels.clone();
+            self.write_manifest(&mut state, &levels)?;
+        }
+        Ok(manifest + superblocks)
+    }
+
+    /// Verifies frames and data of a segment from where the report is.
+    fn scrub_segment(&self, s: &Segment, until: u64, report: &mut ScrubReport) -> Result<()> {
+        // It may be another one by now, or gone: then the next step finds that.
+        let Some(region) = self.regions.read().get(&s.at.id).cloned() else {
+            report.at = ScrubAt { region: s.at.id + 1, ..ScrubAt::default() };
+            return Ok(());
+        };
+        let goes_on = report.at.region == s.at.id && report.at.offset > 0;
+        if !goes_on {
+            report.at = ScrubAt { region: s.at.id, offset: segment::HEADER, tables: false };
+            if s.pack.is_none() {
+                region.drop_cached(0, segment::HEADER);
+                report.bytes += segment::HEADER;
+                if segment::verify(&segment::read(&*region)?, &self.uuid, s.at).is_err() {
+                    report.add(Damage { region: s.at.id, offset: 0, len: segment::HEADER, rot: Rot::Frame });
+                }
+            }
+        }
+        let mut at = region.next_kept(report.at.offset).max(region_start(&*region));
+        // Where little is left, a window would be holes for the most part.
+        region.drop_cached(0, if s.pack.is_some() { s.end } else { 0 });
+        let mut window = match region.in_memory()? {
+            Some(copy) => Window::of_few(copy, at),
+            None => Window::of_the_volume(region.clone(), at),
+        };
+        while at < s.end && report.bytes < until {
+            window.fill_frame(at)?;
+            let bytes = window.bytes(at);
+            let Some(f) = frame::parse(bytes, s.at.id, at) else {
+                let next = next_frame(&region, s, at)?;
+                report.add(Damage { region: s.at.id, offset: at, len: next - at, rot: Rot::Frame });
+                report.bytes += next - at;
+                at = region.next_kept(next);
+                continue;
+            };
+            let len = frame::shape(bytes).expect("just parsed").len;
+            if let Content::Transaction(records) = &f.content {
+                for r in records {
+                    scrub_extent(&*region, &bytes[..len], at, f.header.tid, r, report);
+                }
+            }
+            report.bytes += len as u64;
+            at = region.next_kept(at + len as u64);
+        }
+        report.at = match at < s.end {
+            true => ScrubAt { region: s.at.id, offset: at, tables: false },
+            false => ScrubAt { region: s.at.id + 1, ..ScrubAt::default() },
+        };
+        Ok(())
+    }
+}
+
+/// Where after a damaged frame the next one is; the segment's end if there is none.
+fn next_frame(region: &std::sync::Arc<dyn Region>, s: &Segment, damaged: u64) -> Result<u64> {
+    let mut window = Window::of_the_volume(region.clone(), damaged);
+    let mut at = damaged + 8;
+    loop {
+        at = region.next_kept(at);
+        if at >= s.end {
+            return Ok(s.end);
+        }
+        window.fill_frame(at)?;
+        if frame::shape(window.bytes(at)).is_some() && frame::parse(window.bytes(at), s.at.id, at).is_some() {
+            return Ok(at);
+        }
+        at += 8;
+    }
+}
+
+/// Verifies the stored bytes of a record.
+fn scrub_extent(region: &dyn Region, frame: &[u8], at: u64, tid: Tid, r: &Record<'_>, report: &mut ScrubReport) {
+    let Body::Extent { offset, len, codec, data_at, stored } = r.body else { return };
+    let start = at + u64::from(data_at);
+    let bytes = &frame[data_at as usize..(data_at + stored) as usize];
+    let mut damage = |within: u64, size: usize, from: u64, n: u64| {
+        let rot = Rot::Data { fileset: r.fileset, object: r.object, offset: offset + from, len: n, tid };
+        report.add(Damage { region: region.place().id, offset: start + within, len: size as u64, rot });
+    };
+    let is_whole = |at: u64, bytes: &[u8]| match bytes.split_last_chunk::<4>() {
+        Some((data, crc)) => region.next_kept(at) != at || crc_at(region.place().id, at, data).to_le_bytes() == *crc,
+        None => false,
+    };
+    match codec {
+        Codec::Lz4 => {
+            if !is_whole(start, bytes) {
+                damage(0, bytes.len(), 0, len.into());
+            }
+        }
+        Codec::Raw => {
+            for (i, b) in bytes.chunks(BLOCK + 4).enumerate() {
+                let (within, from) = ((i * (BLOCK + 4)) as u64, (i * BLOCK) as u64);
+                if !is_whole(start + within, b) {
+                    damage(within, b.len(), from, (BLOCK as u64).min(u64::from(len).saturating_sub(from)));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_read_back_and_no_bytes_make_reading_one_panic() {
+        let data = Rot::Data { fileset: FilesetId(3), object: ObjectId(9), offset: 1, len: 4096, tid: Tid(77) };
+        let damage = |rot| Damage { region: 5, offset: 4096, len: 12, rot };
+        let report = ScrubReport {
+            begun: 1 << 60,
+            ended: 0,
+            bytes: 1 << 40,
+            at: ScrubAt { tables: true, region: 7, offset: 9 },
+            damages: vec![damage(Rot::Frame), damage(Rot::Table), damage(data)],
+            more: 3,
+            healed: 1,
+        };
+        let bytes = report.encode();
+        assert_eq!(ScrubReport::decode(&bytes), Some(report));
+        let mut rng = fastrand::Rng::with_seed(3);
+        for _ in 0..20_000 {
+            let mut bytes = bytes.clone();
+            let at = rng.usize(..bytes.len());
+            bytes[at] = rng.u8(..);
+            bytes.truncate(rng.usize(..=bytes.len()));
+            ScrubReport::decode(&bytes);
+        }
+    }
+}

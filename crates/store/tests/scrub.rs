@@ -1,0 +1,191 @@
+//! Scrubbing: whatever is damaged is found, told with the file it belongs to, and nothing else is.
+
+mod common;
+
+use std::collections::{BTreeSet, HashMap};
+
+use common::{FS, Run, create, new_disk, open};
+use darner_store::volume::Disk;
+use darner_store::{Grid, Kind, ObjectId, Rot, ScrubReport, Store, Tid};
+
+fn scrub(store: &Store, budget: u64) -> ScrubReport {
+    let mut report = store.begin_scrub(7).unwrap();
+    while store.step_scrub(&mut report, budget).unwrap() {}
+    report
+}
+
+#[test]
+fn a_flipped_bit_in_any_block_is_found_or_of_no_account() {
+    let disk = new_disk(1 << 30, 1);
+    create(&disk);
+    let mut run = Run::new(5);
+    let store = open(&disk).unwrap();
+    for i in 0..80 {
+        run.transaction(&store).unwrap();
+        if i % 20 == 10 {
+            store.checkpoint().unwrap();
+        }
+        if i == 50 {
+            store.clean(run.now, &mut |_| ()).unwrap();
+        }
+    }
+    store.close().unwrap();
+    assert_eq!(scrub(&store, 1 << 30).damages, []);
+    store.close().unwrap();
+    drop(store);
+    let mut rng = fastrand::Rng::with_seed(1);
+    let (mut refused, mut found, mut healed, mut nothing) = (0, 0, 0, 0);
+    for page in disk.written_pages() {
+        let disk = disk.fork();
+        disk.flip(page + rng.u64(0..4096), rng.u8(0..8));
+        let Ok(store) = open(&disk) else {
+            refused += 1;
+            continue;
+        };
+        let report = scrub(&store, rng.u64(1..1 << 20));
+        if report.damages.is_empty() {
+            *(if report.healed > 0 { &mut healed } else { &mut nothing }) += 1;
+            run.compare_some(&store, 3);
+            store.close().unwrap();
+            drop(store);
+            let store = open(&disk).unwrap();
+            assert_eq!(scrub(&store, 1 << 30).healed, 0, "what was healed stays so");
+            continue;
+        }
+        found += 1;
+        for d in &report.damages {
+            if let Rot::Data { fileset, object, tid, .. } = d.rot {
+                assert_eq!(fileset, FS);
+                assert!(run.model.tids.contains(&tid) && run.objects.contains(&object.0), "{d:?}");
+            }
+        }
+    }
+    println!("{refused} opens refused, {found} found, {healed} healed, {nothing} of no account");
+    assert!(found > 20, "{found}");
+}
+
+#[test]
+fn damaged_manifests_and_superblocks_are_written_anew() {
+    let disk = new_disk(1 << 30, 0);
+    create(&disk);
+    let mut run = Run::new(5);
+    let store = open(&disk).unwrap();
+    (0..20).for_each(|_| run.transaction(&store).unwrap());
+    store.close().unwrap();
+    drop(store);
+    let mut manifests = Vec::new();
+    for page in disk.written_pages() {
+        let mut magic = [0; 8];
+        disk.read_at(&mut magic, page).unwrap();
+        manifests.extend((&magic == b"DARNMAN3").then_some(page));
+    }
+    let mut healed = 0;
+    // Either superblock slot, too: only one is the newest.
+    for at in manifests.into_iter().chain([0, 64 << 10]) {
+        let disk = disk.fork();
+        let store = open(&disk).unwrap();
+        disk.flip(at + 10, 1);
+        let found = scrub(&store, 1 << 30);
+        assert_eq!(found.damages, []);
+        healed += found.healed;
+        assert_eq!(scrub(&store, 1 << 30).healed, 0);
+        drop(store);
+        run.compare(&open(&disk).unwrap(), Tid::MAX);
+    }
+    assert_eq!(healed, 3, "manifest, its copy, and the newest superblock");
+}
+
+#[test]
+fn of_many_damaged_blocks_exactly_those_are_told_each_with_its_file_and_range() {
+    const BLOCKS: u64 = 8192;
+    let disk = new_disk(1 << 30, 0);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    let mut rng = fastrand::Rng::with_seed(4);
+    // Of each block the first bytes, to find it again on the disk; incompressible, so stored block by block.
+    let mut blocks: HashMap<[u8; 16], (ObjectId, u64)> = HashMap::new();
+    for i in 0..BLOCKS / 16 {
+        let (object, offset) = (ObjectId(10 + i % 7), (i / 7) << 16);
+        let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(1 << 16).collect();
+        for (n, block) in bytes.chunks(4096).enumerate() {
+            blocks.insert(block[..16].try_into().unwrap(), (object, offset + n as u64 * 4096));
+        }
+        let mut tx = store.begin(FS, 100 + i).unwrap();
+        tx.put(object, Kind::ATTR, b"", b"attributes");
+        tx.write(object, offset, &bytes).unwrap();
+        tx.commit().unwrap();
+    }
+    // Some of them in packs.
+    store.retain(FS, 1 << 20, |r| r.with_grid(Grid::default())).unwrap();
+    let mut tx = store.begin(FS, 1 << 20).unwrap();
+    tx.write(ObjectId(10), 0, &[1; 1 << 16]).unwrap();
+    tx.commit().unwrap();
+    store.clean(1 << 21, &mut |_| ()).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let mut flipped = BTreeSet::new();
+    for page in disk.written_pages() {
+        let mut bytes = vec![0; 4096 + 16];
+        disk.read_at(&mut bytes, page).unwrap();
+        for i in 0..4096 {
+            let Some(block) = blocks.get(&bytes[i..i + 16]) else { continue };
+            if rng.u8(0..12) == 0 {
+                disk.flip(page + i as u64 + rng.u64(0..4096), rng.u8(0..8));
+                flipped.insert(*block);
+            }
+        }
+    }
+    let store = open(&disk).unwrap();
+    let report = scrub(&store, 3 << 20);
+    let told = report.damages.iter().map(|d| match d.rot {
+        Rot::Data { object, offset, len: 4096, .. } => (object, offset),
+        _ => panic!("{d:?}"),
+    });
+    let told: BTreeSet<_> = told.collect();
+    // What was overwritten may still be there, or not.
+    let live = |all: &BTreeSet<(ObjectId, u64)>| -> BTreeSet<_> {
+        all.iter().filter(|(object, offset)| *object != ObjectId(10) || *offset >= 1 << 16).copied().collect()
+    };
+    println!("{} flipped, {} told", flipped.len(), told.len());
+    assert_eq!(live(&told), live(&flipped));
+    assert!(told.len() > 400 && report.more == 0);
+    // No wrong byte is ever returned.
+    for (object, offset) in live(&told) {
+        let pieces = store.map(FS, object, offset, 4096, Tid::MAX).unwrap();
+        assert!(store.read(&pieces, &mut [0; 4096]).is_err());
+    }
+}
+
+#[test]
+fn a_report_is_kept_and_a_scrub_goes_on_after_an_open_while_the_cleaner_works() {
+    let disk = new_disk(1 << 30, 3);
+    create(&disk);
+    let mut run = Run::new(9);
+    let mut store = open(&disk).unwrap();
+    assert_eq!(store.scrub_report().unwrap(), ScrubReport::default());
+    for _ in 0..120 {
+        run.transaction(&store).unwrap();
+    }
+    let mut report = store.begin_scrub(5).unwrap();
+    let mut steps = 0;
+    while store.step_scrub(&mut report, 8 << 10).unwrap() {
+        steps += 1;
+        run.transaction(&store).unwrap();
+        match steps % 7 {
+            1 => store.checkpoint().unwrap(),
+            3 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
+            5 => {
+                store.keep_scrub_report(&report, run.now).unwrap();
+                drop(store);
+                store = open(&disk).unwrap();
+                assert_eq!(store.scrub_report().unwrap(), report);
+                // Its record is a transaction that the model does not know.
+                run.now = run.now.max(store.tid().0);
+            }
+            _ => {}
+        }
+        assert!(steps < 2000);
+    }
+    assert!(steps > 10);
+    assert_eq!((report.damages, report.healed), (vec![], 0));
+}
