@@ -254,7 +254,7 @@ fn a_directory_without_its_index_files_opens_and_shows_every_moment() {
         println!("seed {seed}");
         let dir = tempfile::tempdir().unwrap();
         let volume = || -> Arc<dyn Volume> { Arc::new(DirVolume::open(dir.path(), true)) };
-        let options = CreateOptions { now_ns: 1, seed: Some([3; 32]), size_limit: 1 << 30 };
+        let options = CreateOptions { now_ns: 1, seed: Some([3; 32]), size_limit: 1 << 30, ..CreateOptions::default() };
         Store::create(&*volume(), &options).unwrap();
         let mut run = Run::new(seed);
         let store = Store::open(volume(), &OpenOptions::default()).unwrap();
