@@ -16,8 +16,9 @@ use crate::when::local;
 
 /// A scrub begins so long after the last one, or after the store was made.
 const EVERY: Duration = Duration::from_secs(30 * 86_400);
-/// Bytes of a step.
-const STEP: u64 = 4 << 20;
+/// Bytes of a step, and of one that somebody waits for.
+const STEP: u64 = 8 << 20;
+const LONG_STEP: u64 = 256 << 20;
 /// Bytes a second, at least, when nobody waits; more where a scrub would not come round in a third of [`EVERY`].
 const RATE: u64 = 4 << 20;
 /// How far it is, is kept this often.
@@ -45,7 +46,7 @@ impl Daemon {
         let _one = self.scrubbing.one.lock();
         let mut report = self.store().begin_scrub(now_ns())?;
         let total = self.store().scrub_total();
-        while self.step_scrub(&mut report)? {
+        while self.step_scrub(&mut report, LONG_STEP)? {
             tell(Response::Progress { done: report.bytes.min(total), total });
         }
         Ok(Response::Scrub(Box::new(self.scrub_line(&report))))
@@ -57,9 +58,9 @@ impl Daemon {
     }
 
     /// Goes on, keeps the report when there is news, and tells the log; says whether there is more.
-    fn step_scrub(&self, report: &mut ScrubReport) -> Result<bool> {
+    fn step_scrub(&self, report: &mut ScrubReport, budget: u64) -> Result<bool> {
         let before = report.damages.len();
-        let more = self.store().step_scrub(report, STEP)?;
+        let more = self.store().step_scrub(report, budget)?;
         for d in &report.damages[before..] {
             let line = self.damage_line(d);
             tracing::error!(
@@ -116,7 +117,7 @@ impl Daemon {
         };
         let rate = RATE.max(self.store().scrub_total() / (EVERY.as_secs() / 3));
         let mut kept = Instant::now();
-        while !self.is_closing() && self.step_scrub(&mut report)? {
+        while !self.is_closing() && self.step_scrub(&mut report, if wanted { LONG_STEP } else { STEP })? {
             if kept.elapsed() > KEEP_EVERY {
                 kept = Instant::now();
                 self.store().keep_scrub_report(&report, now_ns())?;

@@ -705,15 +705,15 @@ pub(crate) struct Window {
     buf: Vec<u8>,
     /// Bytes that are read at a time, if not more are asked for.
     size: u64,
-    /// What caches have of it is of no account.
-    of_the_volume: bool,
+    /// Up to where caches have what came from the volume lately; `None`: whatever they have will do.
+    fresh_to: Option<u64>,
 }
 
 impl Window {
     const SIZE: u64 = 8 << 20;
 
     pub fn new(region: Arc<dyn Region>, start: u64) -> Window {
-        Window { region, start, buf: Vec::new(), size: Window::SIZE, of_the_volume: false }
+        Window { region, start, buf: Vec::new(), size: Window::SIZE, fresh_to: None }
     }
 
     /// One that reads no more than it must.
@@ -723,7 +723,7 @@ impl Window {
 
     /// One whose bytes come from the volume, not from a cache.
     pub fn of_the_volume(region: Arc<dyn Region>, start: u64) -> Window {
-        Window { of_the_volume: true, ..Window::new(region, start) }
+        Window { fresh_to: Some(start), ..Window::new(region, start) }
     }
 
     /// What is read from byte `at` on.
@@ -748,8 +748,13 @@ impl Window {
         }
         self.buf.resize(self.size.max(len).min(size - at) as usize, 0);
         self.start = at;
-        if self.of_the_volume {
-            self.region.drop_cached(at, self.buf.len() as u64);
+        if let Some(fresh_to) = &mut self.fresh_to {
+            // What comes next is on its way while this is looked at.
+            let end = at + self.buf.len() as u64 + self.size;
+            let from = at.max(*fresh_to);
+            self.region.drop_cached(from, end.saturating_sub(from));
+            *fresh_to = end;
+            self.region.will_need(at, end.min(size) - at);
         }
         self.region.read_at(&mut self.buf, at)
     }
