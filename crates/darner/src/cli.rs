@@ -39,6 +39,8 @@ pub enum Command {
     Volume(Volume),
     /// Filesystems of their own within a store: make, list, rename, limit or remove them
     Fileset(Fileset),
+    /// Live copies that follow: make, list and command mirrors
+    Mirror(Mirror),
     /// Make a fileset of what another one is, or was; nothing is copied
     Clone(CloneOf),
     /// What is kept of the past, and for how long: show or change it
@@ -317,6 +319,75 @@ pub enum VolumeAction {
         /// Bytes (10G, 500M, …), or none: all there are
         #[arg(value_parser = limit)]
         size: u64,
+    },
+}
+
+/// `darner mirror`
+///
+/// A mirror is a store of its own that follows a fileset while it is mounted: mount it (read-only) as any store. It has its own
+/// volumes, retention and labels.
+#[derive(Args, Debug)]
+pub struct Mirror {
+    /// What to do
+    #[command(subcommand)]
+    pub action: MirrorAction,
+}
+
+/// What to do with mirrors.
+#[derive(Subcommand, Debug)]
+pub enum MirrorAction {
+    /// Make a store that follows the fileset that MNT is in; mount it, and it does
+    Add {
+        /// A path in the fileset
+        mnt: PathBuf,
+        /// The mirror's name here
+        name: String,
+        /// The new store: a directory that does not exist yet, or is empty
+        target: PathBuf,
+    },
+    /// All mirrors, how far they are, and what they wait for
+    List {
+        /// A mount point of the source
+        mnt: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have one pull now
+    Sync {
+        /// A mount point of the source
+        mnt: PathBuf,
+        /// Its name
+        name: String,
+        /// Return when it shows all that is there now
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Have one pull no more, until it is resumed
+    Pause {
+        /// A mount point of the source
+        mnt: PathBuf,
+        /// Its name
+        name: String,
+    },
+    /// Have one pull again
+    Resume {
+        /// A mount point of the source
+        mnt: PathBuf,
+        /// Its name
+        name: String,
+    },
+    /// Take a mirror's name away; its store stays, and follows while it is mounted and not paused
+    Remove {
+        /// A mount point of the source
+        mnt: PathBuf,
+        /// Its name
+        name: String,
+    },
+    /// Make a mirror a filesystem of its own, with what it showed last; mount it anew to write
+    Promote {
+        /// The mirror's store, mounted or not
+        target: PathBuf,
     },
 }
 

@@ -151,6 +151,36 @@ pub enum Request {
         /// Bytes; 0: all there is.
         size: u64,
     },
+    /// The mirrors that have names here, and how they are.
+    Mirrors,
+    /// Make a store, which does not exist yet, that follows a fileset.
+    AddMirror {
+        /// Where in the fileset.
+        at: Spot,
+        /// The mirror's name here.
+        name: String,
+        /// The new store. Absolute.
+        target: PathBuf,
+    },
+    /// Take a mirror's name away.
+    RemoveMirror {
+        /// The name.
+        name: String,
+    },
+    /// How this store follows another one.
+    Following,
+    /// Pull now; answered when it has come to a moment of the source, or can't.
+    Follow {
+        /// That moment.
+        until: u64,
+    },
+    /// Pull no more for now, or again.
+    PauseMirror {
+        /// Which.
+        paused: bool,
+    },
+    /// Make this mirror a filesystem of its own.
+    Promote,
     /// All filesets.
     Filesets,
     /// Make one.
@@ -211,6 +241,9 @@ impl Request {
                 | Request::RenameFileset { .. }
                 | Request::AddVolume { .. }
                 | Request::RemoveVolume { .. }
+                | Request::AddMirror { .. }
+                | Request::RemoveMirror { .. }
+                | Request::Promote
         )
     }
 }
@@ -271,6 +304,46 @@ pub struct LabelLine {
     pub tid: String,
     /// The same, RFC 3339, local.
     pub when: String,
+}
+
+/// A mirror, as its source's `darner mirror list` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MirrorLine {
+    /// Its name here.
+    pub name: String,
+    /// The path of its store.
+    pub target: PathBuf,
+    /// `follows`, `pulls`, `waits`, `paused`, `promoted` or `not-mounted`.
+    pub state: String,
+    /// The source's moment that it shows, `0x…`.
+    pub at_tid: Option<String>,
+    /// The same, RFC 3339, local.
+    pub at: Option<String>,
+    /// Seconds that it is behind: the age of the oldest change here that it does not show.
+    pub lag_seconds: Option<f64>,
+    /// Bytes that it was sent since it was mounted.
+    pub received_bytes: u64,
+    /// What it waits for.
+    pub waits_for: Option<String>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+/// How a store follows another one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FollowLine {
+    /// Where that is.
+    pub origin: String,
+    /// See [`MirrorLine::state`].
+    pub state: String,
+    /// The source's moment that is shown.
+    pub at: u64,
+    /// Bytes that came since the mount.
+    pub received_bytes: u64,
+    /// What it waits for.
+    pub waits_for: Option<String>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
 }
 
 /// A fileset.
@@ -531,6 +604,10 @@ pub enum Response {
     Labels(Vec<LabelLine>),
     /// Answer to [`Request::Filesets`] and those that make or change one.
     Filesets(Vec<FilesetLine>),
+    /// Answer to [`Request::Mirrors`].
+    Mirrors(Vec<MirrorLine>),
+    /// Answer to [`Request::Following`] and what changes that.
+    Following(FollowLine),
     /// Answer to [`Request::Resolve`].
     Tid(Option<u64>),
     /// How far it is; another answer follows.

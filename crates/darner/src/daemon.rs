@@ -20,6 +20,7 @@ use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
 use crate::keeper::{Items, Keeper};
 use crate::memory::SharedMemory;
+use crate::mirroring::Follows;
 use crate::nodes::Nodes;
 use crate::place::{self, Place};
 use crate::reaper::Reaper;
@@ -88,6 +89,8 @@ pub struct Daemon {
     pub(crate) scrubbing: Scrubbing,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
+    /// How it follows another store, if it is a mirror.
+    pub(crate) follows: Arc<Follows>,
 }
 
 /// Opens the store, mounts, calls `ready`, and serves until the last mount ends. If another process did so before and was
@@ -140,6 +143,7 @@ pub fn run(
         scrubbing: Scrubbing::default(),
         state: Mutex::default(),
         changed: Condvar::new(),
+        follows: Arc::default(),
     });
     for held in held {
         let member = Member::new(&daemon, held)?;
@@ -152,7 +156,12 @@ pub fn run(
         daemon.state.lock().closing |= outcome.is_err();
         outcome
     };
-    let workers = daemon.start_workers()?;
+    let mut workers = daemon.start_workers()?;
+    let followers = daemon.listen_for_mirrors().inspect_err(|e| tracing::error!("nobody can follow: {e}"));
+    if daemon.fs.following().is_some() && !store.is_read_only() {
+        let follower = daemon.clone();
+        workers.push(thread::Builder::new().name("follower".into()).spawn(move || follower.follow())?);
+    }
     if outcome.is_ok() {
         let watcher = daemon.clone();
         thread::Builder::new().name("signals".into()).spawn(move || watcher.heed(&signals))?;
@@ -164,10 +173,12 @@ pub fn run(
     for worker in workers {
         store.wake();
         daemon.reaper.wake();
+        daemon.follows.wake(true);
         if worker.join().is_err() {
             tracing::error!("a worker thread panicked");
         }
     }
+    drop(followers);
     let closed = store.close();
     keeper.bye();
     daemon.release();
@@ -475,6 +486,13 @@ impl Daemon {
             | Request::MoveSegments { .. }
             | Request::RemoveVolume { .. }
             | Request::ResizeVolume { .. }) => self.serve_volumes(request, tell)?,
+            request @ (Request::Mirrors
+            | Request::AddMirror { .. }
+            | Request::RemoveMirror { .. }
+            | Request::Following
+            | Request::Follow { .. }
+            | Request::PauseMirror { .. }
+            | Request::Promote) => self.serve_mirrors(request)?,
             request => Response::Filesets(self.serve_filesets(request)?),
         })
     }

@@ -96,6 +96,7 @@ impl Frontend {
     fn attr_valid(&self, node: Node) -> Duration {
         match node {
             Node::Live(_) => self.valid,
+            Node::AsOf(..) if self.nodes.is_following() => self.valid,
             Node::AsOf(..) => LONG,
             Node::Points(_) => Duration::ZERO,
         }

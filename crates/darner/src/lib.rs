@@ -12,6 +12,7 @@ pub mod frontend;
 pub mod keeper;
 pub mod listing;
 pub mod memory;
+mod mirroring;
 mod mounting;
 pub mod mounts;
 pub mod nodes;

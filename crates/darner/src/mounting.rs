@@ -55,10 +55,11 @@ impl Daemon {
     pub(crate) fn mount(self: &Arc<Daemon>, m: &MountRequest) -> Result<()> {
         let (root, as_of) = self.root_for(m)?;
         let live = as_of.is_none();
-        let read_only = m.read_only || !live || self.store().is_read_only();
+        let follows = live && root == ROOT && self.fs.head().is_some();
+        let read_only = m.read_only || !live || follows || self.store().is_read_only();
         let shared = {
             let state = self.state.lock();
-            if live && !m.read_only {
+            if live && !m.read_only && !follows {
                 self.may_write(&state, root)?;
             }
             // Nothing but the one writable mount of a fileset changes its live tree.
@@ -189,7 +190,9 @@ impl Daemon {
         })?;
         let stale = Mutex::new(stale);
         let notifier = session.notifier();
-        let nodes = Arc::new(Nodes::new(root, as_of, memory));
+        let follows = as_of.is_none() && root == ROOT && self.fs.head().is_some();
+        let nodes = Nodes::new(root, as_of, memory).following(follows.then(|| self.fs.clone()));
+        let nodes = Arc::new(nodes);
         let frontend = Frontend::new(
             self.fs.clone(),
             nodes.clone(),

@@ -10,9 +10,10 @@
 //! too many: then that view's number is not used again as long as the mount lasts. Live nodes are not counted: whether the kernel
 //! holds one it is asked, where that matters (`reaper.rs`).
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use darner_fs::{Inode, Node, ObjectId, Tid};
+use darner_fs::{Fs, Inode, Node, ObjectId, Tid};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
@@ -46,6 +47,8 @@ pub struct Nodes {
     root: Inode,
     /// As of when the whole mount is, if it is a mount of the past.
     base: Option<Tid>,
+    /// A mirror, which is shown as of what it last pulled as a whole.
+    follows: Option<Arc<Fs>>,
     views: MountMemory,
     state: Mutex<State>,
 }
@@ -53,7 +56,7 @@ pub struct Nodes {
 impl Nodes {
     /// For a mount of what is below a root, live or as of a tid; with the views that an earlier process left in `memory`.
     pub fn new(root: Inode, base: Option<Tid>, memory: &MountMemory) -> Nodes {
-        let nodes = Nodes { root, base, views: memory.clone(), state: Mutex::default() };
+        let nodes = Nodes { root, base, follows: None, views: memory.clone(), state: Mutex::default() };
         let mut state = nodes.state.lock();
         for number in 0..nodes.used() {
             match nodes.way(number) {
@@ -67,6 +70,26 @@ impl Nodes {
 
     fn used(&self) -> u64 {
         self.views.views_used().load(Ordering::Acquire).min(VIEWS as u64)
+    }
+
+    /// For a live mount of a mirror.
+    pub fn following(self, fs: Option<Arc<Fs>>) -> Nodes {
+        Nodes { follows: fs, ..self }
+    }
+
+    /// Whether what it shows as a moment moves on.
+    pub fn is_following(&self) -> bool {
+        self.follows.is_some()
+    }
+
+    /// As of when the whole mount is now.
+    fn base(&self) -> Option<Tid> {
+        self.base.or_else(|| self.follows.as_ref()?.head())
+    }
+
+    /// Whether what is as of a tid is what the mount shows of itself.
+    fn is_base(&self, tid: Tid) -> bool {
+        self.base == Some(tid) || self.follows.as_ref().is_some_and(|fs| fs.is_head(tid))
     }
 
     /// Which way a view is; `None` for one that is not in use.
@@ -90,7 +113,7 @@ impl Nodes {
 
     /// The inode number that users see.
     pub fn shown_ino(&self, node: Node) -> u64 {
-        let own_device = matches!(node, Node::AsOf(_, tid) if self.base == Some(tid));
+        let own_device = matches!(node, Node::AsOf(_, tid) if self.is_base(tid));
         node.shown_ino(own_device)
     }
 
@@ -103,7 +126,7 @@ impl Nodes {
         if id & POINTS != 0 {
             return Some(Node::Points(self.inode(id & !POINTS)));
         }
-        Some(match self.base {
+        Some(match self.base() {
             Some(tid) => Node::AsOf(self.inode(id), tid),
             None => Node::Live(self.inode(id)),
         })
@@ -115,7 +138,7 @@ impl Nodes {
         let through_time = through_time || dir & POINTS != 0;
         match node {
             Node::Points(ino) => Some(POINTS | self.id(ino)),
-            Node::AsOf(ino, tid) if through_time || dir & PAST != 0 || self.base != Some(tid) => {
+            Node::AsOf(ino, tid) if through_time || dir & PAST != 0 || !self.is_base(tid) => {
                 let mut s = self.state.lock();
                 let same = if through_time { None } else { self.view_of(dir, ino) };
                 let view = match same {
@@ -133,7 +156,7 @@ impl Nodes {
     pub fn past_ids(&self, ino: Inode) -> Vec<u64> {
         let of_fileset = |view: &u64| self.way(*view).is_some_and(|way| way.object.fileset == ino.fileset);
         let seen_by_name = (0..self.used()).filter(of_fileset).map(|view| PAST | view << OBJECT_BITS | ino.object.0);
-        seen_by_name.chain(self.base.map(|_| self.id(ino))).collect()
+        seen_by_name.chain(self.base().map(|_| self.id(ino))).collect()
     }
 
     /// The kernel forgot `n` lookups of a node. Returns the object if it is live.
@@ -142,7 +165,7 @@ impl Nodes {
             self.forget_view((id & !PAST) >> OBJECT_BITS, n);
             return None;
         }
-        (self.base.is_none() && id & POINTS == 0).then(|| self.inode(id))
+        (self.base().is_none() && id & POINTS == 0).then(|| self.inode(id))
     }
 
     /// The view of a past directory, if what is in it is seen the same way.

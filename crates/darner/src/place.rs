@@ -268,6 +268,8 @@ pub struct Make {
     pub force: bool,
     /// Harmless where a store exists.
     pub existing_is_fine: bool,
+    /// The key of the directory hash, of a mirror that of its source.
+    pub hash_key: Option<[u8; 16]>,
 }
 
 /// Makes an empty store with a root directory owned by the caller.
@@ -301,7 +303,10 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
     let (_lock, size_limit) = place.take(make, exists)?;
     let now_ns = crate::frontend::now_ns();
     let volume = place.volume(true)?;
-    Store::create(&*volume, &CreateOptions { now_ns, size_limit, ..CreateOptions::default() })?;
+    Store::create(
+        &*volume,
+        &CreateOptions { now_ns, size_limit, hash_key: make.hash_key, ..CreateOptions::default() },
+    )?;
     let store = Arc::new(Store::open(volume, &OpenOptions::default())?);
     // SAFETY: these calls can't fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };

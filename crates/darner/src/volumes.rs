@@ -113,7 +113,7 @@ impl Daemon {
         let _one_at_a_time = self.moving.lock();
         let changed = match request {
             Request::AddVolume { path, size, image, force } => {
-                self.add_volume(&path, &Make { size, image, force, existing_is_fine: false })?
+                self.add_volume(&path, &Make { size, image, force, existing_is_fine: false, ..Make::default() })?
             }
             Request::MoveSegments { region, from, to } => return self.move_segments(region, from, to, tell),
             Request::RemoveVolume { id } => return self.remove_volume(id, tell),

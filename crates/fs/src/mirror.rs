@@ -16,7 +16,7 @@ mod source;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use darner_store::{FilesetId, Kind, ObjectId, Pin, Tid};
+use darner_store::{CATALOGUE, FilesetId, Kind, ObjectId, Pin, Tid};
 
 pub use source::{Part, Sent, Wanted};
 
@@ -51,8 +51,12 @@ pub struct Following {
     pub fileset: FilesetId,
     /// Its name when it was last heard of.
     pub name: String,
+    /// Where that store is reached: the path of a volume.
+    pub origin: String,
     /// It follows no more, since it was promoted.
     pub promoted: bool,
+    /// It is not to pull for now.
+    pub paused: bool,
     /// The source's moment that is shown; zero: none yet.
     pub at: Tid,
     /// The transaction here that made that whole.
@@ -101,11 +105,13 @@ impl Following {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION, u8::from(self.promoted)];
+        let mut out = vec![VERSION, u8::from(self.promoted) | u8::from(self.paused) << 1];
         out.extend_from_slice(&self.source);
         put_varint(&mut out, self.fileset.0.into());
         put_varint(&mut out, self.name.len() as u64);
         out.extend_from_slice(self.name.as_bytes());
+        put_varint(&mut out, self.origin.len() as u64);
+        out.extend_from_slice(self.origin.as_bytes());
         for n in [self.at.0, self.shown.0, self.target.0, self.aim.0, self.pieces.len() as u64] {
             put_varint(&mut out, n);
         }
@@ -122,11 +128,15 @@ impl Following {
         if from.byte()? != VERSION {
             return None;
         }
-        let promoted = from.byte()? != 0;
+        let flags = from.byte().filter(|flags| *flags < 4)?;
+        let (promoted, paused) = (flags & 1 != 0, flags & 2 != 0);
         let source = from.take(16)?.try_into().ok()?;
         let fileset = FilesetId(from.varint32()?);
-        let len = usize::try_from(from.varint()?).ok()?;
-        let name = String::from_utf8(from.take(len)?.to_vec()).ok()?;
+        let mut text = || {
+            let len = usize::try_from(from.varint()?).ok()?;
+            String::from_utf8(from.take(len)?.to_vec()).ok()
+        };
+        let (name, origin) = (text()?, text()?);
         let (at, shown, target, aim) =
             (Tid(from.varint()?), Tid(from.varint()?), Tid(from.varint()?), Tid(from.varint()?));
         let n = from.varint()?;
@@ -136,7 +146,7 @@ impl Following {
             pieces.push((from.take(len)?.to_vec(), Tid(from.varint()?)));
         }
         from.end()?;
-        let mut found = Following { source, fileset, name, promoted, at, shown, target, aim, pieces };
+        let mut found = Following { source, fileset, name, origin, promoted, paused, at, shown, target, aim, pieces };
         if found.is_whole() {
             found.shown = tid;
         }
@@ -152,6 +162,8 @@ pub(crate) struct Mirror {
     state: parking_lot::Mutex<Option<Following>>,
     /// As of when the live tree is shown; zero: as it is.
     head: AtomicU64,
+    /// What that was before.
+    before: AtomicU64,
     pin: parking_lot::Mutex<Option<Pin>>,
 }
 
@@ -170,7 +182,7 @@ impl Fs {
     }
 
     /// Makes an empty store's main fileset a mirror.
-    pub fn follow(&self, source: [u8; 16], fileset: FilesetId, name: &str, now_ns: u64) -> Result<()> {
+    pub fn follow(&self, source: [u8; 16], fileset: FilesetId, name: &str, origin: &str, now_ns: u64) -> Result<()> {
         if self.following().is_some_and(|f| (f.source, f.fileset) == (source, fileset)) {
             return Ok(());
         }
@@ -185,7 +197,9 @@ impl Fs {
             source,
             fileset,
             name: name.into(),
+            origin: origin.into(),
             promoted: false,
+            paused: false,
             at: Tid::ZERO,
             shown,
             target: Tid::ZERO,
@@ -197,6 +211,68 @@ impl Fs {
         self.mirror.ever.store(true, Ordering::Release);
         *self.mirror.state.lock() = Some(found);
         self.show(tid)
+    }
+
+    /// Has a mirror pull or not, until told otherwise.
+    pub fn pause(&self, paused: bool, now_ns: u64) -> Result<()> {
+        self.store.admit(SMALL)?;
+        let _live = self.live.write();
+        let mut state = self.mirror.state.lock();
+        let Some(f) = state.as_mut().filter(|f| !f.promoted) else {
+            return refuse(libc::EINVAL, "this is no mirror");
+        };
+        // (A pull is done under the same lock, so that what is written here is as far as it is.)
+        let mut tx = self.store.begin(MAIN, now_ns)?;
+        f.paused = paused;
+        let whole = f.is_whole();
+        put_books(&mut tx, f);
+        let tid = tx.commit()?;
+        if whole {
+            f.shown = tid;
+            drop(state);
+            self.show(tid)?;
+        }
+        Ok(())
+    }
+
+    /// The mirrors that were given a name here, and where their stores are.
+    pub fn mirrors(&self) -> Result<Vec<(String, String)>> {
+        let mut all = Vec::new();
+        self.each(Inode::meta(CATALOGUE), Kind::MIRROR, &[], Tid::MAX, |name, _, target| {
+            all.push((String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(target).into_owned()));
+            std::ops::ControlFlow::Continue(())
+        })?;
+        Ok(all)
+    }
+
+    /// Gives a mirror a name here, or (`None`) takes that away. What it has, it keeps.
+    pub fn name_mirror(&self, name: &str, target: Option<&str>, now_ns: u64) -> Result<()> {
+        if name.is_empty() || name.len() > 128 || name.contains(['/', '@']) || name.contains(char::is_control) {
+            return refuse(libc::EINVAL, "a mirror's name has 1 to 128 bytes, without / and @");
+        }
+        let plan = self.plan_own(MAIN, SMALL)?;
+        let known = self.mirrors()?.iter().any(|(n, _)| n == name);
+        match (target, known) {
+            (Some(_), true) => return refuse(libc::EEXIST, "there is a mirror of this name"),
+            (None, false) => return refuse(libc::ENOENT, "there is no mirror of this name"),
+            _ => {}
+        }
+        plan.begin(now_ns)?.commit_catalogue(
+            |tx| {
+                tx.turn(CATALOGUE, 0, 0);
+                match target {
+                    Some(target) => tx.put(ObjectId(0), Kind::MIRROR, name.as_bytes(), target.as_bytes()),
+                    None => tx.delete(ObjectId(0), Kind::MIRROR, name.as_bytes()),
+                }
+            },
+            |_| (),
+        )?;
+        Ok(())
+    }
+
+    /// Whether a tid is, or was just now, what [`Fs::head`] says.
+    pub fn is_head(&self, tid: Tid) -> bool {
+        [&self.mirror.head, &self.mirror.before].iter().any(|head| head.load(Ordering::Acquire) == tid.0)
     }
 
     /// Begins a pull to a moment of the source, or goes on with one towards it.
@@ -238,7 +314,8 @@ impl Fs {
         if pin.is_none() {
             return refuse(libc::EIO, "what was just written is not kept");
         }
-        self.mirror.head.store(tid.0, Ordering::Release);
+        let before = self.mirror.head.swap(tid.0, Ordering::AcqRel);
+        self.mirror.before.store(before, Ordering::Release);
         *self.mirror.pin.lock() = pin;
         Ok(())
     }
@@ -307,7 +384,9 @@ mod tests {
             source: [7; 16],
             fileset: FilesetId(3),
             name: "häuser".into(),
+            origin: "/store".into(),
             promoted: false,
+            paused: true,
             at: Tid(100),
             shown: Tid(120),
             target: Tid(300),

@@ -38,7 +38,7 @@ fn mirror(of: &Fs) -> Arc<Fs> {
     };
     Store::create(&RawVolume::new(Arc::new(disk.clone())), &options).unwrap();
     let fs = Fs::create(common::open_store(&disk), 0, 0, 0o755, START + 1).unwrap();
-    fs.follow(of.store().uuid(), ROOT.fileset, "main", START + 2).unwrap();
+    fs.follow(of.store().uuid(), ROOT.fileset, "main", "", START + 2).unwrap();
     Arc::new(fs)
 }
 

@@ -148,7 +148,7 @@ impl World<'_> {
         let source = self.source_fs(of);
         let seed = self.rng.u64(..);
         let (disk, fs) = new_mirror(source.store().hash_key(), seed);
-        fs.follow(source.store().uuid(), root.fileset, name, START + 2).unwrap();
+        fs.follow(source.store().uuid(), root.fileset, name, "", START + 2).unwrap();
         let skew = self.rng.i64(-5_000_000_000..5_000_000_000);
         let had = BTreeMap::from([(fs.store().tid(), dump(&fs, Node::Live(ROOT), self.h.now))]);
         self.mirrors.push(Mirror { disk, fs, of, root, had, skew, gone: false });

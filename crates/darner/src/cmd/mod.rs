@@ -12,6 +12,7 @@ mod forget;
 mod inspect;
 mod log;
 mod manual;
+mod mirror;
 mod mount;
 mod rebuild;
 mod restore;
@@ -79,6 +80,7 @@ fn run(command: Command) -> Result<()> {
         Command::Snapshot(c) => snapshot::run(&c),
         Command::Volume(c) => volume::run(&c),
         Command::Fileset(c) => fileset::run(&c),
+        Command::Mirror(c) => mirror::run(&c),
         Command::Clone(c) => clone::run(&c),
         Command::Bench(c) => bench::run(&c),
         Command::Man(c) => manual::pages(&c),

@@ -50,6 +50,7 @@ impl Fs {
         while acts.peek().is_some() {
             self.store.admit(TX_BYTES as u64 + SMALL)?;
             let _live = self.live.write();
+            f.paused = self.following().is_some_and(|f| f.paused);
             let tx = self.store.begin(MAIN, early)?;
             let mut applying = Applying { fs: self, tx, attrs: HashMap::new(), objects: 0, bytes: 0 };
             for _ in 0..TX_ACTS {
@@ -84,6 +85,7 @@ impl Fs {
         }
         self.store.admit(SMALL)?;
         let _live = self.live.write();
+        f.paused = self.following().is_some_and(|f| f.paused);
         let mut tx = self.store.begin(MAIN, f.aim.0)?;
         f.at = f.target;
         f.shown = tx.tid();

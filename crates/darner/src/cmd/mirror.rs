@@ -1,0 +1,115 @@
+//! `darner mirror`
+
+use std::fmt::Write;
+use std::path::Path;
+
+use darner_store::OpenOptions;
+
+use super::human;
+use crate::cli::{Mirror, MirrorAction};
+use crate::control::{self, FollowLine, MirrorLine, Request, Response};
+use crate::error::{Failure, Result};
+use crate::frontend::now_ns;
+use crate::mounts;
+use crate::place::Place;
+
+pub fn run(c: &Mirror) -> Result<()> {
+    use MirrorAction as A;
+    match &c.action {
+        A::Add { mnt, name, target } => {
+            let (place, at) = mounts::spot_of(mnt)?;
+            let target = mounts::absolute(target)?;
+            control::must_call(&place, &Request::AddMirror { at, name: name.clone(), target: target.clone() })?;
+            super::print(&format!(
+                "made a mirror in {0}: it follows while it is mounted (darner mount {0} MNT)\n",
+                target.display()
+            ))
+        }
+        A::List { mnt, json } => {
+            let lines = all(&mounts::store_of(mnt)?)?;
+            if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
+        }
+        A::Sync { mnt, name, wait } => {
+            let place = mounts::store_of(mnt)?;
+            let until = if *wait { newest(&place)? } else { 0 };
+            command(&place, name, &Request::Follow { until }).map(drop)
+        }
+        A::Pause { mnt, name } => {
+            command(&mounts::store_of(mnt)?, name, &Request::PauseMirror { paused: true }).map(drop)
+        }
+        A::Resume { mnt, name } => {
+            command(&mounts::store_of(mnt)?, name, &Request::PauseMirror { paused: false }).map(drop)
+        }
+        A::Remove { mnt, name } => {
+            control::must_call(&mounts::store_of(mnt)?, &Request::RemoveMirror { name: name.clone() }).map(drop)
+        }
+        A::Promote { target } => promote(target),
+    }
+}
+
+fn all(place: &Place) -> Result<Vec<MirrorLine>> {
+    match control::must_call(place, &Request::Mirrors)? {
+        Response::Mirrors(lines) => Ok(lines),
+        _ => Err(super::other_answer()),
+    }
+}
+
+/// The newest moment of a store.
+fn newest(place: &Place) -> Result<u64> {
+    match control::must_call(place, &Request::Status)? {
+        Response::Status(status) => {
+            u64::from_str_radix(status.tid.trim_start_matches("0x"), 16).map_err(|_| super::other_answer())
+        }
+        _ => Err(super::other_answer()),
+    }
+}
+
+/// Calls the daemon that has a mirror.
+fn command(source: &Place, name: &str, request: &Request) -> Result<FollowLine> {
+    let line = all(source)?.into_iter().find(|line| line.name == name);
+    let line = line.ok_or_else(|| Failure::new(format!("there is no mirror {name:?} here")))?;
+    let failed = |e: Failure| Failure::new(format!("mirror {name:?}: {e}"));
+    match control::must_call(&Place::at(&line.target).map_err(failed)?, request).map_err(failed)? {
+        Response::Following(line) => Ok(line),
+        _ => Err(super::other_answer()),
+    }
+}
+
+fn promote(target: &Path) -> Result<()> {
+    let place = Place::at(target)?;
+    if let Some(Response::Following(line)) = control::call(&place, &Request::Promote)? {
+        return super::print(&format!(
+            "{} shows moment {:#x} of {}; mount it anew to write\n",
+            target.display(),
+            line.at,
+            line.origin
+        ));
+    }
+    let (store, _held) = place.open(&[], &OpenOptions::default(), &mut |_| ())?;
+    let fs = darner_fs::Fs::open(store.clone())?;
+    let was = fs.promote(now_ns())?;
+    store.close()?;
+    super::print(&format!("{} shows moment {} of {}\n", target.display(), was.at, was.origin))
+}
+
+fn table(lines: &[MirrorLine]) -> String {
+    let mut out = format!("{:<16} {:<12} {:>9} {:>10}  {:<26} store\n", "name", "state", "lag", "received", "shows");
+    for line in lines {
+        let lag = line.lag_seconds.map_or("-".into(), |s| format!("{s:.1} s"));
+        let at = line.at.as_deref().unwrap_or("nothing yet");
+        let received = human(line.received_bytes);
+        let _ = writeln!(
+            out,
+            "{:<16} {:<12} {lag:>9} {received:>10}  {at:<26} {}",
+            line.name,
+            line.state,
+            line.target.display()
+        );
+        for (what, text) in [("waits for", &line.waits_for), ("last error", &line.last_error)] {
+            if let Some(text) = text {
+                let _ = writeln!(out, "    {what}: {text}");
+            }
+        }
+    }
+    out
+}

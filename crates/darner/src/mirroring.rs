@@ -1,0 +1,322 @@
+//! What the daemon does about mirrors: lets others follow its store, and follows another one if its own is a mirror.
+//!
+//! It listens beside each volume's socket for those of its own user and root. A mirror's daemon pulls as soon as its source has
+//! something new, and after whatever went wrong tries again; nothing of that is kept but in the mirror's own records.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use darner_fs::{Fs, Tid};
+use darner_mirror::{Puller, SERVICE, Source};
+use darner_store::OpenOptions;
+use darner_syslink::engine::Hello;
+use darner_syslink::{Config, Link, Pool, Refuse, Who, unix};
+use parking_lot::{Condvar, Mutex};
+
+use crate::control::{self, FollowLine, MirrorLine, Request, Response};
+use crate::daemon::Daemon;
+use crate::error::{Context, Failure, Result};
+use crate::frontend::now_ns;
+use crate::place::{self, Make, Place};
+use crate::when::local;
+
+/// How often a mirror looks for something new.
+const EVERY: Duration = Duration::from_millis(200);
+/// And after something went wrong.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Threads that answer those who follow.
+const THREADS: usize = 2;
+/// How long a command waits for a pull.
+const PATIENCE: Duration = Duration::from_secs(110);
+/// Of how many objects that a pull changed the kernel is told at most; of others it learns a second later.
+const TOLD_MAX: usize = 10_000;
+
+/// What the daemon of a mirror knows of that.
+#[derive(Default)]
+pub(crate) struct Follows {
+    line: Mutex<FollowLine>,
+    changed: Condvar,
+    /// Whether to look at once.
+    now: Mutex<bool>,
+    wake: Condvar,
+    /// The daemon is about to end: a pull is cut where it is.
+    pub(crate) ends: AtomicBool,
+}
+
+impl Follows {
+    /// Has the one who follows look, or see that it is over.
+    pub(crate) fn wake(&self, ends: bool) {
+        self.ends.fetch_or(ends, Ordering::Relaxed);
+        *self.now.lock() = true;
+        self.wake.notify_all();
+    }
+}
+
+/// Where those who follow connect.
+fn address(of: &SocketAddr) -> Result<SocketAddr> {
+    let name = of.as_abstract_name().unwrap_or_default();
+    Ok(SocketAddr::from_abstract_name([name, b"/mirror"].concat())?)
+}
+
+fn admit(who: &Who, hello: &Hello, _: u64) -> std::result::Result<(), String> {
+    if hello.service != SERVICE {
+        return Err(format!("there is no service {:?} here", hello.service));
+    }
+    // SAFETY: this call can't fail.
+    let own = unsafe { libc::geteuid() };
+    match who {
+        Who::Process { uid, .. } if *uid == 0 || *uid == own => Ok(()),
+        _ => Err("only root and the user who mounted may follow".into()),
+    }
+}
+
+impl Daemon {
+    /// Lets others follow, at each volume.
+    pub(crate) fn listen_for_mirrors(self: &Arc<Daemon>) -> Result<Vec<unix::Listener>> {
+        let service = Arc::new(Pool::new(THREADS, "mirrors", Source::new(self.fs.clone()))?);
+        let mut all = Vec::new();
+        for member in self.volumes.lock().iter() {
+            let at = address(&member.place().socket()?)?;
+            let start = Instant::now();
+            loop {
+                match unix::Listener::bind(&at, Config::default(), Arc::new(admit), service.clone()) {
+                    Ok(listener) => {
+                        all.push(listener);
+                        break;
+                    }
+                    // The process before this has it a moment longer.
+                    Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) && start.elapsed() < AFTER_FAILURE => {
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                    Err(e) => return Err(e).cant(|| "listen for mirrors".into()),
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Follows as long as the store is a mirror.
+    pub(crate) fn follow(&self) {
+        let mut link: Option<Arc<Link>> = None;
+        // A number that no other mirror of the source draws.
+        let session = u64::from(std::process::id()) << 32 ^ now_ns();
+        while !self.is_closing() {
+            let Some(f) = self.fs.following() else { break };
+            let mut pause = EVERY;
+            if f.paused {
+                self.tell(|line| (line.state, line.waits_for) = ("paused".into(), None));
+            } else {
+                let outcome = match link.clone().filter(|link| link.closed().is_none()) {
+                    Some(link) => Ok(link),
+                    None => connect(Path::new(&f.origin)).map(Arc::new),
+                };
+                match outcome {
+                    Ok(connected) => {
+                        link = Some(connected.clone());
+                        pause = self.pull(connected, session);
+                    }
+                    Err(e) => {
+                        pause = AFTER_FAILURE;
+                        self.tell(|line| {
+                            (line.state, line.waits_for) = ("waits".into(), Some(format!("its source: {e}")));
+                        });
+                    }
+                }
+            }
+            let mut now = self.follows.now.lock();
+            if !*now {
+                self.follows.wake.wait_for(&mut now, pause);
+            }
+            *now = false;
+        }
+    }
+
+    /// Pulls, and says how long to wait until the next time.
+    fn pull(&self, link: Arc<Link>, session: u64) -> Duration {
+        let at = self.fs.following().map_or(Tid::ZERO, |f| f.at);
+        let (fs, follows) = (self.fs.clone(), self.follows.clone());
+        let go_on = move |bytes: u64| {
+            let mut line = follows.line.lock();
+            line.received_bytes += bytes;
+            line.state = "pulls".into();
+            fs.following().is_some_and(|f| !f.paused) && !follows.ends.load(Ordering::Relaxed)
+        };
+        let puller = Puller::new(self.fs.clone(), link, session).with_pause(Box::new(go_on));
+        match puller.pull() {
+            Ok(done) => {
+                if done.at != at {
+                    self.tell_kernels_of(&done.changed);
+                }
+                self.tell(|line| {
+                    line.at = done.at.0;
+                    (line.state, line.waits_for, line.last_error) = ("follows".into(), None, None);
+                });
+                EVERY
+            }
+            Err(e) => {
+                tracing::warn!("the pull was cut: {e}");
+                self.tell(|line| {
+                    let waits = if e.is_passing() { "its source or room" } else { "somebody who sees to it" };
+                    (line.state, line.waits_for) = ("waits".into(), Some(waits.into()));
+                    line.last_error = Some(e.to_string());
+                });
+                AFTER_FAILURE
+            }
+        }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut FollowLine)) {
+        change(&mut self.follows.line.lock());
+        self.follows.changed.notify_all();
+    }
+
+    /// What a pull changed, the kernel is to ask for anew.
+    fn tell_kernels_of(&self, changed: &[darner_fs::Inode]) {
+        let mounts: Vec<_> = {
+            let state = self.state.lock();
+            let following = state.mounts.values().filter(|m| m.nodes.is_following());
+            following.map(|m| (m.notifier.clone(), m.nodes.clone())).collect()
+        };
+        for (notifier, nodes) in mounts {
+            for ino in changed.iter().take(TOLD_MAX) {
+                // (It knows few of them: the others it does not find.)
+                let _ = notifier.inval_inode(nodes.id(*ino), 0, 0);
+            }
+        }
+    }
+
+    fn follow_line(&self) -> Result<FollowLine> {
+        let f = self.fs.following().ok_or_else(|| Failure::new("this store is no mirror"))?;
+        let line = self.follows.line.lock().clone();
+        Ok(FollowLine { origin: f.origin, at: f.at.0, ..line })
+    }
+
+    /// Serves the requests about mirrors.
+    pub(crate) fn serve_mirrors(self: &Arc<Daemon>, request: Request) -> Result<Response> {
+        match request {
+            Request::AddMirror { at, name, target } => {
+                let fileset = self.fileset_of(&at)?;
+                let found = self.fs.filesets().into_iter().find(|(f, _)| f.id == fileset).map(|(f, _)| f);
+                let found = found.ok_or_else(|| Failure::new("the fileset has been removed"))?;
+                if found.base.is_some() {
+                    return Err(Failure::new("a clone can't be mirrored: it shows what another fileset has"));
+                }
+                self.fs.name_mirror(&name, Some(&target.to_string_lossy()), now_ns())?;
+                if let Err(e) = self.make_mirror(&target, &found) {
+                    self.fs.name_mirror(&name, None, now_ns())?;
+                    return Err(e);
+                }
+                self.fs.sync()?;
+                Ok(Response::Done)
+            }
+            Request::RemoveMirror { name } => {
+                self.fs.name_mirror(&name, None, now_ns())?;
+                self.fs.sync()?;
+                Ok(Response::Done)
+            }
+            Request::Following => Ok(Response::Following(self.follow_line()?)),
+            Request::Follow { until } => {
+                self.follows.wake(false);
+                let start = Instant::now();
+                loop {
+                    let line = self.follow_line()?;
+                    if line.at >= until {
+                        return Ok(Response::Following(line));
+                    }
+                    if line.state == "paused" || start.elapsed() > PATIENCE {
+                        return Err(Failure::new(format!("it has not come so far: {}", why(&line))));
+                    }
+                    let mut line = self.follows.line.lock();
+                    self.follows.changed.wait_for(&mut line, EVERY);
+                }
+            }
+            Request::PauseMirror { paused } => {
+                self.fs.pause(paused, now_ns())?;
+                self.fs.sync()?;
+                self.follows.wake(false);
+                Ok(Response::Following(self.follow_line()?))
+            }
+            Request::Promote => {
+                let line = self.follow_line()?;
+                let f = self.fs.promote(now_ns())?;
+                self.follows.wake(false);
+                Ok(Response::Following(FollowLine { at: f.at.0, state: "promoted".into(), ..line }))
+            }
+            _ => Ok(Response::Mirrors(self.mirror_lines()?)),
+        }
+    }
+
+    fn make_mirror(&self, target: &Path, of: &darner_fs::Fileset) -> Result<()> {
+        let origin = std::fs::canonicalize(self.path())?;
+        let make = Make { hash_key: Some(self.store().hash_key()), ..Make::default() };
+        let place = place::create(target, &make)?;
+        let (store, _held) = place.open(&[], &OpenOptions::default(), &mut |_| ())?;
+        let fs = Fs::open(store.clone())?;
+        fs.follow(self.store().uuid(), of.id, &of.name, &origin.to_string_lossy(), now_ns())?;
+        Ok(store.close()?)
+    }
+
+    fn mirror_lines(&self) -> Result<Vec<MirrorLine>> {
+        let newest = self.store().tid();
+        let mut lines = Vec::new();
+        for (name, target) in self.fs.mirrors()? {
+            let target = PathBuf::from(target);
+            let asked = Place::at(&target).and_then(|place| control::call(&place, &Request::Following));
+            let mut line = MirrorLine {
+                name,
+                target,
+                state: "not-mounted".into(),
+                at_tid: None,
+                at: None,
+                lag_seconds: None,
+                received_bytes: 0,
+                waits_for: Some("its mount: it follows while it is mounted".into()),
+                last_error: None,
+            };
+            match asked {
+                Ok(Some(Response::Following(f))) => {
+                    line.state = f.state;
+                    if f.at != 0 {
+                        line.at_tid = Some(format!("{:#x}", f.at));
+                        line.at = Some(local(Tid(f.at)));
+                        let behind = if f.at >= newest.0 { 0 } else { now_ns().saturating_sub(f.at) };
+                        line.lag_seconds = Some(behind as f64 / 1e9);
+                    }
+                    line.received_bytes = f.received_bytes;
+                    (line.waits_for, line.last_error) = (f.waits_for, f.last_error);
+                }
+                Ok(_) => {}
+                Err(e) if e.to_string().contains("no mirror") => {
+                    (line.state, line.waits_for) = ("promoted".into(), None);
+                }
+                Err(e) => line.last_error = Some(e.to_string()),
+            }
+            lines.push(line);
+        }
+        Ok(lines)
+    }
+}
+
+fn why(line: &FollowLine) -> String {
+    let known = line.last_error.clone().or(line.waits_for.clone());
+    known.unwrap_or_else(|| format!("it {}", if line.state.is_empty() { "begins" } else { &line.state }))
+}
+
+fn connect(origin: &Path) -> Result<Link> {
+    let place = Place::at(origin)?;
+    let at = address(&place.socket()?)?;
+    let link = unix::connect(&at, SERVICE, &Config::default(), Arc::new(Refuse));
+    let link =
+        link.map_err(|e| Failure::new(format!("{} is not mounted, or does not answer ({e})", origin.display())))?;
+    // SAFETY: this call can't fail.
+    let own = unsafe { libc::geteuid() };
+    match &link.peer().who {
+        Who::Process { uid, .. } if *uid == 0 || *uid == own => Ok(link),
+        who => Err(Failure::new(format!("{who:?} poses as the daemon of {}", origin.display()))),
+    }
+}

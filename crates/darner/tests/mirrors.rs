@@ -1,0 +1,195 @@
+//! Mirrors through the real program and the real kernel.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::World;
+use serde_json::Value;
+
+/// Waits until something is so.
+#[track_caller]
+fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a command that fails says.
+#[track_caller]
+fn refused(args: &[&str]) -> String {
+    let out = Command::new("timeout").args(["60", common::DARNER]).args(args).output().unwrap();
+    assert!(!out.status.success(), "darner {args:?} did not fail");
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+struct Pair {
+    w: World,
+    target: PathBuf,
+    copy: PathBuf,
+}
+
+impl Pair {
+    /// A store, and a mirror of it, both mounted.
+    fn new() -> Option<Pair> {
+        let w = World::new()?;
+        let target = w.dir.join("store of the mirror");
+        w.darner(&["mirror", "add", w.mnt.to_str().unwrap(), "copy", target.to_str().unwrap()]);
+        let copy = w.dir.join("copy");
+        let pair = Pair { w, target, copy };
+        pair.mount_copy();
+        Some(pair)
+    }
+
+    fn mount_copy(&self) {
+        fs::create_dir_all(&self.copy).unwrap();
+        let log = self.w.dir.join("mirror.log");
+        let (log, target, copy) = (log.to_str().unwrap(), self.target.to_str().unwrap(), self.copy.to_str().unwrap());
+        self.w.darner(&["mount", "--log", log, target, copy]);
+    }
+
+    fn mirror(&self, action: &str, more: &[&str]) -> String {
+        let mut args = vec!["mirror", action, self.w.mnt.to_str().unwrap(), "copy"];
+        args.extend(more);
+        self.w.darner(&args)
+    }
+
+    fn sync(&self) {
+        self.mirror("sync", &["--wait"]);
+    }
+
+    fn line(&self) -> Value {
+        let lines = self.w.darner(&["mirror", "list", "--json", self.w.mnt.to_str().unwrap()]);
+        serde_json::from_str::<Value>(&lines).unwrap()[0].clone()
+    }
+}
+
+#[test]
+fn a_mirror_follows_and_shows_files_links_holes_and_xattrs_as_they_are() {
+    let Some(p) = Pair::new() else { return };
+    let at = |name: &str| p.w.mnt.join(name);
+    fs::create_dir(at("dir")).unwrap();
+    fs::write(at("dir/file"), vec![7; 300_000]).unwrap();
+    fs::hard_link(at("dir/file"), at("second name")).unwrap();
+    std::os::unix::fs::symlink("dir/file", at("link")).unwrap();
+    let hole = fs::File::create(at("hole")).unwrap();
+    std::os::unix::fs::FileExt::write_at(&hole, b"end", 10 << 20).unwrap();
+    drop(hole);
+    p.w.sh(&format!("setfattr -n user.colour -v green {}", at("dir/file").display()));
+    p.sync();
+    let there = |name: &str| p.copy.join(name);
+    assert_eq!(fs::read(there("dir/file")).unwrap(), vec![7; 300_000]);
+    let same = |name: &str| {
+        let (a, b) = (fs::symlink_metadata(at(name)).unwrap(), fs::symlink_metadata(there(name)).unwrap());
+        let of =
+            |m: &fs::Metadata| (m.ino(), m.mode(), m.nlink(), m.size(), m.blocks(), m.mtime_nsec(), m.ctime_nsec());
+        assert_eq!(of(&a), of(&b), "{name}");
+    };
+    ["dir", "dir/file", "second name", "link", "hole"].iter().for_each(|name| same(name));
+    assert_eq!(fs::read_link(there("link")).unwrap(), Path::new("dir/file"));
+    let colour = p.w.sh(&format!("getfattr -n user.colour --only-values {}", there("dir/file").display()));
+    assert_eq!(colour, "green");
+    assert_eq!(fs::write(there("new"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
+    // Without being asked to, it goes on; what the kernel had of it is no hindrance.
+    fs::write(at("dir/file"), "changed").unwrap();
+    fs::rename(at("link"), at("dir/link")).unwrap();
+    soon("the change is there", || {
+        fs::read(there("dir/file")).unwrap() == b"changed" && there("dir/link").is_symlink()
+    });
+    soon("the old name is gone", || fs::symlink_metadata(there("link")).is_err());
+    assert_eq!(p.line()["state"], "follows");
+    // Its own past.
+    let tid = p.line()["at_tid"].as_str().unwrap().to_string();
+    fs::remove_file(at("dir/file")).unwrap();
+    p.sync();
+    soon("the file is gone", || !there("dir/file").exists());
+    assert_eq!(fs::read(there(&format!("dir/file@@{tid}"))).unwrap(), b"changed");
+}
+
+#[test]
+fn it_pauses_waits_and_goes_on_when_either_daemon_was_killed() {
+    let Some(p) = Pair::new() else { return };
+    fs::write(p.w.path("a"), "one").unwrap();
+    p.sync();
+    p.mirror("pause", &[]);
+    fs::write(p.w.path("a"), "two").unwrap();
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(fs::read(p.copy.join("a")).unwrap(), b"one");
+    assert_eq!(p.line()["state"], "paused");
+    p.mirror("resume", &[]);
+    soon("it goes on", || fs::read(p.copy.join("a")).unwrap() == b"two");
+    // Both have supervisors; the mirror's daemon begins where it was, the source's answers anew.
+    let kill = |mnt: &Path| {
+        let status = p.w.darner(&["status", "--json", mnt.to_str().unwrap()]);
+        let pid = serde_json::from_str::<Value>(&status).unwrap()["daemon_pid"].as_i64().unwrap() as i32;
+        // SAFETY: a plain system call.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    };
+    for n in 0..6 {
+        fs::write(p.w.path(&format!("file {n}")), vec![n; 3 << 20]).unwrap();
+        kill(if n % 2 == 0 { &p.w.mnt } else { &p.copy });
+        fs::write(p.w.path("a"), format!("{n}")).unwrap();
+        soon("it goes on", || fs::read(p.copy.join("a")).is_ok_and(|a| a == format!("{n}").as_bytes()));
+        assert_eq!(fs::read(p.copy.join(format!("file {n}"))).unwrap(), vec![n; 3 << 20]);
+    }
+    // Away for a while.
+    p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
+    assert_eq!(p.line()["state"], "not-mounted");
+    fs::remove_file(p.w.path("file 3")).unwrap();
+    p.mount_copy();
+    p.sync();
+    assert!(!p.copy.join("file 3").exists());
+}
+
+#[test]
+fn the_day_the_disk_dies_the_mirror_becomes_the_filesystem() {
+    let Some(p) = Pair::new() else { return };
+    fs::create_dir(p.w.path("home")).unwrap();
+    fs::write(p.w.path("home/letter"), "dear").unwrap();
+    p.sync();
+    p.w.kill();
+    fs::remove_dir_all(&p.w.store).unwrap();
+    assert!(refused(&["mirror", "promote", p.w.dir.join("nothing").to_str().unwrap()]).contains("nothing"));
+    p.w.darner(&["mirror", "promote", p.target.to_str().unwrap()]);
+    p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
+    p.mount_copy();
+    assert_eq!(fs::read(p.copy.join("home/letter")).unwrap(), b"dear");
+    fs::write(p.copy.join("home/letter"), "dear friend").unwrap();
+    p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
+    p.mount_copy();
+    assert_eq!(fs::read(p.copy.join("home/letter")).unwrap(), b"dear friend");
+    p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
+    p.w.darner(&["check", p.target.to_str().unwrap()]);
+}
+
+#[test]
+fn a_fileset_has_mirrors_and_a_mirror_has_one_too() {
+    let Some(w) = World::new() else { return };
+    let mnt = w.mnt.to_str().unwrap();
+    w.darner(&["fileset", "create", mnt, "docs"]);
+    fs::write(w.path("docs/a"), "text").unwrap();
+    let dir = |name: &str| w.dir.join(name).to_str().unwrap().to_string();
+    let mount = |store: &str, at: &str| {
+        fs::create_dir_all(dir(at)).unwrap();
+        w.darner(&["mount", "--log", &dir("log"), &dir(store), &dir(at)]);
+    };
+    w.darner(&["mirror", "add", &format!("{mnt}/docs"), "docs", &dir("store 1")]);
+    assert!(refused(&["mirror", "add", mnt, "docs", &dir("store 9")]).contains("there is a mirror"));
+    mount("store 1", "c1");
+    w.darner(&["mirror", "sync", "--wait", mnt, "docs"]);
+    w.darner(&["mirror", "add", &dir("c1"), "next", &dir("store 2")]);
+    mount("store 2", "c2");
+    soon("it comes through both", || fs::read(dir("c2/a")).is_ok_and(|a| a == b"text"));
+    fs::write(w.path("docs/a"), "other").unwrap();
+    soon("it comes through both", || fs::read(dir("c2/a")).is_ok_and(|a| a == b"other"));
+    w.darner(&["mirror", "remove", mnt, "docs"]);
+    assert_eq!(w.darner(&["mirror", "list", "--json", mnt]).trim(), "[]");
+    w.darner(&["unmount", &dir("c2")]);
+    w.darner(&["unmount", &dir("c1")]);
+}
