@@ -519,7 +519,13 @@ impl Daemon {
         let store = self.store();
         let usage = store.usage()?;
         let dead = store.dead_bytes();
-        let warnings = warnings(&usage);
+        let mut warnings = warnings(&usage);
+        let scrubbed = self.store().scrub_report()?;
+        let damaged = scrubbed.damages.len() as u64 + scrubbed.more;
+        if damaged > 0 {
+            warnings
+                .push(format!("the last scrub found {damaged} damaged places: `darner scrub --report` tells which"));
+        }
         let state = self.state.lock();
         let mut mounts: Vec<MountLine> = state.mounts.values().map(|m| m.line.clone()).collect();
         let (stats, supervisor_pid) = self.keeper.stats().unzip();

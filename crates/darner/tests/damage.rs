@@ -65,6 +65,7 @@ fn a_scrub_names_the_file_whose_bytes_are_damaged() {
     let report = json(&String::from_utf8_lossy(&out.stdout));
     assert_eq!((&report["damaged"], &report["damages"][0]["path"]), (&json("1"), &json("\"/d/victim\"")));
     assert_eq!(report["damages"][0]["live"], json("true"));
+    assert!(w.sh("$DARNER status $MNT").contains("1 damaged places"));
     assert!(!w.try_sh("cat d/victim > /dev/null").status.success());
     w.sh("cat d/other > /dev/null; dd if=d/victim bs=4096 count=2 status=none | cmp -n 8192 - ../before");
     // Once it has been written anew, the past alone is damaged.

@@ -6,7 +6,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{DARNER, World, eventually};
+use common::{DARNER, World, eventually, has};
 use serde_json::Value;
 
 fn volumes(w: &World) -> Vec<Value> {
@@ -151,4 +151,48 @@ fn what_can_not_be_a_volume_and_what_can_not_leave_is_refused_with_a_reason() {
     w.sh_outside(&format!("$DARNER mount img $MNT; $DARNER volume move $MNT {region} --to 2; $DARNER unmount $MNT"));
     w.sh_outside(&format!("$DARNER inspect store-2 --json | grep '\"segment\"' | grep '\"region\":\"{region}\"' | grep -q '\"volume\":\"2\"'"));
     w.sh_outside("$DARNER check img; $DARNER check store-2");
+}
+
+#[test]
+fn every_volume_is_swapped_for_another_under_fsx_and_git_and_all_is_bit_identical_history_included() {
+    if !has("git") || !has("fsx") {
+        return;
+    }
+    let Some(w) = World::new() else { return };
+    // A history of its own: a repository that grows, seen as of each commit.
+    w.sh("git init -q repo; cd repo; git config user.email a@b; git config user.name n; git config gc.auto 0; \
+          for i in $(seq 8); do mkdir -p d$i; for j in $(seq 20); do head -c 9000 /dev/urandom > d$i/f$j; done; git add -A; git commit -qm $i; \
+          $DARNER status $MNT --json | grep -m1 '\"tid\"' | cut -d'\"' -f4 >> $DIR/moments; done; git gc -q");
+    let look = "while read t; do (cd repo@@$t; find . -type f | sort | xargs md5sum | md5sum); done < $DIR/moments";
+    let before = w.sh(look);
+    let background = |script: &str| {
+        let mut command = Command::new("bash");
+        command.args(["-euc", script]).current_dir(&w.mnt).env("DIR", &w.dir).stderr(Stdio::inherit());
+        command.spawn().unwrap()
+    };
+    let mut git = background(
+        "cd repo; i=0; while ! test -e $DIR/stop; do i=$((i+1)); head -c 50K /dev/urandom > new$((i%30)); git add -A; git commit -qm n$i; \
+         if [ $((i%20)) = 0 ]; then git repack -qad; fi; git checkout -q HEAD~1; git checkout -q -; done; echo $i > $DIR/commits; git fsck --full 2>&1",
+    );
+    let operations = if common::long() { 100_000 } else { 8_000 };
+    let mut fsx = background(&format!(
+        "n=0; while ! test -e $DIR/stop; do n=$((n+1)); fsx -S $n -N {operations} -P $DIR fsx > $DIR/fsx.out 2>&1 || \
+         {{ tail -40 $DIR/fsx.out >&2; exit 1; }}; done; echo $n > $DIR/runs"
+    ));
+    for round in 1..=3u64 {
+        let how = if round == 2 { "--image --size 900M" } else { "" };
+        w.sh_outside(&format!("$DARNER volume add $MNT store-{round} {how}"));
+        let said = w.sh_outside(&format!("$DARNER volume remove $MNT {}", round - 1));
+        assert!(said.contains("no volume any more"), "{said}");
+        assert_eq!(ids(&w), [round]);
+        assert_eq!(w.sh(look), before);
+    }
+    fs::write(w.dir.join("stop"), b"").unwrap();
+    assert!(git.wait().unwrap().success() && fsx.wait().unwrap().success());
+    println!("{} commits, {} runs of fsx", w.sh_outside("cat commits"), w.sh_outside("cat runs"));
+    w.sh("find . -type f -exec md5sum {} + | sort > $DIR/now");
+    w.sh_outside("$DARNER unmount $MNT; $DARNER check store-3; $DARNER mount store-3 $MNT");
+    w.sh("find . -type f -exec md5sum {} + | sort | cmp - $DIR/now; cd repo; git fsck --full");
+    assert_eq!(w.sh(look), before);
+    w.unmount();
 }
