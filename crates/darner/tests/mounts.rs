@@ -264,6 +264,8 @@ fn an_ordinary_user_mounts_through_fusermount3() {
         ls mnt 2>/dev/null && echo root may look || echo root may not look
         {as_user} {dir}/darner status --json mnt | grep daemon_pid > /dev/null
         {as_user} {dir}/darner unmount mnt; {as_user} {dir}/darner mount store mnt; {as_user} cat mnt/f
+        {as_user} sh -c 'cd mnt; pid() {{ {dir}/darner status --json . | sed -n \"s/.*daemon_pid[^0-9]*//p\" | tr -d ,; }}
+            for i in 1 2 3 4 5; do echo $i >> log; kill -9 $(pid); mkdir d$i; echo x >> log; done; cat log | tr -d \"\\n\"; echo'
         {as_user} fusermount3 -u mnt",
         home = home.display(),
         dir = w.dir.display()
@@ -272,7 +274,7 @@ fn an_ordinary_user_mounts_through_fusermount3() {
     let out =
         command.args(["60", "unshare", "-m", "--propagation", "private", "bash", "-euc", &script]).output().unwrap();
     assert!(out.status.success(), "{out:?}");
-    assert_eq!(String::from_utf8_lossy(&out.stdout), "mine\nroot may not look\nmine\n");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "mine\nroot may not look\nmine\n1x2x3x4x5x\n");
 }
 
 #[test]

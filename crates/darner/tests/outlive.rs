@@ -344,10 +344,16 @@ fn jiff_now() -> String {
 
 #[test]
 fn killed_again_and_again_under_every_kind_of_work_nobody_sees_more_than_a_pause() {
-    for threads in ["2", "4"] {
+    let kinds: [(&str, &[&str], u32); 3] =
+        [("2", &[], 30), ("4", &[], 20), ("4", &["-o", "writeback"], 20)];
+    for (threads, options, kills) in kinds {
         let Some(w) = World::unmounted() else { return };
-        w.mount_at("mnt", &["--create", "--threads", threads]).unwrap();
-        let kills = if long() { 500 } else { 30 };
+        if !options.is_empty() {
+            w.darner(&["create", "--image", "--size", "3G", w.store.to_str().unwrap()]);
+        }
+        let options = [&["--create", "--threads", threads], options].concat();
+        w.mount_at("mnt", &options).unwrap();
+        let kills = if long() { 500 } else { kills };
         let (stop, calls, slowest) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         let works: [(&str, Work); 7] = [
             ("names", names),
@@ -383,7 +389,7 @@ fn killed_again_and_again_under_every_kind_of_work_nobody_sees_more_than_a_pause
         assert_eq!(done, kills);
         let s = w.status();
         println!(
-            "{threads} threads: {done} kills, {} system calls, slowest {} ms; longest pause {} ms; {} answered again",
+            "{options:?}: {done} kills, {} system calls, slowest {} ms; longest pause {} ms; {} answered again",
             calls.load(Ordering::Relaxed),
             slowest.load(Ordering::Relaxed) / 1000,
             s["longest_pause_ms"],
@@ -421,6 +427,15 @@ fn programs_run_on_while_the_daemon_is_killed_again_and_again() {
                 git add -A; git commit -qm all; cd ..
                 for i in 1 2 3; do git clone -q --no-hardlinks origin clone$i; (cd clone$i; git fsck --full --strict 2> /dev/null; test -z \"$(git status --porcelain)\"); done
                 diff -r --exclude=.git origin clone2");
+        }
+        if has("pjdfstest") && Path::new("/etc/passwd").exists() && w.try_sh("id tests").status.success() {
+            w.sh("
+                printf '[features]\\nposix_fallocate = {}\\nrename_ctime = {}\\nutime_now = {}\\nutimensat = {}\\n' > $DIR/pjd.toml
+                printf '[settings]\\nnaptime = 0.01\\nallow_remount = false\\n[dummy_auth]\\n' >> $DIR/pjd.toml
+                printf 'entries = [[\"nobody\", \"%s\"], [\"tests\", \"tests\"]]\\n' $(id -gn nobody) >> $DIR/pjd.toml
+                chmod 755 .; mkdir pjd; for i in 1 2; do
+                    pjdfstest -c $DIR/pjd.toml -p pjd -s /dev/shm > $DIR/pjd.out 2>&1 || { grep -A3 FAILED $DIR/pjd.out; tail -3 $DIR/pjd.out; exit 1; }
+                done; grep Summary $DIR/pjd.out");
         }
         if has("fsx") {
             let operations = if long() { 100_000 } else { 6_000 };

@@ -29,7 +29,7 @@ const SLOTS_MAX: usize = (TABLE - HEAD) / DESCRIPTOR;
 /// A buffer that is not full yet, one more frame, and what compression may need meanwhile.
 const SLOT: usize = BUFFER + FRAME_MAX + (128 << 10);
 /// So many free slots keep their memory.
-const WARM: usize = 4;
+const WARM: usize = 12;
 
 /// Memory for a [`Shelter`].
 ///
@@ -50,9 +50,16 @@ pub struct Shelter(Arc<Inner>);
 struct Inner {
     memory: Box<dyn Memory>,
     slots: usize,
-    /// The slots that are free, those used last at the end; empty until [`Shelter::begin`].
-    free: Mutex<Vec<usize>>,
+    /// The slots that are free; none is until [`Shelter::begin`].
+    free: Mutex<Free>,
     free_count: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Free {
+    /// Used before: to touch memory for the first time costs more than to fill it.
+    warm: Vec<usize>,
+    cold: Vec<usize>,
 }
 
 /// A slot in use. Dropped, it is free.
@@ -109,13 +116,16 @@ impl Shelter {
         }
         inner.write(0, &[0; TABLE]);
         inner.write(0, &header(store));
-        *inner.free.lock() = (0..inner.slots).rev().collect();
+        *inner.free.lock() = Free { warm: Vec::new(), cold: (0..inner.slots).rev().collect() };
         inner.free_count.store(inner.slots, Ordering::Relaxed);
     }
 
     /// A slot for what will be at byte `base` of a region; `None` if all are in use.
     pub(crate) fn slot(&self, store: &[u8; 16], region: u64, base: u64) -> Option<Slot> {
-        let number = self.0.free.lock().pop()?;
+        let number = {
+            let mut free = self.0.free.lock();
+            free.warm.pop().or_else(|| free.cold.pop())?
+        };
         self.0.free_count.fetch_sub(1, Ordering::Relaxed);
         let start = TABLE + number * SLOT;
         assert!(start + SLOT <= self.0.memory.bytes().1);
@@ -216,11 +226,11 @@ impl DerefMut for Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut free = self.inner.free.lock();
-        if free.len() >= WARM {
-            self.inner.memory.discard(TABLE + self.number * SLOT, SLOT);
-            free.insert(0, self.number);
+        if free.warm.len() < WARM {
+            free.warm.push(self.number);
         } else {
-            free.push(self.number);
+            self.inner.memory.discard(TABLE + self.number * SLOT, SLOT);
+            free.cold.push(self.number);
         }
         self.inner.free_count.fetch_add(1, Ordering::Relaxed);
     }

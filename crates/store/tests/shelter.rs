@@ -18,7 +18,8 @@ use darner_store::{Error, Kind, Memory, ObjectId, OpenOptions, Shelter, Store, T
 #[derive(Clone)]
 struct Kept(Arc<Words>);
 
-struct Words(NonNull<u64>, usize);
+/// Where, how many, and how often some were given back.
+struct Words(NonNull<u64>, usize, AtomicU64);
 
 // SAFETY: plain memory; the tests copy it only while the store is at rest, or calls them.
 unsafe impl Send for Words {}
@@ -29,6 +30,10 @@ unsafe impl Sync for Words {}
 unsafe impl Memory for Kept {
     fn bytes(&self) -> (NonNull<u8>, usize) {
         (self.0.0.cast(), self.0.1 * 8)
+    }
+
+    fn discard(&self, _at: usize, _len: usize) {
+        self.0.2.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -44,7 +49,7 @@ impl Kept {
         let words = vec![0u64; Shelter::len(slots) / 8].into_boxed_slice();
         let len = words.len();
         // SAFETY: a box is not null.
-        Kept(Arc::new(Words(unsafe { NonNull::new_unchecked(Box::into_raw(words).cast()) }, len)))
+        Kept(Arc::new(Words(unsafe { NonNull::new_unchecked(Box::into_raw(words).cast()) }, len, AtomicU64::new(0))))
     }
 
     #[allow(clippy::mut_from_ref)]
@@ -58,7 +63,7 @@ impl Kept {
         let copy = Kept(Arc::new({
             let words = vec![0u64; self.0.1].into_boxed_slice();
             // SAFETY: a box is not null.
-            Words(unsafe { NonNull::new_unchecked(Box::into_raw(words).cast()) }, self.0.1)
+            Words(unsafe { NonNull::new_unchecked(Box::into_raw(words).cast()) }, self.0.1, AtomicU64::new(0))
         }));
         // Most was never touched.
         for (to, from) in copy.words().chunks_mut(512).zip(self.words().chunks(512)) {
@@ -304,4 +309,19 @@ fn another_stores_shelter_garbage_and_any_damage_to_it_are_refused() {
     next.sync().unwrap();
     drop(next);
     assert_eq!(open(Arc::new(moved_on), &old).unwrap().tid(), since, "a stale one is of no account");
+}
+
+#[test]
+fn slots_that_were_used_are_used_again_before_fresh_ones() {
+    let disk = new_disk(2 << 30, 0);
+    create(&disk);
+    let kept = Kept::new(40);
+    let store = open(Arc::new(disk.clone()), &kept).unwrap();
+    for n in 0..200u64 {
+        let mut tx = store.begin(FS, 10 + n).unwrap();
+        tx.write(ObjectId(1), 0, &[n as u8; 3000]).unwrap();
+        tx.commit().unwrap();
+        store.sync().unwrap();
+    }
+    assert_eq!(kept.0.2.load(Ordering::SeqCst), 0, "memory is given back and faulted in anew");
 }
