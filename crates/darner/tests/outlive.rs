@@ -344,8 +344,7 @@ fn jiff_now() -> String {
 
 #[test]
 fn killed_again_and_again_under_every_kind_of_work_nobody_sees_more_than_a_pause() {
-    let kinds: [(&str, &[&str], u32); 3] =
-        [("2", &[], 30), ("4", &[], 20), ("4", &["-o", "writeback"], 20)];
+    let kinds: [(&str, &[&str], u32); 3] = [("2", &[], 30), ("4", &[], 20), ("4", &["-o", "writeback"], 20)];
     for (threads, options, kills) in kinds {
         let Some(w) = World::unmounted() else { return };
         if !options.is_empty() {

@@ -288,6 +288,11 @@ impl Log {
         self.flush(&mut self.io.lock())
     }
 
+    /// The next sync flushes these too, which another process wrote.
+    pub fn flush_later(&self, regions: Vec<Arc<dyn Region>>) {
+        self.io.lock().dirty.splice(0..0, regions);
+    }
+
     /// Runs `f` while nothing is being written.
     pub fn quiet<T>(&self, f: impl FnOnce() -> T) -> T {
         let _io = self.io.lock();

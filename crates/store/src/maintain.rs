@@ -25,7 +25,7 @@ const TABLE_TARGET: usize = 8 << 20;
 /// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
 const FIRST_LOOK: u64 = 30_000_000_000;
 /// Replay after a crash reads no more of the log than about this.
-const LOG_MAX: u64 = 256 << 20;
+pub(crate) const LOG_MAX: u64 = 256 << 20;
 /// Newer runs together at least this share (1/n) of the next one: merge them.
 const MERGE_RATIO: u64 = 3;
 const RUNS_MIN: usize = 3;

@@ -22,7 +22,7 @@ use crate::index::levels::{Levels, Run, RunRef};
 use crate::index::memtable::Memtable;
 use crate::index::table::{BlockCache, BlockWeight, Table, TableRef};
 use crate::log::{Log, Tail};
-use crate::maintain::State;
+use crate::maintain::{LOG_MAX, State};
 use crate::manifest::{Manifest, Position};
 use crate::pack::{self, Packed};
 use crate::readahead::Readahead;
@@ -591,11 +591,16 @@ impl Store {
         }
     }
 
-    /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash.
+    /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash. Where the
+    /// process before was killed, it need not be: then all is as if this process had written it.
     fn settle(&self, replayed: Replayed, shelter: Option<&Shelter>, derived: bool) -> Result<()> {
         if self.read_only {
             return Ok(());
         }
+        let end = self.log.tail().position();
+        // Whoever wrote there was killed: nothing of it is lost or torn, and the log can go on in its place.
+        let killed = |s: &Shelter| s.left_at(&self.uuid, end.region, end.offset).is_some();
+        let goes_on = shelter.is_some_and(killed) && !replayed.dirty_end && replayed.unbegun.is_none() && !derived;
         if let Some(shelter) = shelter {
             // All that was in it is on the volume now.
             self.log.tail().move_to(shelter.clone(), self.uuid);
@@ -608,14 +613,21 @@ impl Store {
         if replayed.frames == 0 && !replayed.dirty_end && !derived {
             return Ok(());
         }
-        // All that was replayed, the segments before the last one too.
+        // What was replayed, the segments before the last one too.
         let replayed_from = self.maintenance.lock().log.region;
         let passed: Vec<u64> = {
             let segments = self.segments.lock();
             segments.iter().map(|s| s.at.id).skip_while(|id| *id != replayed_from).collect()
         };
-        for id in passed {
-            let region = self.regions.read()[&id].clone();
+        let passed: Vec<Arc<dyn Region>> = passed.iter().map(|id| self.regions.read()[id].clone()).collect();
+        if goes_on {
+            // The next sync flushes it with the rest; whoever waits for the mount need not.
+            self.log.flush_later(passed);
+            // And upkeep flushes the index at once, so that the next process need not replay all of this again.
+            self.log.tail().appended = LOG_MAX + 1;
+            return Ok(());
+        }
+        for region in passed {
             region.flush()?;
         }
         let mut tail = self.log.tail();

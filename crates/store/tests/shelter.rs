@@ -209,6 +209,49 @@ fn killed_within_any_write_or_flush_of_the_disk_it_loses_nothing_either() {
     }
 }
 
+#[test]
+fn a_power_failure_after_takeovers_leaves_a_prefix_with_all_that_was_synced() {
+    for seed in 200..203 {
+        let base = new_disk(192 << 20, seed);
+        create(&base);
+        let disk = base.fork();
+        let mut kept = Kept::new(6);
+        let mut run = Run::new(seed);
+        let mut store = open(Arc::new(disk.clone()), &kept).unwrap();
+        disk.record();
+        let mut synced = vec![];
+        for _ in 0..60 {
+            run.transaction(&store).unwrap();
+            match run.rng.u8(0..14) {
+                0 | 1 => {
+                    let tid = store.sync().unwrap();
+                    synced.push((disk.events(), tid));
+                }
+                2 => store.checkpoint().unwrap(),
+                3 => drop(store.step().unwrap()),
+                4 => store.write_all().unwrap(),
+                5..=7 => {
+                    kept = kept.copy();
+                    drop(store);
+                    store = open(Arc::new(disk.clone()), &kept).unwrap();
+                    assert_eq!(store.tid(), committed(&run), "seed {seed}");
+                    if run.rng.bool() {
+                        // What the process before had committed becomes durable by this one's sync.
+                        synced.push((0, store.sync().unwrap()));
+                        synced.last_mut().unwrap().0 = disk.events();
+                    }
+                }
+                _ => {}
+            }
+        }
+        drop(store);
+        common::cut_at_every_event((&base, &disk), &synced, &mut run, (seed, 1), &mut |_, store, _, run| {
+            run.compare(&store, Tid::MAX);
+            run.compare_some(&store, 1);
+        });
+    }
+}
+
 /// Opens it with a kill at each moment of that, and opens what is left.
 fn takeover_killed_at_every_write(disk: &SimDisk, kept: &Kept, must: Tid) {
     let kept = kept.copy();
