@@ -333,6 +333,15 @@ pub struct Mirror {
     pub action: MirrorAction,
 }
 
+/// A moment, as commands print it: `0x…`; 0 is before all.
+fn tid(text: &str) -> Result<u64, String> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).map_err(|e| e.to_string()),
+        None if text == "0" => Ok(0),
+        None => Err("a moment is 0x…".into()),
+    }
+}
+
 /// What to do with mirrors.
 #[derive(Subcommand, Debug)]
 pub enum MirrorAction {
@@ -383,6 +392,25 @@ pub enum MirrorAction {
         mnt: PathBuf,
         /// Its name
         name: String,
+    },
+    /// Write what changed in a fileset to standard output or a file, for `mirror import` elsewhere
+    Export {
+        /// A path in the fileset
+        mnt: PathBuf,
+        /// Only what changed since this moment, which the mirror has (0x…, as import and list tell it)
+        #[arg(long, value_parser = tid, default_value = "0")]
+        since: u64,
+        /// To this file instead of standard output
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// Bring a mirror's store, which is not mounted, up to what a stream says; makes the store if it does not exist
+    Import {
+        /// The mirror's store
+        target: PathBuf,
+        /// From this file instead of standard input
+        #[arg(long)]
+        input: Option<PathBuf>,
     },
     /// Make a mirror a filesystem of its own, with what it showed last; mount it anew to write
     Promote {

@@ -181,6 +181,11 @@ pub enum Request {
     },
     /// Make this mirror a filesystem of its own.
     Promote,
+    /// The fileset that a path is in.
+    FilesetAt {
+        /// The path.
+        at: Spot,
+    },
     /// All filesets.
     Filesets,
     /// Make one.

@@ -60,6 +60,10 @@ impl Daemon {
                 };
                 self.fs.limit_fileset(now, &name, limits)?
             }
+            Request::FilesetAt { at } => {
+                let id = self.fileset_of(&at)?;
+                return Ok(self.lines().into_iter().filter(|line| line.number == id.0).collect());
+            }
             _ => return Ok(self.lines()),
         };
         self.tell_kernels(&names);

@@ -113,7 +113,7 @@ impl Daemon {
             } else {
                 let outcome = match link.clone().filter(|link| link.closed().is_none()) {
                     Some(link) => Ok(link),
-                    None => connect(Path::new(&f.origin)).map(Arc::new),
+                    None => connect_to(&f.origin).map(Arc::new),
                 };
                 match outcome {
                     Ok(connected) => {
@@ -307,16 +307,29 @@ fn why(line: &FollowLine) -> String {
     known.unwrap_or_else(|| format!("it {}", if line.state.is_empty() { "begins" } else { &line.state }))
 }
 
-fn connect(origin: &Path) -> Result<Link> {
-    let place = Place::at(origin)?;
-    let at = address(&place.socket()?)?;
-    let link = unix::connect(&at, SERVICE, &Config::default(), Arc::new(Refuse));
-    let link =
-        link.map_err(|e| Failure::new(format!("{} is not mounted, or does not answer ({e})", origin.display())))?;
-    // SAFETY: this call can't fail.
-    let own = unsafe { libc::geteuid() };
-    match &link.peer().who {
-        Who::Process { uid, .. } if *uid == 0 || *uid == own => Ok(link),
-        who => Err(Failure::new(format!("{who:?} poses as the daemon of {}", origin.display()))),
+fn connect_to(origin: &str) -> Result<Link> {
+    if origin.is_empty() {
+        return Err(Failure::new("it was made by `darner mirror import`, and knows no way to its source"));
     }
+    connect(&Place::at(Path::new(origin))?)
+}
+
+/// Connects to the daemon that has a store open, to follow it.
+pub(crate) fn connect(place: &Place) -> Result<Link> {
+    let mut failed = None;
+    for socket in place.sockets() {
+        match unix::connect(&address(&socket)?, SERVICE, &Config::default(), Arc::new(Refuse)) {
+            Ok(link) => {
+                // SAFETY: this call can't fail.
+                let own = unsafe { libc::geteuid() };
+                return match &link.peer().who {
+                    Who::Process { uid, .. } if *uid == 0 || *uid == own => Ok(link),
+                    who => Err(Failure::new(format!("{who:?} poses as the daemon of {}", place.path.display()))),
+                };
+            }
+            Err(e) => failed = Some(e),
+        }
+    }
+    let why = failed.map_or(String::new(), |e| format!(" ({e})"));
+    Err(Failure::new(format!("{} is not mounted, or does not answer{why}", place.path.display())))
 }

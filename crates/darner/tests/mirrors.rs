@@ -193,3 +193,27 @@ fn a_fileset_has_mirrors_and_a_mirror_has_one_too() {
     w.darner(&["unmount", &dir("c2")]);
     w.darner(&["unmount", &dir("c1")]);
 }
+
+#[test]
+fn a_stream_through_a_pipe_makes_a_mirror_and_brings_it_on() {
+    let Some(w) = World::new() else { return };
+    fs::create_dir(w.path("dir")).unwrap();
+    fs::write(w.path("dir/a"), vec![5; 500_000]).unwrap();
+    let said = w.sh_outside("$DARNER mirror export $MNT | $DARNER mirror import \"$DIR/store far away\"");
+    let at = said.split_whitespace().find(|word| word.starts_with("0x")).unwrap().to_string();
+    // By the mirror's own time.
+    std::thread::sleep(Duration::from_millis(20));
+    let then = darner::frontend::now_ns();
+    fs::remove_file(w.path("dir/a")).unwrap();
+    fs::write(w.path("dir/b"), "new").unwrap();
+    w.sh_outside(&format!("$DARNER mirror export $MNT --since {at} --output $DIR/file 2>/dev/null"));
+    assert!(fs::metadata(w.dir.join("file")).unwrap().len() < 5000);
+    w.sh_outside("$DARNER mirror import \"$DIR/store far away\" --input $DIR/file");
+    let again = w.sh_outside("$DARNER mirror import \"$DIR/store far away\" --input $DIR/file");
+    assert!(again.contains("which it did before"), "{again}");
+    w.sh_outside("mkdir $DIR/copy; $DARNER mount --log $DIR/log \"$DIR/store far away\" $DIR/copy");
+    assert_eq!(fs::read(w.dir.join("copy/dir/b")).unwrap(), b"new");
+    assert!(!w.dir.join("copy/dir/a").exists());
+    assert_eq!(fs::read(w.dir.join(format!("copy/dir/a@@{then:#x}"))).unwrap(), vec![5; 500_000]);
+    w.sh_outside("$DARNER unmount $DIR/copy");
+}

@@ -7,7 +7,9 @@
 mod protocol;
 mod pull;
 mod service;
+mod stream;
 
 pub use protocol::SERVICE;
 pub use pull::{Failure, Looked, Pulled, Puller, Which};
 pub use service::Source;
+pub use stream::{Header, export, import};

@@ -14,7 +14,7 @@ use crate::protocol::{
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes asked for at a time.
-const ROOM_WANTED: u64 = 1 << 20;
+pub(crate) const ROOM_WANTED: u64 = 1 << 20;
 /// Of a mirror that was away for longer than this (nanoseconds) the moments between are pulled one after the other.
 const AWAY: u64 = 60_000_000_000;
 
@@ -202,11 +202,16 @@ impl Puller {
     }
 
     fn part(&self, fileset: FilesetId, wanted: &Wanted) -> Result<Part, Failure> {
-        let mut ask = Message::new(PULL);
-        ask.uint(SESSION, self.session).uint(FILESET, fileset.0.into()).bytes(FROM, &wanted.from).bytes(TO, &wanted.to);
-        ask.uint(SINCE, wanted.since.0).uint(AT, wanted.at.0).uint(ROOM, self.room);
-        let mut reply = self.source.call(ask, Some(PATIENCE))?;
-        let next = reply.root().bytes_opt(NEXT)?.map(<[u8]>::to_vec);
-        Ok(Part { items: reply.take_buffer(ITEMS)?, next })
+        ask_for(&*self.source, self.session, fileset, &Wanted { room: self.room as usize, ..wanted.clone() })
     }
+}
+
+/// Asks for a part of what changed.
+pub(crate) fn ask_for(source: &dyn Caller, session: u64, fileset: FilesetId, wanted: &Wanted) -> Result<Part, Failure> {
+    let mut ask = Message::new(PULL);
+    ask.uint(SESSION, session).uint(FILESET, fileset.0.into()).bytes(FROM, &wanted.from).bytes(TO, &wanted.to);
+    ask.uint(SINCE, wanted.since.0).uint(AT, wanted.at.0).uint(ROOM, wanted.room as u64);
+    let mut reply = source.call(ask, Some(PATIENCE))?;
+    let next = reply.root().bytes_opt(NEXT)?.map(<[u8]>::to_vec);
+    Ok(Part { items: reply.take_buffer(ITEMS)?, next })
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::START;
 use darner_fs::{Caller, Fs, Node, ROOT, Tid};
-use darner_mirror::{Failure, Puller, Source, Which};
+use darner_mirror::{Failure, Header, Puller, Source, Which, export, import};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
 use darner_store::{CreateOptions, Store};
@@ -145,4 +145,54 @@ fn whatever_a_source_is_asked_it_answers_once_and_goes_on() {
     let pair = Pair::perfect(Arc::new(Refuse), service);
     assert_eq!(Puller::look(&*pair.caller(Side::A), Which::Named("main"), None).unwrap().newest, fs.store().tid());
     assert!(fs.store().tid() > Tid::ZERO);
+}
+
+fn stream(fs: &Arc<Fs>, since: Tid) -> Vec<u8> {
+    let pair = Pair::perfect(Arc::new(Refuse), Arc::new(Source::new(fs.clone())));
+    let mut out = Vec::new();
+    export(&*pair.caller(Side::A), Which::Named("main"), since, 1, &mut out).unwrap();
+    out
+}
+
+fn read_in(fs: &Fs, bytes: &[u8]) -> Result<bool, Failure> {
+    let mut from = bytes;
+    let header = Header::read(&mut from)?;
+    import(fs, &header, &mut from)
+}
+
+fn file(fs: &Fs, n: u64) -> Option<Vec<u8>> {
+    let found = fs.lookup(Node::AsOf(ROOT, fs.head().unwrap()), format!("file {n}").as_bytes(), 0).ok()?;
+    Some(fs.read(found.node, 0, 1 << 20).unwrap())
+}
+
+#[test]
+fn a_stream_brings_what_changed_wherever_it_is_cut_and_damage_is_refused() {
+    let fs = source();
+    let first = stream(&fs, Tid::ZERO);
+    let at = fs.store().tid();
+    let copy = mirror(&fs);
+    // Cut anywhere, it goes on when the whole is read again.
+    for cut in (0..first.len()).step_by(first.len() / 23) {
+        read_in(&copy, &first[..cut]).unwrap_err();
+        assert_eq!(file(&copy, 3), None, "nothing is shown before all is there");
+    }
+    let mut rng = fastrand::Rng::with_seed(1);
+    for _ in 0..200 {
+        let mut bytes = first.clone();
+        let n = rng.usize(..bytes.len());
+        bytes[n] ^= 1 << rng.u8(0..8);
+        let _ = read_in(&mirror(&fs), &bytes).unwrap_err();
+    }
+    assert!(read_in(&copy, &first).unwrap());
+    assert_eq!(file(&copy, 3).unwrap().len(), 15_000);
+    assert!(!read_in(&copy, &first).unwrap(), "there is nothing new in it");
+    let live = |n: u64| fs.lookup(fs.root(), format!("file {n}").as_bytes(), 0).unwrap().node;
+    fs.write(START + 1000, live(1), Some(0), b"changed", false).unwrap();
+    fs.unlink(START + 1001, fs.root(), b"file 5").unwrap();
+    let second = stream(&fs, at);
+    assert!(second.len() < first.len() / 2, "{} of {} bytes", second.len(), first.len());
+    assert!(read_in(&mirror(&fs), &second).unwrap_err().to_string().contains("export --since"));
+    assert!(read_in(&copy, &second).unwrap());
+    assert!(file(&copy, 1).unwrap().starts_with(b"changed") && file(&copy, 5).is_none());
+    assert_eq!(copy.check().unwrap().findings, Vec::<String>::new());
 }

@@ -1,17 +1,21 @@
 //! `darner mirror`
 
 use std::fmt::Write;
+use std::fs::File;
+use std::io::{BufReader, IsTerminal};
 use std::path::Path;
 
+use darner_fs::Tid;
+use darner_mirror::{Header, Which, export, import};
 use darner_store::OpenOptions;
 
 use super::human;
 use crate::cli::{Mirror, MirrorAction};
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
-use crate::error::{Failure, Result};
+use crate::error::{Context, Failure, Result};
 use crate::frontend::now_ns;
-use crate::mounts;
-use crate::place::Place;
+use crate::place::{self, Make, Place};
+use crate::{mirroring, mounts};
 
 pub fn run(c: &Mirror) -> Result<()> {
     use MirrorAction as A;
@@ -43,6 +47,8 @@ pub fn run(c: &Mirror) -> Result<()> {
         A::Remove { mnt, name } => {
             control::must_call(&mounts::store_of(mnt)?, &Request::RemoveMirror { name: name.clone() }).map(drop)
         }
+        A::Export { mnt, since, output } => write_stream(mnt, *since, output.as_deref()),
+        A::Import { target, input } => read_stream(target, input.as_deref()),
         A::Promote { target } => promote(target),
     }
 }
@@ -73,6 +79,51 @@ fn command(source: &Place, name: &str, request: &Request) -> Result<FollowLine> 
         Response::Following(line) => Ok(line),
         _ => Err(super::other_answer()),
     }
+}
+
+fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
+    let (place, at) = mounts::spot_of(mnt)?;
+    let name = match control::must_call(&place, &Request::FilesetAt { at })? {
+        Response::Filesets(lines) => lines.into_iter().next().map(|line| line.name),
+        _ => None,
+    };
+    let name = name.ok_or_else(super::other_answer)?;
+    let link = mirroring::connect(&place)?;
+    let session = u64::from(std::process::id()) << 32 ^ now_ns();
+    let mut out: Box<dyn std::io::Write> = match output {
+        Some(path) => Box::new(File::create(path).cant(|| format!("make {}", path.display()))?),
+        None if std::io::stdout().is_terminal() => {
+            return Err(Failure::new("a stream is nothing for a terminal: use --output FILE, or a pipe"));
+        }
+        None => Box::new(std::io::stdout().lock()),
+    };
+    let done = export(&link, Which::Named(&name), Tid(since), session, &mut *out).map_err(Failure::new)?;
+    eprintln!("darner: what changed in {name:?} after {} up to {}", done.since, done.at);
+    Ok(())
+}
+
+fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
+    let mut from: Box<dyn std::io::Read> = match input {
+        Some(path) => Box::new(BufReader::new(File::open(path).cant(|| format!("open {}", path.display()))?)),
+        None => Box::new(std::io::stdin().lock()),
+    };
+    let header = Header::read(&mut *from).map_err(Failure::new)?;
+    let new = !target.exists();
+    if new {
+        place::create(target, &Make { hash_key: Some(header.hash_key), ..Make::default() })?;
+    }
+    let (store, _held) = Place::at(target)?.open(&[], &OpenOptions::default(), &mut |_| ())?;
+    let fs = darner_fs::Fs::open(store.clone())?;
+    if new {
+        fs.follow(header.uuid, header.fileset, &header.name, "", now_ns())?;
+    }
+    let outcome = import(&fs, &header, &mut *from);
+    // What of it was read stays, and need not be read again.
+    store.close()?;
+    let more = outcome.map_err(|e| Failure::new(format!("{}: {e}", target.display())))?;
+    let at = fs.following().map_or(header.at, |f| f.at);
+    let news = if more { "" } else { " (which it did before)" };
+    super::print(&format!("{} shows moment {at} of {:?}{news}\n", target.display(), header.name))
 }
 
 fn promote(target: &Path) -> Result<()> {

@@ -1,0 +1,165 @@
+//! What changed as a stream, for a file, a pipe, or the way across an air gap. docs/format.md §Export.
+//!
+//! It is what a pull would have brought, in one piece. A stream that was read in part can be read again from its beginning.
+
+use std::io::{Read, Write};
+
+use darner_fs::{FilesetId, Fs, ObjectId, Part, Tid, Wanted};
+use darner_syslink::Caller;
+
+use crate::pull::{Failure, Puller, ROOM_WANTED, Which, ask_for};
+
+const MAGIC: &[u8; 8] = b"DARNSTR1";
+/// Bytes of a piece at most.
+const PIECE_MAX: u32 = 16 << 20;
+
+/// What a stream is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The source's store.
+    pub uuid: [u8; 16],
+    /// The key of its directory hash.
+    pub hash_key: [u8; 16],
+    /// The fileset.
+    pub fileset: FilesetId,
+    /// Its name.
+    pub name: String,
+    /// It has what changed since this moment.
+    pub since: Tid,
+    /// And up to this one.
+    pub at: Tid,
+    /// The number that the source's next object gets.
+    pub objects: ObjectId,
+}
+
+fn broken(e: std::io::Error) -> Failure {
+    Failure::Other(format!("the stream: {e}"))
+}
+
+fn put(out: &mut dyn Write, piece: &[u8]) -> Result<(), Failure> {
+    let crc = crc32c::crc32c(piece);
+    let parts = [&(piece.len() as u32).to_le_bytes()[..], &crc.to_le_bytes(), piece];
+    parts.into_iter().try_for_each(|bytes| out.write_all(bytes)).map_err(broken)
+}
+
+fn take(from: &mut dyn Read) -> Result<Vec<u8>, Failure> {
+    let mut head = [0; 8];
+    from.read_exact(&mut head).map_err(broken)?;
+    let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let (len, crc) = (number(0), number(4));
+    if len > PIECE_MAX {
+        return Err(Failure::Answer("a piece of the stream is larger than any".into()));
+    }
+    let mut piece = vec![0; len as usize];
+    from.read_exact(&mut piece).map_err(broken)?;
+    match crc32c::crc32c(&piece) == crc {
+        true => Ok(piece),
+        false => Err(Failure::Answer("a piece of the stream is damaged".into())),
+    }
+}
+
+impl Header {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = [self.uuid, self.hash_key].concat();
+        for n in [u64::from(self.fileset.0), self.since.0, self.at.0, self.objects.0] {
+            out.extend_from_slice(&n.to_le_bytes());
+        }
+        out.extend_from_slice(self.name.as_bytes());
+        out
+    }
+
+    /// Reads the beginning of a stream.
+    pub fn read(from: &mut dyn Read) -> Result<Header, Failure> {
+        let mut magic = [0; 8];
+        from.read_exact(&mut magic).map_err(broken)?;
+        if magic != *MAGIC {
+            return Err(Failure::Answer("this is no stream of darner mirror export (of this version)".into()));
+        }
+        let piece = take(from)?;
+        let bad = || Failure::Answer("the stream's header is in no known form".into());
+        let (fixed, name) = piece.split_at_checked(64).ok_or_else(bad)?;
+        let number = |i: usize| u64::from_le_bytes(fixed[32 + 8 * i..40 + 8 * i].try_into().expect("8 bytes"));
+        Ok(Header {
+            uuid: fixed[..16].try_into().expect("16 bytes"),
+            hash_key: fixed[16..32].try_into().expect("16 bytes"),
+            fileset: FilesetId(u32::try_from(number(0)).map_err(|_| bad())?),
+            name: String::from_utf8(name.to_vec()).map_err(|_| bad())?,
+            since: Tid(number(1)),
+            at: Tid(number(2)),
+            objects: ObjectId(number(3)),
+        })
+    }
+}
+
+/// Writes what changed in a fileset since a moment (zero: all there is).
+pub fn export(
+    source: &dyn Caller,
+    which: Which<'_>,
+    since: Tid,
+    session: u64,
+    out: &mut dyn Write,
+) -> Result<Header, Failure> {
+    let looked = Puller::look(source, which, None)?;
+    if since > looked.newest {
+        return Err(Failure::Other(format!("{since} has not been yet: the newest moment is {}", looked.newest)));
+    }
+    let header = Header {
+        uuid: looked.uuid,
+        hash_key: looked.hash_key,
+        fileset: looked.fileset,
+        name: looked.name,
+        since,
+        at: looked.newest,
+        objects: looked.objects,
+    };
+    out.write_all(MAGIC).map_err(broken)?;
+    put(out, &header.encode())?;
+    let mut from = Some(Vec::new());
+    while let Some(pos) = from {
+        let wanted = Wanted { from: pos, to: Vec::new(), since, at: header.at, room: ROOM_WANTED as usize };
+        let part = ask_for(source, session, header.fileset, &wanted)?;
+        let next = part.next.clone().unwrap_or_default();
+        put(out, &[&(next.len() as u32).to_le_bytes()[..], &next, &part.items].concat())?;
+        from = part.next;
+    }
+    out.flush().map_err(broken)?;
+    Ok(header)
+}
+
+/// Does what a stream says, of which the header was read; returns whether there was anything to do.
+pub fn import(fs: &Fs, header: &Header, from: &mut dyn Read) -> Result<bool, Failure> {
+    let f = fs.following().ok_or_else(|| Failure::Other("this is no mirror".into()))?;
+    if (f.source, f.fileset) != (header.uuid, header.fileset) {
+        return Err(Failure::Other(format!("it is a mirror of another fileset than the stream's, {:?}", header.name)));
+    }
+    if f.is_whole() && f.at >= header.at {
+        return Ok(false);
+    }
+    if header.since > f.at {
+        let why = format!("it has moment {}, the stream begins at {}: export --since {}", f.at, header.since, f.at);
+        return Err(Failure::Other(why));
+    }
+    if !f.is_whole() && f.target != header.at {
+        return Err(Failure::Other(format!(
+            "a pull to moment {} is under way: let it come to its end first",
+            f.target
+        )));
+    }
+    fs.store().raise_objects(ObjectId(header.objects.0.min(1 << 44)));
+    let mut f = fs.begin_pull(header.at)?;
+    while let Some(wanted) = f.wanted() {
+        let piece = take(from)?;
+        let bad = || Failure::Answer("a piece of the stream is in no known form".into());
+        let (len, rest) = piece.split_first_chunk::<4>().ok_or_else(bad)?;
+        let (next, items) = rest.split_at_checked(u32::from_le_bytes(*len) as usize).ok_or_else(bad)?;
+        let next = Some(next.to_vec()).filter(|next| !next.is_empty());
+        if next.as_ref().is_some_and(|next| *next <= wanted.from) {
+            // It was done before.
+            continue;
+        }
+        fs.apply(&wanted, &Part { items: items.to_vec(), next })?;
+        f = fs.following().ok_or_else(bad)?;
+    }
+    fs.finish_pull()?;
+    Ok(true)
+}
