@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Failure, Result};
+use crate::systemd;
 
 /// The variable with the number of our end of the socket.
 pub const SOCKET: &str = "DARNER_KEEPER_FD";
@@ -106,12 +108,25 @@ pub struct Item {
 
 /// Sends a message.
 pub fn send(socket: &OwnedFd, message: &impl Serialize, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-    let mut bytes = serde_json::to_vec(message)?;
-    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    send_bytes(socket, &serde_json::to_vec(message)?, fd, None)
+}
+
+/// Sends a datagram, to an address if the socket is not connected.
+pub fn send_bytes(
+    socket: &impl AsRawFd,
+    bytes: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+    to: Option<&SocketAddr>,
+) -> Result<()> {
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut address = to.map(systemd::raw_address);
     let mut control = [0u64; 4];
     // SAFETY: msghdr is plain data, for which zero is valid.
     let mut out: libc::msghdr = unsafe { std::mem::zeroed() };
     (out.msg_iov, out.msg_iovlen) = (&raw mut part, 1);
+    if let Some((address, len)) = &mut address {
+        (out.msg_name, out.msg_namelen) = ((&raw mut *address).cast(), *len);
+    }
     if let Some(fd) = fd {
         // SAFETY: computes a size.
         out.msg_controllen = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
@@ -221,7 +236,8 @@ pub fn start(
 ) -> Result<Child> {
     let mut process = Command::new(program);
     process.arg(command).args(arguments).current_dir("/").env(PROGRAM, program);
-    for variable in [SOCKET, WORKER, crate::cmd::daemon::READY] {
+    let systemds = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+    for variable in [SOCKET, WORKER, crate::cmd::daemon::READY].iter().chain(&systemds) {
         process.env_remove(variable);
     }
     process.stdin(Stdio::null()).stdout(Stdio::null());

@@ -22,6 +22,7 @@ pub mod receipts;
 mod retention;
 mod scrub;
 mod supervisor;
+mod systemd;
 mod volumes;
 pub mod when;
 pub mod xattr;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::control::{self, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::keeper::{self, Hear, Item, Items, Say, Stats};
+use crate::systemd;
 
 /// What the names of things that are kept begin with: a mount's connection, and a socket where commands arrive.
 pub const MOUNT: &str = "mount ";
@@ -52,6 +53,7 @@ struct Supervisor {
     fallback: Option<PathBuf>,
     arguments: Vec<OsString>,
     items: Items,
+    systemd: systemd::Store,
     stats: Stats,
     crashes: usize,
     kills: u32,
@@ -63,16 +65,19 @@ struct Supervisor {
 /// Starts a worker with these arguments (or watches the one whose supervisor died) and sees to it that there is one, until one ends
 /// in order. `ready`: where the first one tells how it went. Returns how the last one ended.
 pub fn run(arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Result<i32> {
+    let (systemd, items) = systemd::Store::find();
+    let ever_served = !items.is_empty();
     let mut supervisor = Supervisor {
         program: keeper::program()?,
         fallback: None,
         arguments,
-        items: Items::new(),
+        items,
+        systemd,
         stats: Stats::default(),
         crashes: 0,
         kills: 0,
         died: None,
-        ever_served: false,
+        ever_served,
         signals: signals()?,
     };
     let mut running = match std::env::var(keeper::WORKER).ok().and_then(|v| v.parse().ok()) {
@@ -177,9 +182,16 @@ impl Supervisor {
                 }
                 keeper::send(&r.socket, &Hear::End { stats: self.stats, pid: std::process::id() }, None)?;
             }
-            (Say::Keep { key, text }, Some(fd)) => drop(self.items.insert(key, Item { text, fd })),
+            (Say::Keep { key, text }, Some(fd)) => {
+                let item = Item { text, fd };
+                self.systemd.keep(&key, &item);
+                self.items.insert(key, item);
+            }
             (Say::Keep { key, .. }, None) => return Err(Failure::new(format!("{key} came without a descriptor"))),
-            (Say::Drop { key }, _) => drop(self.items.remove(&key)),
+            (Say::Drop { key }, _) => {
+                self.systemd.drop(&key);
+                self.items.remove(&key);
+            }
             (Say::Serving { stats }, _) => {
                 self.stats.restarts = self.stats.restarts.max(stats.restarts);
                 self.stats.longest_pause_ms = self.stats.longest_pause_ms.max(stats.longest_pause_ms);
@@ -189,6 +201,7 @@ impl Supervisor {
                     tracing::info!(pause_ms = pause, "served again");
                 }
                 (self.ever_served, self.kills, self.fallback) = (true, 0, None);
+                self.systemd.ready();
                 r.serving = Some(Instant::now());
             }
             (Say::Next { program }, _) => r.next = Some(Some(program)),

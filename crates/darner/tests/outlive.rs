@@ -581,3 +581,109 @@ fn a_daemon_that_crashes_at_every_start_is_given_up_and_can_be_taken_up_again() 
     w.unmount();
     w.forgive_errors();
 }
+
+/// A process in systemd's place: it starts the service, keeps what that stores, and passes it to the next one.
+struct FakeSystemd {
+    socket: std::os::unix::net::UnixDatagram,
+    path: PathBuf,
+    stored: Vec<(String, std::os::fd::OwnedFd)>,
+}
+
+impl FakeSystemd {
+    fn new(dir: &Path) -> FakeSystemd {
+        let path = dir.join("notify");
+        let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        FakeSystemd { socket, path, stored: Vec::new() }
+    }
+
+    fn start(&mut self, w: &World) -> std::process::Child {
+        use std::os::unix::process::CommandExt;
+        let names: Vec<&str> = self.stored.iter().map(|(name, _)| name.as_str()).collect();
+        let log = w.dir.join("daemon.log");
+        let mut command = std::process::Command::new("sh");
+        command.args([
+            "-c",
+            "export LISTEN_PID=$$; exec \"$@\"",
+            "sh",
+            common::DARNER,
+            "mount",
+            "--create",
+            "--foreground",
+        ]);
+        command.arg("--log").arg(log).arg(&w.store).arg(&w.mnt).env("NOTIFY_SOCKET", &self.path);
+        command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        let fds: Vec<i32> = self.stored.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+        // SAFETY: only system calls between fork and exec. (The numbers that are passed are above those in use.)
+        unsafe {
+            command.pre_exec(move || {
+                let high: Vec<i32> = fds.iter().map(|fd| libc::fcntl(*fd, libc::F_DUPFD, 500)).collect();
+                high.iter().enumerate().for_each(|(n, fd)| assert!(libc::dup2(*fd, 3 + n as i32) >= 0));
+                high.iter().for_each(|fd| assert_eq!(libc::close(*fd), 0));
+                Ok(())
+            });
+        }
+        command.spawn().unwrap()
+    }
+
+    /// Heeds what the service says until it is ready.
+    fn until_ready(&mut self) {
+        loop {
+            let (text, fd) = self.receive();
+            let name = text.lines().find_map(|l| l.strip_prefix("FDNAME=")).unwrap_or_default().to_string();
+            match (text.lines().next().unwrap(), fd) {
+                ("FDSTORE=1", Some(fd)) => self.stored.push((name, fd)),
+                ("FDSTOREREMOVE=1", None) => self.stored.retain(|(n, _)| *n != name),
+                ("READY=1", None) => return,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn receive(&self) -> (String, Option<std::os::fd::OwnedFd>) {
+        use std::os::fd::FromRawFd;
+        let mut bytes = [0u8; 4096];
+        let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        let mut control = [0u64; 8];
+        // SAFETY: plain data, pointers to locals with their lengths; a descriptor that comes along is ours.
+        unsafe {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+            (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
+            let n = libc::recvmsg(self.socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC);
+            assert!(n > 0, "{}", io::Error::last_os_error());
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            let fd = (!header.is_null())
+                .then(|| std::os::fd::OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()));
+            (String::from_utf8_lossy(&bytes[..n as usize]).into_owned(), fd)
+        }
+    }
+}
+
+#[test]
+fn with_systemds_descriptor_store_supervisor_and_daemon_may_be_killed_at_once() {
+    let Some(w) = World::unmounted() else { return };
+    fs::create_dir(&w.mnt).unwrap();
+    let mut systemd = FakeSystemd::new(&w.dir);
+    let mut service = systemd.start(&w);
+    systemd.until_ready();
+    for round in 0..3 {
+        let open = OpenOptions::new().read(true).write(true).create_new(true).open(w.path("open")).unwrap();
+        open.write_all_at(format!("round {round}").as_bytes(), 0).unwrap();
+        fs::remove_file(w.path("open")).unwrap();
+        fs::create_dir(w.path(&format!("d{round}"))).unwrap();
+        w.kill_all();
+        service.wait().unwrap();
+        service = systemd.start(&w);
+        systemd.until_ready();
+        let mut found = [0; 7];
+        open.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(found, *format!("round {round}").as_bytes());
+        assert!(w.path(&format!("d{round}")).is_dir(), "what was not written yet");
+    }
+    // Stopped as a service is, it unmounts.
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(service.id() as i32, libc::SIGTERM) };
+    assert!(service.wait().unwrap().success());
+    eventually("nothing is mounted", || fs::read_dir(&w.mnt).is_ok_and(|mut d| d.next().is_none()));
+}

@@ -10,7 +10,7 @@ use crate::cli::{Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
-use crate::{keeper, mounts, xattr};
+use crate::{keeper, mounts, systemd, xattr};
 
 use super::daemon;
 
@@ -22,6 +22,11 @@ pub fn run(c: Mount) -> Result<()> {
         return remount(&c);
     }
     let (c, request) = settle(c)?;
+    if c.foreground && systemd::has_passed() {
+        // (Whoever looks at the mount point now waits for us.)
+        let mountpoint = std::path::absolute(&c.mountpoint)?;
+        return daemon::in_foreground(&c, &Place::at(&c.store)?, &MountRequest { mountpoint, ..request });
+    }
     let place = if c.create {
         let make = Make { size: c.size, existing_is_fine: true, ..Make::default() };
         let place = place::create(&c.store, &make)?;
