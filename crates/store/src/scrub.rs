@@ -81,7 +81,7 @@ pub struct ScrubReport {
     pub bytes: u64,
     /// How far it is.
     pub at: ScrubAt,
-    /// Damages, [`LISTED`] at most.
+    /// Damages, `LISTED` at most.
     pub damages: Vec<Damage>,
     /// How many more there are.
     pub more: u64,

@@ -232,7 +232,7 @@ impl<'s> Tx<'s> {
         Ok(())
     }
 
-    /// Has the caller's [`Receipt`], if there is one, name this transaction, and what was its outcome: if and only if it is committed,
+    /// Has the caller's [`crate::Receipt`], if there is one, name this transaction, and what was its outcome: if and only if it is committed,
     /// a later process finds that.
     pub fn sign(&mut self, result: u64) {
         self.result = Some(result);
