@@ -1,4 +1,4 @@
-//! Mirrors over syslink: [`Source`] answers those who follow, [`pull`] follows. docs/mirror.md has the protocol.
+//! Mirrors over syslink: [`Source`] answers those who follow, [`Puller`] follows. docs/mirror.md has the protocol.
 //!
 //! What changed, and what is done with it, is `darner_fs`'s; this crate carries it. Nothing here knows threads, sockets or
 //! where a store is. The source remembers of those who follow what they were sent in the pull under way, and forgets it
