@@ -117,14 +117,15 @@ impl Daemon {
         };
         let rate = RATE.max(self.store().scrub_total() / (EVERY.as_secs() / 3));
         let mut kept = Instant::now();
-        while !self.is_closing() && self.step_scrub(&mut report, if wanted { LONG_STEP } else { STEP })? {
+        let step = if wanted { LONG_STEP } else { STEP.max(rate) };
+        while !self.is_closing() && self.step_scrub(&mut report, step)? {
             if kept.elapsed() > KEEP_EVERY {
                 kept = Instant::now();
                 self.store().keep_scrub_report(&report, now_ns())?;
             }
             // Whoever asked gets it soon.
             if !wanted {
-                (0..STEP.div_ceil(rate)).for_each(|_| pause());
+                (0..step.div_ceil(rate)).for_each(|_| pause());
             }
         }
         match report.ended {

@@ -89,7 +89,7 @@ impl Store {
             to => key(to),
         };
         let index = self.index.read();
-        let mems: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+        let mems: Vec<&Memtable> = index.memtables().collect();
         let look = Look { mems, levels: &index.levels, cache: &self.cache, since, at };
         let mut delta = Delta::default();
         let mut pos = key(from);

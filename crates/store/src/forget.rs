@@ -90,8 +90,8 @@ impl Store {
 
     /// Destroys every version of some objects and of some single keys (names that led to them), in all moments up to
     /// `newest`, and goes on with what was not brought to its end. The caller has made sure that nothing visible led to them
-    /// then, and that no clone shows them. Whatever else no moment shows any more goes with them. On return the bytes are overwritten and gone from the volume, but for what other
-    /// objects share. `each` is told how far it is.
+    /// then, and that no clone shows them. Whatever else no moment shows any more goes with them. On return the bytes are
+    /// overwritten and gone from the volume, but for what other objects share. `each` is told how far it is.
     pub fn forget(
         &self,
         objects: &[(FilesetId, ObjectId)],

@@ -297,9 +297,8 @@ impl Store {
         self.log.sync_all()?;
         let levels = self.index.read().levels.clone();
         let entries = vec![Box::new(frozen.entries().map(Ok)) as Source];
-        let ghosts = state.ghosts.clone();
-        let (new_live, new_history) =
-            self.write_tables(entries, ghosts, Family::Live, levels.live.is_empty(), state, false)?;
+        let input = Input { entries, ghosts: state.ghosts.clone() };
+        let (new_live, new_history) = self.write_tables(input, Family::Live, levels.live.is_empty(), state, false)?;
         let mut next = (*levels).clone();
         next.live.splice(0..0, new_live);
         next.history.extend(new_history);
@@ -378,9 +377,8 @@ impl Store {
     fn merge(&self, state: &mut State, family: Family, runs: Vec<Run>) -> Result<()> {
         let levels = self.index.read().levels.clone();
         let bottom = family == Family::Live && levels.live.len() == runs.len();
-        let sources = runs.iter().map(run_source).collect();
-        let ghosts = ghosts_of(&runs);
-        let (live, history) = self.write_tables(sources, ghosts, family, bottom, state, true)?;
+        let input = Input { entries: runs.iter().map(run_source).collect(), ghosts: ghosts_of(&runs) };
+        let (live, history) = self.write_tables(input, family, bottom, state, true)?;
         // A flush may have added runs meanwhile: put ours in the place of those that were merged.
         let mut next = Levels::clone(&self.index.read().levels);
         let merged = |r: &Run| runs.iter().any(|m| m.is(r));
@@ -416,19 +414,18 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the sources' entries as a live and a history run (either may be absent). `flush`: the memtable, when that
+    /// Writes the entries as a live and a history run (either may be absent). `flush`: the memtable, when that
     /// falls due meanwhile.
     fn write_tables(
         &self,
-        sources: Vec<Source>,
-        ghosts: Vec<Ghost>,
+        input: Input<'_>,
         family: Family,
         bottom: bool,
         state: &mut State,
         flush: bool,
     ) -> Result<(Option<Run>, Option<Run>)> {
         let mut made = Vec::new();
-        let outcome = self.write_runs(sources, ghosts, family, bottom, state, flush, &mut made);
+        let outcome = self.write_runs(input, family, bottom, state, flush, &mut made);
         if outcome.is_err() {
             // Nothing names them; what can't be removed goes at the next open.
             made.into_iter().for_each(|at| drop(self.volumes.remove(at)));
@@ -437,23 +434,21 @@ impl Store {
     }
 
     /// As [`Store::write_tables`]; `made` gets the regions.
-    #[expect(clippy::too_many_arguments)]
     fn write_runs(
         &self,
-        sources: Vec<Source>,
-        ghosts: Vec<Ghost>,
+        input: Input<'_>,
         family: Family,
         bottom: bool,
         state: &mut State,
         flush: bool,
         made: &mut Vec<RegionRef>,
     ) -> Result<(Option<Run>, Option<Run>)> {
-        let mut merged = Merged::new(sources)?;
+        let mut merged = Merged::new(input.entries)?;
         let mut divider = Divider::new(bottom, self.index.read().filesets.clones());
         let mut ageing = Ageing::new(self.clock());
         let mut outputs = [RunWriter::default(), RunWriter::default()];
         let mut n = 0u64;
-        let mut ghosts = ghosts.into_iter().peekable();
+        let mut ghosts = input.ghosts.into_iter().peekable();
         while let Some(entry) = merged.next()? {
             while let Some(g) = ghosts.next_if(|g| g.from <= entry.key) {
                 outputs[usize::from(family == Family::History)].ghost(g);
@@ -475,6 +470,13 @@ impl Store {
         let [live, history] = outputs;
         Ok((live.finish(self, made)?, history.finish(self, made)?))
     }
+}
+
+/// What tables are made of.
+struct Input<'i> {
+    entries: Vec<Source<'i>>,
+    /// In order.
+    ghosts: Vec<Ghost>,
 }
 
 /// The ghosts of some runs, in order.

@@ -14,6 +14,7 @@ use crate::codec::Reader;
 use crate::collapse::{Advance, spans};
 use crate::counts::Counts;
 use crate::extent::ChunkMap;
+use crate::fileset::MAIN;
 use crate::frame::{self, Content};
 use crate::index::Entry;
 use crate::index::ghost::Ghost;
@@ -21,7 +22,7 @@ use crate::index::merge::{Merged, Source, run_source};
 use crate::key::{KEY_HEAD, parse};
 use crate::manifest::{Manifest, Position};
 use crate::pack::{self, Packed, Part};
-use crate::recover::{Replayed, Window, durable_beyond, region_start};
+use crate::recover::{Replayed, Window, durable_beyond, each_frame};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::superblock::Superblock;
@@ -154,14 +155,13 @@ impl Store {
 
     /// Counts what transactions that were cleaned away no longer tell.
     fn recount(&self) -> Result<()> {
-        if self.packs.lock().is_empty() && self.retention(FilesetId(1))?.keeps_all() {
+        if self.packs.lock().is_empty() && self.retention(MAIN)?.keeps_all() {
             return Ok(());
         }
         let index = self.index.read();
         let clones = index.filesets.clones();
-        let memtables = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten();
         let runs = index.levels.live.iter().chain(&index.levels.history);
-        let of_memory = memtables.map(|m| -> Source<'_> { Box::new(m.entries().map(Ok)) });
+        let of_memory = index.memtables().map(|m| -> Source<'_> { Box::new(m.entries().map(Ok)) });
         let sources: Vec<Source<'_>> = of_memory.chain(runs.map(|r| -> Source<'_> { run_source(r) })).collect();
         let mut merged = Merged::new(sources)?;
         let mut counts = Counts::default();
@@ -247,6 +247,7 @@ pub(crate) fn manifest_from_regions(volumes: &Volumes, sb: &Superblock, lost: Er
     let mut packs: BTreeMap<u64, RegionRef> = BTreeMap::new();
     for (number, all) in found {
         // One that a crash left unfinished is of no account.
+        let is_whole = |r: &Remains| each_frame(&r.region, &r.segment, &volumes.name(), &mut |_, _, _| Ok(())).is_ok();
         let whole = all.into_iter().find(|r| r.pack.is_none() || is_whole(r));
         let Some(r) = whole else {
             return Err(Error::Corrupt {
@@ -299,24 +300,6 @@ fn as_segment(region: &Arc<dyn Region>, store: &[u8; 16]) -> Result<Option<Segme
 fn of_part(part: &Part, pack: u64) -> Segment {
     let at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0 };
     Segment { end: part.end, pack: Some(pack), ..Segment::open(at, part.after) }
-}
-
-/// Whether every frame of what is left of a segment is.
-fn is_whole(r: &Remains) -> bool {
-    let mut window = Window::new(r.region.clone(), segment::HEADER);
-    let mut at = region_start(&*r.region);
-    while at < r.segment.end {
-        if window.fill_frame(at).is_err() {
-            return false;
-        }
-        let bytes = window.bytes(at);
-        let Some(len) = frame::parse(bytes, r.segment.at.id, at).and_then(|_| frame::shape(bytes)).map(|s| s.len)
-        else {
-            return false;
-        };
-        at = r.region.next_kept(at + len as u64);
-    }
-    true
 }
 
 /// Where the last frame of a segment ends that nothing is appended to any more.

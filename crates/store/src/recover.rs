@@ -5,6 +5,7 @@
 //! crash but damaged since: then opening fails rather than lose synced data in silence.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -396,31 +397,19 @@ impl Store {
                 window.fill_frame(at.offset)?;
                 let bytes = window.bytes(at.offset);
                 let last = self.log.tail().last;
-                let Some(frame) = frame::parse(bytes, at.region, at.offset) else {
-                    if rescue(&region, at, last)? {
-                        window = Window::new(region.clone(), at.offset);
-                        continue;
-                    }
-                    break None;
-                };
                 // Seals repeat the tid of the last transaction.
-                let in_order = frame.header.tid > last || matches!(frame.content, Content::Seal(_));
-                if frame.header.chain != at.chain || !in_order {
-                    if rescue(&region, at, last)? {
-                        window = Window::new(region.clone(), at.offset);
-                        continue;
-                    }
-                    break None;
-                }
-                let end = at.offset + frame::shape(bytes).expect("just parsed").len as u64;
-                let torn = match &frame.content {
-                    Content::Transaction(records) => !data_is_valid(&*region, bytes, at.offset, records),
-                    Content::Seal(_) => false,
+                let is_next = |f: &frame::Frame<'_>| {
+                    f.header.chain == at.chain && (f.header.tid > last || matches!(f.content, Content::Seal(_)))
                 };
-                if torn && rescue(&region, at, last)? {
+                let frame = frame::parse(bytes, at.region, at.offset).filter(is_next);
+                let torn = matches!(&frame, Some(frame::Frame { content: Content::Transaction(records), .. })
+                    if !data_is_valid(&*region, bytes, at.offset, records));
+                if (frame.is_none() || torn) && rescue(&region, at, last)? {
                     window = Window::new(region.clone(), at.offset);
                     continue;
                 }
+                let Some(frame) = frame else { break None };
+                let end = at.offset + frame::shape(bytes).expect("just parsed").len as u64;
                 if torn && durable_beyond(&region, end, last)?.is_none() {
                     break None;
                 }
@@ -493,28 +482,7 @@ impl Store {
     /// Visits the frames that are left of a segment which has been ended.
     pub(crate) fn each_frame(&self, s: &Segment, visit: &mut VisitFrame<'_>) -> Result<()> {
         let region = self.regions.read()[&s.at.id].clone();
-        // Where little is left, a window would be holes for the most part.
-        let (region, mut window) = match region.in_memory()? {
-            Some(copy) => (copy.clone(), Window::of_few(copy, segment::HEADER)),
-            None => (region.clone(), Window::new(region, segment::HEADER)),
-        };
-        let mut at = region_start(&*region);
-        while at < s.end {
-            window.fill_frame(at)?;
-            let bytes = window.bytes(at);
-            let Some(frame) = frame::parse(bytes, s.at.id, at) else {
-                return Err(Error::Corrupt {
-                    place: format!("{}, region {:x} at byte {at}", self.volumes.name(), s.at.id),
-                    what: "frame of the log",
-                    expected: format!("frames up to byte {}", s.end),
-                    found: "damaged bytes".into(),
-                });
-            };
-            let len = frame::shape(bytes).expect("just parsed").len;
-            visit(at, &bytes[..len], frame)?;
-            at = region.next_kept(at + len as u64);
-        }
-        Ok(())
+        each_frame(&region, s, &self.volumes.name(), visit)
     }
 
     /// Goes to the segment that a seal names; `None`: its header was never written, so the log ends at the seal.
@@ -649,6 +617,37 @@ impl Store {
     }
 }
 
+/// Visits the frames in what is left of a segment; `within`: where that is, for people.
+pub(crate) fn each_frame(
+    region: &Arc<dyn Region>,
+    s: &Segment,
+    within: &str,
+    visit: &mut VisitFrame<'_>,
+) -> Result<()> {
+    // Where little is left, a window would be holes for the most part.
+    let (region, mut window) = match region.in_memory()? {
+        Some(copy) => (copy.clone(), Window::of_few(copy, segment::HEADER)),
+        None => (region.clone(), Window::new(region.clone(), segment::HEADER)),
+    };
+    let mut at = region_start(&*region);
+    while at < s.end {
+        window.fill_frame(at)?;
+        let bytes = window.bytes(at);
+        let Some(frame) = frame::parse(bytes, s.at.id, at) else {
+            return Err(Error::Corrupt {
+                place: format!("{within}, region {:x} at byte {at}", s.at.id),
+                what: "frame of the log",
+                expected: format!("frames up to byte {}", s.end),
+                found: "damaged bytes".into(),
+            });
+        };
+        let len = frame::shape(bytes).expect("just parsed").len;
+        visit(at, &bytes[..len], frame)?;
+        at = region.next_kept(at + len as u64);
+    }
+    Ok(())
+}
+
 /// Looks for a later frame that says that something after `last` had been durable; returns that tid.
 pub(crate) fn durable_beyond(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
     const STEP: u64 = 4 << 20;
@@ -695,19 +694,28 @@ pub(crate) fn data_is_valid(region: &dyn Region, frame: &[u8], at: u64, records:
 
 /// Whether stored bytes carry their own checksums.
 pub(crate) fn extent_is_valid(region: &dyn Region, at: u64, stored: &[u8], codec: Codec, len: usize) -> bool {
+    damaged_blocks(region, at, stored, codec, len).next().is_none()
+}
+
+/// The parts of stored bytes, which are from byte `at` of a region on, that are not as they were written (but for those that
+/// were cleaned away): blocks, or all where that is one. `len`: what they are, unpacked.
+pub(crate) fn damaged_blocks<'b>(
+    region: &'b dyn Region,
+    at: u64,
+    stored: &'b [u8],
+    codec: Codec,
+    len: usize,
+) -> impl Iterator<Item = Range<usize>> + 'b {
     let id = region.place().id;
-    let sealed = |at: u64, bytes: &[u8]| match bytes.split_last_chunk::<4>() {
+    let fits = codec == Codec::Lz4 || stored.len() == crate::extent::raw_size(len);
+    let block = if codec == Codec::Raw && fits { BLOCK + 4 } else { stored.len().max(1) };
+    let sealed = move |at: u64, bytes: &[u8]| match bytes.split_last_chunk::<4>() {
         Some((data, crc)) => region.next_kept(at) != at || crc_at(id, at, data).to_le_bytes() == *crc,
         None => false,
     };
-    match codec {
-        Codec::Lz4 => sealed(at, stored),
-        Codec::Raw if stored.len() != crate::extent::raw_size(len) => false,
-        Codec::Raw => {
-            let blocks = stored.chunks(BLOCK + 4).enumerate();
-            blocks.into_iter().all(|(i, b)| sealed(at + (i * (BLOCK + 4)) as u64, b))
-        }
-    }
+    let n = if codec == Codec::Lz4 { 1 } else { stored.len().div_ceil(block) };
+    let parts = (0..n).map(move |i| i * block..((i + 1) * block).min(stored.len()));
+    parts.filter(move |part| !fits || !sealed(at + part.start as u64, &stored[part.clone()]))
 }
 
 /// A part of a segment in memory, read ahead while frames are taken from it.

@@ -174,7 +174,7 @@ impl Store {
     pub fn has_object(&self, fileset: FilesetId, object: ObjectId) -> Result<bool> {
         let key = Key::new(fileset, object, Kind(0), &[]);
         let index = self.index.read();
-        let layers: Vec<_> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+        let layers: Vec<_> = index.memtables().collect();
         scan::any(&layers, &index.levels, &self.cache, &key.as_bytes()[..KEY_HEAD - 1])
     }
 

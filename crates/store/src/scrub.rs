@@ -1,26 +1,26 @@
 //! Scrubbing: every stored byte is read from the volume and verified, in steps, while the store is in use.
 //! docs/format.md §Scrub.
 //!
-//! First the segments by number, then the tables, at last manifest and superblocks, which are written anew where they are damaged. Between two steps segments may be cleaned and moved: a step goes on
-//! where the one before ended, because offsets within a segment stay what they were. What is read comes from the
-//! volume, not from the operating system's cache, as far as the volume can see to that.
+//! First the segments by number, then the tables, at last manifest and superblocks, which are written anew where they are
+//! damaged. Between two steps segments may be cleaned and moved: a step goes on where the one before ended, because offsets
+//! within a segment stay what they were. What is read comes from the volume, not from the operating system's cache, as far as
+//! the volume can see to that.
 //!
 //! The open segment is left out; a scrub begins a new one first, so that all is read that was there when it began.
 
-use crate::codec::{Reader, crc_at, put_varint};
+use crate::codec::{Reader, put_varint};
 use crate::extent::{BLOCK, Codec};
+use crate::fileset::MAIN;
 use crate::frame::{self, Body, Content, Record};
 use crate::index::table::Cursor;
 use crate::key::Key;
 use crate::manifest::Manifest;
-use crate::recover::{Window, region_start};
+use crate::recover::{Window, damaged_blocks, region_start};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;
 use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
 
-/// Whose records hold the report.
-const HOME: FilesetId = FilesetId(1);
 const VERSION: u8 = 1;
 /// Damages that a report lists; of more it has the number.
 pub const LISTED: usize = 1000;
@@ -154,13 +154,13 @@ impl ScrubReport {
 impl Store {
     /// The last report that was kept; one that never began if there is none.
     pub fn scrub_report(&self) -> Result<ScrubReport> {
-        let found = self.get(&Key::new(HOME, ObjectId(0), Kind::SCRUB, &[]), Tid::MAX)?;
+        let found = self.get(&Key::new(MAIN, ObjectId(0), Kind::SCRUB, &[]), Tid::MAX)?;
         Ok(found.and_then(|v| ScrubReport::decode(&v.value)).unwrap_or_default())
     }
 
     /// Keeps a report, so that it is known and gone on with after the next open.
     pub fn keep_scrub_report(&self, report: &ScrubReport, now_ns: u64) -> Result<()> {
-        let mut tx = self.begin(HOME, now_ns)?;
+        let mut tx = self.begin(MAIN, now_ns)?;
         tx.put(ObjectId(0), Kind::SCRUB, &[], &report.encode());
         tx.commit()?;
         self.sync().map(|_| ())
@@ -269,7 +269,9 @@ impl Store {
         }
         let mut at = region.next_kept(report.at.offset).max(region_start(&*region));
         // Where little is left, a window would be holes for the most part.
-        region.drop_cached(0, if s.pack.is_some() { s.end } else { 0 });
+        if s.pack.is_some() {
+            region.drop_cached(0, s.end);
+        }
         let mut window = match region.in_memory()? {
             Some(copy) => Window::of_few(copy, at),
             None => Window::of_the_volume(region.clone(), at),
@@ -323,28 +325,13 @@ fn scrub_extent(region: &dyn Region, frame: &[u8], at: u64, tid: Tid, r: &Record
     let Body::Extent { offset, len, codec, data_at, stored } = r.body else { return };
     let start = at + u64::from(data_at);
     let bytes = &frame[data_at as usize..(data_at + stored) as usize];
-    let mut damage = |within: u64, size: usize, from: u64, n: u64| {
+    let (len, unit) = (u64::from(len), if codec == Codec::Raw { BLOCK as u64 } else { u64::from(len) });
+    for part in damaged_blocks(region, start, bytes, codec, len as usize) {
+        let from = part.start as u64 / (BLOCK as u64 + 4) * BLOCK as u64;
+        let n = unit.min(len.saturating_sub(from));
         let rot = Rot::Data { fileset: r.fileset, object: r.object, offset: offset + from, len: n, tid };
-        report.add(Damage { region: region.place().id, offset: start + within, len: size as u64, rot });
-    };
-    let is_whole = |at: u64, bytes: &[u8]| match bytes.split_last_chunk::<4>() {
-        Some((data, crc)) => region.next_kept(at) != at || crc_at(region.place().id, at, data).to_le_bytes() == *crc,
-        None => false,
-    };
-    match codec {
-        Codec::Lz4 => {
-            if !is_whole(start, bytes) {
-                damage(0, bytes.len(), 0, len.into());
-            }
-        }
-        Codec::Raw => {
-            for (i, b) in bytes.chunks(BLOCK + 4).enumerate() {
-                let (within, from) = ((i * (BLOCK + 4)) as u64, (i * BLOCK) as u64);
-                if !is_whole(start + within, b) {
-                    damage(within, b.len(), from, (BLOCK as u64).min(u64::from(len).saturating_sub(from)));
-                }
-            }
-        }
+        let at = start + part.start as u64;
+        report.add(Damage { region: region.place().id, offset: at, len: part.len() as u64, rot });
     }
 }
 

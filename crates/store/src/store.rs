@@ -81,6 +81,13 @@ pub(crate) struct Index {
     pub filesets: Filesets,
 }
 
+impl Index {
+    /// What is in memory only, newest first.
+    pub fn memtables(&self) -> impl Iterator<Item = &Memtable> {
+        [Some(&self.active), self.frozen.as_deref()].into_iter().flatten()
+    }
+}
+
 /// A store, open. Reads run in parallel; one [`Tx`] at a time.
 pub struct Store {
     pub(crate) volumes: Volumes,
@@ -343,7 +350,7 @@ impl Store {
         let mut newer = false;
         let levels = {
             let index = self.index.read();
-            for layer in [Some(&index.active), index.frozen.as_deref()].into_iter().flatten() {
+            for layer in index.memtables() {
                 match layer.get(key, at) {
                     Some(Found::OnlyNewer) => newer = true,
                     Some(found) => return Ok(Some(found)),
@@ -389,7 +396,7 @@ impl Store {
 
     pub(crate) fn scan_batch(&self, range: Range<'_>) -> Result<(Vec<scan::Item>, Option<Vec<u8>>)> {
         let index = self.index.read();
-        let layers: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+        let layers: Vec<&Memtable> = index.memtables().collect();
         scan::scan(&layers, &index.levels, &self.cache, range)
     }
 
@@ -414,7 +421,7 @@ impl Store {
     /// Every version of the keys that start with `prefix`, by key, newest first.
     pub(crate) fn all_versions(&self, prefix: &Key) -> Result<Vec<Entry>> {
         let index = self.index.read();
-        let layers: Vec<&Memtable> = [Some(&index.active), index.frozen.as_deref()].into_iter().flatten().collect();
+        let layers: Vec<&Memtable> = index.memtables().collect();
         scan::versions(&layers, &index.levels, &self.cache, prefix.as_bytes())
     }
 

@@ -137,6 +137,10 @@ pub(super) fn drop_cached(file: &File, offset: u64, len: u64) {
 
 fn advise(file: &File, offset: u64, len: u64, advice: i32) {
     use std::os::fd::AsRawFd;
+    // To the kernel, no length is all there is.
+    if len == 0 {
+        return;
+    }
     // SAFETY: a plain system call on an open descriptor.
     unsafe {
         libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, advice);
