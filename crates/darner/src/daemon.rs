@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status};
 use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
-use crate::keeper::{Items, Keeper};
+use crate::keeper::{self, Items, Keeper};
 use crate::memory::SharedMemory;
 use crate::mirroring::Follows;
 use crate::nodes::Nodes;
@@ -26,7 +26,7 @@ use crate::place::{self, Place};
 use crate::reaper::Reaper;
 use crate::retention::{Tell, Wanted};
 use crate::scrub::Scrubbing;
-use crate::supervisor::LISTENER;
+use crate::supervisor::{LISTENER, block_end_signals};
 use crate::volumes::{LOCK, Listener, Member};
 use crate::when::local;
 
@@ -110,7 +110,7 @@ pub fn run(
         std::process::abort();
     }));
     // Before there is any other thread.
-    let signals = block_signals();
+    let signals = block_end_signals();
     let (keeper, mut items) = Keeper::find()?;
     let goes_on = !items.is_empty();
     let (place, others) = match take_locks(&mut items) {
@@ -188,9 +188,8 @@ pub fn run(
 
 /// Where the volumes are of which a process before this had the locks, if there was one; the locks are ours then.
 fn take_locks(items: &mut Items) -> Option<(Place, Vec<PathBuf>)> {
-    let keys: Vec<String> = items.keys().filter(|key| key.starts_with(LOCK)).cloned().collect();
     let mut paths = Vec::new();
-    for item in keys.iter().filter_map(|key| items.remove(key)) {
+    for (_, item) in keeper::take(items, LOCK) {
         paths.push(PathBuf::from(item.text));
         place::inherit(vec![item.fd.into()]);
     }
@@ -214,8 +213,7 @@ fn shelter(keeper: &Keeper, items: &mut Items, read_only: bool) -> Result<Option
 }
 
 fn take_listeners(items: &mut Items) -> HashMap<String, UnixListener> {
-    let keys: Vec<String> = items.keys().filter(|key| key.starts_with(LISTENER)).cloned().collect();
-    keys.into_iter().filter_map(|key| Some((key.clone(), items.remove(&key)?.fd.into()))).collect()
+    keeper::take(items, LISTENER).into_iter().map(|(name, item)| (name, item.fd.into())).collect()
 }
 
 impl Daemon {
@@ -568,20 +566,6 @@ fn warnings(usage: &darner_store::Usage) -> Vec<String> {
         ));
     }
     all
-}
-
-/// Blocks the signals that mean *end* in this thread and those it starts.
-fn block_signals() -> libc::sigset_t {
-    // SAFETY: the set is initialised by sigemptyset; the calls can't fail for valid signals.
-    unsafe {
-        let mut signals = std::mem::zeroed();
-        libc::sigemptyset(&mut signals);
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            libc::sigaddset(&mut signals, signal);
-        }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
-        signals
-    }
 }
 
 fn resident_bytes() -> u64 {

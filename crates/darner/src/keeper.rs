@@ -97,6 +97,12 @@ pub enum Hear {
 /// What is kept, by name.
 pub type Items = BTreeMap<String, Item>;
 
+/// Takes out those whose names begin with `kind`; their names are told without that.
+pub fn take(items: &mut Items, kind: &str) -> Vec<(String, Item)> {
+    let keys: Vec<String> = items.keys().filter(|key| key.starts_with(kind)).cloned().collect();
+    keys.into_iter().filter_map(|key| Some((key[kind.len()..].to_string(), items.remove(&key)?))).collect()
+}
+
 /// One thing that is kept.
 #[derive(Debug)]
 pub struct Item {
@@ -197,13 +203,17 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Takes the descriptor whose number is in a variable, which only this process was given.
 pub fn inherited(variable: &str) -> Option<OwnedFd> {
     let fd: RawFd = std::env::var(variable).ok()?.parse().ok().filter(|fd| *fd > 2)?;
-    // SAFETY: whoever started us made this descriptor for us alone; programs that we start must not hold it.
-    unsafe {
-        if libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) < 0 {
-            return None;
-        }
-        Some(OwnedFd::from_raw_fd(fd))
-    }
+    // SAFETY: whoever started us made this descriptor for us alone.
+    unsafe { own(fd) }
+}
+
+/// A descriptor that was passed to this process, if it was; programs that we start do not hold it.
+///
+/// # Safety
+/// It is nobody else's in this process.
+pub unsafe fn own(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: plain system call; what is open and nobody else's is ours, as the caller says.
+    unsafe { (libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) >= 0).then(|| OwnedFd::from_raw_fd(fd)) }
 }
 
 /// Has a program find a descriptor under its number, in a variable.

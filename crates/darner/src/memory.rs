@@ -7,6 +7,17 @@ use std::ptr::NonNull;
 
 use darner_store::Memory;
 
+/// An empty file in memory, under no name in any directory.
+pub fn file(name: &std::ffi::CStr) -> io::Result<File> {
+    // SAFETY: a valid C string.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and ours.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
 /// Anonymous memory with a descriptor, mapped.
 pub struct SharedMemory {
     file: File,
@@ -22,13 +33,7 @@ unsafe impl Sync for SharedMemory {}
 impl SharedMemory {
     /// Zeroes; what is not touched takes no room.
     pub fn new(name: &std::ffi::CStr, len: usize) -> io::Result<SharedMemory> {
-        // SAFETY: a valid C string; the descriptor is ours.
-        let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: as above.
-        let file = unsafe { File::from_raw_fd(fd) };
+        let file = file(name)?;
         file.set_len(len as u64)?;
         SharedMemory::map(file, len)
     }

@@ -63,15 +63,25 @@ fn address(of: &SocketAddr) -> Result<SocketAddr> {
     Ok(SocketAddr::from_abstract_name([name, b"/mirror"].concat())?)
 }
 
+/// A number that no other mirror of a source draws.
+pub(crate) fn session() -> u64 {
+    u64::from(std::process::id()) << 32 ^ now_ns()
+}
+
+/// Whether it is a process of root or of our own user.
+fn is_trusted(who: &Who) -> bool {
+    // SAFETY: this call can't fail.
+    let own = unsafe { libc::geteuid() };
+    matches!(who, Who::Process { uid, .. } if *uid == 0 || *uid == own)
+}
+
 fn admit(who: &Who, hello: &Hello, _: u64) -> std::result::Result<(), String> {
     if hello.service != SERVICE {
         return Err(format!("there is no service {:?} here", hello.service));
     }
-    // SAFETY: this call can't fail.
-    let own = unsafe { libc::geteuid() };
-    match who {
-        Who::Process { uid, .. } if *uid == 0 || *uid == own => Ok(()),
-        _ => Err("only root and the user who mounted may follow".into()),
+    match is_trusted(who) {
+        true => Ok(()),
+        false => Err("only root and the user who mounted may follow".into()),
     }
 }
 
@@ -103,8 +113,7 @@ impl Daemon {
     /// Follows as long as the store is a mirror.
     pub(crate) fn follow(&self) {
         let mut link: Option<Arc<Link>> = None;
-        // A number that no other mirror of the source draws.
-        let session = u64::from(std::process::id()) << 32 ^ now_ns();
+        let session = session();
         while !self.is_closing() {
             let Some(f) = self.fs.following() else { break };
             let mut pause = EVERY;
@@ -320,11 +329,10 @@ pub(crate) fn connect(place: &Place) -> Result<Link> {
     for socket in place.sockets() {
         match unix::connect(&address(&socket)?, SERVICE, &Config::default(), Arc::new(Refuse)) {
             Ok(link) => {
-                // SAFETY: this call can't fail.
-                let own = unsafe { libc::geteuid() };
-                return match &link.peer().who {
-                    Who::Process { uid, .. } if *uid == 0 || *uid == own => Ok(link),
-                    who => Err(Failure::new(format!("{who:?} poses as the daemon of {}", place.path.display()))),
+                let who = &link.peer().who;
+                return match is_trusted(who) {
+                    false => Err(Failure::new(format!("{who:?} poses as the daemon of {}", place.path.display()))),
+                    true => Ok(link),
                 };
             }
             Err(e) => failed = Some(e),

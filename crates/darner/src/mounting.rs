@@ -16,7 +16,7 @@ use crate::control::{MountLine, MountRequest};
 use crate::daemon::{Daemon, Mount, State};
 use crate::error::{Failure, Result};
 use crate::frontend::{Frontend, nameless};
-use crate::keeper::Items;
+use crate::keeper::{self, Items};
 use crate::mounts;
 use crate::nodes::Nodes;
 use crate::receipts::{MountMemory, Receipts, THREADS_MAX};
@@ -131,11 +131,9 @@ impl Daemon {
     pub(crate) fn go_on(self: &Arc<Daemon>, mut items: Items) -> Result<()> {
         // What is newer has not been committed by that process.
         let last = self.store().tid();
-        let names: Vec<String> = items.keys().filter_map(|key| key.strip_prefix(MOUNT).map(String::from)).collect();
         let mut unanswered = Vec::new();
-        for name in names {
+        for (name, item) in keeper::take(&mut items, MOUNT) {
             let memory = items.remove(&format!("{MEMORY}{name}")).map(|item| item.fd);
-            let item = items.remove(&format!("{MOUNT}{name}")).expect("its name was in the list");
             if let Err(e) = self.adopt(&item.text, item.fd, memory, last, &mut unanswered) {
                 tracing::error!("the mount {name} ends: {e}");
                 self.let_go(Path::new(&name));

@@ -350,16 +350,25 @@ fn pidfd(pid: u32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// The signals that mean *end*, as something to read.
-fn signals() -> Result<OwnedFd> {
-    // SAFETY: the set is initialised by sigemptyset; the descriptor is new and ours.
+/// Blocks the signals that mean *end* in this thread and those it starts.
+pub(crate) fn block_end_signals() -> libc::sigset_t {
+    // SAFETY: the set is initialised by sigemptyset; the calls can't fail for valid signals.
     unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            libc::sigaddset(&mut set, signal);
+            libc::sigaddset(&mut signals, signal);
         }
-        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
+        signals
+    }
+}
+
+/// They, as something to read.
+fn signals() -> Result<OwnedFd> {
+    let set = block_end_signals();
+    // SAFETY: a valid set; the descriptor is new and ours.
+    unsafe {
         match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
             -1 => Err(std::io::Error::last_os_error().into()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),

@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use crate::error::Result;
 use crate::keeper::{self, Item, Items};
+use crate::memory;
 
 const NAME: &str = "-name";
 /// The first of the descriptors that systemd passes.
@@ -122,27 +123,15 @@ fn passed() -> BTreeMap<String, OwnedFd> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let count = number("LISTEN_FDS").unwrap_or(0) as usize;
     let own = |(n, name): (usize, &str)| {
-        let fd = FIRST + n as RawFd;
-        // SAFETY: systemd made these for us alone; programs that we start get what they need by name.
-        let fd = unsafe {
-            if libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) < 0 {
-                return None;
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
+        // SAFETY: systemd made these for us alone.
+        let fd = unsafe { keeper::own(FIRST + n as RawFd) }?;
         Some((name.to_string(), fd))
     };
     names.split(':').take(count).enumerate().filter_map(own).collect()
 }
 
 fn write_name(key: &str, text: &str) -> Result<File> {
-    // SAFETY: a valid C string.
-    let fd = unsafe { libc::memfd_create(c"darner-name".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error().into());
-    }
-    // SAFETY: the descriptor is new and ours.
-    let mut file = unsafe { File::from_raw_fd(fd) };
+    let mut file = memory::file(c"darner-name")?;
     file.write_all(&serde_json::to_vec(&(key, text))?)?;
     Ok(file)
 }

@@ -41,7 +41,7 @@ impl Listener {
     pub fn new(daemon: &Arc<Daemon>, address: &std::os::unix::net::SocketAddr) -> Result<Listener> {
         let name = String::from_utf8_lossy(address.as_abstract_name().unwrap_or_default()).into_owned();
         let key = format!("{LISTENER}{name}");
-        let kept = daemon.listeners.lock().remove(&key);
+        let kept = daemon.listeners.lock().remove(&name);
         let listener = match kept {
             Some(listener) => listener,
             None => UnixListener::bind_addr(address).cant(|| "listen for commands".into())?,

@@ -16,12 +16,12 @@ mod source;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use darner_store::{CATALOGUE, FilesetId, Kind, ObjectId, Pin, Tid};
+use darner_store::{CATALOGUE, FilesetId, Kind, ObjectId, Pin, Tid, split_tail};
 
 pub use source::{Part, Sent, Wanted};
 
 use crate::change::SMALL;
-use crate::codec::{Reader, put_varint};
+use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
 use crate::node::{Inode, MAIN, ROOT};
@@ -40,6 +40,14 @@ const PIECES_MAX: u64 = 1000;
 /// The tail with which an object's keys begin.
 pub(crate) fn tail_of(object: u64) -> [u8; 8] {
     object.to_be_bytes()
+}
+
+/// Whether a key is part of what is followed: not labels and the like.
+fn is_mirrored(tail: &[u8]) -> bool {
+    split_tail(tail).is_some_and(|(object, kind, _)| match object {
+        ObjectId(0) | BOOKS => false,
+        _ => matches!(kind, Kind::ATTR | Kind::TARGET | Kind::XATTR | Kind::DIRENT | Kind::EXTENT),
+    })
 }
 
 /// What a mirror follows, and how far it has come.
@@ -108,16 +116,13 @@ impl Following {
         let mut out = vec![VERSION, u8::from(self.promoted) | u8::from(self.paused) << 1];
         out.extend_from_slice(&self.source);
         put_varint(&mut out, self.fileset.0.into());
-        put_varint(&mut out, self.name.len() as u64);
-        out.extend_from_slice(self.name.as_bytes());
-        put_varint(&mut out, self.origin.len() as u64);
-        out.extend_from_slice(self.origin.as_bytes());
+        put_bytes(&mut out, self.name.as_bytes());
+        put_bytes(&mut out, self.origin.as_bytes());
         for n in [self.at.0, self.shown.0, self.target.0, self.aim.0, self.pieces.len() as u64] {
             put_varint(&mut out, n);
         }
         for (end, since) in &self.pieces {
-            put_varint(&mut out, end.len() as u64);
-            out.extend_from_slice(end);
+            put_bytes(&mut out, end);
             put_varint(&mut out, since.0);
         }
         out
@@ -289,9 +294,7 @@ impl Fs {
         }
         if f.pieces.len() as u64 >= PIECES_MAX {
             // Further back than needed, for some.
-            let (mut least, mut pieces) = (Tid::MAX, std::mem::take(&mut f.pieces));
-            pieces.iter().for_each(|(_, since)| least = least.min(*since));
-            pieces.clear();
+            let least = f.pieces.iter().map(|(_, since)| *since).min().unwrap_or_default();
             f.pieces = vec![(Vec::new(), least)];
         }
         if f.target != to {

@@ -114,17 +114,12 @@ impl Fs {
         })?)
     }
 
-    /// The moment that is shown when `at` is asked for: the newest one not after it that is kept.
-    pub(crate) fn shown(&self, fileset: FilesetId, at: Tid) -> Result<Option<Tid>> {
+    /// The moment that is shown when `at` is asked for: the newest one not after it that is kept, and can be looked at.
+    pub fn shown(&self, fileset: FilesetId, at: Tid) -> Result<Option<Tid>> {
         match self.store.retention(fileset)?.round(at) {
             Some(kept) => self.whole(fileset, kept),
             None => Ok(None),
         }
-    }
-
-    /// The newest moment not after `at` that is kept of a fileset, and can be looked at.
-    pub fn kept(&self, fileset: FilesetId, at: Tid) -> Result<Option<Tid>> {
-        self.shown(fileset, at)
     }
 
     /// Fails for what is as of a moment that was given up since it was looked up: its records may be gone in part.

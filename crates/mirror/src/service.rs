@@ -90,7 +90,7 @@ impl Source {
             let step = (newest.0 - since.0) / POINTS;
             for n in 1..POINTS {
                 let at = Tid(since.0 + n * step);
-                match self.fs.kept(root.fileset, at).map_err(|e| failed(&e))? {
+                match self.fs.shown(root.fileset, at).map_err(|e| failed(&e))? {
                     Some(kept) if kept > last => {
                         reply.uint(POINT, kept.0);
                         last = kept;

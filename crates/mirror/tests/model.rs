@@ -229,7 +229,7 @@ impl World<'_> {
                     Tid(tids[self.rng.usize(..tids.len())].0 + self.rng.u64(0..3) - 1)
                 }
             };
-            let Some(kept) = m.fs.kept(MAIN, at).unwrap() else { continue };
+            let Some(kept) = m.fs.shown(MAIN, at).unwrap() else { continue };
             let Some((_, due)) = m.had.range(..=kept).next_back() else { continue };
             assert_same(&dump(&m.fs, Node::AsOf(ROOT, kept), self.h.now), due, &format!("mirror {n} as of its {kept}"));
             self.counts.points += 1;

@@ -89,7 +89,6 @@ fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
     };
     let name = name.ok_or_else(super::other_answer)?;
     let link = mirroring::connect(&place)?;
-    let session = u64::from(std::process::id()) << 32 ^ now_ns();
     let mut out: Box<dyn std::io::Write> = match output {
         Some(path) => Box::new(File::create(path).cant(|| format!("make {}", path.display()))?),
         None if std::io::stdout().is_terminal() => {
@@ -97,7 +96,7 @@ fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
         }
         None => Box::new(std::io::stdout().lock()),
     };
-    let done = export(&link, Which::Named(&name), Tid(since), session, &mut *out).map_err(Failure::new)?;
+    let done = export(&link, Which::Named(&name), Tid(since), mirroring::session(), &mut *out).map_err(Failure::new)?;
     eprintln!("darner: what changed in {name:?} after {} up to {}", done.since, done.at);
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::error::{FsError, Result};
 use crate::fs::Fs;
 use crate::mirror::item::{Bytes, Item, decode_all};
 use crate::mirror::source::{Part, Wanted};
-use crate::mirror::{BOOKS, Following, OBJECTS_APART, put_books};
+use crate::mirror::{BOOKS, Following, OBJECTS_APART, is_mirrored, put_books};
 use crate::node::{Inode, MAIN};
 
 /// A transaction that has come to this is ended, and the next begun.
@@ -71,7 +71,7 @@ impl Fs {
             applying.tx.commit()?;
             *self.mirror.state.lock() = Some(f.clone());
         }
-        if is_next && self.following().as_ref() == Some(&f) && changed.is_empty() {
+        if self.following().as_ref() == Some(&f) && changed.is_empty() {
             // Nothing to write: where it was cut, it would look here again.
             f.advance(part.next.as_deref());
             *self.mirror.state.lock() = Some(f);
@@ -228,14 +228,6 @@ impl Fs {
 
 fn chunk_tail(object: u64, chunk: u64) -> Vec<u8> {
     [&object.to_be_bytes(), [Kind::EXTENT.0].as_slice(), &chunk.to_be_bytes()].concat()
-}
-
-/// Whether a key is part of what is followed: not labels and the like.
-fn is_mirrored(tail: &[u8]) -> bool {
-    split_tail(tail).is_some_and(|(object, kind, _)| match object {
-        ObjectId(0) | BOOKS => false,
-        _ => matches!(kind, Kind::ATTR | Kind::TARGET | Kind::XATTR | Kind::DIRENT | Kind::EXTENT),
-    })
 }
 
 /// A transaction of a pull.

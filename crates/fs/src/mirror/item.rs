@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use darner_store::{CHUNK, Stored, Tid};
 
-use crate::codec::{Reader, put_varint};
+use crate::codec::{Reader, put_bytes, put_varint};
 
 /// Most bytes of a key's tail or a value.
 const VALUE_MAX: usize = 1 << 20;
@@ -42,11 +42,6 @@ pub(crate) enum Bytes {
     Here(Stored),
     /// They are those of another object at this offset, which came before.
     Shared(u64, u64),
-}
-
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
 }
 
 impl Item {

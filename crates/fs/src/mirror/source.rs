@@ -13,7 +13,7 @@ use crate::dirent::{Dirent, malformed};
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
 use crate::mirror::item::{Bytes, Item, Span};
-use crate::mirror::{BOOKS, tail_of};
+use crate::mirror::{BOOKS, is_mirrored, tail_of};
 use crate::node::{Inode, MAIN, ROOT};
 
 /// Keys looked up at a time.
@@ -75,10 +75,7 @@ fn stretches(root: ObjectId) -> Vec<Stretch> {
 impl Fs {
     /// The newest moment that can be followed: consistent, and as new as can be.
     pub fn followable(&self) -> Tid {
-        match self.head() {
-            Some(head) => head,
-            None => self.store.tid(),
-        }
+        self.head().unwrap_or_else(|| self.store.tid())
     }
 
     /// What changed in a fileset.
@@ -211,8 +208,7 @@ impl Telling<'_> {
     fn item(&mut self, tail: Vec<u8>, what: What, there: &dyn Fn(&[u8]) -> Vec<u8>) -> Result<Option<Item>> {
         let Some((object, kind, suffix)) = split_tail(&tail) else { return Ok(None) };
         let ino = Inode { object, ..self.root };
-        let known = matches!(kind, Kind::ATTR | Kind::TARGET | Kind::XATTR | Kind::DIRENT | Kind::EXTENT);
-        if object.0 == 0 || !known || !self.is_alive(ino, kind, &what)? {
+        if !is_mirrored(&tail) || !self.is_alive(ino, kind, &what)? {
             return Ok(None);
         }
         let to = there(&tail);
