@@ -72,6 +72,9 @@ pub enum Command {
     /// The process that it starts, which serves
     #[command(hide = true)]
     Worker(Mount),
+    /// What that one starts for what it must not do itself
+    #[command(hide = true)]
+    Errands,
 }
 
 /// `darner create`

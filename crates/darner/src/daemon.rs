@@ -11,11 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_fs::{FilesetId, Fs, Inode, ROOT, Tid};
-use darner_fuse::Notifier;
 use darner_store::{OpenOptions, Pin, Progress, Shelter, Store};
 use parking_lot::{Condvar, Mutex};
 
 use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status};
+use crate::errand::{Errands, Invalidator};
 use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
 use crate::keeper::{self, Items, Keeper};
@@ -43,7 +43,7 @@ pub(crate) struct Mount {
     pub line: MountLine,
     pub live: bool,
     pub root: Inode,
-    pub notifier: Notifier,
+    pub invalidator: Invalidator,
     pub nodes: Arc<Nodes>,
     /// What the kernel was told is mounted: the path of a volume.
     pub(crate) source: PathBuf,
@@ -82,6 +82,8 @@ pub struct Daemon {
     pub(crate) reaper: Arc<Reaper>,
     /// Whoever keeps what is to outlive this process.
     pub(crate) keeper: Keeper,
+    /// Whoever does what must not hold this process up.
+    pub(crate) errands: Errands,
     /// Sockets of before on which commands may wait.
     pub(crate) listeners: Mutex<HashMap<String, UnixListener>>,
     /// Held while a mount is made: one at a time, and none while the daemon decides to end or a fileset is changed.
@@ -138,6 +140,7 @@ pub fn run(
         fs,
         reaper: Arc::default(),
         keeper: keeper.clone(),
+        errands: Errands::default(),
         listeners: Mutex::new(listeners),
         mounting: Mutex::default(),
         scrubbing: Scrubbing::default(),
@@ -153,6 +156,7 @@ pub fn run(
         let _one_at_a_time = daemon.mounting.lock();
         // (Before there can be any new transaction.)
         let outcome = if goes_on { daemon.go_on(items) } else { daemon.mount(first) };
+        daemon.close_what_nobody_listens_at();
         daemon.state.lock().closing |= outcome.is_err();
         outcome
     };
@@ -231,7 +235,7 @@ impl Daemon {
             }
             let mountpoints: Vec<PathBuf> = self.state.lock().mounts.keys().cloned().collect();
             for mountpoint in mountpoints {
-                if let Err(e) = darner_fuse::unmount(&mountpoint, true) {
+                if let Err(e) = self.errands.unmount(&mountpoint, true) {
                     tracing::warn!("{e}");
                 }
             }
@@ -502,7 +506,7 @@ impl Daemon {
             return Err(Failure::new(format!("{} is not mounted", mountpoint.display())));
         }
         drop(state);
-        darner_fuse::unmount(mountpoint, lazy)?;
+        self.errands.unmount(mountpoint, lazy)?;
         state = self.state.lock();
         while state.mounts.contains_key(mountpoint) && !lazy {
             self.changed.wait(&mut state);

@@ -96,18 +96,14 @@ impl Daemon {
     fn tell_kernels(&self, names: &[String]) {
         let state = self.state.lock();
         let of_the_whole = state.mounts.values().filter(|mount| mount.live && mount.root == ROOT);
-        let notifiers: Vec<_> = of_the_whole.map(|mount| mount.notifier.clone()).collect();
+        let invalidators: Vec<_> = of_the_whole.map(|mount| mount.invalidator.clone()).collect();
         // The kernel may wait for requests meanwhile.
         drop(state);
-        for notifier in notifiers.iter().filter(|_| !names.is_empty()) {
+        for invalidator in invalidators.iter().filter(|_| !names.is_empty()) {
             // A look-up may have been answered before the change and be remembered after it: newer kernels doubt those too.
-            let doubted = notifier.inc_epoch();
-            let entries = names.iter().map(|name| notifier.inval_entry(ROOT_ID, name.as_bytes()));
-            for told in [doubted, notifier.inval_inode(ROOT_ID, 0, 0)].into_iter().chain(entries) {
-                if let Err(e) = told {
-                    tracing::debug!("names {names:?}: {e}");
-                }
-            }
+            invalidator.doubt_names();
+            invalidator.inval_inodes(&[ROOT_ID]);
+            names.iter().for_each(|name| invalidator.inval_entry(ROOT_ID, name.as_bytes()));
         }
     }
 

@@ -6,6 +6,7 @@ pub mod cmd;
 pub mod control;
 pub mod copy;
 pub mod daemon;
+pub mod errand;
 pub mod error;
 mod filesets;
 pub mod frontend;

@@ -189,13 +189,12 @@ impl Daemon {
         let mounts: Vec<_> = {
             let state = self.state.lock();
             let following = state.mounts.values().filter(|m| m.nodes.is_following());
-            following.map(|m| (m.notifier.clone(), m.nodes.clone())).collect()
+            following.map(|m| (m.invalidator.clone(), m.nodes.clone())).collect()
         };
-        for (notifier, nodes) in mounts {
-            for ino in changed.iter().take(TOLD_MAX) {
-                // (It knows few of them: the others it does not find.)
-                let _ = notifier.inval_inode(nodes.id(*ino), 0, 0);
-            }
+        for (invalidator, nodes) in mounts {
+            // (It knows few of them: the others it does not find.)
+            let ids: Vec<u64> = changed.iter().take(TOLD_MAX).map(|ino| nodes.id(*ino)).collect();
+            invalidator.inval_inodes(&ids);
         }
     }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{MountLine, MountRequest};
 use crate::daemon::{Daemon, Mount, State};
+use crate::errand::Invalidator;
 use crate::error::{Failure, Result};
 use crate::frontend::{Frontend, nameless};
 use crate::keeper::{self, Items};
@@ -176,18 +177,16 @@ impl Daemon {
         receipts: Receipts,
     ) -> Result<()> {
         let (m, root, as_of) = (&kept.request, Inode::from_number(kept.root), kept.as_of.map(Tid));
-        let notifier = session.notifier();
+        let invalidator = Invalidator::new(&self.errands, session.duplicate()?);
+        let for_stale = invalidator.clone();
         // Not from a serving thread: invalidation may wait for requests that only those can answer.
         let (stale, ids) = std::sync::mpsc::channel::<u64>();
-        thread::Builder::new().name("notifier".into()).spawn(move || {
+        thread::Builder::new().name("invalidator".into()).spawn(move || {
             for id in ids {
-                if let Err(e) = notifier.inval_inode(id, 0, 0) {
-                    tracing::debug!("inode {id}: {e}");
-                }
+                for_stale.inval_inodes(&[id]);
             }
         })?;
         let stale = Mutex::new(stale);
-        let notifier = session.notifier();
         let follows = as_of.is_none() && root == ROOT && self.fs.head().is_some();
         let nodes = Nodes::new(root, as_of, memory).following(follows.then(|| self.fs.clone()));
         let nodes = Arc::new(nodes);
@@ -212,7 +211,7 @@ impl Daemon {
         let listener = self.listen_at(&m.mountpoint);
         let listener = listener.inspect_err(|e| tracing::warn!("only volumes lead commands here: {e}")).ok();
         let (live, source) = (as_of.is_none(), kept.source.clone());
-        let mount = Mount { line, live, root, notifier, nodes, source, _listener: listener, _pin: pin };
+        let mount = Mount { line, live, root, invalidator, nodes, source, _listener: listener, _pin: pin };
         self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.clamp(2, THREADS_MAX), Duration::from_micros(m.poll_us));

@@ -3,7 +3,6 @@
 //! is every other live mount. Nothing of this need be remembered when the process is killed: the next one asks about all of them.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::time::{Duration, Instant};
 
 use darner_fs::Inode;
@@ -97,7 +96,7 @@ impl Daemon {
         while !self.is_closing() {
             let all = self.reaper.next();
             if !all.is_empty() && !self.store().is_read_only() {
-                let free: Vec<Inode> = all.into_iter().filter(|ino| self.is_free(*ino)).collect();
+                let free = self.free_of(all.into_iter().collect());
                 if let Err(e) = self.fs.forget(now_ns(), &free) {
                     tracing::warn!("{} files without a name stay until the next mount: {e}", free.len());
                 }
@@ -106,19 +105,21 @@ impl Daemon {
         }
     }
 
-    /// Whether no kernel holds an object; never so without a live mount (the next to open the store ends it).
-    fn is_free(&self, ino: Inode) -> bool {
+    /// Those of some objects that no kernel holds; none without a live mount (the next to open the store ends them).
+    fn free_of(&self, mut objects: Vec<Inode>) -> Vec<Inode> {
         let mounts: Vec<_> = {
             let state = self.state.lock();
             let live = state.mounts.values().filter(|m| m.live);
-            live.map(|m| (m.notifier.clone(), m.nodes.id(ino))).collect()
+            live.map(|m| (m.invalidator.clone(), m.nodes.clone())).collect()
         };
-        !mounts.is_empty() && mounts.iter().all(|(notifier, id)| !holds(notifier.holds(*id)))
+        if mounts.is_empty() {
+            objects.clear();
+        }
+        for (invalidator, nodes) in mounts {
+            let ids: Vec<u64> = objects.iter().map(|ino| nodes.id(*ino)).collect();
+            let mut held = invalidator.holds(&ids).into_iter();
+            objects.retain(|_| !held.next().unwrap_or(true));
+        }
+        objects
     }
-}
-
-/// A mount that has ended holds nothing; where it can't be told, something is held.
-fn holds(answer: io::Result<bool>) -> bool {
-    let gone = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOTCONN | libc::ECONNABORTED));
-    answer.unwrap_or_else(|e| !gone(&e))
 }

@@ -146,15 +146,12 @@ impl Daemon {
     /// Makes the kernels drop what they have cached of the past of some objects.
     fn make_stale(&self, objects: &[Inode]) {
         let state = self.state.lock();
-        let mounts: Vec<_> = state.mounts.values().map(|m| (m.nodes.clone(), m.notifier.clone())).collect();
+        let mounts: Vec<_> = state.mounts.values().map(|m| (m.nodes.clone(), m.invalidator.clone())).collect();
         // The kernel may wait for requests meanwhile.
         drop(state);
-        for (nodes, notifier) in mounts {
-            for id in objects.iter().flat_map(|o| nodes.past_ids(*o)).take(STALE_MAX) {
-                if let Err(e) = notifier.inval_inode(id, 0, 0) {
-                    tracing::debug!("inode {id}: {e}");
-                }
-            }
+        for (nodes, invalidator) in mounts {
+            let ids: Vec<u64> = objects.iter().flat_map(|o| nodes.past_ids(*o)).take(STALE_MAX).collect();
+            invalidator.inval_inodes(&ids);
         }
     }
 

@@ -98,6 +98,13 @@ fn lock_key(held: &Held) -> String {
 }
 
 impl Daemon {
+    /// Whoever asked at an address that has no volume or mount any more is to see that nobody answers.
+    pub(crate) fn close_what_nobody_listens_at(&self) {
+        for (name, _listener) in self.listeners.lock().drain() {
+            self.keeper.drop(&format!("{LISTENER}{name}"));
+        }
+    }
+
     /// Listens at a mount, whichever volume it is named by.
     pub(crate) fn listen_at(self: &Arc<Daemon>, mountpoint: &Path) -> Result<Listener> {
         let mount = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint);

@@ -380,9 +380,9 @@ fn killed_again_and_again_under_every_kind_of_work_nobody_sees_more_than_a_pause
                 });
             }
             thread::sleep(Duration::from_millis(300));
-            let done = kill_again_and_again(&w, 7, kills, &stop);
-            stop.store(true, Ordering::SeqCst);
-            done
+            // (The others end if this fails, too.)
+            let _end = StopOnDrop(&stop);
+            kill_again_and_again(&w, 7, kills, &stop)
         });
         assert!(failed.lock().unwrap().is_empty(), "{:?}", failed.lock().unwrap());
         assert_eq!(done, kills);

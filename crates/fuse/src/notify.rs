@@ -30,6 +30,11 @@ impl Notifier {
         Self { fd }
     }
 
+    /// For another process: over a duplicate of a session's descriptor ([`Session::duplicate`](crate::Session::duplicate)).
+    pub fn over(fd: OwnedFd) -> Self {
+        Self { fd: Arc::new(fd) }
+    }
+
     /// Drops the cached attributes of `node`, and its cached bytes from `off` on: `len` of them, all that follow if `len`
     /// is 0, none if `off` is negative. Dirty pages are written first.
     pub fn inval_inode(&self, node: u64, off: i64, len: i64) -> io::Result<()> {

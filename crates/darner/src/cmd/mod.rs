@@ -73,6 +73,7 @@ fn run(command: Command) -> Result<()> {
         Command::Mount(c) => mount::run(c),
         Command::Daemon(c) => daemon::supervise(&c),
         Command::Worker(c) => daemon::work(c),
+        Command::Errands => crate::errand::serve(),
         Command::Unmount(c) => unmount::run(&c),
         Command::Upgrade(c) => upgrade::run(&c),
         Command::Status(c) => status::run(&c),

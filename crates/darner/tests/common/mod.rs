@@ -31,7 +31,7 @@ pub struct World {
 }
 
 /// Whether this machine can mount; says so loudly if not.
-fn can_mount() -> bool {
+pub fn can_mount() -> bool {
     // SAFETY: this call can't fail.
     let root = unsafe { libc::geteuid() } == 0;
     let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");

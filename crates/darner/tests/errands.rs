@@ -1,0 +1,131 @@
+//! A process that asked for the kernel's cache to be dropped can be killed, even while the kernel waits for a request that only
+//! this process would have answered. (Waiting itself, it could not: that is why another one does.)
+
+mod common;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use darner::errand::{Errands, Invalidator};
+use darner::keeper;
+use darner_fuse::{Attr, Config, DeferredReply, Entry, MountOptions, Notifier, Operation, Session};
+use parking_lot::Mutex;
+
+const FD: &str = "DARNER_TEST_FD";
+const DIRECTLY: &str = "DARNER_TEST_DIRECTLY";
+const SIZE: u64 = 4096;
+
+/// The process to be killed: it asks for the bytes of node 2 to be dropped, and does nothing else.
+#[test]
+fn a_process_that_asks() {
+    let Some(fd) = keeper::inherited(FD) else { return };
+    match std::env::var_os(DIRECTLY) {
+        Some(_) => Notifier::over(fd).inval_inode(2, 0, 0).unwrap(),
+        None => Invalidator::new(&Errands::with(common::DARNER.into()), fd).inval_inodes(&[2]),
+    }
+}
+
+fn ask(fd: &OwnedFd, directly: bool) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "a_process_that_asks", "--nocapture", "--test-threads=1"]);
+    if directly {
+        command.env(DIRECTLY, "1");
+    }
+    keeper::pass(&mut command, FD, fd);
+    command.process_group(0).spawn().unwrap()
+}
+
+fn ends_within(child: &mut Child, limit: Duration) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        if child.try_wait().unwrap().is_some() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+/// One file of one page, whose reading waits until it is let go on.
+#[test]
+fn who_waits_for_an_invalidation_can_be_killed() {
+    if !common::can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let fd = darner_fuse::mount(dir.path(), &MountOptions::default()).unwrap();
+    let session = Session::init(fd, Config::default()).unwrap();
+    let duplicate = session.duplicate().unwrap();
+    let held: Arc<Mutex<Option<DeferredReply>>> = Arc::default();
+    let holding = held.clone();
+    let server = thread::spawn(move || {
+        let valid = Duration::from_secs(1000);
+        let attr = |ino: u64| {
+            let mode = if ino == 1 { libc::S_IFDIR | 0o755 } else { libc::S_IFREG | 0o644 };
+            Attr { ino, mode, nlink: 1, size: SIZE, blksize: 4096, ..Attr::default() }
+        };
+        let handler =
+            |request: darner_fuse::Request<'_>, reply: darner_fuse::Reply<'_>, _: &darner_fuse::Ctx<'_>| match request
+                .op
+            {
+                Operation::Lookup { name: b"file" } => reply.entry(&Entry {
+                    nodeid: 2,
+                    entry_valid: valid,
+                    attr_valid: valid,
+                    attr: attr(2),
+                    ..Entry::default()
+                }),
+                Operation::Getattr { .. } => reply.attr(&attr(request.nodeid), valid),
+                Operation::Read { .. } => *holding.lock() = Some(reply.defer()),
+                _ => reply.error(libc::ENOSYS),
+            };
+        session.run(2, Duration::ZERO, &handler)
+    });
+    let path = dir.path().join("file");
+    for directly in [false, true] {
+        let path = path.clone();
+        let reader = thread::spawn(move || {
+            let mut found = Vec::new();
+            File::open(path).unwrap().read_to_end(&mut found).unwrap();
+            found
+        });
+        common::eventually("the page is being read", || held.lock().is_some());
+        let mut child = ask(&duplicate, directly);
+        assert!(!ends_within(&mut child, Duration::from_millis(500)), "it waits for the page");
+        child.kill().unwrap();
+        // If the kernel learns to give up waiting, errands are not needed any more.
+        assert_eq!(ends_within(&mut child, Duration::from_secs(1)), !directly, "directly: {directly}");
+        held.lock().take().unwrap().answer(|reply| reply.data(&[7; SIZE as usize]));
+        assert_eq!(reader.join().unwrap(), [7; SIZE as usize]);
+        assert!(ends_within(&mut child, Duration::from_secs(5)), "the wait is over");
+        // The page was dropped.
+        let file = File::open(dir.path().join("file")).unwrap();
+        let left = || {
+            // SAFETY: a mapping of an open file, of its size, which is asked about and let go of.
+            unsafe {
+                let map = libc::mmap(
+                    std::ptr::null_mut(),
+                    SIZE as usize,
+                    libc::PROT_READ,
+                    libc::MAP_SHARED,
+                    file.as_raw_fd(),
+                    0,
+                );
+                assert_ne!(map, libc::MAP_FAILED);
+                let mut there = 0u8;
+                assert_eq!(libc::mincore(map, SIZE as usize, &raw mut there), 0);
+                libc::munmap(map, SIZE as usize);
+                there & 1 != 0
+            }
+        };
+        common::eventually("the page is dropped", || !left());
+    }
+    darner_fuse::unmount(dir.path(), true).unwrap();
+    server.join().unwrap().unwrap();
+}
