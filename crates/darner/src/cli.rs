@@ -75,6 +75,19 @@ pub enum Command {
     /// What that one starts for what it must not do itself
     #[command(hide = true)]
     Errands,
+    /// Show a filesystem that is a process of its own in a directory: an image, an archive, or what a program makes up
+    Attach(Attach),
+    /// End that
+    Detach(Detach),
+    /// The supervisor behind `attach`
+    #[command(hide = true)]
+    Attachment(Attach),
+    /// The process that it starts, which serves
+    #[command(hide = true)]
+    Host(Attach),
+    /// The sandbox that a plug-in runs in
+    #[command(hide = true)]
+    Plugin(Plugin),
 }
 
 /// `darner create`
@@ -156,6 +169,79 @@ pub struct Upgrade {
     /// The program that goes on; without it, this one
     #[arg(long, value_name = "FILE")]
     pub program: Option<PathBuf>,
+}
+
+/// `darner attach`
+///
+/// The plug-in runs in a sandbox: without network, privileges or files, but for those that it is handed. Killed, hung or malicious,
+/// it harms nothing but its own directory. Nothing is changed in it, or in the files, without --writable.
+///
+/// Plug-ins in this program: hello; archive FILE (tar, tar.gz, zip); iso9660 IMAGE; msdosfs IMAGE (FAT12, 16, 32). The file
+/// may be one of the past: image.iso@@-1h. docs/vfs.md tells how to write others.
+#[derive(Args, Debug, Clone)]
+pub struct Attach {
+    /// Let it be changed, if the plug-in can, and the files too
+    #[arg(long)]
+    pub writable: bool,
+    /// Hand over a file to PROGRAM, as a descriptor (may be given several times)
+    #[arg(long = "file", value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// How long it may take to answer a call; then that fails
+    #[arg(long, value_parser = duration, default_value = "10s", value_name = "TIME")]
+    pub deadline: std::time::Duration,
+    /// Memory that it may have
+    #[arg(long, value_parser = size, default_value = "512M")]
+    pub memory: u64,
+    /// Processes that it may have at a time; by default it starts none
+    #[arg(long, default_value_t = 1)]
+    pub processes: u32,
+    /// Do not start it again when it has ended
+    #[arg(long)]
+    pub no_restart: bool,
+    /// Write the log, and what the plug-in prints, to this file (RUST_LOG chooses what)
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Where: a directory; what is in it is hidden meanwhile
+    pub directory: PathBuf,
+    /// One of the plug-ins in this program
+    #[arg(value_name = "PLUG-IN", required_unless_present = "program", conflicts_with_all = ["program", "files"])]
+    pub plugin: Option<String>,
+    /// What it shows
+    #[arg(value_name = "FILE", conflicts_with = "program")]
+    pub of: Option<PathBuf>,
+    /// Another program, and its arguments
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub program: Vec<std::ffi::OsString>,
+}
+
+/// `darner detach`
+#[derive(Args, Debug)]
+pub struct Detach {
+    /// Detach now, end when nothing uses it any more
+    #[arg(long)]
+    pub lazy: bool,
+    /// Where
+    pub directory: PathBuf,
+}
+
+/// What a sandbox is started with.
+#[derive(Args, Debug)]
+pub struct Plugin {
+    /// See [`Attach::memory`]
+    #[arg(long)]
+    pub memory: u64,
+    /// See [`Attach::processes`]
+    #[arg(long)]
+    pub processes: u32,
+    /// See [`Attach::writable`]
+    #[arg(long)]
+    pub writable: bool,
+    /// See [`Attach::plugin`]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// See [`Attach::program`]
+    #[arg(last = true)]
+    pub program: Vec<std::ffi::OsString>,
 }
 
 /// `darner unmount`
@@ -708,6 +794,22 @@ pub fn size(text: &str) -> Result<u64, String> {
     n.checked_mul(1 << shift).filter(|n| *n < 1 << 62).ok_or_else(|| "too large".into())
 }
 
+/// `10s`, `500ms`, `2m`.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let ms = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return Err("not a time: use a number with ms, s or m".into()),
+    };
+    let n: u64 = digits.parse().map_err(|_| "not a time: use a number with ms, s or m".to_string())?;
+    match n.checked_mul(ms) {
+        Some(n) if (1..=86_400_000).contains(&n) => Ok(std::time::Duration::from_millis(n)),
+        _ => Err("between 1ms and a day".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -719,6 +821,18 @@ mod tests {
         assert_eq!(size("2GiB"), Ok(2 << 30));
         assert_eq!(size("3mb"), Ok(3 << 20));
         assert!(size("x").is_err() && size("").is_err() && size("10Q").is_err() && size("99999999P").is_err());
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("250ms").map(|d| d.as_millis()), Ok(250));
+        assert_eq!(duration("2m").map(|d| d.as_secs()), Ok(120));
+        assert!(
+            duration("0s").is_err()
+                && duration("5").is_err()
+                && duration("s").is_err()
+                && duration("9999999m").is_err()
+        );
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub fn run(
     }));
     // Before there is any other thread.
     let signals = block_end_signals();
-    let (keeper, mut items) = Keeper::find()?;
+    let (keeper, mut items) = Keeper::find(keeper::STORE)?;
     let goes_on = !items.is_empty();
     let (place, others) = match take_locks(&mut items) {
         Some(found) => found,

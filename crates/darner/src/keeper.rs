@@ -28,6 +28,21 @@ pub const SOCKET: &str = "DARNER_KEEPER_FD";
 pub const WORKER: &str = "DARNER_WORKER_PID";
 /// The program that either starts the other from.
 pub const PROGRAM: &str = "DARNER_PROGRAM";
+
+/// The hidden commands of a pair of processes.
+#[derive(Clone, Copy, Debug)]
+pub struct Role {
+    /// Of the one that keeps.
+    pub supervisor: &'static str,
+    /// Of the one that serves.
+    pub worker: &'static str,
+}
+
+/// Those behind the mounts of a store.
+pub const STORE: Role = Role { supervisor: "daemon", worker: "worker" };
+/// Those behind an attachment.
+pub const ATTACHMENT: Role = Role { supervisor: "attachment", worker: "host" };
+
 /// Longest message.
 const MESSAGE_MAX: usize = 64 << 10;
 /// When to try again to start a supervisor.
@@ -270,6 +285,7 @@ pub fn start(
 pub struct Keeper(Option<Arc<Mutex<Kept>>>);
 
 struct Kept {
+    role: Role,
     socket: OwnedFd,
     /// The supervisor's process.
     pid: u32,
@@ -280,7 +296,7 @@ struct Kept {
 
 impl Keeper {
     /// Finds the supervisor, if there is one, and what it kept.
-    pub fn find() -> Result<(Keeper, Items)> {
+    pub fn find(role: Role) -> Result<(Keeper, Items)> {
         let Some(socket) = inherited(SOCKET) else { return Ok(Default::default()) };
         send(&socket, &Say::List, None)?;
         let mut items = Items::new();
@@ -296,7 +312,7 @@ impl Keeper {
         for (key, item) in &items {
             own.insert(key.clone(), Item { text: item.text.clone(), fd: item.fd.try_clone()? });
         }
-        let kept = Arc::new(Mutex::new(Kept { socket, pid, items: own, serving: false, stats }));
+        let kept = Arc::new(Mutex::new(Kept { role, socket, pid, items: own, serving: false, stats }));
         let watched = kept.clone();
         thread::Builder::new().name("keeper".into()).spawn(move || watch(&watched))?;
         Ok((Keeper(Some(kept)), items))
@@ -402,7 +418,8 @@ fn watch(kept: &Mutex<Kept>) {
 fn replace(kept: &Mutex<Kept>) -> Result<Child> {
     let (ours, theirs) = pair()?;
     let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
-    let child = start(&program()?, "daemon", &arguments, |command| {
+    let role = kept.lock().role;
+    let child = start(&program()?, role.supervisor, &arguments, |command| {
         pass(command, SOCKET, &theirs);
         command.env(WORKER, std::process::id().to_string()).stderr(Stdio::null());
     })?;

@@ -1,5 +1,6 @@
 //! The `darner` command and daemon: thin edges around the store, the filesystem and FUSE. Decides nothing.
 
+mod attachments;
 pub mod bench;
 pub mod cli;
 pub mod cmd;

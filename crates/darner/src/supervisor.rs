@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::{self, Request, Response};
 use crate::error::{Context, Failure, Result};
-use crate::keeper::{self, Hear, Item, Items, Say, Stats};
+use crate::keeper::{self, Hear, Item, Items, Role, Say, Stats};
 use crate::systemd;
 
 /// What the names of things that are kept begin with: a mount's connection, and a socket where commands arrive.
@@ -48,6 +48,7 @@ struct Running {
 }
 
 struct Supervisor {
+    role: Role,
     program: PathBuf,
     /// The one before an upgrade that has not proved itself yet.
     fallback: Option<PathBuf>,
@@ -64,10 +65,11 @@ struct Supervisor {
 
 /// Starts a worker with these arguments (or watches the one whose supervisor died) and sees to it that there is one, until one ends
 /// in order. `ready`: where the first one tells how it went. Returns how the last one ended.
-pub fn run(arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Result<i32> {
+pub fn run(role: Role, arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Result<i32> {
     let (systemd, items) = systemd::Store::find();
     let ever_served = !items.is_empty();
     let mut supervisor = Supervisor {
+        role,
         program: keeper::program()?,
         fallback: None,
         arguments,
@@ -118,7 +120,7 @@ pub fn run(arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Result<i32> {
 impl Supervisor {
     fn start(&mut self, ready: Option<OwnedFd>) -> Result<Running> {
         let (socket, theirs) = keeper::pair()?;
-        let child = keeper::start(&self.program, "worker", &self.arguments, |command| {
+        let child = keeper::start(&self.program, self.role.worker, &self.arguments, |command| {
             keeper::pass(command, keeper::SOCKET, &theirs);
             if let Some(ready) = &ready {
                 keeper::pass(command, crate::cmd::daemon::READY, ready);

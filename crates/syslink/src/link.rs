@@ -177,6 +177,24 @@ impl Link {
         Ok(Pending { shared: self.shared.clone(), call })
     }
 
+    /// As [`Caller::call`]. If the reply takes longer than `patience`, `slow` is called, once, and the waiting goes on.
+    pub fn call_patiently(
+        &self,
+        command: Message,
+        timeout: Option<Duration>,
+        patience: Duration,
+        slow: &mut dyn FnMut(),
+    ) -> Result<Message, CallError> {
+        let call = self.shared.begin(command, deadline(timeout))?;
+        let there = |s: &mut State| s.slots.get(&call).is_none_or(|slot| slot.0.is_some()).then_some(());
+        let (state, found) = self.shared.pump(self.shared.state.lock(), deadline(Some(patience)), Some(call), there);
+        drop(state);
+        if found.is_none() {
+            slow();
+        }
+        self.shared.wait_for(call)
+    }
+
     /// Ends it; what was not replied to is answered with [`CallError::Broken`] on both sides.
     pub fn close(&self) {
         self.shared.close(Reason::new(Why::Closed, ""));

@@ -32,12 +32,32 @@ pub fn connect(addr: &SocketAddr, service: &str, config: &Config, own: Arc<dyn S
     let (raw, len) = raw_address(addr)?;
     // SAFETY: `raw` is an address of `len` bytes.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), len) })?;
+    connect_over(socket, service, config, own)
+}
+
+/// As [`connect`], over an end of a socket pair of this kind whose other end has [`accept_over`].
+pub fn connect_over(
+    socket: OwnedFd,
+    service: &str,
+    config: &Config,
+    own: Arc<dyn Service>,
+) -> Result<Link, ConnectError> {
     let peer = Peer { who: peer_of(&socket)?, service: service.into() };
     let hello = Hello { service: service.into(), ..Hello::default() };
     let mut engine = Engine::connect(config.clone(), hello, now_ns());
     let mut wire = wire(socket, &config.limits)?;
     greet(&mut engine, &mut wire, now_ns() + config.handshake_ns, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
     Ok(Link::start(engine, wire, peer, own)?.owned())
+}
+
+/// Accepts who has the other end of a socket pair of this kind, as [`Listener`] does. The link ends with its last clone.
+pub fn accept_over(
+    socket: OwnedFd,
+    config: &Config,
+    admission: &dyn Admission,
+    service: Arc<dyn Service>,
+) -> Result<Link, ConnectError> {
+    Ok(welcome(socket, config, admission, service)?.owned())
 }
 
 /// Listens until it is dropped.
@@ -101,7 +121,7 @@ fn welcome(
     config: &Config,
     admission: &dyn Admission,
     service: Arc<dyn Service>,
-) -> Result<(), ConnectError> {
+) -> Result<Link, ConnectError> {
     let mut peer = Peer { who: peer_of(&socket)?, service: String::new() };
     let mut engine = Engine::accept(config.clone(), Hello::default(), now_ns());
     let mut wire = wire(socket, &config.limits)?;
@@ -110,8 +130,7 @@ fn welcome(
         admission.admit(&peer.who, hello, now_ns()).map(|()| None)
     })
     .map_err(ConnectError::Ended)?;
-    Link::start(engine, wire, peer, service)?;
-    Ok(())
+    Ok(Link::start(engine, wire, peer, service)?)
 }
 
 fn seqpacket() -> io::Result<OwnedFd> {

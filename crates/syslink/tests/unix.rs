@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -18,6 +19,34 @@ fn a_call_is_answered_and_the_kernel_says_who_asked() {
     assert_eq!(link.call(echo(5, &[]), None).unwrap().root().uint(Tag(1)), Ok(5));
     let me = unsafe { libc::geteuid() };
     assert!(matches!(link.peer().who, Who::Process { pid, uid, .. } if uid == me && pid == std::process::id() as i32));
+}
+
+#[test]
+fn a_socket_pair_carries_a_link_and_who_is_patient_is_told_once_that_it_takes_long() {
+    let (ours, theirs) = seqpacket_pair();
+    let serving =
+        thread::spawn(move || unix::accept_over(theirs, &Config::default(), &common::everybody, Arc::new(Echo)));
+    let link = unix::connect_over(ours, "test", &Config::default(), Arc::new(Echo)).unwrap();
+    let theirs = serving.join().unwrap().unwrap();
+    let slow = AtomicUsize::new(0);
+    let mut told = || slow.store(slow.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    let reply = link.call_patiently(echo(5, &[]), long(), Duration::from_secs(5), &mut told).unwrap();
+    assert_eq!((reply.root().uint(Tag(1)), slow.load(Ordering::Relaxed)), (Ok(5), 0));
+    let (late, patience) = (Some(Duration::from_millis(60)), Duration::from_millis(1));
+    let hold = link.call_patiently(Message::new(HOLD), late, patience, &mut told);
+    assert_eq!((hold, slow.load(Ordering::Relaxed)), (Err(CallError::TooLate), 1));
+    drop(theirs);
+    let after = link.call_patiently(echo(5, &[]), long(), patience, &mut told);
+    assert!(matches!(after, Err(CallError::Broken(_))), "an accepted link ends with its last clone");
+}
+
+fn seqpacket_pair() -> (OwnedFd, OwnedFd) {
+    let mut fds = [0; 2];
+    // SAFETY: an array of two; both descriptors are new and ours.
+    unsafe {
+        assert_eq!(libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()), 0);
+        (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
+    }
 }
 
 #[test]

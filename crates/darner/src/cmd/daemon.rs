@@ -1,8 +1,11 @@
 //! The hidden commands behind `darner mount`: `daemon`, the supervisor, and `worker`, which it starts.
 
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
 
 use darner_store::OpenOptions;
 
@@ -19,22 +22,21 @@ pub const READY: &str = "DARNER_READY_FD";
 /// The supervisor.
 pub fn supervise(c: &Mount) -> Result<()> {
     let ready = keeper::inherited(READY);
-    start_log(c)?;
-    ended(supervisor::run(std::env::args_os().skip(2).collect(), ready)?)
+    start_log(c.log.as_deref())?;
+    ended(supervisor::run(keeper::STORE, std::env::args_os().skip(2).collect(), ready)?)
 }
 
 /// The same, in this process.
 pub fn in_foreground(c: &Mount, place: &Place, request: &MountRequest) -> Result<()> {
+    start_log(c.log.as_deref())?;
     if c.no_supervisor {
-        start_log(c)?;
-        return serve(c, request, || ());
+        return serve(c, request, &|| ());
     }
-    start_log(c)?;
-    ended(supervisor::run(arguments(c, place, request), None)?)
+    ended(supervisor::run(keeper::STORE, arguments(c, place, request), None)?)
 }
 
 /// (Why it failed, the worker has said.)
-fn ended(code: i32) -> Result<()> {
+pub fn ended(code: i32) -> Result<()> {
     match code {
         0 => Ok(()),
         code => Err(Failure::silent(u8::try_from(code).unwrap_or(1))),
@@ -43,17 +45,25 @@ fn ended(code: i32) -> Result<()> {
 
 /// The worker.
 pub fn work(c: Mount) -> Result<()> {
+    let log = c.log.clone();
+    reporting(log.as_deref(), |ready| {
+        let (c, request) = settle(c)?;
+        let request = MountRequest { mountpoint: c.mountpoint.clone(), ..request };
+        serve(&c, &request, ready)
+    })
+}
+
+/// Does the work of a process that was started by [`start`], which it tells when it is ready, or why it will not be.
+pub fn reporting(log: Option<&Path>, work: impl FnOnce(&dyn Fn()) -> Result<()>) -> Result<()> {
     let report = keeper::inherited(READY).map(File::from);
-    start_log(&c)?;
-    let (c, request) = settle(c)?;
-    let request = MountRequest { mountpoint: c.mountpoint.clone(), ..request };
+    start_log(log)?;
     let told = std::cell::Cell::new(false);
     let tell = |text: &str| {
         if let Some(mut pipe) = report.as_ref().filter(|_| !told.get()) {
             let _ = pipe.write_all(text.as_bytes());
         }
     };
-    let outcome = serve(&c, &request, || {
+    let outcome = work(&|| {
         tell("ready");
         told.set(true);
         if let Some(pipe) = &report {
@@ -70,6 +80,31 @@ pub fn work(c: Mount) -> Result<()> {
     outcome
 }
 
+/// Starts this program in the background under a hidden name, and waits until it is ready or says why not.
+pub fn start(command: &str, arguments: &[OsString]) -> Result<()> {
+    let (mut reader, writer) = std::io::pipe()?;
+    let program = std::env::current_exe().cant(|| "find this program".into())?;
+    let mut child = keeper::start(&program, command, arguments, |daemon| {
+        keeper::pass(daemon, READY, &writer);
+        daemon.stderr(Stdio::null());
+    })?;
+    drop(writer);
+    let mut report = String::new();
+    reader.read_to_string(&mut report)?;
+    match report.strip_prefix("ready") {
+        Some(_) => Ok(()),
+        None => {
+            let status = child.wait()?;
+            let why = report.trim();
+            Err(Failure::new(if why.is_empty() {
+                format!("the daemon ended without a word ({status})")
+            } else {
+                why.into()
+            }))
+        }
+    }
+}
+
 fn close_by_replacing(pipe: &File) {
     use std::os::fd::AsRawFd;
     let Ok(null) = File::options().write(true).open("/dev/null") else { return };
@@ -78,16 +113,16 @@ fn close_by_replacing(pipe: &File) {
     unsafe { libc::dup3(null.as_raw_fd(), pipe.as_raw_fd(), libc::O_CLOEXEC) };
 }
 
-fn serve(c: &Mount, request: &MountRequest, ready: impl FnOnce()) -> Result<()> {
+fn serve(c: &Mount, request: &MountRequest, ready: &dyn Fn()) -> Result<()> {
     let options = OpenOptions { memory: c.memory, read_only: c.read_only, ..OpenOptions::default() };
     daemon::run(|| Place::at(&c.store), &c.volumes, &options, request, ready)
 }
 
-fn start_log(c: &Mount) -> Result<()> {
+pub fn start_log(path: Option<&Path>) -> Result<()> {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
-    match &c.log {
+    match path {
         Some(path) => {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
             log.with_writer(std::sync::Mutex::new(file.cant(|| format!("open the log {}", path.display()))?)).init();

@@ -1,11 +1,13 @@
 //! One file per command.
 
+mod attach;
 mod bench;
 mod check;
 mod clean;
 mod clone;
 mod create;
 pub(crate) mod daemon;
+mod detach;
 mod diff;
 mod fileset;
 mod forget;
@@ -14,6 +16,7 @@ mod log;
 mod manual;
 mod mirror;
 mod mount;
+mod plugin;
 mod rebuild;
 mod restore;
 mod retain;
@@ -74,6 +77,11 @@ fn run(command: Command) -> Result<()> {
         Command::Daemon(c) => daemon::supervise(&c),
         Command::Worker(c) => daemon::work(c),
         Command::Errands => crate::errand::serve(),
+        Command::Attach(c) => attach::run(c),
+        Command::Attachment(c) => attach::supervise(&c),
+        Command::Host(c) => attach::host(&c),
+        Command::Plugin(c) => plugin::run(c),
+        Command::Detach(c) => detach::run(&c),
         Command::Unmount(c) => unmount::run(&c),
         Command::Upgrade(c) => upgrade::run(&c),
         Command::Status(c) => status::run(&c),

@@ -1,7 +1,5 @@
 //! `darner mount`: asks the daemon that has the store, or starts one.
 
-use std::io::Read;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use darner_fuse::MountOptions;
@@ -10,7 +8,7 @@ use crate::cli::{Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
-use crate::{keeper, mounts, systemd, xattr};
+use crate::{mounts, systemd, xattr};
 
 use super::daemon;
 
@@ -162,28 +160,7 @@ pub(crate) fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
 
 /// Starts a daemon in the background and waits until it has mounted or says why not.
 fn start_daemon(c: &Mount, place: &Place, request: &MountRequest) -> Result<()> {
-    let (mut reader, writer) = std::io::pipe()?;
-    let program = std::env::current_exe().cant(|| "find this program".into())?;
-    let command = if c.no_supervisor { "worker" } else { "daemon" };
-    let mut child = keeper::start(&program, command, &arguments(c, place, request), |daemon| {
-        keeper::pass(daemon, daemon::READY, &writer);
-        daemon.stderr(Stdio::null());
-    })?;
-    drop(writer);
-    let mut report = String::new();
-    reader.read_to_string(&mut report)?;
-    match report.strip_prefix("ready") {
-        Some(_) => Ok(()),
-        None => {
-            let status = child.wait()?;
-            let why = report.trim();
-            Err(Failure::new(if why.is_empty() {
-                format!("the daemon ended without a word ({status})")
-            } else {
-                why.into()
-            }))
-        }
-    }
+    daemon::start(if c.no_supervisor { "worker" } else { "daemon" }, &arguments(c, place, request))
 }
 
 /// The arguments of the daemon.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::human;
+use crate::attachments::{self, Attachment};
 use crate::cli;
 use crate::control::{self, Request, Response, Status, Usage};
 use crate::error::Result;
@@ -20,15 +21,43 @@ pub fn run(c: &cli::Status) -> Result<()> {
         },
         false => None,
     };
-    if let (true, Some(u)) = (c.json, &usage) {
+    let attached = attachments(&s)?;
+    if c.json {
         let mut all = serde_json::to_value(&s)?;
-        all["usage"] = serde_json::to_value(u)?;
+        all["attachments"] = serde_json::to_value(&attached)?;
+        if let Some(u) = &usage {
+            all["usage"] = serde_json::to_value(u)?;
+        }
         return super::print_json(&all);
     }
-    if let Some(u) = &usage {
-        return super::print(&(table(&s) + &by_time(u)));
+    let attached: String = attached.iter().map(attachment).collect();
+    super::print(&(table(&s) + &attached + &usage.as_ref().map(by_time).unwrap_or_default()))
+}
+
+/// Of all mounts of the store.
+fn attachments(s: &Status) -> Result<Vec<Attachment>> {
+    let below = s.mounts.iter().map(|m| attachments::below(&m.mountpoint));
+    Ok(below.collect::<Result<Vec<_>>>()?.concat())
+}
+
+fn attachment(a: &Attachment) -> String {
+    let how = if a.read_only { "read-only" } else { "writable" };
+    let mut out = format!("{:<12} {} ({}, {how}): {}", "attachment", a.directory.display(), a.name, a.state);
+    if let Some(pid) = a.plugin_pid {
+        write!(out, ", process {pid}").expect("strings take all");
     }
-    if c.json { super::print_json(&s) } else { super::print(&table(&s)) }
+    if a.restarts > 0 {
+        let last = a.last_end.as_deref().unwrap_or_default();
+        write!(out, "; {} restarts, the last time: {last}", a.restarts).expect("strings take all");
+    }
+    if a.late_calls > 0 {
+        write!(out, "; {} calls without an answer in time", a.late_calls).expect("strings take all");
+    }
+    out.push('\n');
+    for lack in &a.sandbox_lacks {
+        writeln!(out, "{:<12} its sandbox is incomplete: {lack}", "warning").expect("strings take all");
+    }
+    out
 }
 
 fn table(s: &Status) -> String {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::attachments;
 use crate::cli::Unmount;
 use crate::control::{self, Request, Response};
 use crate::error::{Failure, Result};
@@ -15,6 +16,10 @@ pub fn run(c: &Unmount) -> Result<()> {
     let mountpoint = mounts::absolute(&c.mountpoint)?;
     let mounted = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse"));
     let mounted = mounted.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
+    // What is attached to directories in it goes first, the innermost before the others.
+    for a in attachments::below(&mountpoint)?.into_iter().rev() {
+        attachments::detach(&a.directory, c.lazy)?;
+    }
     let request = Request::Unmount { mountpoint: mountpoint.clone(), lazy: c.lazy };
     let place = Place::behind(&mounted);
     match control::call(&place, &request)? {

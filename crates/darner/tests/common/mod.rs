@@ -241,8 +241,9 @@ fn signal_daemons(dir: &Path, signal: i32) {
         let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        let ours = [&b"daemon"[..], b"worker"].iter().any(|name| words.get(1) == Some(name))
-            && words.iter().any(|w| w.starts_with(dir.join("store").as_os_str().as_bytes()));
+        let names = [&b"daemon"[..], b"worker", b"attachment", b"host"];
+        let ours = names.iter().any(|name| words.get(1) == Some(name))
+            && words.iter().any(|w| w.starts_with(dir.as_os_str().as_bytes()));
         if ours {
             // SAFETY: a plain system call.
             unsafe { libc::kill(pid, signal) };

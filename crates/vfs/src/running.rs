@@ -1,0 +1,209 @@
+//! One process of a plug-in that runs: its link, its arena, and the calls.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use darner_syslink::{CallError, Code, Element, Link, Message, Refusal, Tag, now_ns};
+
+use crate::arena::{Arena, SLOT, Slot};
+use crate::protocol as p;
+use crate::vfs::{Attr, Info, New, ROOT, Space, Wanted};
+
+/// A call that takes longer gives way to others.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// What stat(2) can tell.
+const SIZE_MAX: u64 = i64::MAX as u64;
+/// What a symbolic link may hold, without its end.
+const TARGET_MAX: usize = 4095;
+
+type Result<T> = std::result::Result<T, CallError>;
+
+/// How long a call may take, and what to do when it is not quick.
+pub(crate) struct Terms<'a> {
+    /// When it is given up, on syslink's clock.
+    pub until: u64,
+    /// Called once.
+    pub slow: &'a mut dyn FnMut(),
+}
+
+pub(crate) struct Running {
+    /// Counts starts.
+    pub epoch: u64,
+    pub info: Info,
+    link: Link,
+    arena: Arc<Arena>,
+    /// When it answered last.
+    heard: AtomicU64,
+}
+
+/// An entry of a directory.
+pub(crate) struct Entry {
+    pub name: Vec<u8>,
+    pub cookie: u64,
+    pub attr: Attr,
+}
+
+/// A reply that breaks the rules.
+fn wrong(what: &str) -> CallError {
+    CallError::Refused(Refusal::new(Code::Failed, format!("the plug-in's answer is wrong: {what}")))
+}
+
+impl Running {
+    /// Asks what it is, which also tells whether it is there.
+    pub fn open(epoch: u64, link: Link, arena: Arc<Arena>, timeout: Duration) -> Result<Running> {
+        let info = Info { name: String::new(), writable: false, valid: Duration::ZERO };
+        let new = Running { epoch, info, link, arena, heard: AtomicU64::new(now_ns()) };
+        let mut terms = Terms { until: now_ns() + timeout.as_nanos() as u64, slow: &mut || () };
+        let reply = new.call(Message::new(p::START), &mut terms)?;
+        Ok(Running { info: p::info(&reply.root())?, ..new })
+    }
+
+    /// Ends the link; calls are answered.
+    pub fn close(&self) {
+        self.link.close();
+    }
+
+    /// When it answered last, on syslink's clock.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    fn call(&self, command: Message, terms: &mut Terms<'_>) -> Result<Message> {
+        let left = Duration::from_nanos(terms.until.saturating_sub(now_ns()));
+        let tag = command.tag();
+        let reply = self.link.call_patiently(command, Some(left), PATIENCE, terms.slow);
+        if matches!(reply, Ok(_) | Err(CallError::Refused(_))) {
+            self.heard.fetch_max(now_ns(), Ordering::Relaxed);
+        }
+        let reply = reply?;
+        if reply.tag() == tag { Ok(reply) } else { Err(wrong("it belongs to another command")) }
+    }
+
+    pub fn lookup(&self, dir: u64, name: &[u8], terms: &mut Terms<'_>) -> Result<Attr> {
+        let reply = self.call(command(p::LOOKUP, dir).bytes(p::NAME, name).clone(), terms)?;
+        attr(&reply.root())
+    }
+
+    pub fn getattr(&self, node: u64, terms: &mut Terms<'_>) -> Result<Attr> {
+        same(node, attr(&self.call(command(p::GETATTR, node), terms)?.root())?)
+    }
+
+    pub fn readdir(&self, dir: u64, after: u64, most: usize, terms: &mut Terms<'_>) -> Result<Vec<Entry>> {
+        let command = command(p::READDIR, dir).uint(p::COOKIE, after).uint(p::LEN, most as u64).clone();
+        let reply = self.call(command, terms)?;
+        let root = reply.root();
+        root.all(p::ENTRY).map(|e| entry(&e)).collect()
+    }
+
+    /// Where the bytes are, and how many.
+    pub fn read(&self, node: u64, offset: u64, size: usize, terms: &mut Terms<'_>) -> Result<(Slot, usize)> {
+        let mut slot = self.slot()?;
+        let size = size.min(SLOT);
+        let mut m = command(p::READ, node);
+        m.uint(p::OFFSET, offset).uint(p::LEN, size as u64).uint(p::PLACE, slot.place());
+        let reply = self.call_with(&mut slot, m, terms)?;
+        let n: usize = reply.root().number(p::LEN)?;
+        if n <= size { Ok((slot, n)) } else { Err(wrong("it has more bytes than were asked for")) }
+    }
+
+    pub fn write(&self, node: u64, offset: u64, data: &[u8], terms: &mut Terms<'_>) -> Result<()> {
+        let mut slot = self.slot()?;
+        slot.fill(data);
+        let mut m = command(p::WRITE, node);
+        m.uint(p::OFFSET, offset).uint(p::LEN, data.len() as u64).uint(p::PLACE, slot.place());
+        self.call_with(&mut slot, m, terms).map(drop)
+    }
+
+    fn call_with(&self, slot: &mut Slot, command: Message, terms: &mut Terms<'_>) -> Result<Message> {
+        let outcome = self.call(command, terms);
+        if matches!(outcome, Err(CallError::TooLate)) {
+            slot.lose();
+        }
+        outcome
+    }
+
+    /// All slots taken: it has let so many calls pass their deadline, or is at as many now.
+    fn slot(&self) -> Result<Slot> {
+        self.arena.take().ok_or(CallError::TooLate)
+    }
+
+    pub fn readlink(&self, node: u64, terms: &mut Terms<'_>) -> Result<Vec<u8>> {
+        let reply = self.call(command(p::READLINK, node), terms)?;
+        let target = reply.root().bytes(p::TARGET)?;
+        match !target.is_empty() && target.len() <= TARGET_MAX && !target.contains(&0) {
+            true => Ok(target.to_vec()),
+            false => Err(wrong("a symbolic link leads nowhere")),
+        }
+    }
+
+    pub fn statfs(&self, terms: &mut Terms<'_>) -> Result<Space> {
+        Ok(p::space(&self.call(Message::new(p::STATFS), terms)?.root())?)
+    }
+
+    pub fn create(&self, dir: u64, name: &[u8], new: &New<'_>, terms: &mut Terms<'_>) -> Result<Attr> {
+        let mut m = command(p::CREATE, dir);
+        let what = Attr { mode: new.mode, uid: new.uid, gid: new.gid, rdev: new.rdev, ..Attr::default() };
+        m.bytes(p::NAME, name).bytes(p::TARGET, new.target).group(p::ENTRY, |m| p::put_attr(m, &what));
+        attr(&self.call(m, terms)?.root())
+    }
+
+    pub fn setattr(&self, node: u64, wanted: &Wanted, terms: &mut Terms<'_>) -> Result<Attr> {
+        let mut m = command(p::SETATTR, node);
+        m.group(p::ENTRY, |m| p::put_wanted(m, wanted));
+        same(node, attr(&self.call(m, terms)?.root())?)
+    }
+
+    pub fn remove(&self, dir: u64, name: &[u8], is_dir: bool, terms: &mut Terms<'_>) -> Result<()> {
+        let tag = if is_dir { p::RMDIR } else { p::UNLINK };
+        self.call(command(tag, dir).bytes(p::NAME, name).clone(), terms).map(drop)
+    }
+
+    pub fn rename(&self, from: (u64, &[u8]), to: (u64, &[u8]), keep: bool, terms: &mut Terms<'_>) -> Result<()> {
+        let mut m = command(p::RENAME, from.0);
+        m.bytes(p::NAME, from.1).uint(p::NEW_DIR, to.0).bytes(p::NEW_NAME, to.1).uint(p::KEEP, keep.into());
+        self.call(m, terms).map(drop)
+    }
+
+    pub fn sync(&self, terms: &mut Terms<'_>) -> Result<()> {
+        self.call(Message::new(p::SYNC), terms).map(drop)
+    }
+}
+
+fn command(tag: Tag, node: u64) -> Message {
+    let mut m = Message::new(tag);
+    m.uint(p::NODE, node);
+    m
+}
+
+fn attr(e: &Element<'_>) -> Result<Attr> {
+    let attr = p::attr(e)?;
+    let known =
+        [libc::S_IFREG, libc::S_IFDIR, libc::S_IFLNK, libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFCHR, libc::S_IFBLK];
+    match attr {
+        a if !known.contains(&(a.mode & libc::S_IFMT)) => Err(wrong("a node of no type")),
+        a if a.node == 0 || a.node >= 1 << 62 => Err(wrong("a node number out of range")),
+        a if a.size > SIZE_MAX => Err(wrong("a size out of range")),
+        a if a.node == ROOT && a.mode & libc::S_IFMT != libc::S_IFDIR => Err(wrong("a root that is no directory")),
+        a => Ok(Attr { nlink: a.nlink.max(1), mode: a.mode & (libc::S_IFMT | 0o7777), ..a }),
+    }
+}
+
+fn same(node: u64, attr: Attr) -> Result<Attr> {
+    if attr.node == node { Ok(attr) } else { Err(wrong("it is about another node")) }
+}
+
+fn entry(e: &Element<'_>) -> Result<Entry> {
+    let (name, cookie) = (e.bytes(p::NAME)?.to_vec(), e.uint(p::COOKIE)?);
+    let bad = name.is_empty()
+        || name.len() > 255
+        || name == b"."
+        || name == b".."
+        || name.iter().any(|b| [0, b'/'].contains(b));
+    match (bad, cookie) {
+        (true, _) => Err(wrong("a name that is none")),
+        (_, 0) => Err(wrong("a cookie of 0")),
+        (_, c) if c >= 1 << 62 => Err(wrong("a cookie out of range")),
+        _ => Ok(Entry { name, cookie, attr: attr(e)? }),
+    }
+}
