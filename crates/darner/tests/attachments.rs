@@ -89,3 +89,113 @@ fn killed_the_host_is_followed_by_another_and_the_plug_in_too() {
     world.kill_all();
     world.detach();
 }
+
+/// A tree with what filesystems stumble over, in `$DIR/tree`.
+fn make_tree(world: &World) {
+    world.sh_outside(
+        r"mkdir -p tree/sub/empty tree/many tree/a/b/c/d/e/f/g/h/i/j; cd tree
+        echo one > one.txt; : > nothing; head -c 3000000 /dev/urandom > large.bin; seq 100000 > text
+        echo deep > a/b/c/d/e/f/g/h/i/j/deep.txt; seq 1 900 | (cd many; while read n; do echo $n > file-$n; done)
+        echo x > 'with space, and ünïcode.txt'; n=$(printf 'long%.0s' $(seq 40)); echo l > $n.txt
+        ln -s ../one.txt sub/link; ln -s $(printf 'up/%.0s' $(seq 200))end sub/longlink; ln one.txt sub/hard
+        chmod 750 sub; chmod 4711 one.txt; chown 1234:5678 text; mkfifo sub/fifo; touch -d '1999-12-31 23:59:59 UTC' sub/old",
+    );
+}
+
+/// What `find` tells of all files in a directory, as far as `what` says.
+fn tree_of(world: &World, dir: &str, what: &str) -> String {
+    world.sh_outside(&format!(
+        "cd {dir}; find . -mindepth 1 -printf '%P {what}\\n' | sort; find . -type f | sort | xargs -d '\\n' md5sum"
+    ))
+}
+
+const ALL: &str = "%y %m %U %G %s %l %T@";
+/// Directories have other sizes elsewhere.
+fn files_only(listing: &str) -> String {
+    listing
+        .lines()
+        .map(|l| if l.contains(" d ") { l.split(" d ").next().unwrap() } else { l })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Times to the second.
+fn coarse(listing: &str) -> String {
+    listing
+        .lines()
+        .map(|l| l.rsplit_once('.').map_or(l, |(cut, rest)| if rest.len() == 10 { cut } else { l }))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn cd_images_show_the_tree_that_xorriso_put_in_rock_ridge_or_joliet_also_as_of_then() {
+    let Some(world) = World::new() else { return };
+    if !common::has("xorriso") {
+        return;
+    }
+    make_tree(&world);
+    let out = "-quiet -o mnt/image.iso";
+    world.sh_outside(&format!("xorriso -as mkisofs -R -J -joliet-long {out} tree 2>/dev/null"));
+    attach(&world, "rr", &["iso9660", world.path("image.iso").to_str().unwrap()]);
+    assert_eq!(status(&world, "rr")["name"].as_str().unwrap(), "iso9660 ISOIMAGE (Rock Ridge)");
+    let (expected, found) = (tree_of(&world, "tree", ALL), tree_of(&world, "mnt/rr", ALL));
+    assert_eq!(coarse(&files_only(&found)), coarse(&files_only(&expected)));
+    // Another image takes its place; what is attached, and what was, stay what they are.
+    let then = world.now();
+    world.sh_outside(&format!("rm mnt/image.iso; rm -f tree/sub/fifo tree/sub/*link; xorriso -as mkisofs -J -joliet-long {out} tree 2>/dev/null"));
+    world.sh_outside("cmp mnt/rr/large.bin tree/large.bin; cat mnt/rr/sub/link");
+    attach(&world, "past", &["iso9660", world.path(&format!("image.iso@@{then}")).to_str().unwrap()]);
+    assert_eq!(tree_of(&world, "mnt/past", ALL), found);
+    // xorriso puts Rock Ridge in always; without it Joliet counts.
+    world.sh_outside("xorriso -as mkisofs -quiet -J -joliet-long --norock -o mnt/joliet.iso tree 2>/dev/null");
+    attach(&world, "joliet", &["iso9660", world.path("joliet.iso").to_str().unwrap()]);
+    assert_eq!(status(&world, "joliet")["name"].as_str().unwrap(), "iso9660 ISOIMAGE (Joliet)");
+    let names = |dir: &str| world.sh_outside(&format!("cd {dir}; find . | sort | cut -c1-60; find . -type f | wc -l"));
+    assert_eq!(names("mnt/joliet"), names("tree"));
+    world
+        .sh_outside("for f in one.txt large.bin text a/b/c/d/e/f/g/h/i/j/deep.txt; do cmp tree/$f mnt/joliet/$f; done");
+    for image in ["past", "rr", "joliet"] {
+        world.darner(&["detach", world.path(image).to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn archives_show_the_tree_that_tar_and_zip_put_in() {
+    let Some(world) = World::new() else { return };
+    if !common::has("zip") {
+        return;
+    }
+    make_tree(&world);
+    let expected = files_only(&tree_of(&world, "tree", ALL));
+    for (name, command) in [
+        ("pax.tar", "tar --format=pax -C tree -cf mnt/pax.tar ."),
+        ("gnu.tar", "tar --format=gnu -C tree -cf mnt/gnu.tar ."),
+        ("it.tar.gz", "tar --format=pax -C tree -czf mnt/it.tar.gz ."),
+        ("it.zip", "rm tree/sub/fifo; cd tree; zip -qry ../mnt/it.zip ."),
+    ] {
+        world.sh_outside(command);
+        attach(&world, "here", &["archive", world.path(name).to_str().unwrap()]);
+        let found = files_only(&tree_of(&world, "mnt/here", ALL));
+        match name {
+            "pax.tar" | "it.tar.gz" => assert_eq!(found, expected, "{name}"),
+            "gnu.tar" => assert_eq!(coarse(&found), coarse(&expected), "{name}"),
+            _ => {
+                let what = "%y %m %s %l";
+                let (found, expected) = (tree_of(&world, "mnt/here", what), tree_of(&world, "tree", what));
+                assert_eq!(files_only(&found), files_only(&expected));
+                world.sh_outside("test $(stat -c %Y mnt/here/sub/old) = $(stat -c %Y tree/sub/old)");
+            }
+        }
+        world.darner(&["detach", world.path("here").to_str().unwrap()]);
+    }
+    std::fs::write(
+        world.path("none"),
+        b"this is neither of them, and long enough to be a header of something: no".repeat(20),
+    )
+    .unwrap();
+    for kind in ["archive", "iso9660"] {
+        let why = try_attach(&world, "here", &[kind, world.path("none").to_str().unwrap()]).unwrap_err();
+        assert!(why.contains("this is no "), "{why}");
+    }
+}

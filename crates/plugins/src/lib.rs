@@ -1,16 +1,20 @@
-//! The filesystems that come along, each a [`Vfs`](darner_vfs::Vfs) over the files that it was handed. They run in a sandbox,
+//! The filesystems that come along, each a [`Vfs`](darner_vfs::Vfs) over the file that it was handed. They run in a sandbox,
 //! and believe no byte of an image.
 
+mod archive;
 mod hello;
+mod iso9660;
 
 use std::fs::File;
 
-use darner_vfs::refuse;
+use darner_vfs::{ServeError, refuse, serve};
 
+pub use archive::Archive;
 pub use hello::Hello;
+pub use iso9660::Iso9660;
 
 /// Their names, and whether each shows a file.
-pub const ALL: [(&str, bool); 1] = [("hello", false)];
+pub const ALL: [(&str, bool); 3] = [("hello", false), ("archive", true), ("iso9660", true)];
 
 /// Whether there is one of this name, and whether it shows a file.
 pub fn find(name: &str) -> Option<bool> {
@@ -18,15 +22,21 @@ pub fn find(name: &str) -> Option<bool> {
 }
 
 /// Serves one in a process that was started for that. Why it can't, the host is told.
-pub fn run(name: &str, writable: bool) -> Result<(), String> {
-    let served = match (name, darner_vfs::files()) {
-        ("hello", _) => darner_vfs::serve(Hello),
-        (_, Err(e)) => refuse(&e.to_string()),
-        (_, Ok(files)) => show(name, files, writable),
-    };
-    served.map_err(|e| e.to_string())
+pub fn run(name: &str) -> Result<(), ServeError> {
+    if name == "hello" {
+        return serve(Hello);
+    }
+    match darner_vfs::files().map(|mut files| files.pop()) {
+        Err(e) => refuse(&e.to_string()),
+        Ok(None) => refuse("no file was handed over"),
+        Ok(Some(file)) => show(name, file),
+    }
 }
 
-fn show(name: &str, files: Vec<File>, _writable: bool) -> Result<(), darner_vfs::ServeError> {
-    refuse(&format!("there is no plug-in {name} for {} files", files.len()))
+fn show(name: &str, file: File) -> Result<(), ServeError> {
+    match name {
+        "archive" => Archive::open(file).map_or_else(|why| refuse(&why), serve),
+        "iso9660" => Iso9660::open(file).map_or_else(|why| refuse(&why), serve),
+        _ => refuse(&format!("there is no plug-in {name}")),
+    }
 }

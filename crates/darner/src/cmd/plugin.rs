@@ -11,7 +11,7 @@ use crate::error::{Context, Failure, Result};
 pub fn run(c: Plugin) -> Result<()> {
     report(&Report { pid: Some(std::process::id()), lacks: Vec::new() })?;
     match (&c.name, c.program.split_first()) {
-        (Some(name), _) => darner_plugins::run(name, c.writable).map_err(Failure::new),
+        (Some(name), _) => darner_plugins::run(name).map_err(Failure::new),
         (None, Some((program, args))) => {
             Err(Command::new(program).args(args).exec()).cant(|| format!("start {program:?}"))
         }
