@@ -307,6 +307,46 @@ fn lock(file: &File, whole: bool, on: bool) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Two processes hold a classic (POSIX) lock in turn around a count that both change.
+fn process_locks(l: &mut Load<'_>) {
+    const SCRIPT: &str = "
+import fcntl, os, sys
+path, stop = sys.argv[1:]
+fd = os.open(path, os.O_RDWR)
+rounds = 0
+while not os.path.exists(stop):
+    fcntl.lockf(fd, fcntl.LOCK_EX, 8, 0)
+    count = int.from_bytes(os.pread(fd, 8, 0), 'big')
+    os.pwrite(fd, (count + 1).to_bytes(8, 'big'), 0)
+    fcntl.lockf(fd, fcntl.LOCK_UN, 8, 0)
+    rounds += 1
+print(rounds)
+";
+    if !has("python3") {
+        return;
+    }
+    let outside = tempfile::tempdir().unwrap();
+    let (path, stop) = (l.dir.join("count"), outside.path().join("stop"));
+    l.call("create", || fs::write(&path, 0u64.to_be_bytes()));
+    let start = || {
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", SCRIPT]).arg(&path).arg(&stop).stdout(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let children = [start(), start()];
+    while l.goes_on() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    fs::write(&stop, "").unwrap();
+    let rounds = children.map(|child| {
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        String::from_utf8(out.stdout).unwrap().trim().parse::<u64>().unwrap()
+    });
+    let count = u64::from_be_bytes(l.call("read", || fs::read(&path)).try_into().unwrap());
+    assert_eq!(count, rounds.iter().sum::<u64>(), "both had the lock at once");
+    l.calls.fetch_add(count * 4, Ordering::Relaxed);
+}
+
 /// Files of the past stay open and go on showing the same, by whatever way they were reached.
 fn past(l: &mut Load<'_>) {
     let path = l.dir.join("f");
@@ -354,13 +394,14 @@ fn killed_again_and_again_under_every_kind_of_work_nobody_sees_more_than_a_pause
         w.mount_at("mnt", &options).unwrap();
         let kills = if long() { 500 } else { kills };
         let (stop, calls, slowest) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-        let works: [(&str, Work); 7] = [
+        let works: [(&str, Work); 8] = [
             ("names", names),
             ("appends", appends),
             ("bytes", bytes),
             ("nameless", nameless),
             ("lists", lists),
             ("locks", locks),
+            ("process locks", process_locks),
             ("past", past),
         ];
         let failed = Arc::new(Mutex::new(Vec::new()));
@@ -395,7 +436,8 @@ fn killed_again_and_again_under_every_kind_of_work_nobody_sees_more_than_a_pause
             w.log().matches("answers what was done before").count(),
         );
         // What had no name and was open is gone, all of it.
-        let names = 7 + 1 + 1 + 1500 + 2 + 1;
+        let counts = u64::from(has("python3"));
+        let names = 8 + 1 + 1 + 1500 + 2 + counts + 1;
         eventually("files without a name go in the end", || w.objects() == names + 1);
         w.unmount();
         assert_eq!(w.darner(&["check", w.store.to_str().unwrap()]).lines().count(), 1);
