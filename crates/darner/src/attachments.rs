@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
@@ -234,26 +235,36 @@ impl Launcher {
             };
         })?;
         let mut process = Plugin { pid: child.id(), child };
-        let report: Report = serde_json::from_reader(report).unwrap_or_default();
-        match report.pid {
-            Some(pid) => process.pid = pid,
-            None => return Err(Failure::new(format!("the sandbox failed: {}", process.end().1))),
+        let (mut lacks, mut failed) = (None, None);
+        for line in BufReader::new(report).lines() {
+            match serde_json::from_str(&line?)? {
+                Told::Pid(pid) => process.pid = pid,
+                Told::Lacks(told) => lacks = Some(told),
+                Told::Failed(why) => failed = Some(why),
+            }
         }
-        for lack in &report.lacks {
+        let (None, Some(lacks)) = (&failed, lacks) else {
+            let how = process.end().1;
+            return Err(Failure::new(failed.unwrap_or_else(|| format!("no sandbox was made ({how})"))));
+        };
+        for lack in &lacks {
             tracing::warn!("the sandbox is incomplete: {lack}");
         }
-        *self.lacks.lock() = report.lacks;
+        *self.lacks.lock() = lacks;
         Ok(Launched { socket: ours, arena, process: Box::new(process) })
     }
 }
 
-/// What the sandbox tells the host before the plug-in begins, as JSON.
-#[derive(Default, Serialize, Deserialize)]
-pub struct Report {
+/// What the sandbox tells the host before the plug-in begins, a line of JSON each.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Told {
     /// The plug-in's process.
-    pub pid: Option<u32>,
+    Pid(u32),
     /// What the kernel refused.
-    pub lacks: Vec<String>,
+    Lacks(Vec<String>),
+    /// Why there will be no plug-in.
+    Failed(String),
 }
 
 impl Launch for Launcher {

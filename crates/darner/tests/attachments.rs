@@ -199,3 +199,119 @@ fn archives_show_the_tree_that_tar_and_zip_put_in() {
         assert!(why.contains("this is no "), "{why}");
     }
 }
+
+/// The plug-in in Python, with `more` before it begins.
+fn python(world: &World, more: &str) -> Option<String> {
+    if !PathBuf::from("/usr/bin/python3").exists() {
+        eprintln!("SKIPPED: {} needs /usr/bin/python3", std::thread::current().name().unwrap_or("a test"));
+        return None;
+    }
+    let text = include_str!("plugin.py").replace("if __name__ ==", &format!("{more}\n\nif __name__ =="));
+    let path = world.dir.join(format!("plugin-{}.py", fastrand::u32(..)));
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    Some(path.to_str().unwrap().to_string())
+}
+
+#[test]
+fn a_plug_in_in_python_written_from_the_documents_alone_reads_writes_and_renames() {
+    let Some(world) = World::new() else { return };
+    let Some(program) = python(&world, "") else { return };
+    attach(&world, "py", &["--writable", "--", &program]);
+    assert_eq!(status(&world, "py")["sandbox_lacks"].as_array().unwrap().len(), 0);
+    world.sh(
+        "cd py; cat hello.txt; mkdir -p a/b; seq 300000 > a/numbers; cp a/numbers a/b/copy; cmp a/numbers a/b/copy",
+    );
+    assert_eq!(world.sh("cat py/hello.txt; stat -c '%s %U' py/a/numbers"), "Hello from Python.\n1988895 root");
+    world.sh(
+        "cd py; ln -s a/numbers link; test $(readlink link) = a/numbers; cmp link a/numbers; mv a/b/copy moved; echo more >> moved
+        test $(tail -n 1 moved) = more; truncate -s 10 moved; test $(stat -c %s moved) = 10; chmod 600 moved; chown 5:6 moved
+        test $(stat -c %a,%u,%g moved) = 600,5,6; touch -d 2001-02-03 moved; test $(date -r moved +%Y) = 2001; sync -f .
+        ! rmdir a 2>/dev/null; rm -r a; test ! -e a; for n in $(seq 500); do : > f$n; done; test $(ls | wc -l) = 503; rm f*
+        mv -n moved hello.txt; test -e moved; mv -f moved hello.txt; test $(stat -c %s hello.txt) = 10",
+    );
+    world.sh("! ln py/hello.txt py/hard 2>/dev/null; df py >/dev/null");
+    world.darner(&["detach", world.path("py").to_str().unwrap()]);
+}
+
+#[test]
+fn a_plug_in_reaches_nothing_but_what_it_was_handed() {
+    let Some(world) = World::new() else { return };
+    // What it finds out is what its file says.
+    let probe = r#"
+import ctypes, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def outcome(what):
+    try:
+        what()
+        return "done"
+    except OSError as e:
+        return errno.errorcode[e.errno]
+    except RuntimeError as e:
+        return str(e)
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+def thread():
+    t = threading.Thread(target=lambda: None); t.start(); t.join()
+probes = {
+    "read a secret": lambda: open("SECRET").read(), "list it": lambda: os.listdir("DIR"), "write": lambda: open("DIR/new", "w"),
+    "read passwords": lambda: open("/etc/passwd"), "look at others": lambda: open("/proc/1/cmdline"),
+    "tcp": lambda: socket.socket(), "unix": lambda: socket.socket(socket.AF_UNIX), "pair": lambda: socket.socketpair(),
+    "fork": os.fork, "memfd": lambda: os.memfd_create("x"), "mount": lambda: call("mount", b"x", b"/tmp", b"tmpfs", 0, None),
+    "unshare": lambda: call("unshare", 0x10000000), "signal": lambda: os.kill(HOST, 0), "root": lambda: os.setuid(0),
+    "outlive": lambda: call("prctl", 1, 0, 0, 0, 0), "shm": lambda: call("shmget", 0, 4096, 0o1600),
+    "start": lambda: os.execv("/bin/true-not", ["x"]), "handed": lambda: os.pread(int(os.environ["DARNER_FILE_FDS"]), 5, 0),
+    "overwrite": lambda: os.pwrite(int(os.environ["DARNER_FILE_FDS"]), b"x", 0), "thread": thread,
+}
+class Memory(Memory):
+    def __init__(self, arena):
+        super().__init__(arena)
+        found = "".join(f"{name}: {outcome(what)}\n" for name, what in probes.items())
+        found += f"processes: {os.getpid() == 1}\nvariables: {'SECRET' in os.environ}\n"
+        self.make(self.nodes[1], b"found", stat.S_IFREG | 0o644).data += found.encode()
+"#;
+    let secret = world.dir.join("secret");
+    std::fs::write(&secret, "a secret").unwrap();
+    let probe = probe
+        .replace("SECRET\")", &format!("{}\")", secret.display()))
+        .replace("\"DIR", &format!("\"{}", world.dir.display()));
+    let probe = probe.replace("HOST", &std::process::id().to_string());
+    let Some(program) = python(&world, &probe) else { return };
+    let expected = "read a secret: EACCES\nlist it: EACCES\nwrite: EACCES\nread passwords: EACCES\nlook at others: EACCES\ntcp: EPERM
+unix: EPERM\npair: EPERM\nfork: EPERM\nmemfd: EPERM\nmount: EPERM\nunshare: EPERM\nsignal: ESRCH\nroot: EINVAL
+outlive: EPERM\nshm: EPERM\nstart: ENOENT\nhanded: done\noverwrite: EBADF\nthread: done\nprocesses: True\nvariables: False";
+    attach(&world, "py", &[&format!("--file={}", secret.display()), "--", &program]);
+    assert_eq!(world.sh("cat py/found"), expected.replace("\n\n", "\n"));
+    let pid = status(&world, "py")["plugin_pid"].as_i64().unwrap();
+    let proc = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| proc.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_string();
+    assert_eq!(field("CapEff:"), "0000000000000000");
+    assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".into(), "2".into()));
+    assert!(field("Uid:").starts_with("65534"), "root's plug-ins run as nobody");
+}
+
+#[test]
+fn an_ordinary_user_has_the_whole_sandbox_too_and_a_program_that_does_not_start_is_told() {
+    let Some(world) = World::new() else { return };
+    if !common::has("setpriv") {
+        return;
+    }
+    let program = world.dir.join("darner");
+    std::fs::copy(common::DARNER, &program).unwrap();
+    let sandbox = |what: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "12345", "--regid", "12345", "--clear-groups"]).arg(&program);
+        let out = command.args(["plugin", "--memory=536870912", "--processes=1", "--", what]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    assert!(sandbox("/usr/bin/true").contains("{\"lacks\":[]}"), "{}", sandbox("/usr/bin/true"));
+    let secret = world.dir.join("secret");
+    std::fs::write(&secret, "#!/bin/sh").unwrap();
+    assert!(sandbox(secret.to_str().unwrap()).contains("can't start"));
+    let why = try_attach(&world, "x", &["--", secret.to_str().unwrap()]).unwrap_err();
+    assert!(why.contains("can't start") && why.contains("nobody"), "{why}");
+    let why = try_attach(&world, "x", &["--", "/usr/bin/true"]).unwrap_err();
+    assert!(why.contains("no plug-in answers"), "{why}");
+    assert_eq!(world.sh("ls x; mountpoint -q x || echo none"), "none");
+}

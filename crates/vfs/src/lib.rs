@@ -16,6 +16,7 @@ mod host;
 mod listing;
 mod protocol;
 mod running;
+mod sandbox;
 mod serve;
 mod vfs;
 
@@ -24,5 +25,6 @@ pub use darner_syslink::ConnectError as ServeError;
 pub use front::Front;
 pub use host::{Health, Host, Launch, Launched, Options, Process};
 pub use listing::Listing;
+pub use sandbox::{Limits, enter};
 pub use serve::{ARENA, FILES, LINK, files, refuse, serve, serve_over};
 pub use vfs::{Attr, Errno, Info, New, ROOT, Result, Space, Vfs, Wanted};
