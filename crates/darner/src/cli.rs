@@ -75,6 +75,9 @@ pub enum Command {
     /// What that one starts for what it must not do itself
     #[command(hide = true)]
     Errands,
+    /// Have a daemon for a store that has something to do without a mount
+    #[command(hide = true)]
+    Stay(Stay),
     /// Show a filesystem that is a process of its own in a directory: an image, an archive, or what a program makes up
     Attach(Attach),
     /// End that
@@ -142,6 +145,9 @@ pub struct Mount {
     /// Write the daemon's log to this file (RUST_LOG chooses what)
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+    /// Of a daemon: mount nothing (whatever MNT is), for a store that has something to do without
+    #[arg(long, hide = true)]
+    pub without_mount: bool,
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
@@ -159,6 +165,13 @@ pub struct Mount {
     pub store: PathBuf,
     /// Where
     pub mountpoint: PathBuf,
+}
+
+/// `darner stay`
+#[derive(Args, Debug)]
+pub struct Stay {
+    /// The store
+    pub store: PathBuf,
 }
 
 /// `darner upgrade`
@@ -413,8 +426,8 @@ pub enum VolumeAction {
 
 /// `darner mirror`
 ///
-/// A mirror is a store of its own that follows a fileset while it is mounted: mount it (read-only) as any store. It has its own
-/// volumes, retention and labels.
+/// A mirror is a store of its own that follows a fileset, mounted or not. Mount it (read-only) as any store to look at it. It has
+/// its own volumes, retention and labels. A mirror is meant by a mount point of its source and its name there, or by its own store.
 #[derive(Args, Debug)]
 pub struct Mirror {
     /// What to do
@@ -434,7 +447,7 @@ fn tid(text: &str) -> Result<u64, String> {
 /// What to do with mirrors.
 #[derive(Subcommand, Debug)]
 pub enum MirrorAction {
-    /// Make a store that follows the fileset that MNT is in; mount it, and it does
+    /// Make a store that follows the fileset that MNT is in
     Add {
         /// A path in the fileset
         mnt: PathBuf,
@@ -453,29 +466,29 @@ pub enum MirrorAction {
     },
     /// Have one pull now
     Sync {
-        /// A mount point of the source
+        /// A mount point of the source, or the mirror's own store
         mnt: PathBuf,
-        /// Its name
-        name: String,
+        /// Its name at its source
+        name: Option<String>,
         /// Return when it shows all that is there now
         #[arg(long)]
         wait: bool,
     },
-    /// Have one pull no more, until it is resumed
+    /// Have one pull no more, until it is resumed: unless it is mounted, its store is then closed
     Pause {
-        /// A mount point of the source
+        /// A mount point of the source, or the mirror's own store
         mnt: PathBuf,
-        /// Its name
-        name: String,
+        /// Its name at its source
+        name: Option<String>,
     },
     /// Have one pull again
     Resume {
-        /// A mount point of the source
+        /// A mount point of the source, or the mirror's own store
         mnt: PathBuf,
-        /// Its name
-        name: String,
+        /// Its name at its source
+        name: Option<String>,
     },
-    /// Take a mirror's name away; its store stays, and follows while it is mounted and not paused
+    /// Take a mirror's name away, and pause it; its store stays
     Remove {
         /// A mount point of the source
         mnt: PathBuf,

@@ -169,10 +169,10 @@ pub enum Request {
     },
     /// How this store follows another one.
     Following,
-    /// Pull now; answered when it has come to a moment of the source, or can't.
+    /// Pull now.
     Follow {
-        /// That moment.
-        until: u64,
+        /// Answer when all that the source has now is shown, or it is known why not.
+        wait: bool,
     },
     /// Pull no more for now, or again.
     PauseMirror {

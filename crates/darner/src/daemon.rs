@@ -1,7 +1,8 @@
 //! The daemon: one process that has one store open, and serves all of its mounts.
 //!
 //! Threads: per mount the serving ones; one writes the log and syncs it every second; one does the store's upkeep; one
-//! answers commands (at each volume and mount). It ends when its last mount does, with everything durable.
+//! answers commands (at each volume and mount). It ends when its last mount does, with everything durable; not while the store
+//! has something to do without a mount: it follows another one.
 
 use std::collections::HashMap;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -68,6 +69,8 @@ pub(crate) struct State {
     pub mounts: HashMap<PathBuf, Mount>,
     pub(crate) closing: bool,
     closed: bool,
+    /// It was told to end.
+    told: bool,
 }
 
 /// See the module.
@@ -95,13 +98,13 @@ pub struct Daemon {
     pub(crate) follows: Arc<Follows>,
 }
 
-/// Opens the store, mounts, calls `ready`, and serves until the last mount ends. If another process did so before and was
-/// killed, goes on where it was instead: with its mounts.
+/// Opens the store, mounts (unless the store has something to do without), calls `ready`, and serves until the last mount ends.
+/// If another process did so before and was killed, goes on where it was instead: with its mounts.
 pub fn run(
     place: impl FnOnce() -> Result<Place>,
     others: &[PathBuf],
     options: &OpenOptions,
-    first: &MountRequest,
+    first: Option<&MountRequest>,
     ready: impl FnOnce(),
 ) -> Result<()> {
     // A thread that panics must not leave a mount without an answer: better no daemon, which is noticed at once.
@@ -155,7 +158,7 @@ pub fn run(
     let outcome = {
         let _one_at_a_time = daemon.mounting.lock();
         // (Before there can be any new transaction.)
-        let outcome = if goes_on { daemon.go_on(items) } else { daemon.mount(first) };
+        let outcome = if goes_on { daemon.go_on(items) } else { daemon.begin(first) };
         daemon.close_what_nobody_listens_at();
         daemon.state.lock().closing |= outcome.is_err();
         outcome
@@ -171,7 +174,10 @@ pub fn run(
         thread::Builder::new().name("signals".into()).spawn(move || watcher.heed(&signals))?;
         keeper.serving();
         ready();
-        daemon.wait_for_the_last_mount();
+        if !goes_on {
+            daemon.start_followers();
+        }
+        daemon.wait_for_the_end();
     }
     daemon.state.lock().closing = true;
     for worker in workers {
@@ -228,6 +234,8 @@ impl Daemon {
             // SAFETY: valid pointers; the signals are blocked in all threads.
             unsafe { libc::sigwait(signals, &mut signal) };
             tracing::info!(signal, again, "told to end");
+            self.state.lock().told = true;
+            self.changed.notify_all();
             if !self.store().is_read_only()
                 && let Err(e) = self.fs.sync()
             {
@@ -244,20 +252,50 @@ impl Daemon {
         std::process::exit(0);
     }
 
-    /// Returns when no mount is left and no further one will be.
-    fn wait_for_the_last_mount(&self) {
+    fn begin(self: &Arc<Daemon>, first: Option<&MountRequest>) -> Result<()> {
+        match first {
+            Some(mount) => self.mount(mount),
+            None if self.stays() => Ok(()),
+            None if self.fs.following().is_some_and(|f| f.paused) => {
+                Err(Failure::new("this mirror is paused: `darner mirror resume` has it go on"))
+            }
+            None => Err(Failure::new("this store has nothing to do without a mount")),
+        }
+    }
+
+    /// Whether there is something to do without a mount.
+    pub(crate) fn stays(&self) -> bool {
+        let follows = self.fs.following().is_some_and(|f| !f.paused && !f.origin.is_empty());
+        follows && !self.store().is_read_only()
+    }
+
+    fn is_over(&self, state: &State) -> bool {
+        state.mounts.is_empty() && (state.told || !self.stays())
+    }
+
+    /// Returns when no mount is left, nothing is to be done without, and no further mount will be.
+    fn wait_for_the_end(&self) {
         loop {
             let mut state = self.state.lock();
-            while !state.mounts.is_empty() {
+            while !self.is_over(&state) {
                 self.changed.wait(&mut state);
             }
             drop(state);
             let _no_mount_begins = self.mounting.lock();
             let mut state = self.state.lock();
-            if state.mounts.is_empty() {
+            if self.is_over(&state) {
                 state.closing = true;
                 return;
             }
+        }
+    }
+
+    /// After a change of what is to be done without a mount; returns when the store is closed, if nothing is left to do.
+    pub(crate) fn end_if_over(&self) {
+        let mut state = self.state.lock();
+        self.changed.notify_all();
+        while self.is_over(&state) && !state.closed {
+            self.changed.wait(&mut state);
         }
     }
 
@@ -511,9 +549,8 @@ impl Daemon {
         while state.mounts.contains_key(mountpoint) && !lazy {
             self.changed.wait(&mut state);
         }
-        while state.mounts.is_empty() && !state.closed {
-            self.changed.wait(&mut state);
-        }
+        drop(state);
+        self.end_if_over();
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
 use crate::frontend::now_ns;
+use crate::keeper;
 use crate::place::{self, Make, Place};
 use crate::when::local;
 
@@ -41,6 +42,8 @@ const TOLD_MAX: usize = 10_000;
 pub(crate) struct Follows {
     line: Mutex<FollowLine>,
     changed: Condvar,
+    /// How many pulls have begun, and which of them was the last to come to its end.
+    pulls: Mutex<(u64, u64)>,
     /// Whether to look at once.
     now: Mutex<bool>,
     wake: Condvar,
@@ -110,6 +113,34 @@ impl Daemon {
         Ok(all)
     }
 
+    /// Has the mirrors that have names here follow, without waiting for them.
+    pub(crate) fn start_followers(&self) {
+        let mirrors = self.fs.mirrors().unwrap_or_else(|e| {
+            tracing::error!("the mirrors are not started: {e}");
+            Vec::new()
+        });
+        if mirrors.is_empty() || self.store().is_read_only() {
+            return;
+        }
+        // Each by a process of its own: whatever a mirror's place does to those who look at it, it does not hold us up.
+        let started = thread::Builder::new().name("followers".into()).spawn(move || {
+            for (name, target) in mirrors {
+                let out = keeper::program().and_then(|program| {
+                    let command = std::process::Command::new(program).arg("stay").arg(&target).output();
+                    command.cant(|| "start it".into())
+                });
+                match out {
+                    Ok(out) if out.status.success() => tracing::info!(name, target, "the mirror follows"),
+                    Ok(out) => tracing::warn!(name, "the mirror: {}", String::from_utf8_lossy(&out.stderr).trim()),
+                    Err(e) => tracing::warn!(name, "the mirror: {e}"),
+                }
+            }
+        });
+        if let Err(e) = started {
+            tracing::error!("the mirrors are not started: {e}");
+        }
+    }
+
     /// Follows as long as the store is a mirror.
     pub(crate) fn follow(&self) {
         let mut link: Option<Arc<Link>> = None;
@@ -148,6 +179,11 @@ impl Daemon {
     /// Pulls, and says how long to wait until the next time.
     fn pull(&self, link: Arc<Link>, session: u64) -> Duration {
         let at = self.fs.following().map_or(Tid::ZERO, |f| f.at);
+        let number = {
+            let mut pulls = self.follows.pulls.lock();
+            pulls.0 += 1;
+            pulls.0
+        };
         let (fs, follows) = (self.fs.clone(), self.follows.clone());
         let go_on = move |bytes: u64| {
             let mut line = follows.line.lock();
@@ -160,6 +196,9 @@ impl Daemon {
             Ok(done) => {
                 if done.at != at {
                     self.tell_kernels_of(&done.changed);
+                }
+                if done.complete {
+                    self.follows.pulls.lock().1 = number;
                 }
                 self.tell(|line| {
                     line.at = done.at.0;
@@ -228,31 +267,34 @@ impl Daemon {
                 Ok(Response::Done)
             }
             Request::Following => Ok(Response::Following(self.follow_line()?)),
-            Request::Follow { until } => {
+            Request::Follow { wait } => {
+                // One that is under way does not know what is there now.
+                let wanted = self.follows.pulls.lock().0 + 1;
                 self.follows.wake(false);
                 let start = Instant::now();
-                loop {
+                while wait && self.follows.pulls.lock().1 < wanted {
                     let line = self.follow_line()?;
-                    if line.at >= until {
-                        return Ok(Response::Following(line));
-                    }
                     if line.state == "paused" || start.elapsed() > PATIENCE {
                         return Err(Failure::new(format!("it has not come so far: {}", why(&line))));
                     }
                     let mut line = self.follows.line.lock();
                     self.follows.changed.wait_for(&mut line, EVERY);
                 }
+                Ok(Response::Following(self.follow_line()?))
             }
             Request::PauseMirror { paused } => {
                 self.fs.pause(paused, now_ns())?;
                 self.fs.sync()?;
                 self.follows.wake(false);
-                Ok(Response::Following(self.follow_line()?))
+                let line = self.follow_line()?;
+                self.end_if_over();
+                Ok(Response::Following(line))
             }
             Request::Promote => {
                 let line = self.follow_line()?;
                 let f = self.fs.promote(now_ns())?;
                 self.follows.wake(false);
+                self.end_if_over();
                 Ok(Response::Following(FollowLine { at: f.at.0, state: "promoted".into(), ..line }))
             }
             _ => Ok(Response::Mirrors(self.mirror_lines()?)),
@@ -278,12 +320,12 @@ impl Daemon {
             let mut line = MirrorLine {
                 name,
                 target,
-                state: "not-mounted".into(),
+                state: "stopped".into(),
                 at_tid: None,
                 at: None,
                 lag_seconds: None,
                 received_bytes: 0,
-                waits_for: Some("its mount: it follows while it is mounted".into()),
+                waits_for: Some("`darner mirror resume`: it is paused, or was ended".into()),
                 last_error: None,
             };
             match asked {

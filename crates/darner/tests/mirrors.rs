@@ -138,13 +138,68 @@ fn it_pauses_waits_and_goes_on_when_either_daemon_was_killed() {
         soon("it goes on", || fs::read(p.copy.join("a")).is_ok_and(|a| a == format!("{n}").as_bytes()));
         assert_eq!(fs::read(p.copy.join(format!("file {n}"))).unwrap(), vec![n; 3 << 20]);
     }
-    // Away for a while.
-    p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
-    assert_eq!(p.line()["state"], "not-mounted");
-    fs::remove_file(p.w.path("file 3")).unwrap();
-    p.mount_copy();
-    p.sync();
-    assert!(!p.copy.join("file 3").exists());
+}
+
+/// Processes of the daemon that has a store.
+fn pids(w: &World, store: &Path) -> [i32; 2] {
+    let status: Value = serde_json::from_str(&w.darner(&["status", "--json", store.to_str().unwrap()])).unwrap();
+    ["daemon_pid", "supervisor_pid"].map(|name| status[name].as_i64().unwrap() as i32)
+}
+
+fn signal(pid: i32, signal: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+#[test]
+fn a_mirror_follows_without_a_mount_until_it_is_paused_removed_or_promoted() {
+    let Some(w) = World::new() else { return };
+    let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));
+    let store = target.to_str().unwrap();
+    fs::write(w.path("a"), "one").unwrap();
+    w.darner(&["mirror", "add", &mnt, "copy", store]);
+    let line = || serde_json::from_str::<Value>(&w.darner(&["mirror", "list", "--json", &mnt])).unwrap()[0].clone();
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    assert_eq!(line()["state"], "follows");
+    // Its daemon is killed; and then its supervisor too: whatever needs it starts another, the source's next mount among that.
+    signal(pids(&w, &target)[0], libc::SIGKILL);
+    fs::write(w.path("a"), "two").unwrap();
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    let both = pids(&w, &target);
+    [libc::SIGSTOP, libc::SIGKILL].iter().for_each(|s| both.iter().for_each(|pid| signal(*pid, *s)));
+    soon("it has ended", || line()["state"] == "stopped");
+    w.remount();
+    soon("it follows", || line()["state"] == "follows");
+    // A mount comes and goes.
+    let copy = w.dir.join("copy");
+    fs::create_dir(&copy).unwrap();
+    w.darner(&["mount", store, copy.to_str().unwrap()]);
+    soon("it is there", || fs::read(copy.join("a")).is_ok_and(|a| a == b"two"));
+    w.darner(&["unmount", copy.to_str().unwrap()]);
+    fs::write(w.path("a"), "three").unwrap();
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    // Paused, its store is free, and a mount of the source does not change that.
+    w.darner(&["mirror", "pause", &mnt, "copy"]);
+    w.darner(&["check", store]);
+    w.remount();
+    fs::write(w.path("a"), "four").unwrap();
+    assert!(refused(&["mirror", "sync", "--wait", &mnt, "copy"]).contains("paused"));
+    assert_eq!(line()["state"], "stopped");
+    w.darner(&["mirror", "resume", &mnt, "copy"]);
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    // By its own store as well.
+    w.darner(&["mirror", "pause", store]);
+    w.darner(&["mirror", "resume", store]);
+    w.darner(&["mirror", "remove", &mnt, "copy"]);
+    w.darner(&["check", store]);
+    w.darner(&["mirror", "resume", store]);
+    w.darner(&["mirror", "promote", store]);
+    w.darner(&["check", store]);
+    w.darner(&["mount", store, copy.to_str().unwrap()]);
+    assert_eq!(fs::read(copy.join("a")).unwrap(), b"four");
+    fs::write(copy.join("a"), "five").unwrap();
+    w.darner(&["unmount", copy.to_str().unwrap()]);
+    w.darner(&["check", store]);
 }
 
 #[test]

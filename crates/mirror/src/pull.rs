@@ -93,6 +93,8 @@ pub struct Pulled {
     pub bytes: u64,
     /// Moments that were made whole.
     pub moments: u64,
+    /// Whether all is there that the source had when it was asked.
+    pub complete: bool,
 }
 
 /// Follows a fileset over a link.
@@ -162,7 +164,7 @@ impl Puller {
         self.fs.store().raise_objects(ObjectId(looked.objects.0.min(1 << 44)));
         let mut done = Pulled { at: f.at, ..Pulled::default() };
         if looked.newest <= f.at && f.is_whole() {
-            return Ok(done);
+            return Ok(Pulled { complete: true, ..done });
         }
         let away = looked.newest.0.saturating_sub(f.at.0) > AWAY;
         for point in looked.points.into_iter().filter(|p| away && *p > f.at.max(f.target) && *p < looked.newest) {
@@ -174,7 +176,7 @@ impl Puller {
                 Err(e) => return Err(e),
             }
         }
-        self.pull_to(f.fileset, looked.newest, &mut done)?;
+        done.complete = self.pull_to(f.fileset, looked.newest, &mut done)?;
         // Should this be lost, the source forgets by itself.
         let mut end = Message::new(END);
         end.uint(SESSION, self.session);

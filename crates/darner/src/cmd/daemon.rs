@@ -6,18 +6,22 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use darner_store::OpenOptions;
 
 use super::mount::{arguments, settle};
 use crate::cli::Mount;
-use crate::control::MountRequest;
+use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::Place;
 use crate::{daemon, keeper, supervisor};
 
 /// The descriptor on which a worker that is started for a mount tells how that went; its number is in this variable.
 pub const READY: &str = "DARNER_READY_FD";
+
+/// How long to wait for a daemon that is closing the store.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The supervisor.
 pub fn supervise(c: &Mount) -> Result<()> {
@@ -83,8 +87,7 @@ pub fn reporting(log: Option<&Path>, work: impl FnOnce(&dyn Fn()) -> Result<()>)
 /// Starts this program in the background under a hidden name, and waits until it is ready or says why not.
 pub fn start(command: &str, arguments: &[OsString]) -> Result<()> {
     let (mut reader, writer) = std::io::pipe()?;
-    let program = std::env::current_exe().cant(|| "find this program".into())?;
-    let mut child = keeper::start(&program, command, arguments, |daemon| {
+    let mut child = keeper::start(&keeper::program()?, command, arguments, |daemon| {
         keeper::pass(daemon, READY, &writer);
         daemon.stderr(Stdio::null());
     })?;
@@ -105,6 +108,40 @@ pub fn start(command: &str, arguments: &[OsString]) -> Result<()> {
     }
 }
 
+/// Has the daemon of a store do something that a new one does from its start: `start` starts one, if there is none. Says whether
+/// it did.
+pub fn ask_or_start(place: &Place, request: &Request, start: &dyn Fn() -> Result<()>) -> Result<bool> {
+    let began = Instant::now();
+    loop {
+        match control::call(place, request)? {
+            Some(Response::Closing) => {}
+            Some(_) => return Ok(false),
+            None => match start() {
+                Err(e) if e.to_string().contains("is already open") && began.elapsed() < PATIENCE => {
+                    // Its daemon may be closing it, or another command started one just now.
+                    let closing = matches!(control::call(place, &Request::Status), Ok(Some(Response::Closing)));
+                    if !closing && began.elapsed() > Duration::from_secs(3) {
+                        return Err(e);
+                    }
+                }
+                Err(e) => return Err(e),
+                Ok(()) => return Ok(true),
+            },
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(Failure::new(format!("the daemon of {} does not finish closing it", place.path.display())));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sees to it that a store that has something to do without a mount has a daemon.
+pub fn stay(store: &Path) -> Result<()> {
+    let place = Place::at(store)?;
+    let arguments = ["--without-mount".into(), place.path.clone().into(), place.path.clone().into()];
+    ask_or_start(&place, &Request::Status, &|| start("daemon", &arguments)).map(drop)
+}
+
 fn close_by_replacing(pipe: &File) {
     use std::os::fd::AsRawFd;
     let Ok(null) = File::options().write(true).open("/dev/null") else { return };
@@ -115,7 +152,8 @@ fn close_by_replacing(pipe: &File) {
 
 fn serve(c: &Mount, request: &MountRequest, ready: &dyn Fn()) -> Result<()> {
     let options = OpenOptions { memory: c.memory, read_only: c.read_only, ..OpenOptions::default() };
-    daemon::run(|| Place::at(&c.store), &c.volumes, &options, request, ready)
+    let first = (!c.without_mount).then_some(request);
+    daemon::run(|| Place::at(&c.store), &c.volumes, &options, first, ready)
 }
 
 pub fn start_log(path: Option<&Path>) -> Result<()> {

@@ -4,14 +4,15 @@ use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
 use std::path::Path;
+use std::time::Duration;
 
-use darner_fs::Tid;
+use darner_fs::{Fs, Tid};
 use darner_mirror::{Header, Which, export, import};
 use darner_store::OpenOptions;
 
-use super::human;
+use super::{daemon, human};
 use crate::cli::{Mirror, MirrorAction};
-use crate::control::{self, FollowLine, MirrorLine, Request, Response};
+use crate::control::{self, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::frontend::now_ns;
 use crate::place::{self, Make, Place};
@@ -24,8 +25,9 @@ pub fn run(c: &Mirror) -> Result<()> {
             let (place, at) = mounts::spot_of(mnt)?;
             let target = mounts::absolute(target)?;
             control::must_call(&place, &Request::AddMirror { at, name: name.clone(), target: target.clone() })?;
+            daemon::stay(&target)?;
             super::print(&format!(
-                "made a mirror in {0}: it follows while it is mounted (darner mount {0} MNT)\n",
+                "{0} is a mirror, and follows; to look at it: darner mount {0} MNT\n",
                 target.display()
             ))
         }
@@ -34,18 +36,24 @@ pub fn run(c: &Mirror) -> Result<()> {
             if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
         }
         A::Sync { mnt, name, wait } => {
-            let place = mounts::store_of(mnt)?;
-            let until = if *wait { newest(&place)? } else { 0 };
-            command(&place, name, &Request::Follow { until }).map(drop)
+            let mirror = mirror(mnt, name.as_deref())?;
+            daemon::stay(&mirror.path)?;
+            control::must_call(&mirror, &Request::Follow { wait: *wait }).map(drop)
         }
-        A::Pause { mnt, name } => {
-            command(&mounts::store_of(mnt)?, name, &Request::PauseMirror { paused: true }).map(drop)
-        }
+        A::Pause { mnt, name } => pause(&mirror(mnt, name.as_deref())?, true),
         A::Resume { mnt, name } => {
-            command(&mounts::store_of(mnt)?, name, &Request::PauseMirror { paused: false }).map(drop)
+            let mirror = mirror(mnt, name.as_deref())?;
+            pause(&mirror, false)?;
+            daemon::stay(&mirror.path)
         }
         A::Remove { mnt, name } => {
-            control::must_call(&mounts::store_of(mnt)?, &Request::RemoveMirror { name: name.clone() }).map(drop)
+            let mirror = mirror(mnt, Some(name));
+            control::must_call(&mounts::store_of(mnt)?, &Request::RemoveMirror { name: name.clone() })?;
+            // (It may be gone, which may be why.)
+            if let Err(e) = mirror.and_then(|mirror| pause(&mirror, true)) {
+                eprintln!("darner: the mirror has no name here any more; it was not told: {e}");
+            }
+            Ok(())
         }
         A::Export { mnt, since, output } => write_stream(mnt, *since, output.as_deref()),
         A::Import { target, input } => read_stream(target, input.as_deref()),
@@ -60,24 +68,39 @@ fn all(place: &Place) -> Result<Vec<MirrorLine>> {
     }
 }
 
-/// The newest moment of a store.
-fn newest(place: &Place) -> Result<u64> {
-    match control::must_call(place, &Request::Status)? {
-        Response::Status(status) => {
-            u64::from_str_radix(status.tid.trim_start_matches("0x"), 16).map_err(|_| super::other_answer())
+/// The store of a mirror: by its name at its source, or (without one) that of the mirror itself.
+fn mirror(at: &Path, name: Option<&str>) -> Result<Place> {
+    let place = mounts::store_of(at)?;
+    let Some(name) = name else { return Ok(place) };
+    let line = all(&place)?.into_iter().find(|line| line.name == name);
+    let line = line.ok_or_else(|| Failure::new(format!("there is no mirror {name:?} here")))?;
+    Place::at(&line.target).map_err(|e| Failure::new(format!("mirror {name:?}: {e}")))
+}
+
+/// Calls the daemon of a store; `None` if there is none, nor one that is ending.
+fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
+    loop {
+        match control::call(place, request)? {
+            Some(Response::Closing) => std::thread::sleep(Duration::from_millis(20)),
+            answer => return Ok(answer),
         }
-        _ => Err(super::other_answer()),
     }
 }
 
-/// Calls the daemon that has a mirror.
-fn command(source: &Place, name: &str, request: &Request) -> Result<FollowLine> {
-    let line = all(source)?.into_iter().find(|line| line.name == name);
-    let line = line.ok_or_else(|| Failure::new(format!("there is no mirror {name:?} here")))?;
-    let failed = |e: Failure| Failure::new(format!("mirror {name:?}: {e}"));
-    match control::must_call(&Place::at(&line.target).map_err(failed)?, request).map_err(failed)? {
-        Response::Following(line) => Ok(line),
-        _ => Err(super::other_answer()),
+/// Opens a store that no daemon has.
+fn opened<T>(place: &Place, act: impl FnOnce(&Fs) -> Result<T>) -> Result<T> {
+    let (store, _held) = place.open(&[], &OpenOptions::default(), &mut |_| ())?;
+    let fs = Fs::open(store.clone())?;
+    let outcome = act(&fs);
+    drop(fs);
+    store.close()?;
+    outcome
+}
+
+fn pause(mirror: &Place, paused: bool) -> Result<()> {
+    match call(mirror, &Request::PauseMirror { paused })? {
+        Some(_) => Ok(()),
+        None => opened(mirror, |fs| Ok(fs.pause(paused, now_ns())?)),
     }
 }
 
@@ -112,7 +135,7 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
         place::create(target, &Make { hash_key: Some(header.hash_key), ..Make::default() })?;
     }
     let (store, _held) = Place::at(target)?.open(&[], &OpenOptions::default(), &mut |_| ())?;
-    let fs = darner_fs::Fs::open(store.clone())?;
+    let fs = Fs::open(store.clone())?;
     if new {
         fs.follow(header.uuid, header.fileset, &header.name, "", now_ns())?;
     }
@@ -126,20 +149,17 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
 }
 
 fn promote(target: &Path) -> Result<()> {
-    let place = Place::at(target)?;
-    if let Some(Response::Following(line)) = control::call(&place, &Request::Promote)? {
-        return super::print(&format!(
-            "{} shows moment {:#x} of {}; mount it anew to write\n",
-            target.display(),
-            line.at,
-            line.origin
-        ));
-    }
-    let (store, _held) = place.open(&[], &OpenOptions::default(), &mut |_| ())?;
-    let fs = darner_fs::Fs::open(store.clone())?;
-    let was = fs.promote(now_ns())?;
-    store.close()?;
-    super::print(&format!("{} shows moment {} of {}\n", target.display(), was.at, was.origin))
+    let place = mounts::store_of(target)?;
+    let (at, origin) = match call(&place, &Request::Promote)? {
+        Some(Response::Following(line)) => (line.at, line.origin),
+        Some(_) => return Err(super::other_answer()),
+        None => opened(&place, |fs| {
+            let was = fs.promote(now_ns())?;
+            Ok((was.at.0, was.origin))
+        })?,
+    };
+    let place = place.path.display();
+    super::print(&format!("{place} shows moment {at:#x} of {origin}; mount it (anew) to write\n"))
 }
 
 fn table(lines: &[MirrorLine]) -> String {

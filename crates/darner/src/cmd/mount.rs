@@ -1,19 +1,14 @@
 //! `darner mount`: asks the daemon that has the store, or starts one.
 
-use std::time::{Duration, Instant};
-
 use darner_fuse::MountOptions;
 
 use crate::cli::{Mount, size};
-use crate::control::{self, MountRequest, Request, Response};
+use crate::control::{MountRequest, Request};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
 use crate::{mounts, systemd, xattr};
 
 use super::daemon;
-
-/// How long to wait for a daemon that is closing the store.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(c: Mount) -> Result<()> {
     if c.options.iter().any(|o| o == "remount") {
@@ -44,28 +39,12 @@ pub fn run(c: Mount) -> Result<()> {
         return Err(Failure::new(format!("{} has something mounted on it already", mountpoint.display())));
     }
     let request = MountRequest { mountpoint, ..request };
-    let start = Instant::now();
-    loop {
-        match control::call(&place, &Request::Mount(request.clone()))? {
-            Some(Response::Done) => return answers(&request),
-            Some(_) => {}
-            None if c.foreground => return daemon::in_foreground(&c, &place, &request),
-            None => match start_daemon(&c, &place, &request) {
-                Err(e) if e.to_string().contains("is already open") && start.elapsed() < PATIENCE => {
-                    // Its daemon may be closing it, or another mount command started one just now.
-                    if !closing(&place) && start.elapsed() > Duration::from_secs(3) {
-                        return Err(e);
-                    }
-                }
-                Err(e) => return Err(e),
-                Ok(()) => return answers(&request),
-            },
-        }
-        if start.elapsed() > PATIENCE {
-            return Err(Failure::new(format!("the daemon of {} does not finish closing it", place.path.display())));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let start = || match c.foreground {
+        true => daemon::in_foreground(&c, &place, &request),
+        false => start_daemon(&c, &place, &request),
+    };
+    let started = daemon::ask_or_start(&place, &Request::Mount(request.clone()), &start)?;
+    if started && c.foreground { Ok(()) } else { answers(&request) }
 }
 
 /// `mount -o remount,ro MNT`: mount(8) passes all options in force together with the new ones.
@@ -80,10 +59,6 @@ fn remount(c: &Mount) -> Result<()> {
         ..MountOptions::default()
     };
     Ok(darner_fuse::remount(&mounts::absolute(&c.mountpoint)?, &options)?)
-}
-
-fn closing(place: &Place) -> bool {
-    matches!(control::call(place, &Request::Status), Ok(Some(Response::Closing)))
 }
 
 fn answers(request: &MountRequest) -> Result<()> {
