@@ -38,6 +38,9 @@ const READAHEAD: u32 = 1 << 20;
 /// How long a process may take to end by itself when its link has.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// How long `detach` waits for the host to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 const SERVICE: &str = "darner.attachment/1";
 const STATUS: Tag = Tag(1);
 const TEXT: Tag = Tag(1);
@@ -285,7 +288,7 @@ impl Process for Plugin {
     }
 
     fn end(&mut self) -> (bool, String) {
-        let by_itself = ends_within(&self.child, GRACE);
+        let by_itself = ends_within(self.child.id(), GRACE);
         if !by_itself {
             let _ = self.child.kill();
         }
@@ -303,12 +306,13 @@ impl Drop for Plugin {
     }
 }
 
-fn ends_within(child: &Child, time: Duration) -> bool {
+/// Whether a process ends in that time, or has. (Somebody else may have to see to what is left of it.)
+fn ends_within(pid: u32, time: Duration) -> bool {
     // SAFETY: a plain system call; the descriptor is new and ours.
     let pidfd = unsafe {
-        match libc::syscall(libc::SYS_pidfd_open, child.id(), 0) {
+        match libc::syscall(libc::SYS_pidfd_open, pid, 0) {
             fd if fd >= 0 => OwnedFd::from_raw_fd(fd as i32),
-            _ => return false,
+            _ => return true,
         }
     };
     let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -397,10 +401,8 @@ pub fn detach(directory: &Path, lazy: bool) -> Result<()> {
     let mount = mounted(directory)?;
     let host = ask(&mount).ok().map(|a| a.host_pid);
     darner_fuse::unmount(directory, lazy)?;
-    let gone = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
-    let start = std::time::Instant::now();
-    while !lazy && host.is_some_and(|pid| !gone(pid)) && start.elapsed() < Duration::from_secs(20) {
-        std::thread::sleep(Duration::from_millis(2));
+    if let Some(pid) = host.filter(|_| !lazy) {
+        ends_within(pid, PATIENCE);
     }
     Ok(())
 }

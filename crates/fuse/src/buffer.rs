@@ -69,9 +69,8 @@ mod tests {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut lines = maps.lines().skip_while(|line| {
             let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-            let ends = range.and_then(|(a, b)| {
-                Some((usize::from_str_radix(a, 16).ok()?, usize::from_str_radix(b, 16).ok()?))
-            });
+            let ends =
+                range.and_then(|(a, b)| Some((usize::from_str_radix(a, 16).ok()?, usize::from_str_radix(b, 16).ok()?)));
             ends.is_none_or(|(from, to)| !(from..to).contains(&at))
         });
         let flags = lines.find(|line| line.starts_with("VmFlags:")).expect("it is mapped");

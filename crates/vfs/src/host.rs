@@ -289,7 +289,8 @@ impl Keeper {
             if begun.elapsed() >= WELL {
                 (self.failures, self.kills) = (0, 0);
             }
-            let killed = killed && !std::mem::take(&mut state.hung);
+            let hung = std::mem::take(&mut state.hung);
+            let killed = killed && !hung;
             match killed {
                 true if served => self.kills = 0,
                 true => self.kills += 1,
@@ -344,12 +345,12 @@ impl Keeper {
             Ok(opened) => opened,
             Err(e) => return (false, process.end().0, e),
         };
-        if let Some(tell) = self.tell.take() {
-            let _ = tell.send(Ok(running.info.clone()));
-        }
         let running = Arc::new(running);
         let mut state = self.shared.state.lock();
         state.phase = Phase::Runs(running.clone(), process.id());
+        if let Some(tell) = self.tell.take() {
+            let _ = tell.send(Ok(running.info.clone()));
+        }
         self.shared.changed.notify_all();
         while !state.stop && !state.hung && link.closed().is_none() {
             self.shared.changed.wait(&mut state);

@@ -12,6 +12,8 @@
 
 mod arena;
 mod front;
+#[cfg(test)]
+mod fuzz;
 mod host;
 mod listing;
 mod protocol;

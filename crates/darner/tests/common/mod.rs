@@ -4,6 +4,8 @@
 
 #![allow(dead_code)]
 
+pub mod attached;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::AsRawFd;

@@ -1,0 +1,261 @@
+//! Plug-ins that are killed, hang, or want everything: only their own directory notices, and nothing stays behind.
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::attached::{attach, python, status};
+use common::{World, eventually, long};
+
+fn pid(world: &World, dir: &str, who: &str) -> i32 {
+    status(world, dir)[who].as_i64().unwrap_or(0) as i32
+}
+
+fn signal(pid: i32, signal: i32) {
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// A read that the kernel's cache does not answer.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let mut buffer = vec![0; 4096];
+    let n = file.read_at(&mut buffer, 0)?;
+    buffer.truncate(n);
+    Ok(buffer)
+}
+
+/// How long each of the usual small things takes elsewhere in the mount, until told to stop.
+fn elsewhere(world: &World, stop: &AtomicBool) -> Vec<Duration> {
+    let dir = world.path("elsewhere");
+    fs::create_dir_all(&dir).unwrap();
+    let mut took = Vec::new();
+    let mut n = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let path = dir.join((n % 50).to_string());
+        let start = Instant::now();
+        fs::write(&path, n.to_string()).unwrap();
+        fs::metadata(dir.join(format!("none{n}"))).unwrap_err();
+        assert_eq!(fs::read_to_string(&path).unwrap(), n.to_string());
+        fs::remove_file(&path).unwrap();
+        took.push(start.elapsed());
+        n += 1;
+        thread::sleep(Duration::from_millis(1));
+    }
+    took.sort();
+    took
+}
+
+fn p99(took: &[Duration]) -> Duration {
+    took[took.len() * 99 / 100]
+}
+
+/// Runs something while the rest of the mount is in use; says how that was.
+fn beside(world: &World, during: impl FnOnce()) -> Vec<Duration> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|s| {
+        let rest = s.spawn(|| elsewhere(world, &stop));
+        let stopping = Stop(&stop);
+        during();
+        drop(stopping);
+        rest.join().unwrap()
+    })
+}
+
+/// Stops the others, also when a check fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+const HELLO: &[u8] = b"Hello from a process of its own.\n";
+
+#[test]
+fn killed_again_and_again_a_plug_in_costs_nobody_an_answer_and_its_host_nothing() {
+    let Some(world) = World::new() else { return };
+    let file = attach(&world, "hi", &["hello"]).join("hello.txt");
+    let host = pid(&world, "hi", "host_pid");
+    let holds = || {
+        let fds = fs::read_dir(format!("/proc/{host}/fd")).unwrap().count();
+        let rss = fs::read_to_string(format!("/proc/{host}/statm")).unwrap();
+        (fds, rss.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096)
+    };
+    let (kills, stop) = (if long() { 1000 } else { 25 }, AtomicBool::new(false));
+    let mut before = holds();
+    let took = beside(&world, || {
+        thread::scope(|s| {
+            let readers: Vec<_> = (0..3)
+                .map(|_| {
+                    s.spawn(|| {
+                        let mut longest = Duration::ZERO;
+                        while !stop.load(Ordering::Relaxed) {
+                            let start = Instant::now();
+                            assert_eq!(read(&file).unwrap(), HELLO);
+                            longest = longest.max(start.elapsed());
+                        }
+                        longest
+                    })
+                })
+                .collect();
+            let stopping = Stop(&stop);
+            for n in 0..kills {
+                eventually("it runs", || pid(&world, "hi", "plugin_pid") > 0);
+                signal(pid(&world, "hi", "plugin_pid"), libc::SIGKILL);
+                thread::sleep(Duration::from_millis(n % 7 * 5));
+                if n == 5 {
+                    before = holds();
+                }
+            }
+            eventually("it runs", || pid(&world, "hi", "plugin_pid") > 0);
+            drop(stopping);
+            let longest = readers.into_iter().map(|r| r.join().unwrap()).max().unwrap();
+            eprintln!("{kills} kills: no read failed, the longest took {longest:?}");
+        });
+    });
+    eprintln!("elsewhere: p99 {:?}, longest {:?}", p99(&took), took.last().unwrap());
+    assert!(status(&world, "hi")["restarts"].as_u64().unwrap() >= kills / 2);
+    eventually("descriptors are given back", || holds().0 <= before.0 + 2);
+    assert!(holds().1 <= before.1 + (4 << 20), "{before:?} {:?}", holds());
+}
+
+#[test]
+fn one_that_hangs_costs_its_callers_the_deadline_and_nobody_else_anything() {
+    let Some(world) = World::new() else { return };
+    let file = attach(&world, "hi", &["--deadline=700ms", "hello"]).join("hello.txt");
+    attach(&world, "other", &["hello"]);
+    let took = beside(&world, || {
+        // Known to the kernel: it looks a name up for one caller after the other.
+        assert_eq!(read(&file).unwrap(), HELLO);
+        signal(pid(&world, "hi", "plugin_pid"), libc::SIGSTOP);
+        thread::scope(|s| {
+            let hung: Vec<_> = (0..20)
+                .map(|_| {
+                    s.spawn(|| {
+                        let start = Instant::now();
+                        (read(&file).map_err(|e| e.raw_os_error().unwrap()), start.elapsed())
+                    })
+                })
+                .collect();
+            assert_eq!(read(&world.path("other/hello.txt")).unwrap(), HELLO);
+            let outcomes: Vec<_> = hung.into_iter().map(|t| t.join().unwrap()).collect();
+            assert!(outcomes.iter().any(|o| o.0 == Err(libc::ETIMEDOUT)));
+            for (outcome, took) in outcomes {
+                assert!(matches!(&outcome, Err(libc::ETIMEDOUT)) || outcome.as_deref() == Ok(HELLO), "{outcome:?}");
+                assert!(took < Duration::from_secs(4), "{took:?}");
+            }
+        });
+        // It was killed, and another one is there.
+        assert_eq!(read(&file).unwrap(), HELLO);
+    });
+    let s = status(&world, "hi");
+    assert_eq!(s["restarts"], 1);
+    assert!(
+        s["late_calls"].as_u64().unwrap() >= 1 && s["last_end"].as_str().unwrap().contains("did not answer in time")
+    );
+    assert!(p99(&took) < Duration::from_millis(200), "{took:?}");
+}
+
+#[test]
+fn one_that_fails_again_and_again_is_given_up_and_what_is_asked_is_eio_at_once() {
+    let Some(world) = World::new() else { return };
+    let crash = "class Memory(Memory):\n    def read(self, c):\n        os.abort()";
+    let Some(program) = python(&world, crash) else { return };
+    let at = attach(&world, "py", &["--", &program]);
+    let failed = || read(&at.join("hello.txt")).unwrap_err().raw_os_error() == Some(libc::EIO);
+    assert!(failed());
+    eventually("it is given up", || {
+        assert!(failed());
+        status(&world, "py")["state"].as_str().unwrap().contains("given up")
+    });
+    let start = Instant::now();
+    assert!(failed() && start.elapsed() < Duration::from_millis(100));
+    world.darner(&["detach", at.to_str().unwrap()]);
+}
+
+#[test]
+fn bombs_go_off_in_their_own_room() {
+    let Some(world) = World::new() else { return };
+    let seconds = if long() { 20 } else { 2 };
+    let bombs = [
+        // Processes, as many as it can have.
+        (
+            "--processes=40",
+            "def bomb():\n    while True:\n        try:\n            os.fork()\n        except OSError:\n            pass",
+        ),
+        (
+            "--processes=1",
+            "def bomb():\n    import threading\n    while True:\n        try:\n            threading.Thread(target=bomb).start()\n        except RuntimeError:\n            pass",
+        ),
+        (
+            "--processes=1",
+            "def bomb():\n    hoard = []\n    while True:\n        hoard.append(bytearray(b'x') * (1 << 24))",
+        ),
+    ];
+    let calm = beside(&world, || thread::sleep(Duration::from_secs(seconds)));
+    eprintln!("calm: p99 {:?} of {}", p99(&calm), calm.len());
+    for (n, (option, bomb)) in bombs.into_iter().enumerate() {
+        let fuse = format!("{bomb}\nclass Memory(Memory):\n    def read(self, c):\n        bomb()");
+        let Some(program) = python(&world, &fuse) else { return };
+        let at = attach(&world, "py", &[option, "--deadline=500ms", "--memory=256M", "--", &program]);
+        let took = beside(&world, || {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(seconds) {
+                read(&at.join("hello.txt")).unwrap_err();
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        eprintln!("bomb {n}: p99 {:?} of {}, longest {:?}", p99(&took), took.len(), took.last().unwrap());
+        assert!(p99(&took) < 20 * p99(&calm) + Duration::from_millis(20), "bomb {n}");
+        let host = pid(&world, "py", "host_pid");
+        world.darner(&["detach", at.to_str().unwrap()]);
+        eventually("nothing of it is left", || {
+            processes(&program) == 0 && !PathBuf::from(format!("/proc/{host}")).exists()
+        });
+    }
+}
+
+/// Processes whose command line has this word.
+fn processes(word: &str) -> usize {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    all.filter(|p| fs::read(p.path().join("cmdline")).is_ok_and(|l| l.split(|b| *b == 0).any(|w| w == word.as_bytes())))
+        .count()
+}
+
+#[test]
+fn rounds_of_attaching_killing_and_detaching_leave_nothing_behind() {
+    let Some(world) = World::new() else { return };
+    let rounds = if long() { 10_000 } else { 25 };
+    let count = || -> (usize, usize, usize) {
+        let open = fs::read_to_string("/proc/sys/fs/file-nr").unwrap();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap().lines().count();
+        let directory = world.path("hi");
+        (open.split_whitespace().next().unwrap().parse().unwrap(), mounts, processes(directory.to_str().unwrap()))
+    };
+    let mut before = count();
+    let start = Instant::now();
+    for round in 0..rounds {
+        let at = attach(&world, "hi", &["hello"]);
+        let who = ["plugin_pid", "host_pid", "supervisor_pid"][round % 3];
+        signal(pid(&world, "hi", who), libc::SIGKILL);
+        assert_eq!(fs::read(at.join("hello.txt")).unwrap(), HELLO);
+        world.darner(&["detach", at.to_str().unwrap()]);
+        if round == 5 {
+            before = count();
+        }
+    }
+    eprintln!("{rounds} rounds, {:?} each", start.elapsed() / rounds as u32);
+    assert_eq!((count().1, before.2), (before.1, 0));
+    eventually("its processes end", || count().2 == 0);
+    // (Others on this machine open files, too.)
+    eventually("descriptors are given back", || count().0 <= before.0 + 500);
+    drop(File::open(world.path("hi")).unwrap());
+}

@@ -1,0 +1,236 @@
+//! A plug-in whose answers are damaged on their way, from a seed: the host answers every call in time, with what the plug-in said,
+//! something that could be true, or an error; and goes on.
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::*;
+
+struct Few;
+
+const DATA: &[u8] = b"what is in all files here";
+
+impl Vfs for Few {
+    fn info(&self) -> Info {
+        Info { name: "few".into(), writable: true, valid: Duration::from_secs(1) }
+    }
+
+    fn lookup(&self, _: u64, name: &[u8]) -> Result<Attr> {
+        let n = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
+        n.map_or(Err(Errno(libc::ENOENT)), |n: u64| self.getattr(n))
+    }
+
+    fn getattr(&self, node: u64) -> Result<Attr> {
+        let kind = if node == ROOT { libc::S_IFDIR } else { libc::S_IFREG };
+        Ok(Attr { node, mode: kind | 0o644, size: DATA.len() as u64, mtime: -5, ..Attr::default() })
+    }
+
+    fn readdir(&self, _: u64, after: u64, listing: &mut Listing) -> Result<()> {
+        for n in (after + 2..500).take_while(|n| *n > 0) {
+            if !listing.add(n.to_string().as_bytes(), n - 1, &self.getattr(n)?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, _: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let rest = DATA.get(offset as usize..).unwrap_or_default();
+        let n = rest.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+
+    fn readlink(&self, _: u64) -> Result<Vec<u8>> {
+        Ok(b"elsewhere".to_vec())
+    }
+
+    fn write(&self, _: u64, _: u64, data: &[u8]) -> Result<()> {
+        if data == DATA { Ok(()) } else { Err(Errno(libc::EINVAL)) }
+    }
+}
+
+fn pair() -> (OwnedFd, OwnedFd) {
+    let mut fds = [0; 2];
+    // SAFETY: an array of two; both descriptors are new and ours.
+    unsafe {
+        assert_eq!(libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()), 0);
+        (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
+    }
+}
+
+/// Starts it in threads, with somebody in between who damages one answer in `every`.
+struct Between {
+    seed: AtomicU64,
+    every: u64,
+}
+
+struct Threads {
+    sockets: [OwnedFd; 2],
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Launch for Between {
+    fn launch(&self) -> std::result::Result<Launched, String> {
+        let ((ours, to_host), (to_plugin, theirs)) = (pair(), pair());
+        let arena = Arena::new(4).map_err(|e| e.to_string())?;
+        let for_plugin = arena.as_fd().try_clone_to_owned().unwrap();
+        let plugin = thread::spawn(move || drop(serve_over(theirs, for_plugin, Few)));
+        let sockets = [to_host.try_clone().unwrap(), to_plugin.try_clone().unwrap()];
+        let (host, plugin_side) = (to_host.try_clone().unwrap(), to_plugin.try_clone().unwrap());
+        let there = thread::spawn(move || relay(&host, &plugin_side, &mut |_| ()));
+        let mut random = fastrand::Rng::with_seed(self.seed.fetch_add(1, Ordering::Relaxed));
+        let every = self.every;
+        let back = thread::spawn(move || {
+            relay(&to_plugin, &to_host, &mut |packet| {
+                if every > 0 && random.u64(..every) == 0 {
+                    damage(packet, &mut random);
+                }
+            })
+        });
+        Ok(Launched { socket: ours, arena, process: Box::new(Threads { sockets, threads: vec![plugin, there, back] }) })
+    }
+}
+
+fn relay(from: &OwnedFd, to: &OwnedFd, change: &mut dyn FnMut(&mut Vec<u8>)) {
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        // SAFETY: a valid buffer.
+        let n = unsafe { libc::recv(from.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        if n <= 0 {
+            break;
+        }
+        let mut packet = buffer[..n as usize].to_vec();
+        change(&mut packet);
+        // SAFETY: a valid buffer.
+        unsafe { libc::send(to.as_raw_fd(), packet.as_ptr().cast(), packet.len(), libc::MSG_NOSIGNAL) };
+    }
+    hang_up([from, to]);
+}
+
+fn hang_up(sockets: [&OwnedFd; 2]) {
+    for socket in sockets {
+        // SAFETY: a plain system call.
+        unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+}
+
+fn damage(packet: &mut Vec<u8>, random: &mut fastrand::Rng) {
+    match random.u8(..8) {
+        0 => packet.truncate(random.usize(..packet.len())),
+        1 => packet.extend((0..random.usize(..100)).map(|_| random.u8(..))),
+        2 => packet.iter_mut().for_each(|b| *b = random.u8(..)),
+        // A number somewhere becomes another, as numbers that matter are.
+        3..=5 if packet.len() > 56 => {
+            let at = random.usize(40..packet.len() - 8);
+            let odd = [0, 1, 2, 255, 1 << 31, 1 << 62, u64::MAX];
+            packet[at..at + 8].copy_from_slice(&odd[random.usize(..odd.len())].to_le_bytes());
+        }
+        _ => {
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..packet.len());
+                packet[at] ^= 1 << random.u8(..8);
+            }
+        }
+    }
+}
+
+impl Process for Threads {
+    fn id(&self) -> u32 {
+        1
+    }
+
+    fn end(&mut self) -> (bool, String) {
+        hang_up(self.sockets.each_ref());
+        self.threads.drain(..).for_each(|t| t.join().unwrap());
+        (true, "its threads ended".into())
+    }
+}
+
+const DEADLINE: Duration = Duration::from_millis(150);
+
+/// Makes one call; an error may be any, an answer must be a possible one.
+fn once(host: &Host, random: &mut fastrand::Rng) -> std::result::Result<(), Errno> {
+    let slow = &mut || ();
+    let node = random.u64(2..500);
+    let possible =
+        |a: Attr| assert!(a.node > 0 && a.node < 1 << 62 && a.size <= i64::MAX as u64 && a.nlink > 0, "{a:?}");
+    match random.u8(..6) {
+        0 => host.ask(true, slow, |p, t| p.lookup(ROOT, node.to_string().as_bytes(), t)).map(possible),
+        1 => host.ask(true, slow, |p, t| p.getattr(node, t)).map(|a| {
+            assert_eq!(a.node, node);
+            possible(a);
+        }),
+        2 => host.ask(true, slow, |p, t| p.readdir(ROOT, node, 400, t)).map(|all| {
+            for e in all {
+                assert!(!e.name.contains(&b'/') && !e.name.is_empty() && (1..1 << 62).contains(&e.cookie));
+                possible(e.attr);
+            }
+        }),
+        3 => host
+            .ask(true, slow, |p, t| p.read(node, 0, 4096, t))
+            .map(|(slot, n)| assert!(n <= 4096 && slot.bytes(n).len() == n)),
+        4 => host.ask(true, slow, |p, t| p.readlink(node, t)).map(|t| assert!(!t.is_empty() && t.len() < 4096)),
+        _ => host.ask(true, slow, |p, t| p.write(node, 0, DATA, t)),
+    }
+}
+
+#[test]
+fn damaged_answers_cost_nothing_but_errors_and_the_host_goes_on() {
+    let (seeds, calls) = if std::env::var_os("DARNER_LONG").is_some() { (3000, 60) } else { (60, 40) };
+    let (mut good, mut bad) = (0, 0);
+    for seed in 0..seeds {
+        let launch = Between { seed: AtomicU64::new(seed * 1000), every: 10 };
+        let options = Options { deadline: DEADLINE, restart: true };
+        let Ok(host) = Host::start(launch, options) else {
+            bad += 1;
+            continue;
+        };
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..calls {
+            let start = Instant::now();
+            match once(&host, &mut random) {
+                Ok(()) => good += 1,
+                Err(_) => bad += 1,
+            }
+            assert!(start.elapsed() < DEADLINE * 4, "seed {seed}: {:?}", start.elapsed());
+        }
+    }
+    assert!(good > bad && bad > 0, "{good} calls were answered, {bad} failed");
+}
+
+#[test]
+fn undamaged_answers_are_all_what_the_plug_in_says() {
+    let host = Host::start(Between { seed: AtomicU64::new(0), every: 0 }, Options::default()).unwrap();
+    assert_eq!((host.info().name.as_str(), host.health().state.as_str()), ("few", "runs"));
+    let host = Arc::new(host);
+    thread::scope(|s| {
+        for seed in 0..4 {
+            let host = &host;
+            s.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed);
+                (0..500).for_each(|_| once(host, &mut random).unwrap());
+            });
+        }
+    });
+    let slow = &mut || ();
+    let mut names = Vec::new();
+    loop {
+        let after = names.last().map_or(0, |(_, cookie)| *cookie);
+        let page = host.ask(true, slow, |p, t| p.readdir(ROOT, after, 1000, t)).unwrap();
+        if page.is_empty() {
+            break;
+        }
+        names.extend(page.into_iter().map(|e| (e.name, e.cookie)));
+    }
+    assert_eq!(names.len(), 498);
+    let found = host.ask(true, slow, |p, t| p.read(7, 5, 4, t)).map(|(slot, n)| slot.bytes(n).to_vec());
+    assert_eq!(found.unwrap(), DATA[5..9]);
+    assert_eq!(host.ask(true, slow, |p, t| p.getattr(7, t)).unwrap().mtime, -5);
+    let mode = Wanted { mode: Some(0o600), ..Wanted::default() };
+    assert_eq!(host.ask(true, slow, |p, t| p.setattr(7, &mode, t)).unwrap_err(), Errno(libc::EROFS));
+    assert_eq!((host.health().restarts, host.health().late), (0, 0));
+}
