@@ -1,16 +1,14 @@
-//! How commands talk to the daemon that has a store open: one JSON line each way over a local socket. Peers are
-//! root or the daemon's own user. (Its successor is syslink.)
+//! What commands ask of the daemon that has a store open, and what it answers. How that travels: `control/talk.rs`,
+//! docs/syslink.md §Control.
 
-use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+mod talk;
+mod value;
+
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, Failure, Result};
-use crate::place::Place;
+pub use talk::{Answers, Tell, call, listen_at, listen_over, must_call, must_call_with};
 
 /// What of a store a command is about: a path in one of the daemon's mounts.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -595,8 +593,6 @@ pub struct DamageLine {
 pub enum Response {
     /// Done.
     Done,
-    /// It failed, and why.
-    Failed(String),
     /// The daemon is on its way out: try again.
     Closing,
     /// It crashed again and again, and nobody starts it any more, as this says.
@@ -615,13 +611,6 @@ pub enum Response {
     Following(FollowLine),
     /// Answer to [`Request::Resolve`].
     Tid(Option<u64>),
-    /// How far it is; another answer follows.
-    Progress {
-        /// Done.
-        done: u64,
-        /// To do.
-        total: u64,
-    },
     /// Answer to [`Request::Retain`].
     Retention(RetentionReport),
     /// Answer to [`Request::Clean`].
@@ -655,118 +644,4 @@ pub enum Response {
     },
     /// Answer to [`Request::Usage`].
     Usage(Usage),
-}
-
-/// Calls the daemon that has the store; `None` if there is none.
-pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
-    call_with(place, request, &mut |_, _| ())
-}
-
-/// As [`call`]; `progress` gets what is done and what there is to do. A daemon that dies meanwhile is asked again, when it is back.
-fn call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
-    let mut asked = false;
-    loop {
-        match (call_once(place, request, progress)?, asked) {
-            (Some(Some(response)), _) => return Ok(Some(response)),
-            (Some(None), true) | (None, _) if !request.is_repeatable() => {
-                return Err(Failure::new(
-                    "the daemon ended before it answered: see whether it was done, and try again if not",
-                ));
-            }
-            // It has ended in between.
-            (Some(None), true) => return Ok(Some(Response::Closing)),
-            (Some(None), false) => return Ok(None),
-            (None, _) => asked = true,
-        }
-    }
-}
-
-/// `Some(None)`: there is no daemon; `None`: it went away before it answered.
-fn call_once(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Option<Response>>> {
-    let connected = place.sockets().iter().find_map(|address| UnixStream::connect_addr(address).ok());
-    let Some(stream) = connected else { return Ok(Some(None)) };
-    // Anybody may take an abstract name: only root, we, and the store's owner are believed.
-    let owner = std::fs::metadata(&place.path).ok().map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
-    // SAFETY: this call can't fail.
-    let known = [Some(0), Some(unsafe { libc::geteuid() }), owner];
-    if let Some(uid) = peer_uid(&stream).filter(|uid| !known.contains(&Some(*uid))) {
-        return Err(Failure::new(format!("a process of user {uid} poses as the daemon of {}", place.path.display())));
-    }
-    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
-    let mut line = serde_json::to_string(request)?;
-    line.push('\n');
-    let mut answers = BufReader::new(&stream);
-    let failed = |e: std::io::Error| match e.kind() {
-        // It may end between connection and answer.
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(None),
-        _ => Err(e).cant(|| format!("reach the daemon of {}", place.path.display())),
-    };
-    if let Err(e) = (&stream).write_all(line.as_bytes()) {
-        return failed(e);
-    }
-    loop {
-        let mut answer = String::new();
-        match answers.read_line(&mut answer) {
-            Ok(0) => return Ok(None),
-            Ok(_) => {}
-            Err(e) => return failed(e),
-        }
-        match serde_json::from_str(&answer)? {
-            Response::Progress { done, total } => progress(done, total),
-            // Mounts can be taken away without it.
-            Response::GivenUp(_) if matches!(request, Request::Unmount { .. }) => return Ok(Some(None)),
-            Response::Failed(why) | Response::GivenUp(why) => return Err(Failure::new(why)),
-            response => return Ok(Some(Some(response))),
-        }
-    }
-}
-
-/// As [`call`], where a daemon must be there.
-pub fn must_call(place: &Place, request: &Request) -> Result<Response> {
-    must_call_with(place, request, &mut |_, _| ())
-}
-
-/// As [`must_call`]; `progress` gets what is done and what there is to do.
-pub fn must_call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Response> {
-    match call_with(place, request, progress)? {
-        Some(Response::Closing) | None => {
-            Err(Failure::new(format!("{} is not mounted (no daemon has it open)", place.path.display())))
-        }
-        Some(response) => Ok(response),
-    }
-}
-
-/// Reads a request, if the peer may make one.
-pub fn receive(stream: &UnixStream) -> Result<Request> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let mut line = String::new();
-    std::io::Read::take(&mut BufReader::new(stream), 1 << 20).read_line(&mut line)?;
-    // Only now: a peer whose words are left unread would see the connection break instead of the refusal.
-    if !peer_is_allowed(stream) {
-        return Err(Failure::new("only root and the user who mounted may command this daemon"));
-    }
-    Ok(serde_json::from_str(&line)?)
-}
-
-/// Answers.
-pub fn answer(mut stream: &UnixStream, response: &Response) -> Result<()> {
-    let mut line = serde_json::to_string(response)?;
-    line.push('\n');
-    Ok(stream.write_all(line.as_bytes())?)
-}
-
-fn peer_is_allowed(stream: &UnixStream) -> bool {
-    // SAFETY: this call can't fail.
-    peer_uid(stream).is_some_and(|uid| uid == 0 || uid == unsafe { libc::geteuid() })
-}
-
-/// Who is at the other end.
-fn peer_uid(stream: &UnixStream) -> Option<u32> {
-    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the pointers are valid for the call, `len` is the buffer's size.
-    let rc = unsafe {
-        libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &mut len)
-    };
-    (rc == 0).then_some(peer.uid)
 }

@@ -5,7 +5,7 @@
 //! has something to do without a mount: it follows another one.
 
 use std::collections::HashMap;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +15,7 @@ use darner_fs::{FilesetId, Fs, Inode, ROOT, Tid};
 use darner_store::{OpenOptions, Pin, Progress, Shelter, Store};
 use parking_lot::{Condvar, Mutex};
 
-use crate::control::{self, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status};
+use crate::control::{Answers, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status, Tell};
 use crate::errand::{Errands, Invalidator};
 use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
@@ -25,7 +25,7 @@ use crate::mirroring::Follows;
 use crate::nodes::Nodes;
 use crate::place::{self, Place};
 use crate::reaper::Reaper;
-use crate::retention::{Tell, Wanted};
+use crate::retention::Wanted;
 use crate::scrub::Scrubbing;
 use crate::supervisor::{LISTENER, block_end_signals};
 use crate::volumes::{LOCK, Listener, Member};
@@ -88,7 +88,7 @@ pub struct Daemon {
     /// Whoever does what must not hold this process up.
     pub(crate) errands: Errands,
     /// Sockets of before on which commands may wait.
-    pub(crate) listeners: Mutex<HashMap<String, UnixListener>>,
+    pub(crate) listeners: Mutex<HashMap<String, OwnedFd>>,
     /// Held while a mount is made: one at a time, and none while the daemon decides to end or a fileset is changed.
     pub(crate) mounting: Mutex<()>,
     pub(crate) scrubbing: Scrubbing,
@@ -222,8 +222,8 @@ fn shelter(keeper: &Keeper, items: &mut Items, read_only: bool) -> Result<Option
     Ok(Some(Shelter::over(Box::new(memory))))
 }
 
-fn take_listeners(items: &mut Items) -> HashMap<String, UnixListener> {
-    keeper::take(items, LISTENER).into_iter().map(|(name, item)| (name, item.fd.into())).collect()
+fn take_listeners(items: &mut Items) -> HashMap<String, OwnedFd> {
+    keeper::take(items, LISTENER).into_iter().map(|(name, item)| (name, item.fd)).collect()
 }
 
 impl Daemon {
@@ -423,40 +423,6 @@ impl Daemon {
         })
     }
 
-    /// Serves commands until the listener is shut down.
-    pub(crate) fn listen(self: &Arc<Daemon>, listener: &UnixListener) {
-        loop {
-            let stream = match listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return,
-                // Too many open files, for instance.
-                Err(_) => {
-                    thread::sleep(Duration::from_millis(10));
-                    continue;
-                }
-            };
-            let daemon = self.clone();
-            let spawned = thread::Builder::new().name("command".into()).spawn(move || daemon.converse(&stream));
-            if let Err(e) = spawned {
-                tracing::error!("can't serve a command: {e}");
-            }
-        }
-    }
-
-    fn converse(self: &Arc<Daemon>, stream: &UnixStream) {
-        let mut tell = |interim: Response| {
-            // Whoever asked may be gone; what was asked for is done all the same.
-            let _ = control::answer(stream, &interim);
-        };
-        let response = match control::receive(stream).and_then(|r| self.serve(r, &mut tell)) {
-            Ok(response) => response,
-            Err(e) => Response::Failed(e.to_string()),
-        };
-        if let Err(e) = control::answer(stream, &response) {
-            tracing::debug!("the command went away: {e}");
-        }
-    }
-
     fn serve(self: &Arc<Daemon>, request: Request, tell: &mut Tell<'_>) -> Result<Response> {
         if self.state.lock().closing {
             return Ok(Response::Closing);
@@ -474,15 +440,15 @@ impl Daemon {
                 self.unmount(&mountpoint, lazy)?;
                 Response::Done
             }
-            Request::Upgrade { program } => {
+            Request::Upgrade { .. } => {
                 if !self.keeper.is_there() {
                     return Err(Failure::new("it was started without a supervisor: unmount, and mount again"));
                 }
                 if !self.store().is_read_only() {
                     self.fs.sync()?;
                 }
-                tell(Response::Done);
-                match self.keeper.next(program)? {}
+                // (Once this is answered.)
+                Response::Done
             }
             Request::Status => Response::Status(Box::new(self.status()?)),
             Request::Sync => {
@@ -594,6 +560,20 @@ impl Daemon {
             retention: self.retentions()?,
             warnings,
         })
+    }
+}
+
+impl Answers for Arc<Daemon> {
+    fn answer(&self, request: Request, tell: &mut Tell<'_>) -> Result<Response> {
+        self.serve(request, tell)
+    }
+
+    fn answered(&self, request: &Request) {
+        if let Request::Upgrade { program } = request
+            && let Err(e) = self.keeper.next(program.clone())
+        {
+            tracing::error!("no other daemon is started: {e}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use darner_fs::{FilesetId, Inode, MAIN, retain};
 use darner_store::{AGES, Account, Advance, Retention, Step, Tid, WhenFull, retain::FOREVER};
 
-use crate::control::{AgeLine, Response, RetentionLine, RetentionReport, Spot, StepLine, Usage};
+use crate::control::{AgeLine, Response, RetentionLine, RetentionReport, Spot, StepLine, Tell, Usage};
 use crate::daemon::Daemon;
 use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
@@ -26,10 +26,8 @@ pub(crate) struct Wanted {
 }
 
 /// Gets interim answers.
-pub(crate) type Tell<'t> = dyn FnMut(Response) + 't;
-
 fn progress(tell: &mut Tell<'_>, a: Advance) {
-    tell(Response::Progress { done: a.done, total: a.total });
+    tell(a.done, a.total);
 }
 
 impl Daemon {
@@ -69,7 +67,7 @@ impl Daemon {
             return Err(Failure::new("the store is open for reading only"));
         }
         let total = self.store().counted(fileset).objects;
-        let mut each = |done: u64| tell(Response::Progress { done: done.min(total), total });
+        let mut each = |done: u64| tell(done.min(total), total);
         let marked = self.fs.keep_nothing(self.root_of(at), &at.names(), keep, now_ns(), &mut each)?;
         self.fs.sync()?;
         self.make_stale(&marked);

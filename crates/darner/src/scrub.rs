@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use darner_store::{Damage, Rot, ScrubReport, Tid};
 use parking_lot::Mutex;
 
-use crate::control::{DamageLine, Response, ScrubLine};
+use crate::control::{DamageLine, Response, ScrubLine, Tell};
 use crate::daemon::Daemon;
 use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
-use crate::retention::Tell;
 use crate::when::local;
 
 /// A scrub begins so long after the last one, or after the store was made.
@@ -47,7 +46,7 @@ impl Daemon {
         let mut report = self.store().begin_scrub(now_ns())?;
         let total = self.store().scrub_total();
         while self.step_scrub(&mut report, LONG_STEP)? {
-            tell(Response::Progress { done: report.bytes.min(total), total });
+            tell(report.bytes.min(total), total);
         }
         Ok(Response::Scrub(Box::new(self.scrub_line(&report))))
     }

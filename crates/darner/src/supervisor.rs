@@ -1,17 +1,20 @@
 //! The process that outlives the one that serves: it keeps descriptors (of /dev/fuse, of memory, of locks, of the sockets where
-//! commands arrive) and starts the next worker when one dies. It opens no store and reads no request; one loop, one thread.
+//! commands arrive) and starts the next worker when one dies. It opens no store and reads no request: one loop, and one thread as long as there is a worker.
 //!
 //! A worker that crashes again and again is given up: then all that is asked of its mounts is answered with EIO rather than never,
 //! until `darner upgrade` asks for another try or the mounts are taken away.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::control::{self, Request, Response};
+use darner_syslink::unix;
+use parking_lot::Mutex;
+
+use crate::control::{self, Answers, Request, Response, Tell};
 use crate::error::{Context, Failure, Result};
 use crate::keeper::{self, Hear, Item, Items, Role, Say, Stats};
 use crate::systemd;
@@ -282,6 +285,35 @@ impl Supervisor {
         true
     }
 
+    /// Answers what is asked of mounts with an error, until the other end of `asked` is closed (`true`) or no mount is left.
+    fn refuse_until(&mut self, asked: &OwnedFd) -> Result<bool> {
+        loop {
+            let waits = |(key, item): (&String, &Item)| (key.clone(), item.fd.as_raw_fd());
+            let mounts = self.items.iter().filter(|(key, _)| key.starts_with(MOUNT)).map(waits);
+            let (mounts, mut fds): (Vec<String>, Vec<RawFd>) = mounts.unzip();
+            if mounts.is_empty() {
+                return Ok(false);
+            }
+            fds.extend([asked.as_raw_fd(), self.signals.as_raw_fd()]);
+            let ready = poll_all(&fds)?;
+            match ready[mounts.len()..] {
+                [_, true] => return Ok(false),
+                [true, _] => return Ok(true),
+                _ => {}
+            }
+            for (key, _) in mounts.iter().zip(&ready).filter(|(_, ready)| **ready) {
+                match darner_fuse::refuse_all(&self.items[key].fd, libc::EIO) {
+                    Ok(true) => {}
+                    Ok(false) => drop(self.items.remove(key)),
+                    Err(e) => {
+                        tracing::error!("{key}: {e}");
+                        self.items.remove(key);
+                    }
+                }
+            }
+        }
+    }
+
     /// Answers everything with an error, until another try is asked for (`true`) or no mount is left.
     fn refuse(&mut self) -> Result<bool> {
         for (_, item) in self.items.iter().filter(|(key, _)| key.starts_with(MOUNT)) {
@@ -290,56 +322,44 @@ impl Supervisor {
                 tracing::warn!("{e}");
             }
         }
-        loop {
-            if !self.items.keys().any(|key| key.starts_with(MOUNT)) {
-                return Ok(false);
-            }
-            let waits = |(key, item): (&String, &Item)| (key.clone(), item.fd.as_raw_fd());
-            let interesting = |key: &str| key.starts_with(MOUNT) || key.starts_with(LISTENER);
-            let watched: Vec<(String, RawFd)> =
-                self.items.iter().filter(|(key, _)| interesting(key)).map(waits).collect();
-            let mut fds: Vec<RawFd> = watched.iter().map(|(_, fd)| *fd).collect();
-            fds.push(self.signals.as_raw_fd());
-            let ready = poll_all(&fds)?;
-            if ready[watched.len()] {
-                return Ok(false);
-            }
-            for ((key, _), _) in watched.iter().zip(&ready).filter(|(_, ready)| **ready) {
-                let item = &self.items[key];
-                if key.starts_with(MOUNT) {
-                    match darner_fuse::refuse_all(&item.fd, libc::EIO) {
-                        Ok(true) => {}
-                        Ok(false) => drop(self.items.remove(key)),
-                        Err(e) => {
-                            tracing::error!("{key}: {e}");
-                            self.items.remove(key);
-                        }
-                    }
-                } else if let Some(program) = answer(&item.fd) {
-                    self.program = program;
-                    return Ok(true);
-                }
+        let (asked, asking) = keeper::pair()?;
+        let given_up = Arc::new(GivenUp { program: Mutex::default(), asked: Mutex::new(Some(asking)) });
+        let mut listeners = Vec::new();
+        for (key, item) in self.items.iter().filter(|(key, _)| key.starts_with(LISTENER)) {
+            match control::listen_over(item.fd.try_clone()?, given_up.clone()) {
+                Ok(listener) => listeners.push(listener),
+                Err(e) => tracing::error!("{key}: {e}"),
             }
         }
+        let goes_on = self.refuse_until(&asked);
+        // (The next worker listens there.)
+        listeners.into_iter().for_each(unix::Listener::leave);
+        self.program = given_up.program.lock().take().unwrap_or_else(|| self.program.clone());
+        goes_on
     }
 }
 
-/// Answers a command while there is no worker; the program to try next, if it asks for that.
-fn answer(listener: &OwnedFd) -> Option<PathBuf> {
-    let answer = || -> Result<Option<PathBuf>> {
-        let listener = UnixListener::from(listener.try_clone()?);
-        let (stream, _): (UnixStream, _) = listener.accept()?;
-        let (program, said) = match control::receive(&stream)? {
-            Request::Upgrade { program } => (Some(program), Response::Closing),
-            _ => (None, Response::GivenUp(GIVEN_UP.into())),
-        };
-        control::answer(&stream, &said)?;
-        Ok(program)
-    };
-    answer().unwrap_or_else(|e| {
-        tracing::debug!("{e}");
-        None
-    })
+/// Answers commands while there is no worker; notes the program to try next, if one asks for that.
+struct GivenUp {
+    program: Mutex<Option<PathBuf>>,
+    /// Is closed then.
+    asked: Mutex<Option<OwnedFd>>,
+}
+
+impl Answers for Arc<GivenUp> {
+    fn answer(&self, request: Request, _: &mut Tell<'_>) -> Result<Response> {
+        Ok(match request {
+            Request::Upgrade { .. } => Response::Closing,
+            _ => Response::GivenUp(GIVEN_UP.into()),
+        })
+    }
+
+    fn answered(&self, request: &Request) {
+        if let Request::Upgrade { program } = request {
+            *self.program.lock() = Some(program.clone());
+            *self.asked.lock() = None;
+        }
+    }
 }
 
 fn pidfd(pid: u32) -> Result<OwnedFd> {

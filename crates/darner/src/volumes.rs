@@ -3,7 +3,7 @@
 
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use darner_store::volume::VolumeKind;
 use darner_store::{Move, Progress, VolumeUsage};
+use darner_syslink::unix;
 
-use crate::control::{Request, Response, VolumeLine};
+use crate::control::{self, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
 use crate::keeper::Keeper;
 use crate::mounts;
 use crate::place::{self, Held, Make, Place};
-use crate::retention::Tell;
 use crate::supervisor::LISTENER;
 
 /// Bytes that are moved in one go.
@@ -32,31 +32,48 @@ const READERS: Duration = Duration::from_millis(10);
 
 /// Accepts commands at an address, until it is dropped.
 pub(crate) struct Listener {
-    listener: UnixListener,
+    _listener: unix::Listener,
     keeper: Keeper,
     key: String,
 }
 
+/// How long to wait for an address that another process is about to give up.
+const ADDRESS: Duration = Duration::from_secs(2);
+
 impl Listener {
-    pub fn new(daemon: &Arc<Daemon>, address: &std::os::unix::net::SocketAddr) -> Result<Listener> {
+    pub fn new(daemon: &Arc<Daemon>, address: &SocketAddr) -> Result<Listener> {
         let name = String::from_utf8_lossy(address.as_abstract_name().unwrap_or_default()).into_owned();
         let key = format!("{LISTENER}{name}");
         let kept = daemon.listeners.lock().remove(&name);
-        let listener = match kept {
-            Some(listener) => listener,
-            None => UnixListener::bind_addr(address).cant(|| "listen for commands".into())?,
+        let over = |socket| {
+            let listener = control::listen_over(socket, daemon.clone());
+            listener.inspect_err(|e| {
+                // One of another version's.
+                tracing::warn!("the socket of the process before is of no use: {e}");
+                daemon.keeper.drop(&key);
+            })
         };
-        daemon.keeper.keep(&key, "", &listener)?;
-        let (accepting, for_thread) = (listener.try_clone()?, daemon.clone());
-        thread::Builder::new().name("commands".into()).spawn(move || for_thread.listen(&accepting))?;
-        Ok(Listener { listener, keeper: daemon.keeper.clone(), key })
+        let listener = match kept.map(over) {
+            Some(Ok(listener)) => listener,
+            _ => listen(daemon, address).cant(|| "listen for commands".into())?,
+        };
+        daemon.keeper.keep(&key, "", listener.socket())?;
+        Ok(Listener { _listener: listener, keeper: daemon.keeper.clone(), key })
+    }
+}
+
+fn listen(daemon: &Arc<Daemon>, address: &SocketAddr) -> std::io::Result<unix::Listener> {
+    let start = Instant::now();
+    loop {
+        match control::listen_at(address, daemon.clone()) {
+            Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) && start.elapsed() < ADDRESS => thread::sleep(READERS),
+            outcome => return outcome,
+        }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // SAFETY: a plain system call on an open descriptor. It ends the thread that accepts.
-        unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
         self.keeper.drop(&self.key);
     }
 }
@@ -227,7 +244,7 @@ impl Daemon {
             }
             if counted.elapsed() > COUNT_EVERY {
                 let (_, left) = self.store().left_to_move(wanted);
-                tell(Response::Progress { done: total.saturating_sub(left), total });
+                tell(total.saturating_sub(left), total);
                 counted = Instant::now();
             }
         }

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -63,7 +64,8 @@ fn who_waits_for_an_invalidation_can_be_killed() {
     let session = Session::init(fd, Config::default()).unwrap();
     let duplicate = session.duplicate().unwrap();
     let held: Arc<Mutex<Option<DeferredReply>>> = Arc::default();
-    let holding = held.clone();
+    let hold = Arc::new(AtomicBool::new(true));
+    let (holding, shall_hold) = (held.clone(), hold.clone());
     let server = thread::spawn(move || {
         let valid = Duration::from_secs(1000);
         let attr = |ino: u64| {
@@ -82,13 +84,15 @@ fn who_waits_for_an_invalidation_can_be_killed() {
                     ..Entry::default()
                 }),
                 Operation::Getattr { .. } => reply.attr(&attr(request.nodeid), valid),
-                Operation::Read { .. } => *holding.lock() = Some(reply.defer()),
+                Operation::Read { .. } if shall_hold.load(Ordering::SeqCst) => *holding.lock() = Some(reply.defer()),
+                Operation::Read { .. } => reply.data(&[7; SIZE as usize]),
                 _ => reply.error(libc::ENOSYS),
             };
         session.run(2, Duration::ZERO, &handler)
     });
     let path = dir.path().join("file");
     for directly in [false, true] {
+        hold.store(true, Ordering::SeqCst);
         let path = path.clone();
         let reader = thread::spawn(move || {
             let mut found = Vec::new();
@@ -101,6 +105,8 @@ fn who_waits_for_an_invalidation_can_be_killed() {
         child.kill().unwrap();
         // If the kernel learns to give up waiting, errands are not needed any more.
         assert_eq!(ends_within(&mut child, Duration::from_secs(1)), !directly, "directly: {directly}");
+        // (Dropped before its reader has seen it, the page is read once more.)
+        hold.store(false, Ordering::SeqCst);
         held.lock().take().unwrap().answer(|reply| reply.data(&[7; SIZE as usize]));
         assert_eq!(reader.join().unwrap(), [7; SIZE as usize]);
         assert!(ends_within(&mut child, Duration::from_secs(5)), "the wait is over");

@@ -2,7 +2,7 @@
 //! that sending copies nothing.
 
 use crate::element::{BULK, BYTES, Element, GROUP, HEAD, INT, ReadError, TEXT, Tag, UINT};
-use crate::header::HEADER;
+use crate::header::{HEADER, Limits};
 
 /// What is sent: its root group's tag says which command or reply it is.
 #[derive(Clone, PartialEq, Eq)]
@@ -105,6 +105,23 @@ impl Message {
         self.put(tag, BULK, &n.to_le_bytes())
     }
 
+    /// Adds a message, which has no bulk itself, as a bulk buffer: as large as that may be.
+    pub fn enclose(&mut self, tag: Tag, inner: &Message) -> &mut Message {
+        self.attach(tag, inner.body().to_vec())
+    }
+
+    /// The message that is enclosed in the root under this tag, if one is. It is verified only now: `limits` are for it.
+    pub fn enclosed(&self, tag: Tag, limits: &Limits) -> Result<Option<Message>, ReadError> {
+        if self.root().find(tag).is_none() {
+            return Ok(None);
+        }
+        let body = self.buffer(tag)?;
+        crate::element::verify(body, 0, limits).map_err(|_| ReadError::Range(tag))?;
+        let mut bytes = vec![0; HEADER];
+        bytes.extend_from_slice(body);
+        Ok(Some(Message::verified(bytes, Vec::new())))
+    }
+
     /// Adds a group with what `fill` puts in it.
     pub fn group(&mut self, tag: Tag, fill: impl FnOnce(&mut Message)) -> &mut Message {
         let at = self.bytes.len();
@@ -129,6 +146,19 @@ impl std::fmt::Debug for Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_enclosed_comes_out_verified_or_not_at_all() {
+        let mut inner = Message::new(Tag(1));
+        inner.text(Tag(2), "inside");
+        let mut outer = Message::new(Tag(3));
+        outer.enclose(Tag(4), &inner).attach(Tag(5), b"no element".to_vec());
+        let limits = Limits::default();
+        assert_eq!(outer.enclosed(Tag(4), &limits), Ok(Some(inner)));
+        assert_eq!(outer.enclosed(Tag(5), &limits), Err(ReadError::Range(Tag(5))));
+        assert_eq!(outer.enclosed(Tag(6), &limits), Ok(None));
+        assert_eq!(outer.enclosed(Tag(4), &Limits { elements: 1, ..limits }), Err(ReadError::Range(Tag(4))));
+    }
 
     #[test]
     fn what_was_put_in_is_read_back_and_nothing_else() {

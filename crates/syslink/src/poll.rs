@@ -38,6 +38,14 @@ pub(crate) fn wait(fds: &[(RawFd, bool)], until: Option<u64>) -> io::Result<bool
     }
 }
 
+/// Waits until one of two descriptors can be read; says whether the second one can.
+pub(crate) fn wait_for_either(first: RawFd, second: RawFd) -> io::Result<bool> {
+    let mut polled = [first, second].map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    // SAFETY: two structures are there.
+    check(unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) })?;
+    Ok(polled[1].revents != 0)
+}
+
 /// Waits until a descriptor can be written.
 pub(crate) fn wait_for_room(fd: RawFd, until: u64) -> io::Result<()> {
     let mut polled = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };

@@ -18,7 +18,7 @@ use crate::greet::{Places, greet};
 use crate::header::{self, Limits};
 use crate::link::Link;
 use crate::memfd::{self, Shared, Stock};
-use crate::poll::{check, now_ns};
+use crate::poll::{self, Bell, check, now_ns};
 use crate::service::{Peer, Service, Who};
 use crate::wire::{Announce, Got, Inlet, Outlet, Wire};
 
@@ -63,6 +63,9 @@ pub fn accept_over(
 /// Listens until it is dropped.
 pub struct Listener {
     socket: Arc<OwnedFd>,
+    stop: Arc<Bell>,
+    /// Others go on listening at the same socket.
+    stays: bool,
 }
 
 impl Listener {
@@ -79,12 +82,54 @@ impl Listener {
         check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const raw).cast(), len) })?;
         // SAFETY: a plain system call.
         check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
-        let accepting = socket.clone();
+        Listener::start(socket, config, admission, service)
+    }
+
+    /// Goes on listening at a socket of another process's ([`Listener::socket`]), and answers who waits there.
+    pub fn over(
+        socket: OwnedFd,
+        config: Config,
+        admission: Arc<dyn Admission>,
+        service: Arc<dyn Service>,
+    ) -> io::Result<Listener> {
+        let (mut kind, mut len) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+        let (at, fd) = ((&raw mut kind).cast(), socket.as_raw_fd());
+        // SAFETY: the pointers are valid for the call, `len` is the buffer's size.
+        check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, at, &mut len) })?;
+        if kind != libc::SOCK_SEQPACKET {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
+        }
+        Listener::start(Arc::new(socket), config, admission, service)
+    }
+
+    /// The socket, for somebody else to go on with.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    /// Leaves the socket to those who have it too: connections wait there for them.
+    pub fn leave(mut self) {
+        self.stays = true;
+    }
+
+    fn start(
+        socket: Arc<OwnedFd>,
+        config: Config,
+        admission: Arc<dyn Admission>,
+        service: Arc<dyn Service>,
+    ) -> io::Result<Listener> {
+        // (Who has it too may take a connection first.)
+        // SAFETY: a plain system call.
+        check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
+        let (accepting, stop) = (socket.clone(), Arc::new(Bell::new()?));
+        let stopped = stop.clone();
         let places = Places::new();
         thread::Builder::new().name("syslink-accept".into()).spawn(move || {
             loop {
-                match accept(&accepting) {
-                    Ok(peer) => places.give({
+                let waited = poll::wait_for_either(accepting.as_raw_fd(), stopped.fd());
+                match waited.and_then(|stop| if stop { Ok(None) } else { accept(&accepting).map(Some) }) {
+                    Ok(None) => return,
+                    Ok(Some(peer)) => places.give({
                         let (config, admission, service) = (config.clone(), admission.clone(), service.clone());
                         move || drop(welcome(peer, &config, &*admission, service))
                     }),
@@ -93,14 +138,17 @@ impl Listener {
                 }
             }
         })?;
-        Ok(Listener { socket })
+        Ok(Listener { socket, stop, stays: false })
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // SAFETY: a plain system call; it ends the accept of the thread.
-        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+        self.stop.ring();
+        if !self.stays {
+            // SAFETY: a plain system call. Whoever else has the socket shall not have people wait there.
+            unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+        }
     }
 }
 
@@ -111,7 +159,7 @@ pub(crate) fn is_passing(e: &io::Error) -> bool {
             thread::sleep(std::time::Duration::from_millis(50));
             true
         }
-        Some(libc::EINTR | libc::ECONNABORTED | libc::EPROTO | libc::EPERM) => true,
+        Some(libc::EINTR | libc::EAGAIN | libc::ECONNABORTED | libc::EPROTO | libc::EPERM) => true,
         _ => false,
     }
 }
