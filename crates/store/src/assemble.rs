@@ -67,7 +67,12 @@ pub(crate) fn assemble(found: &[Arc<dyn Volume>]) -> Result<Vec<Candidate>> {
     }
     let mut candidates = vec![candidate(newest, &known)?];
     // What the older ones need may be gone.
-    candidates.extend(all.into_iter().skip(1).filter_map(|sb| candidate(sb, &known).ok()));
+    let newest = &all[0];
+    let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
+    // And one that knows nothing of a volume that was left behind would take what that has for the present.
+    let knows = |sb: &Superblock| newest.volumes.iter().all(|e| e.away.is_none() || is_away(sb, e.number));
+    let older = all.iter().skip(1).filter(|sb| sb.generation + 1 >= newest.generation && knows(sb));
+    candidates.extend(older.filter_map(|sb| candidate(sb.clone(), &known).ok()));
     Ok(candidates)
 }
 
@@ -78,7 +83,8 @@ fn candidate(sb: Superblock, known: &[(Arc<dyn Volume>, Vec<OnVolume>)]) -> Resu
         // (The first one where two say the same.)
         let Some((volume, supers)) = claims.rev().max_by_key(|(_, s)| s[0].superblock.generation) else { continue };
         let generation = supers[0].superblock.generation;
-        if generation + 1 < sb.generation {
+        let missed_all = entry.away.is_some_and(|since| generation <= since + 1);
+        if generation + 1 < sb.generation && !missed_all {
             return Err(Error::NotAStore(format!(
                 "{} is volume {} of this store as it was at another time (generation {generation}; the store is at {}): it can't \
                  be used any more",
@@ -87,10 +93,25 @@ fn candidate(sb: Superblock, known: &[(Arc<dyn Volume>, Vec<OnVolume>)]) -> Resu
                 sb.generation
             )));
         }
+        let theirs = &supers[0].superblock;
+        if let Some(other) = entry.away.and_then(|since| went_on_without(theirs, since, &sb)) {
+            return Err(Error::NotAStore(format!(
+                "{} and volume {} were both written to while the other was missing: both can't hold. Mount with one of them out of reach (with \
+                 --degraded); then remove the other as lost, and add it anew",
+                volume.name(),
+                other.number,
+            )));
+        }
         there.insert(entry.number, volume.clone());
     }
     let missing = sb.volumes.iter().filter(|e| !there.contains_key(&e.number)).cloned().collect();
     Ok(Candidate { volumes: Volumes::new(&sb, &there), superblock: sb, missing })
+}
+
+/// A volume that the superblock of one that was away `since` a generation has left behind, and that was not in fact.
+fn went_on_without<'s>(theirs: &'s Superblock, since: u64, newest: &Superblock) -> Option<&'s VolumeEntry> {
+    let left = |e: &&VolumeEntry| e.away.is_some_and(|at| at >= since);
+    theirs.volumes.iter().filter(left).find(|e| newest.entry(e.number).is_none_or(|n| n.away != e.away))
 }
 
 fn names(sb: &Superblock) -> String {
@@ -99,27 +120,29 @@ fn names(sb: &Superblock) -> String {
 }
 
 impl Candidate {
-    /// Reads the manifest, if no volume is missing.
-    pub fn manifest(&self) -> Result<Manifest> {
+    /// Reads the manifest, if no volume is missing, or that is fine.
+    pub fn manifest(&self, degraded: bool) -> Result<Manifest> {
         let manifest = self.read_manifest();
         match self.missing.first() {
             None => manifest,
+            Some(_) if degraded => manifest,
             Some(first) => Err(self.is_missing(first, manifest.ok().as_ref())),
         }
     }
 
     /// Reads the manifest, if the volume that it is on is there.
     pub fn read_manifest(&self) -> Result<Manifest> {
-        let region = self.volumes.open(self.superblock.manifest)?;
+        let at = self.superblock.manifest.without(|number| self.volumes.is_outdated(number));
+        let region = self.volumes.open(at)?;
         Manifest::read(&*region, self.superblock.manifest_len)
     }
 
     fn is_missing(&self, entry: &VolumeEntry, manifest: Option<&Manifest>) -> Error {
         let affected = manifest.map_or("what is on it can't be told without it".into(), |m| {
             let all: Vec<RegionRef> = m.regions().collect();
-            let there = all.iter().filter(|at| at.volume == entry.number);
+            let there = all.iter().filter(|at| at.volume == entry.number && at.second.is_none());
             let (n, bytes) = there.fold((0, 0), |(n, bytes), at| (n + 1, bytes + at.size));
-            format!("{n} of the {} regions are on it, {bytes} bytes", all.len())
+            format!("{n} of the {} regions are on it only, {bytes} bytes", all.len())
         });
         Error::Missing { number: entry.number, place: entry.name(), affected }
     }

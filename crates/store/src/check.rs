@@ -10,7 +10,7 @@ use crate::extent::{self, ChunkMap, Span};
 use crate::frame::{self, Content};
 use crate::index::table::{Cursor, Table};
 use crate::key::{KEY_HEAD, parse};
-use crate::recover::{Window, data_is_valid, region_start};
+use crate::recover::{Window, data_is_valid, each_copy, region_start};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;
@@ -51,7 +51,15 @@ impl Store {
         for s in &segments {
             // Segments in between may have been cleaned away.
             let chain = sealed.filter(|(_, next)| *next == s.at.id).map(|(crc, _)| crc);
-            let found = self.check_segment(s, ends[&s.at.id], chain, &mut report);
+            let region = self.regions.read()[&s.at.id].clone();
+            let copies = each_copy(&region);
+            let found = self.check_segment(&copies[0], s, ends[&s.at.id], chain, &mut report);
+            for copy in &copies[1..] {
+                // Counted once; what it has is verified like the first.
+                let mut of_copy = Report::default();
+                let found = self.check_segment(copy, s, ends[&s.at.id], chain, &mut of_copy);
+                report.findings.extend(of_copy.findings.into_iter().chain(found.err().map(|e| e.to_string())));
+            }
             sealed = match found {
                 Ok(next) => next,
                 Err(e) => {
@@ -77,21 +85,21 @@ impl Store {
     /// Returns the seal's checksum and the segment that it leads to.
     fn check_segment(
         &self,
+        region: &Arc<dyn Region>,
         s: &Segment,
         end: u64,
         mut chain: Option<u32>,
         report: &mut Report,
     ) -> Result<Option<(u32, u64)>> {
-        let region: Arc<dyn Region> = self.regions.read()[&s.at.id].clone();
         // What is left of a cleaned one has its pack's header instead, which was verified when it was opened.
         let packed = s.pack.is_some();
         if !packed {
-            segment::verify(&segment::read(&*region)?, &self.uuid, s.at)?;
+            segment::verify(&segment::read(&**region, &self.uuid)?, &self.uuid, s.at)?;
             report.bytes += segment::HEADER;
         }
         report.segments += 1;
         let mut window = Window::new(region.clone(), segment::HEADER);
-        let mut at = region_start(&*region);
+        let mut at = region_start(&**region);
         let mut last = Tid::ZERO;
         let mut sealed = None;
         let bad = |report: &mut Report, at: u64, what: &str| {
@@ -119,7 +127,7 @@ impl Store {
                     bad(report, at, &format!("tid {} comes after {last}", f.header.tid));
                 }
                 last = f.header.tid;
-                if !data_is_valid(&*region, bytes, at, records) {
+                if !data_is_valid(&**region, bytes, at, records) {
                     bad(report, at, &format!("file data of transaction {} is damaged", f.header.tid));
                 }
                 report.transactions += 1;

@@ -481,7 +481,7 @@ impl Store {
                 let was = s.at;
                 let known = if s.live == LIVE_UNKNOWN { kept } else { s.live.min(kept) };
                 (s.live, s.slack, s.tombstones) = (known, kept - known, *tombstones);
-                s.at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0 };
+                s.at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0, second: None };
                 let own = s.pack.replace(at.id).is_none();
                 state.cleaned.insert(part.number, state.passes);
                 let before = regions.insert(part.number, Arc::new(Packed::new(pack.clone(), part)));

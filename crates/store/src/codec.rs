@@ -109,6 +109,12 @@ pub fn crc_at(region: u64, offset: u64, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(seed, bytes)
 }
 
+/// Whether the last four bytes are the [`crc_at`] of those before.
+pub fn is_sealed(bytes: &[u8], region: u64, offset: u64) -> bool {
+    let parts = bytes.split_last_chunk::<4>();
+    parts.is_some_and(|(body, crc)| crc_at(region, offset, body).to_le_bytes() == *crc)
+}
+
 /// 64-bit hash of a key for filters; part of the format.
 pub fn hash_key(key: &[u8]) -> u64 {
     let mut h = 0x9e37_79b9_7f4a_7c15 ^ key.len() as u64;

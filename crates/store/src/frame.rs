@@ -251,6 +251,13 @@ pub struct Shape {
     heads: usize,
 }
 
+impl Shape {
+    /// Where in the frame the heads begin.
+    pub fn heads_at(&self) -> usize {
+        HEADER + self.data
+    }
+}
+
 /// Reads a frame's length off its header; `None` if there is no frame.
 pub fn shape(header: &[u8]) -> Option<Shape> {
     let magic = u32::from_le_bytes(header.get(..4)?.try_into().ok()?);
@@ -307,10 +314,13 @@ pub fn parse(bytes: &[u8], region: u64, at: u64) -> Option<Frame<'_>> {
     let mut h = Header { tid, fileset, chain, durable, next_object, objects: 0, live: 0 };
     let mut r = Reader::new(heads);
     if magic == SEAL_MAGIC {
-        // Those of versions 1 and 2 end before the volume, of which there was one.
-        let next = RegionRef::get_without_volume(&mut r)?;
-        let volume = if r.is_empty() { 0 } else { u16::try_from(r.varint()?).ok()? };
-        return Some(Frame { header: h, crc, content: Content::Seal(RegionRef { volume, ..next }) });
+        // Those of versions 1 and 2 end before the volume, those of 3 and 4 before the second copy: there was one.
+        let mut forms = [RegionRef::get_without_volume, RegionRef::get_of_one_copy, RegionRef::get].into_iter();
+        let next = forms.find_map(|get| {
+            let mut r = Reader::new(heads);
+            get(&mut r).filter(|_| r.is_empty())
+        });
+        return Some(Frame { header: h, crc, content: Content::Seal(next?) });
     }
     (h.objects, h.live) = (r.signed()?, r.signed()?);
     let n = r.varint()?;

@@ -90,7 +90,7 @@ fn no_bytes_make_a_frame_panic() {
 #[test]
 fn no_bytes_make_a_manifest_or_superblock_panic() {
     let mut rng = fastrand::Rng::with_seed(3);
-    let at = RegionRef { id: 7, start: 1 << 20, size: 16384, volume: 0 };
+    let at = RegionRef { id: 7, start: 1 << 20, size: 16384, volume: 0, second: None };
     let m = Manifest {
         tid: Tid(1 << 60),
         next_region: 9,

@@ -212,7 +212,7 @@ fn show_segment(
         Some(pack) => {
             fields.extend([("pack", format!("{pack:x}")), ("kept", region.bytes_kept().to_string())]);
         }
-        None => match segment::verify(&segment::read(&*region)?, &sb.uuid, at) {
+        None => match segment::verify(&segment::read(&*region, &sb.uuid)?, &sb.uuid, at) {
             Ok(after) => fields.push(("after", after.to_string())),
             Err(e) => fields.push(("error", e.to_string())),
         },

@@ -17,7 +17,7 @@ use crate::index::merge::{Divider, Merged, Source, run_source};
 use crate::index::table::{Builder, Table};
 use crate::manifest::{Manifest, Position};
 use crate::store::{SEGMENT_MIN, Store};
-use crate::volume::{Region, RegionRef};
+use crate::volume::{For, Region, RegionRef, VolumeEntry};
 use crate::{FilesetId, Result, Tid};
 
 /// A table that grows beyond this is ended and the next begun.
@@ -242,7 +242,7 @@ impl Store {
                 let mut spare = self.spare.lock();
                 match &*spare {
                     // Somebody else was faster; or its volume is to be emptied, perhaps gone already.
-                    None if !self.volumes.accepts(region.place().volume) => drop(self.volumes.remove(region.place())),
+                    None if !self.volumes.accept(region.place()) => drop(self.volumes.remove(region.place())),
                     Some(_) => self.volumes.remove(region.place())?,
                     None => *spare = Some(region),
                 }
@@ -349,12 +349,16 @@ impl Store {
             history: name(&levels.history),
         };
         let bytes = manifest.encode(id);
-        let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), false)?;
+        let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), For::Index, false)?;
         Manifest::write(&*region, &bytes)?;
-        self.write_superblock(None, |sb| {
+        self.volumes.write_super(None, |sb| {
             sb.manifest = region.place();
             sb.manifest_len = bytes.len() as u64;
+            // Nothing is named any more where it was missed.
+            let is_back = |e: &VolumeEntry| e.away.is_some() && self.volumes.is_sound(e.number);
+            sb.volumes.iter_mut().filter(|e| is_back(e)).for_each(|e| e.away = None);
         })?;
+        self.volumes.set_lacking(self.lacking(&manifest));
         state.doomed_regions.append(&mut state.outdated);
         if let Some(old) = state.manifest.replace(region.place()) {
             self.give_back_or_leave(old);
@@ -527,7 +531,7 @@ impl RunWriter {
 
     fn end_table(&mut self, store: &Store, made: &mut Vec<RegionRef>) -> Result<()> {
         let Some(bytes) = self.builder.take().and_then(Builder::finish) else { return Ok(()) };
-        let region = store.volumes.create(self.region, bytes.len() as u64, false)?;
+        let region = store.volumes.create(self.region, bytes.len() as u64, For::Index, false)?;
         made.push(region.place());
         region.write_at(&bytes, 0)?;
         region.flush()?;

@@ -2,15 +2,18 @@
 //!
 //! Written whole to a fresh region at each checkpoint; the superblock then points to it. So a checkpoint is atomic.
 
-use crate::codec::{Reader, crc_at, put_bytes, put_varint};
+use crate::codec::{Reader, crc_at, is_sealed, put_bytes, put_varint};
 use crate::counts::{Count, Counts};
+use crate::heal::read_good;
 use crate::index::levels::RunRef;
 use crate::index::table::TableRef;
 use crate::segment::Segment;
 use crate::volume::{Region, RegionRef};
 use crate::{Error, FilesetId, Result, Tid};
 
-const MAGIC: &[u8; 8] = b"DARNMAN3";
+const MAGIC: &[u8; 8] = b"DARNMAN4";
+/// As versions 3 and 4 of the format had it: one copy of everything.
+const MAGIC_3: &[u8; 8] = b"DARNMAN3";
 /// As version 2 of the format had it: one volume.
 const MAGIC_2: &[u8; 8] = b"DARNMAN2";
 /// As version 1 had it: no packs, no clipped runs either.
@@ -101,6 +104,14 @@ impl Manifest {
         own.chain(self.packs.iter().copied()).chain(tables)
     }
 
+    /// Forgets the places that `gone` says, but of what is in none else.
+    pub fn drop_places(&mut self, gone: &dyn Fn(u16) -> bool) {
+        let segments = self.segments.iter_mut().map(|s| &mut s.at);
+        let runs = self.live.iter_mut().chain(&mut self.history);
+        let tables = runs.flat_map(|run| run.tables.iter_mut().map(|t| &mut t.region));
+        segments.chain(&mut self.packs).chain(tables).for_each(|at| *at = at.without(gone));
+    }
+
     /// Bytes of the region for a manifest of `len` bytes and its copy.
     pub fn room(len: u64) -> u64 {
         copy_at(len) + len
@@ -150,23 +161,21 @@ impl Manifest {
             return Err(corrupt("another length"));
         }
         let mut bytes = vec![0; len as usize];
-        region.read_at(&mut bytes, at)?;
-        let (body, crc) = bytes.split_at(bytes.len() - 4);
-        if crc_at(region.place().id, 0, body).to_le_bytes() != crc {
+        if !read_good(region, &mut bytes, at, &|bytes| is_sealed(bytes, region.place().id, 0))? {
             return Err(corrupt("another checksum"));
         }
-        Manifest::decode(body).ok_or_else(|| corrupt("fields that make no sense"))
+        Manifest::decode(&bytes[..bytes.len() - 4]).ok_or_else(|| corrupt("fields that make no sense"))
     }
 
     fn decode(body: &[u8]) -> Option<Manifest> {
         let mut r = Reader::new(body);
-        let (packs_and_clips, volumes) = match r.take(8)? {
-            magic if magic == MAGIC => (true, true),
-            magic if magic == MAGIC_2 => (true, false),
-            magic if magic == MAGIC_1 => (false, false),
+        let (packs_and_clips, reference): (bool, fn(&mut Reader) -> Option<RegionRef>) = match r.take(8)? {
+            magic if magic == MAGIC => (true, RegionRef::get),
+            magic if magic == MAGIC_3 => (true, RegionRef::get_of_one_copy),
+            magic if magic == MAGIC_2 => (true, RegionRef::get_without_volume),
+            magic if magic == MAGIC_1 => (false, RegionRef::get_without_volume),
             _ => return None,
         };
-        let reference = if volumes { RegionRef::get } else { RegionRef::get_without_volume };
         let (tid, next_region, next_object) = (Tid(r.varint()?), r.varint()?, r.varint()?);
         let total = Count { objects: r.varint()?, live: r.varint()? };
         let log = Position { region: r.varint()?, offset: r.varint()?, chain: u32::try_from(r.varint()?).ok()? };

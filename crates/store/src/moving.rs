@@ -19,7 +19,7 @@ use crate::pack::{self, Packed};
 use crate::recover::{Window, data_is_valid};
 use crate::segment;
 use crate::store::{SEGMENT_MIN, Store};
-use crate::volume::{Region, RegionRef};
+use crate::volume::{For, Region, RegionRef, UNIT};
 use crate::{Error, Result};
 
 /// Bytes that are copied in one go.
@@ -44,13 +44,22 @@ impl Move {
         Move { from, to: None, only: None, below: u64::MAX }
     }
 
-    fn wants(&self, at: RegionRef) -> bool {
-        at.volume == self.from && at.id < self.below && self.only.is_none_or(|id| id == at.id)
+    pub(crate) fn wants(&self, at: RegionRef) -> bool {
+        at.on(self.from).is_some() && at.id < self.below && self.only.is_none_or(|id| id == at.id)
     }
 }
 
+/// What regions are copied for.
+#[derive(Clone, Copy)]
+pub(crate) enum Aim<'m> {
+    /// To leave a volume.
+    Move(&'m Move),
+    /// To have so many copies as there are to be.
+    Copies,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum What {
+pub(crate) enum What {
     Segment,
     Pack,
     Table,
@@ -60,6 +69,8 @@ enum What {
 pub(crate) struct Copying {
     what: What,
     from: RegionRef,
+    /// Which place of it this is instead of; `None`: of none.
+    instead: Option<RegionRef>,
     source: Arc<dyn Region>,
     target: Arc<dyn Region>,
     /// Bytes that it has, those that were copied, and those of the copy that were verified.
@@ -86,7 +97,7 @@ impl Store {
     /// One region; an error if there is none of that number that could be moved.
     pub fn region_to(&self, id: u64, to: u16) -> Result<Move> {
         let state = self.maintenance.lock();
-        let found = self.regions_now(&state).into_iter().find(|at| at.id == id);
+        let found = self.regions_now(&state).into_iter().map(|(_, at)| at).find(|at| at.id == id);
         let packed = || self.segments.lock().iter().find(|s| s.at.id == id).and_then(|s| s.pack);
         match (found, packed()) {
             (Some(at), _) => Ok(Move { from: at.volume, to: Some(to), only: Some(id), below: u64::MAX }),
@@ -100,13 +111,17 @@ impl Store {
     /// Regions that are still to be moved, and their bytes.
     pub fn left_to_move(&self, wanted: &Move) -> (u64, u64) {
         let state = self.maintenance.lock();
-        let left = self.regions_now(&state).into_iter().filter(|at| wanted.wants(*at));
-        left.fold((0, 0), |(n, bytes), at| (n + 1, bytes + at.size))
+        let left = self.regions_now(&state).into_iter().filter(|(_, at)| wanted.wants(*at));
+        left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
     }
 
     /// Copies, verifies or switches over a region, `budget` bytes of it at most at a time. [`Progress::Idle`]: nothing is left,
     /// or only what still has readers elsewhere.
     pub fn step_move(&self, wanted: &Move, budget: u64) -> Result<Progress> {
+        self.step_towards(Aim::Move(wanted), budget)
+    }
+
+    pub(crate) fn step_towards(&self, wanted: Aim<'_>, budget: u64) -> Result<Progress> {
         let mut moving = self.moving.lock();
         if moving.is_none() {
             match self.next_to_move(wanted)? {
@@ -130,78 +145,96 @@ impl Store {
     }
 
     /// The regions that there are, but for those that only wait for their last reader.
-    pub(crate) fn regions_now(&self, state: &State) -> Vec<RegionRef> {
+    pub(crate) fn regions_now(&self, state: &State) -> Vec<(For, RegionRef)> {
         let levels = self.index.read().levels.clone();
-        let mut all: Vec<RegionRef> = levels.tables().map(|t| t.reference().region).chain(state.manifest).collect();
-        all.extend(self.segments.lock().iter().filter(|s| s.pack.is_none()).map(|s| s.at));
-        all.extend(self.packs.lock().iter().map(|p| p.place()));
+        let tables = levels.tables().map(|t| t.reference().region);
+        let mut all: Vec<_> = tables.chain(state.manifest).map(|at| (For::Index, at)).collect();
+        all.extend(self.segments.lock().iter().filter(|s| s.pack.is_none()).map(|s| (For::Data, s.at)));
+        all.extend(self.packs.lock().iter().map(|p| (For::Data, p.place())));
         all
     }
 
     /// Chooses what to copy next.
-    fn next_to_move(&self, wanted: &Move) -> Result<Next> {
+    fn next_to_move(&self, aim: Aim<'_>) -> Result<Next> {
         let mut state = self.maintenance.lock();
         self.trim_segments()?;
         self.bury(&mut state)?;
-        if let Some(spare) = self.spare.lock().take_if(|r| wanted.wants(r.place())) {
+        let wants = |what, at| self.wants(aim, what, at);
+        if let Some(spare) = self.spare.lock().take_if(|r| wants(For::Data, r.place())) {
             self.volumes.remove(spare.place())?;
             return Ok(Next::Worked);
         }
         let is_free = |id: u64| !state.waits(id);
         let segments = self.segments.lock().clone();
         let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
-        let wants = |s: &segment::Segment| s.pack.is_none() && wanted.wants(s.at);
-        if let Some(s) = segments[..open].iter().find(|s| wants(s) && is_free(s.at.id)) {
+        let is_due = |s: &segment::Segment| s.pack.is_none() && wants(For::Data, s.at);
+        if let Some(s) = segments[..open].iter().find(|s| is_due(s) && is_free(s.at.id)) {
             let source = self.regions.read()[&s.at.id].clone();
-            return self.begin_copy(What::Segment, wanted, source, s.end).map(Next::Copy);
+            return self.begin_copy(What::Segment, aim, source, s.end).map(Next::Copy);
         }
-        if segments[open..].iter().any(wants) {
-            self.seal_open(&mut state, wanted)?;
+        if segments[open..].iter().any(is_due) {
+            self.seal_open(&mut state, aim)?;
             return Ok(Next::Worked);
         }
         let packs = self.packs.lock().clone();
-        if let Some(p) = packs.into_iter().find(|p| wanted.wants(p.place()) && is_free(p.place().id)) {
+        if let Some(p) = packs.into_iter().find(|p| wants(For::Data, p.place()) && is_free(p.place().id)) {
             let len = p.place().size;
-            return self.begin_copy(What::Pack, wanted, p, len).map(Next::Copy);
+            return self.begin_copy(What::Pack, aim, p, len).map(Next::Copy);
         }
         let levels = self.index.read().levels.clone();
-        if let Some(t) = levels.tables().find(|t| wanted.wants(t.reference().region)) {
+        if let Some(t) = levels.tables().find(|t| wants(For::Index, t.reference().region)) {
             if state.pass.is_some() {
                 // It knows runs by their tables.
                 self.step_pass(&mut state)?;
                 return Ok(Next::Worked);
             }
             if is_free(t.reference().region.id) {
-                return self.begin_copy(What::Table, wanted, t.region().clone(), t.len()).map(Next::Copy);
+                return self.begin_copy(What::Table, aim, t.region().clone(), t.len()).map(Next::Copy);
             }
         }
         // (Where an earlier manifest could not be written, the last one still names what has moved.)
         let named = state.outdated.iter().map(|(_, at)| *at).chain(state.manifest);
-        if named.into_iter().any(|at| wanted.wants(at)) {
+        if named.into_iter().any(|at| wants(For::Index, at)) {
             self.write_manifest(&mut state, &levels)?;
-            return Ok(Next::Worked);
+            // Where there was no room for another copy, there may be later.
+            let in_vain = matches!(aim, Aim::Copies) && state.manifest.is_some_and(|at| wants(For::Index, at));
+            return Ok(if in_vain { Next::Idle } else { Next::Worked });
         }
         Ok(Next::Idle)
     }
 
     /// The log goes on in a new segment, and no replay begins before it.
-    fn seal_open(&self, state: &mut State, wanted: &Move) -> Result<()> {
+    fn seal_open(&self, state: &mut State, aim: Aim<'_>) -> Result<()> {
+        if matches!(aim, Aim::Copies) {
+            self.make_spare_of_all_copies()?;
+        }
         let mut tail = self.log.tail();
         tail.check()?;
-        if wanted.wants(tail.segment.place()) {
+        if self.wants(aim, For::Data, tail.segment.place()) {
             self.next_segment(&mut tail, SEGMENT_MIN)?;
         }
         drop(tail);
         self.flush_locked(state)
     }
 
-    fn begin_copy(&self, what: What, wanted: &Move, source: Arc<dyn Region>, len: u64) -> Result<Copying> {
+    fn begin_copy(&self, what: What, aim: Aim<'_>, source: Arc<dyn Region>, len: u64) -> Result<Copying> {
         let from = source.place();
-        let target = match wanted.to {
-            Some(to) => self.volumes.create_on(to, from.id, len),
-            None => self.volumes.create(from.id, len, true),
+        // Copies have one size, wherever they are.
+        let twice = from.second.is_some() || matches!(aim, Aim::Copies);
+        let size = if twice { len.next_multiple_of(UNIT) } else { len };
+        let target = match aim {
+            Aim::Move(Move { to: Some(to), .. }) if from.on(*to).is_some() => {
+                return Err(Error::Refused(format!("volume {to} has the other copy of region {:x}", from.id)));
+            }
+            Aim::Move(Move { to: Some(to), .. }) => self.volumes.create_on(*to, from.id, size),
+            // (Data, so that volumes stay within their limits.)
+            _ => self.volumes.create_beside(from, size, For::Data),
         };
-        Ok(Copying { what, from, source, target: target?, len, copied: 0, verified: 0, damaged: false })
+        let instead = match aim {
+            Aim::Move(wanted) => from.on(wanted.from),
+            Aim::Copies => from.places().find(|at| !self.volumes.is_sound(at.volume)),
+        };
+        Ok(Copying { what, from, instead, source, target: target?, len, copied: 0, verified: 0, damaged: false })
     }
 
     /// Goes on with a copy; says whether it is whole, durable and verified.
@@ -262,9 +295,9 @@ impl Store {
             return Ok(Some(c));
         }
         let old = match c.what {
-            What::Segment => self.switch_segment(&c),
-            What::Pack => self.switch_pack(&c)?,
-            What::Table => self.switch_table(&c)?,
+            What::Segment => self.switch_segment(c.from, c.now())?,
+            What::Pack => self.switch_pack(c.from, c.now())?,
+            What::Table => self.switch_table(c.from, c.now(), c.len)?,
         };
         let Some(old) = old else {
             // Somebody has replaced it meanwhile.
@@ -272,52 +305,77 @@ impl Store {
             drop(c);
             return self.volumes.remove(at).map(|()| None);
         };
+        state.outdated.extend(c.instead.map(|place| (old, place)));
+        if let Some(other) = c.stays() {
+            self.volumes.shrink(other, c.target.place().size)?;
+        }
         drop(c);
-        state.outdated.push(old);
         let levels = self.index.read().levels.clone();
         self.write_manifest(&mut state, &levels)?;
         self.bury(&mut state).map(|()| None)
     }
 
-    fn switch_segment(&self, c: &Copying) -> Option<(Arc<dyn Region>, RegionRef)> {
+    /// From now on a segment is in other places; returns what it was in, if it was.
+    pub(crate) fn switch_segment(&self, from: RegionRef, to: RegionRef) -> Result<Option<Arc<dyn Region>>> {
         let mut segments = self.segments.lock();
         let mut regions = self.regions.write();
-        let s = segments.iter_mut().find(|s| s.pack.is_none() && is_same(s.at, c.from))?;
-        let was = std::mem::replace(&mut s.at, c.target.place());
-        s.trimmed = true;
-        regions.insert(was.id, c.target.clone()).map(|old| (old, was))
+        let Some(s) = segments.iter_mut().find(|s| s.pack.is_none() && s.at.is(from)) else { return Ok(None) };
+        // (Opening claims the space: not that of one that has gone meanwhile.)
+        let region = self.volumes.open(to)?;
+        (s.at, s.trimmed) = (region.place(), true);
+        Ok(regions.insert(to.id, region))
     }
 
-    fn switch_pack(&self, c: &Copying) -> Result<Option<(Arc<dyn Region>, RegionRef)>> {
-        let parts = pack::read(&*c.target, &self.uuid)?;
+    pub(crate) fn switch_pack(&self, from: RegionRef, to: RegionRef) -> Result<Option<Arc<dyn Region>>> {
+        if !self.packs.lock().iter().any(|p| p.place().is(from)) {
+            return Ok(None);
+        }
+        let target = self.volumes.open(to)?;
+        let parts = pack::read(&*target, &self.uuid)?;
         let segments = self.segments.lock();
         let mut regions = self.regions.write();
         let mut packs = self.packs.lock();
-        let Some(p) = packs.iter_mut().find(|p| is_same(p.place(), c.from)) else { return Ok(None) };
-        let old = std::mem::replace(p, c.target.clone());
+        let Some(p) = packs.iter_mut().find(|p| p.place().is(from)) else { return Ok(None) };
+        let old = std::mem::replace(p, target.clone());
         for part in parts {
-            if segments.iter().any(|s| s.at.id == part.number && s.pack == Some(c.from.id)) {
-                regions.insert(part.number, Arc::new(Packed::new(c.target.clone(), part)));
+            if segments.iter().any(|s| s.at.id == part.number && s.pack == Some(from.id)) {
+                regions.insert(part.number, Arc::new(Packed::new(target.clone(), part)));
             }
         }
-        let was = old.place();
-        Ok(Some((old, was)))
+        Ok(Some(old))
     }
 
-    fn switch_table(&self, c: &Copying) -> Result<Option<(Arc<dyn Region>, RegionRef)>> {
-        let table = Arc::new(Table::open(c.target.clone(), c.len)?);
+    pub(crate) fn switch_table(&self, from: RegionRef, to: RegionRef, len: u64) -> Result<Option<Arc<dyn Region>>> {
+        let is_it = |t: &Arc<Table>| t.reference().region.is(from);
+        if !self.index.read().levels.tables().any(is_it) {
+            return Ok(None);
+        }
+        let table = Arc::new(Table::open(self.volumes.open(to)?, len)?);
         let mut index = self.index.write();
         let mut levels = Levels::clone(&index.levels);
         let runs = levels.live.iter_mut().chain(&mut levels.history).flat_map(|run: &mut Run| &mut run.tables);
-        let Some(place) = runs.into_iter().find(|t| is_same(t.reference().region, c.from)) else { return Ok(None) };
+        let Some(place) = runs.into_iter().find(|t| is_it(t)) else { return Ok(None) };
         let old = std::mem::replace(place, table);
         index.levels = Arc::new(levels);
-        Ok(Some((old.region().clone(), c.from)))
+        Ok(Some(old.region().clone()))
     }
 }
 
-fn is_same(a: RegionRef, b: RegionRef) -> bool {
-    (a.id, a.volume) == (b.id, b.volume)
+impl Copying {
+    /// The region with the copy.
+    fn now(&self) -> RegionRef {
+        let target = self.target.place();
+        match (self.instead, self.stays()) {
+            // Of the copy's size: it may have been reserved for more.
+            (None, Some(first)) => RegionRef { size: target.size, ..first.and(Some(target)) },
+            (_, other) => target.and(other),
+        }
+    }
+
+    /// The place of the region that stays.
+    fn stays(&self) -> Option<RegionRef> {
+        self.from.places().find(|at| self.instead.is_none_or(|i| i.volume != at.volume))
+    }
 }
 
 fn verify_frames(c: &mut Copying, budget: u64) -> Result<bool> {

@@ -10,7 +10,8 @@
 
 use std::sync::Arc;
 
-use crate::codec::{Reader, crc_at, put_varint};
+use crate::codec::{Reader, crc_at, is_sealed, put_varint};
+use crate::heal::{heal, read_good};
 use crate::segment::Segment;
 use crate::volume::{Region, RegionRef};
 use crate::{Error, Result, Tid};
@@ -201,12 +202,10 @@ pub fn read(region: &dyn Region, store: &[u8; 16]) -> Result<Vec<Part>> {
         found: found.into(),
     };
     let mut head = vec![0; HEADER as usize];
-    region.read_at(&mut head, 0)?;
-    let (body, crc) = head.split_at(head.len() - 4);
-    if crc_at(at.id, 0, body).to_le_bytes() != crc {
+    if !read_good(region, &mut head, 0, &|bytes| is_sealed(bytes, at.id, 0))? {
         return Err(corrupt(0, "pack header", "another checksum"));
     }
-    let mut r = Reader::new(body);
+    let mut r = Reader::new(&head);
     let mut fields = || Some((r.take(8)?, r.take(16)?, r.u64()?, r.u64()?, r.u64()?));
     let (magic, uuid, id, start, len) = fields().expect("the header has them");
     let fits = start.checked_add(len).is_some_and(|end| end <= at.size) && len > 4;
@@ -214,12 +213,27 @@ pub fn read(region: &dyn Region, store: &[u8; 16]) -> Result<Vec<Part>> {
         return Err(corrupt(0, "pack header", "something else"));
     }
     let mut directory = vec![0; len as usize];
-    region.read_at(&mut directory, start)?;
-    let (body, crc) = directory.split_at(directory.len() - 4);
-    if crc_at(at.id, start, body).to_le_bytes() != crc {
+    if !read_good(region, &mut directory, start, &|bytes| is_sealed(bytes, at.id, start))? {
         return Err(corrupt(start, "pack directory", "another checksum"));
     }
-    parts(body, start).ok_or_else(|| corrupt(start, "pack directory", "fields that make no sense"))
+    parts(&directory[..directory.len() - 4], start)
+        .ok_or_else(|| corrupt(start, "pack directory", "fields that make no sense"))
+}
+
+/// Heals header and directory where a copy of them is damaged; returns how many were.
+pub fn heal_heads(region: &dyn Region, store: &[u8; 16]) -> Result<u64> {
+    if region.copies().is_empty() || read(region, store).is_err() {
+        return Ok(0);
+    }
+    let id = region.place().id;
+    let mut head = vec![0; HEADER as usize];
+    let mut healed = heal(region, &mut head, 0, &|bytes| is_sealed(bytes, id, 0))?.unwrap_or(0);
+    let mut r = Reader::new(&head[32..]);
+    if let Some((start, len)) = r.u64().zip(r.u64()) {
+        let mut directory = vec![0; len as usize];
+        healed += heal(region, &mut directory, start, &|bytes| is_sealed(bytes, id, start))?.unwrap_or(0);
+    }
+    Ok(healed)
 }
 
 fn parts(directory: &[u8], end: u64) -> Option<Vec<Part>> {
@@ -233,6 +247,8 @@ fn parts(directory: &[u8], end: u64) -> Option<Vec<Part>> {
 
 /// Some of a pack, in memory.
 struct Copied {
+    /// What they are of.
+    of: Arc<dyn Region>,
     bytes: Vec<u8>,
     at: RegionRef,
     base: u64,
@@ -256,6 +272,14 @@ impl Region for Copied {
     fn flush(&self) -> Result<()> {
         Ok(())
     }
+
+    fn copies(&self) -> Vec<Arc<dyn Region>> {
+        self.of.copies()
+    }
+
+    fn note_healed(&self) {
+        self.of.note_healed();
+    }
 }
 
 fn not_writable(region: u64, offset: u64) -> Error {
@@ -269,12 +293,12 @@ fn not_writable(region: u64, offset: u64) -> Error {
 /// A cleaned segment: reads as it was, but for what was dropped, which reads as zeroes.
 pub struct Packed {
     pack: Arc<dyn Region>,
-    part: Part,
+    part: Arc<Part>,
 }
 
 impl Packed {
     pub fn new(pack: Arc<dyn Region>, part: Part) -> Packed {
-        Packed { pack, part }
+        Packed { pack, part: Arc::new(part) }
     }
 
     /// Where in the pack what is left of a range is, and how many bytes; `None` if nothing is.
@@ -287,7 +311,7 @@ impl Packed {
 
 impl Region for Packed {
     fn place(&self) -> RegionRef {
-        RegionRef { id: self.part.number, start: 0, size: self.part.end, volume: 0 }
+        RegionRef { id: self.part.number, start: 0, size: self.part.end, volume: 0, second: None }
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -314,12 +338,25 @@ impl Region for Packed {
         Ok(())
     }
 
-    fn write_at(&self, _: &[u8], offset: u64) -> Result<()> {
-        Err(not_writable(self.part.number, offset))
+    /// What was damaged is written anew: what was dropped stays so.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.part.runs.within(offset, bytes.len() as u64).try_for_each(|(at, within, n)| {
+            let from = (at - offset) as usize;
+            self.pack.write_at(&bytes[from..from + n as usize], self.part.base + within)
+        })
     }
 
     fn flush(&self) -> Result<()> {
-        Ok(())
+        self.pack.flush()
+    }
+
+    fn copies(&self) -> Vec<Arc<dyn Region>> {
+        let of = |pack| -> Arc<dyn Region> { Arc::new(Packed { pack, part: self.part.clone() }) };
+        self.pack.copies().into_iter().map(of).collect()
+    }
+
+    fn note_healed(&self) {
+        self.pack.note_healed();
     }
 
     fn drop_cached(&self, offset: u64, len: u64) {
@@ -334,7 +371,7 @@ impl Region for Packed {
         }
         let mut bytes = vec![0; self.part.runs.len() as usize];
         self.pack.read_at(&mut bytes, self.part.base)?;
-        let pack = Arc::new(Copied { bytes, at: self.pack.place(), base: self.part.base });
+        let pack = Arc::new(Copied { of: self.pack.clone(), bytes, at: self.pack.place(), base: self.part.base });
         Ok(Some(Arc::new(Packed { pack, part: self.part.clone() })))
     }
 
@@ -368,7 +405,7 @@ mod tests {
             let mut models = Vec::new();
             for number in 0..rng.u64(1..4) {
                 let end = rng.u64(1..200_000);
-                let at = RegionRef { id: 100 + number, start: 0, size: end, volume: 0 };
+                let at = RegionRef { id: 100 + number, start: 0, size: end, volume: 0, second: None };
                 w.begin(&Segment { end, ..Segment::open(at, Tid(number)) });
                 let mut model = vec![None; end as usize];
                 let mut offset = 0;

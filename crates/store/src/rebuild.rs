@@ -289,7 +289,7 @@ pub(crate) fn manifest_from_regions(volumes: &Volumes, sb: &Superblock, lost: Er
 
 /// The segment that a region is, if it is one.
 fn as_segment(region: &Arc<dyn Region>, store: &[u8; 16]) -> Result<Option<Segment>> {
-    let header = segment::read(&**region)?;
+    let header = segment::read(&**region, store)?;
     let Ok(after) = segment::verify(&header, store, region.place()) else { return Ok(None) };
     // How much was reserved for it, in case it is the one that is open.
     let reserved = Reader::new(&header[32..]).u64().unwrap_or(0);
@@ -298,7 +298,7 @@ fn as_segment(region: &Arc<dyn Region>, store: &[u8; 16]) -> Result<Option<Segme
 }
 
 fn of_part(part: &Part, pack: u64) -> Segment {
-    let at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0 };
+    let at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0, second: None };
     Segment { end: part.end, pack: Some(pack), ..Segment::open(at, part.after) }
 }
 

@@ -19,6 +19,7 @@ use crate::extent::{BLOCK, Codec};
 use crate::fileset::Filesets;
 use crate::fold::Fold;
 use crate::frame::{self, Body, Content, Record};
+use crate::heal::{Sides, heal};
 use crate::index::levels::{Levels, Run, RunRef};
 use crate::index::memtable::Memtable;
 use crate::index::table::{BlockCache, BlockWeight, Table, TableRef};
@@ -32,7 +33,7 @@ use crate::segment::{self, Segment};
 use crate::store::{FRAME_MAX, Index, Store};
 use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
-use crate::volume::{RawVolume, Region, RegionRef, Volume, VolumeEntry, Volumes};
+use crate::volume::{Copies, RawVolume, Region, RegionRef, Volume, VolumeEntry, Volumes};
 use crate::{Error, Result, Shelter, Tid};
 
 /// How a store is made.
@@ -60,11 +61,14 @@ pub struct OpenOptions {
     /// Where to keep what is committed and not written yet, and where what the last process left of that may be. Not with
     /// `read_only`.
     pub shelter: Option<Shelter>,
+    /// Whether to open where volumes are missing. What is on them only can't be read then; if the end of the log is, the store
+    /// is opened for reading, as it was at the last checkpoint.
+    pub degraded: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { memory: 256 << 20, read_only: false, index: IndexFrom::default(), shelter: None }
+        OpenOptions { memory: 256 << 20, read_only: false, index: IndexFrom::default(), shelter: None, degraded: false }
     }
 }
 
@@ -117,6 +121,7 @@ impl Store {
             manifest: region.place(),
             manifest_len: bytes.len() as u64,
             version: VERSION,
+            copies: Copies::One,
             next_volume: 1,
             volumes: vec![entry(volume, 0, options.size_limit)],
         };
@@ -153,7 +158,7 @@ impl Store {
         for candidate in assemble(found)? {
             // The older superblock serves only where the newer one's manifest was never completed; its regions may
             // have been given back since, so it is tried in full before it is believed.
-            match candidate.manifest() {
+            match candidate.manifest(options.degraded) {
                 Ok(manifest) => return open_with(candidate.volumes, options, candidate.superblock, manifest, each),
                 // What could not be read now may be whole.
                 Err(e @ (Error::Io { .. } | Error::Missing { .. })) if failed.is_none() && !e.is_lost() => {
@@ -190,7 +195,7 @@ pub(crate) fn clear_supers(volume: &dyn Volume) -> Result<()> {
 
 /// The entry of a new volume.
 pub(crate) fn entry(volume: &dyn Volume, number: u16, size_limit: u64) -> VolumeEntry {
-    VolumeEntry { number, kind: volume.kind(), leaving: false, size_limit, hint: volume.hint() }
+    VolumeEntry { number, kind: volume.kind(), leaving: false, size_limit, hint: volume.hint(), away: None }
 }
 
 fn open_runs(volumes: &Volumes, runs: &[RunRef]) -> Result<Vec<Run>> {
@@ -261,13 +266,17 @@ fn open_with(
     volumes: Volumes,
     options: &OpenOptions,
     sb: Superblock,
-    m: Manifest,
+    mut m: Manifest,
     each: &mut dyn FnMut(Advance),
 ) -> Result<Store> {
+    m.drop_places(&|number| volumes.is_outdated(number));
     let levels = open_levels(&volumes, options, &m)?;
     let derive = levels.is_none();
     let levels = levels.unwrap_or_default();
     let (regions, packs) = open_segments(&volumes, &sb.uuid, &m)?;
+    for s in m.segments.iter_mut().filter(|s| s.pack.is_none()) {
+        s.at = regions[&s.at.id].place();
+    }
     let is_open = m.segments.iter().any(|s| s.at.id == m.log.region && s.pack.is_none());
     let first = regions.get(&m.log.region).filter(|_| is_open).cloned().ok_or_else(|| Error::Corrupt {
         place: volumes.name(),
@@ -283,7 +292,7 @@ fn open_with(
         counts: m.counts.clone(),
         next_object: m.next_object,
         appended: 0,
-        manifest: Some(sb.manifest),
+        manifest: Some(sb.manifest.without(|number| volumes.is_outdated(number))),
         pending: None,
         doomed: Vec::new(),
         doomed_regions: Vec::new(),
@@ -301,7 +310,7 @@ fn open_with(
         ghosts: Vec::new(),
         deriving: derive && !options.read_only,
     };
-    let store = Store {
+    let mut store = Store {
         birth: sb.birth,
         hash_key: sb.hash_key,
         uuid: sb.uuid,
@@ -336,9 +345,8 @@ fn open_with(
         maintenance: Mutex::new(state),
         work: (Mutex::new(false), Condvar::new()),
         idle: false.into(),
-        superblock: Mutex::new(sb),
-        attempts: 0.into(),
         moving: Mutex::default(),
+        elsewhere: Mutex::default(),
         volumes,
     };
     store.load_filesets()?;
@@ -349,6 +357,11 @@ fn open_with(
             store.replay(m.log, shelter, &mut |region, at, header, records| store.apply(region, at, header, records))?
         }
     };
+    if replayed.is_cut && !store.read_only {
+        // To write would be to deny what the missing volume has.
+        tracing::warn!("the end of the log is on a missing volume: the store is open for reading only");
+        store.read_only = true;
+    }
     store.settle(replayed, shelter, derive)?;
     Ok(store)
 }
@@ -366,6 +379,8 @@ pub(crate) struct Replayed {
     dirty_end: bool,
     /// A segment that a seal names, and that was never begun. Until a checkpoint the next open would look at it again.
     unbegun: Option<RegionRef>,
+    /// Whether the log goes on where a volume is missing.
+    is_cut: bool,
 }
 
 impl Store {
@@ -391,8 +406,11 @@ impl Store {
         };
         loop {
             let region = self.regions.read().get(&at.region).cloned().expect("opened before");
+            if !self.volumes.is_there(region.place().volume) {
+                return Ok(Replayed { frames, dirty_end: false, unbegun: None, is_cut: true });
+            }
             self.verify_header(&*region)?;
-            let mut window = Window::new(region.clone(), at.offset);
+            let mut window = self.log_window(&region, at.offset);
             let next = loop {
                 window.fill_frame(at.offset)?;
                 let bytes = window.bytes(at.offset);
@@ -405,7 +423,7 @@ impl Store {
                 let torn = matches!(&frame, Some(frame::Frame { content: Content::Transaction(records), .. })
                     if !data_is_valid(&*region, bytes, at.offset, records));
                 if (frame.is_none() || torn) && rescue(&region, at, last)? {
-                    window = Window::new(region.clone(), at.offset);
+                    window = self.log_window(&region, at.offset);
                     continue;
                 }
                 let Some(frame) = frame else { break None };
@@ -440,13 +458,25 @@ impl Store {
                         found: "damaged bytes".into(),
                     });
                 }
-                let dirty_end = frame::shape(window.bytes(at.offset)).is_some();
-                return Ok(Replayed { frames, dirty_end, unbegun: None });
+                let dirty_end = may_hold_frame(&region, at.offset)?;
+                return Ok(Replayed { frames, dirty_end, unbegun: None, is_cut: false });
             };
+            let next = next.without(|number| self.volumes.is_outdated(number));
+            if !self.volumes.is_there(next.volume) {
+                return Ok(Replayed { frames, dirty_end: false, unbegun: None, is_cut: true });
+            }
             match self.follow(at, next, shelter)? {
                 Some(next) => at = next,
-                None => return Ok(Replayed { frames, dirty_end: false, unbegun: Some(next) }),
+                None => return Ok(Replayed { frames, dirty_end: false, unbegun: Some(next), is_cut: false }),
             }
+        }
+    }
+
+    /// What was not flushed one copy may have and the other not.
+    fn log_window(&self, region: &Arc<dyn Region>, at: u64) -> Window {
+        match self.read_only {
+            true => Window::new(region.clone(), at),
+            false => Window::evening_out(region.clone(), at),
         }
     }
 
@@ -491,7 +521,7 @@ impl Store {
         self.next_region.fetch_max(next.id + 1, Ordering::Relaxed);
         let last = self.log.tail().last;
         // Whatever the space held before may be in the header's place.
-        let mut unwritten = segment::verify(&segment::read(&*region)?, &self.uuid, next).is_err();
+        let mut unwritten = segment::verify(&segment::read(&*region, &self.uuid)?, &self.uuid, next).is_err();
         let left = shelter.filter(|_| unwritten).and_then(|s| s.left_at(&self.uuid, next.id, 0));
         if let Some(header) = left.map(|bytes| &bytes[..segment::HEADER as usize])
             && segment::verify(header, &self.uuid, next).is_ok()
@@ -508,7 +538,7 @@ impl Store {
         if let Some(s) = segments.last_mut() {
             s.end = sealed.offset;
         }
-        segments.push(Segment::open(next, t.last));
+        segments.push(Segment::open(region.place(), t.last));
         t.segment = region;
         t.base = segment::HEADER;
         t.chain = sealed.chain;
@@ -516,7 +546,12 @@ impl Store {
     }
 
     fn verify_header(&self, region: &dyn Region) -> Result<()> {
-        let header = segment::read(region)?;
+        let mut header = segment::read(region, &self.uuid)?;
+        if !self.read_only {
+            // Of one that was not flushed another copy may be without.
+            let is_good = |bytes: &[u8]| segment::verify(bytes, &self.uuid, region.place()).is_ok();
+            heal(region, &mut header, 0, &is_good)?;
+        }
         match segment::verify(&header, &self.uuid, region.place()) {
             // A crash may have lost the header of a segment that holds nothing durable.
             Err(_) if header.iter().all(|b| *b == 0) => Ok(()),
@@ -547,15 +582,15 @@ impl Store {
     /// Makes the superblock durable on every volume: nothing of the older one is given back before. A process that was killed
     /// may have left it in the page cache, or may not have come to all volumes.
     fn settle_superblock(&self) -> Result<()> {
-        let sb = self.superblock.lock().clone();
+        let sb = self.volumes.superblock();
         if sb.version == VERSION {
-            self.volumes.write_super(&sb)?;
+            self.volumes.rewrite_super()?;
         }
-        let volumes = self.volumes.found_at(&sb.volumes);
+        let volumes = self.volumes.found_at(&sb);
         match sb.version == VERSION && sb.volumes == volumes {
             true => Ok(()),
             // To the other slot: a torn write leaves the one that was read.
-            false => self.write_superblock(None, |sb| (sb.version, sb.volumes) = (VERSION, volumes)),
+            false => self.volumes.write_super(None, |sb| (sb.version, sb.volumes) = (VERSION, volumes)),
         }
     }
 
@@ -568,17 +603,24 @@ impl Store {
         let end = self.log.tail().position();
         // Whoever wrote there was killed: nothing of it is lost or torn, and the log can go on in its place.
         let killed = |s: &Shelter| s.left_at(&self.uuid, end.region, end.offset).is_some();
-        let goes_on = shelter.is_some_and(killed) && !replayed.dirty_end && replayed.unbegun.is_none() && !derived;
+        let goes_on = shelter.is_some_and(killed)
+            && !replayed.dirty_end
+            && replayed.unbegun.is_none()
+            && !derived
+            && !replayed.is_cut;
         if let Some(shelter) = shelter {
             // All that was in it is on the volume now.
             self.log.tail().move_to(shelter.clone(), self.uuid);
         }
-        let mut all = self.regions_now(&self.maintenance.lock());
+        let mut all: Vec<RegionRef> =
+            self.regions_now(&self.maintenance.lock()).into_iter().map(|(_, at)| at).collect();
         all.extend(replayed.unbegun);
         self.settle_superblock()?;
         // What a forgetting had replaced, but not yet overwritten when the power failed, is among what is not named.
         self.volumes.keep_only(&all, self.is_forgetting()?)?;
-        if replayed.frames == 0 && !replayed.dirty_end && !derived {
+        let is_back =
+            self.volumes.superblock().volumes.iter().any(|e| e.away.is_some() && self.volumes.is_there(e.number));
+        if replayed.frames == 0 && !replayed.dirty_end && !derived && !is_back {
             return Ok(());
         }
         // What was replayed, the segments before the last one too.
@@ -648,8 +690,33 @@ pub(crate) fn each_frame(
     Ok(())
 }
 
+/// The copies of a region, or itself where there is one.
+pub(crate) fn each_copy(region: &Arc<dyn Region>) -> Vec<Arc<dyn Region>> {
+    let copies = region.copies();
+    if copies.is_empty() { vec![region.clone()] } else { copies }
+}
+
+/// Whether what is at a byte might be taken for a frame.
+fn may_hold_frame(region: &Arc<dyn Region>, at: u64) -> Result<bool> {
+    let mut head = [0; frame::HEADER];
+    let mut may = false;
+    for copy in each_copy(region).iter().filter(|r| at + (frame::HEADER as u64) <= r.place().size) {
+        copy.read_at(&mut head, at)?;
+        may |= frame::shape(&head).is_some();
+    }
+    Ok(may)
+}
+
 /// Looks for a later frame that says that something after `last` had been durable; returns that tid.
 pub(crate) fn durable_beyond(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
+    let mut found = None;
+    for copy in each_copy(region) {
+        found = found.max(durable_in_copy(&copy, from, last)?);
+    }
+    Ok(found)
+}
+
+fn durable_in_copy(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
     const STEP: u64 = 4 << 20;
     let at = region.place();
     let mut start = from;
@@ -727,13 +794,18 @@ pub(crate) struct Window {
     size: u64,
     /// Up to where caches have what came from the volume lately; `None`: whatever they have will do.
     fresh_to: Option<u64>,
+    /// Whether there are copies to heal from, and they are to be made the same on the way.
+    twice: bool,
+    evens: bool,
+    sides: Option<Box<Sides>>,
 }
 
 impl Window {
     const SIZE: u64 = 8 << 20;
 
     pub fn new(region: Arc<dyn Region>, start: u64) -> Window {
-        Window { region, start, buf: Vec::new(), size: Window::SIZE, fresh_to: None }
+        let twice = !region.copies().is_empty();
+        Window { region, start, buf: Vec::new(), size: Window::SIZE, fresh_to: None, twice, evens: false, sides: None }
     }
 
     /// One that reads no more than it must.
@@ -746,19 +818,51 @@ impl Window {
         Window { fresh_to: Some(start), ..Window::new(region, start) }
     }
 
+    /// One that makes all copies of each frame the same.
+    pub fn evening_out(region: Arc<dyn Region>, start: u64) -> Window {
+        Window { evens: true, ..Window::new(region, start) }
+    }
+
+    /// From now on no more is read than must be.
+    pub fn read_few(&mut self) {
+        self.size = 0;
+    }
+
     /// What is read from byte `at` on.
     pub fn bytes(&self, at: u64) -> &[u8] {
         at.checked_sub(self.start).and_then(|i| self.buf.get(i as usize..)).unwrap_or_default()
     }
 
-    /// Makes the frame at byte `at` available to [`Window::bytes`], if there is one.
+    /// Makes the frame at byte `at` available to [`Window::bytes`], if there is one, in whichever copy.
     pub fn fill_frame(&mut self, at: u64) -> Result<()> {
         self.fill(at, frame::HEADER as u64)?;
         match frame::shape(self.bytes(at)) {
             // A longer one was never written.
-            Some(shape) if shape.len <= FRAME_MAX => self.fill(at, shape.len as u64),
-            _ => Ok(()),
+            Some(shape) if shape.len <= FRAME_MAX => self.fill(at, shape.len as u64)?,
+            _ => {}
         }
+        if self.twice { self.mend(at) } else { Ok(()) }
+    }
+
+    fn mend(&mut self, at: u64) -> Result<()> {
+        let bytes = self.bytes(at);
+        let is_whole = match frame::parse(bytes, self.region.place().id, at).map(|f| f.content) {
+            Some(Content::Transaction(records)) => data_is_valid(&*self.region, bytes, at, &records),
+            Some(Content::Seal(_)) => true,
+            None => false,
+        };
+        if is_whole && !self.evens {
+            return Ok(());
+        }
+        if self.sides.is_none() {
+            self.sides = Sides::of(&self.region, at, false)?.map(Box::new);
+        }
+        let Some(sides) = &mut self.sides else { return Ok(()) };
+        let (good, _) = sides.even_out(at)?;
+        if !is_whole && !good.is_empty() {
+            (self.start, self.buf) = (at, good);
+        }
+        Ok(())
     }
 
     fn fill(&mut self, at: u64, len: u64) -> Result<()> {
@@ -776,6 +880,6 @@ impl Window {
             *fresh_to = end;
             self.region.will_need(at, end.min(size) - at);
         }
-        self.region.read_at(&mut self.buf, at)
+        self.region.read_at(&mut self.buf, at).inspect_err(|_| self.buf.clear())
     }
 }

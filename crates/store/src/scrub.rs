@@ -8,14 +8,18 @@
 //!
 //! The open segment is left out; a scrub begins a new one first, so that all is read that was there when it began.
 
-use crate::codec::{Reader, put_varint};
+use std::sync::Arc;
+
+use crate::codec::{Reader, is_sealed, put_varint};
 use crate::extent::{BLOCK, Codec};
 use crate::fileset::MAIN;
 use crate::frame::{self, Body, Content, Record};
-use crate::index::table::Cursor;
+use crate::heal::{Elsewhere, Sides, heal};
+use crate::index::table::{Cursor, Table};
 use crate::key::Key;
 use crate::manifest::Manifest;
-use crate::recover::{Window, damaged_blocks, region_start};
+use crate::pack;
+use crate::recover::{Window, damaged_blocks, each_copy, region_start};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;
@@ -85,7 +89,7 @@ pub struct ScrubReport {
     pub damages: Vec<Damage>,
     /// How many more there are.
     pub more: u64,
-    /// Manifests and superblocks that were damaged, and are written anew.
+    /// Damaged places that were written anew: of manifests, superblocks, maps of scattered regions, and what had a copy.
     pub healed: u64,
 }
 
@@ -211,6 +215,7 @@ impl Store {
             let id = table.reference().region.id;
             let region = table.region().clone();
             region.drop_cached(0, table.len());
+            report.healed += heal_table(&table)?;
             report.bytes += table.len();
             report.at.region = id + 1;
             let mut outcome = Cursor::first(table.clone(), None);
@@ -236,17 +241,27 @@ impl Store {
     /// was; returns how many were not.
     fn heal_heads(&self) -> Result<u64> {
         let mut state = self.maintenance.lock();
-        let sb = self.superblock.lock().clone();
-        let region = self.volumes.open(sb.manifest)?;
+        let mut healed = 0;
+        for pack in self.packs.lock().clone() {
+            healed += pack::heal_heads(&*pack, &self.uuid)?;
+        }
+        for (_, at) in self.regions_now(&state) {
+            healed += self.volumes.heal_places(at)?;
+        }
+        let sb = self.volumes.superblock();
+        let region = self.volumes.open(state.manifest.unwrap_or(sb.manifest))?;
         region.drop_cached(0, sb.manifest.size);
-        let manifest = u64::from(!Manifest::both_read(&*region, sb.manifest_len)?);
+        let mut manifest = 0;
+        for copy in each_copy(&region) {
+            manifest += u64::from(!Manifest::both_read(&*copy, sb.manifest_len)?);
+        }
         let superblocks = self.volumes.without_super(&sb)?;
         if manifest + superblocks > 0 {
             tracing::error!(manifest, superblocks, "damaged: written anew");
             let levels = self.index.read().levels.clone();
             self.write_manifest(&mut state, &levels)?;
         }
-        Ok(manifest + superblocks)
+        Ok(healed + manifest + superblocks)
     }
 
     /// Verifies frames and data of a segment from where the report is.
@@ -262,7 +277,9 @@ impl Store {
             if s.pack.is_none() {
                 region.drop_cached(0, segment::HEADER);
                 report.bytes += segment::HEADER;
-                if segment::verify(&segment::read(&*region)?, &self.uuid, s.at).is_err() {
+                let is_good = |bytes: &[u8]| segment::verify(bytes, &self.uuid, s.at).is_ok();
+                report.healed += heal(&*region, &mut [0; segment::HEADER as usize], 0, &is_good)?.unwrap_or(0);
+                if segment::verify(&segment::read(&*region, &self.uuid)?, &self.uuid, s.at).is_err() {
                     report.add(Damage { region: s.at.id, offset: 0, len: segment::HEADER, rot: Rot::Frame });
                 }
             }
@@ -276,9 +293,21 @@ impl Store {
             Some(copy) => Window::of_few(copy, at),
             None => Window::of_the_volume(region.clone(), at),
         };
+        let mut sides = Sides::of(&region, at, true)?;
         while at < s.end && report.bytes < until {
-            window.fill_frame(at)?;
-            let bytes = window.bytes(at);
+            let evened;
+            let bytes = match &mut sides {
+                Some(sides) => {
+                    let healed;
+                    (evened, healed) = sides.even_out(at)?;
+                    report.healed += healed;
+                    &evened[..]
+                }
+                None => {
+                    window.fill_frame(at)?;
+                    window.bytes(at)
+                }
+            };
             let Some(f) = frame::parse(bytes, s.at.id, at) else {
                 let next = next_frame(&region, s, at)?;
                 report.add(Damage { region: s.at.id, offset: at, len: next - at, rot: Rot::Frame });
@@ -289,7 +318,7 @@ impl Store {
             let len = frame::shape(bytes).expect("just parsed").len;
             if let Content::Transaction(records) = &f.content {
                 for r in records {
-                    scrub_extent(&*region, &bytes[..len], at, f.header.tid, r, report);
+                    self.scrub_extent(&*region, &bytes[..len], at, f.header.tid, r, report);
                 }
             }
             report.bytes += len as u64;
@@ -304,7 +333,7 @@ impl Store {
 }
 
 /// Where after a damaged frame the next one is; the segment's end if there is none.
-fn next_frame(region: &std::sync::Arc<dyn Region>, s: &Segment, damaged: u64) -> Result<u64> {
+fn next_frame(region: &Arc<dyn Region>, s: &Segment, damaged: u64) -> Result<u64> {
     let mut window = Window::of_the_volume(region.clone(), damaged);
     let mut at = damaged + 8;
     loop {
@@ -320,19 +349,68 @@ fn next_frame(region: &std::sync::Arc<dyn Region>, s: &Segment, damaged: u64) ->
     }
 }
 
-/// Verifies the stored bytes of a record.
-fn scrub_extent(region: &dyn Region, frame: &[u8], at: u64, tid: Tid, r: &Record<'_>, report: &mut ScrubReport) {
-    let Body::Extent { offset, len, codec, data_at, stored } = r.body else { return };
-    let start = at + u64::from(data_at);
-    let bytes = &frame[data_at as usize..(data_at + stored) as usize];
-    let (len, unit) = (u64::from(len), if codec == Codec::Raw { BLOCK as u64 } else { u64::from(len) });
-    for part in damaged_blocks(region, start, bytes, codec, len as usize) {
-        let from = part.start as u64 / (BLOCK as u64 + 4) * BLOCK as u64;
-        let n = unit.min(len.saturating_sub(from));
-        let rot = Rot::Data { fileset: r.fileset, object: r.object, offset: offset + from, len: n, tid };
-        let at = start + part.start as u64;
-        report.add(Damage { region: region.place().id, offset: at, len: part.len() as u64, rot });
+impl Store {
+    /// From now on scrubs ask there for what is damaged here.
+    pub fn heal_from(&self, elsewhere: Arc<dyn Elsewhere>) {
+        *self.elsewhere.lock() = Some(elsewhere);
     }
+
+    /// Verifies the stored bytes of a record.
+    fn scrub_extent(
+        &self,
+        region: &dyn Region,
+        frame: &[u8],
+        at: u64,
+        tid: Tid,
+        r: &Record<'_>,
+        report: &mut ScrubReport,
+    ) {
+        let Body::Extent { offset, len, codec, data_at, stored } = r.body else { return };
+        let start = at + u64::from(data_at);
+        let bytes = &frame[data_at as usize..(data_at + stored) as usize];
+        let (len, unit) = (u64::from(len), if codec == Codec::Raw { BLOCK as u64 } else { u64::from(len) });
+        for part in damaged_blocks(region, start, bytes, codec, len as usize) {
+            let from = part.start as u64 / (BLOCK as u64 + 4) * BLOCK as u64;
+            let n = unit.min(len.saturating_sub(from));
+            let at = start + part.start as u64;
+            let asked = self.elsewhere.lock().clone().is_some_and(|elsewhere| {
+                let mut plain = vec![0; n as usize];
+                elsewhere.bytes(r.fileset, r.object, offset + from, tid, &mut plain)
+                    && put_back(region, at, &bytes[part.clone()], codec, &plain)
+            });
+            if asked {
+                report.healed += 1;
+                continue;
+            }
+            let rot = Rot::Data { fileset: r.fileset, object: r.object, offset: offset + from, len: n, tid };
+            report.add(Damage { region: region.place().id, offset: at, len: part.len() as u64, rot });
+        }
+    }
+}
+
+/// Writes what a damaged block holds, if it has the checksum that is stored with it; says whether it did.
+fn put_back(region: &dyn Region, at: u64, damaged: &[u8], codec: Codec, plain: &[u8]) -> bool {
+    let Some((_, crc)) = damaged.split_last_chunk::<4>() else { return false };
+    let mut bytes = match codec {
+        Codec::Raw => plain.to_vec(),
+        Codec::Lz4 => lz4_flex::block::compress(plain),
+    };
+    bytes.extend_from_slice(crc);
+    let is_it = bytes.len() == damaged.len() && is_sealed(&bytes, region.place().id, at);
+    is_it && region.write_at(&bytes, at).and_then(|()| region.flush()).is_ok()
+}
+
+/// Makes all parts of a table good in all copies, as far as they are in any; returns how many places were damaged.
+fn heal_table(table: &Table) -> Result<u64> {
+    let region = table.region();
+    let mut healed = 0;
+    let parts = if region.copies().is_empty() { Vec::new() } else { table.parts() };
+    for part in parts {
+        let is_good = |bytes: &[u8]| is_sealed(bytes, region.place().id, part.start);
+        let mut bytes = vec![0; (part.end - part.start) as usize];
+        healed += heal(&**region, &mut bytes, part.start, &is_good)?.unwrap_or(0);
+    }
+    Ok(healed)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! A header of [`HEADER`] bytes that says whose segment it is, then frames up to a seal or the end of the log.
 
 use crate::codec::{Reader, crc_at};
+use crate::heal::read_good;
 use crate::volume::{Region, RegionRef};
 use crate::{Error, Result, Tid};
 
@@ -54,10 +55,11 @@ pub fn header(store: &[u8; 16], at: RegionRef, after: Tid) -> Vec<u8> {
     out
 }
 
-/// A segment's header, as it is on the volume.
-pub fn read(region: &dyn Region) -> Result<Vec<u8>> {
+/// A segment's header, as it is on the volume; that of a good copy, if there is one.
+pub fn read(region: &dyn Region, store: &[u8; 16]) -> Result<Vec<u8>> {
     let mut header = vec![0; HEADER as usize];
-    region.read_at(&mut header, 0)?;
+    let at = region.place();
+    read_good(region, &mut header, 0, &|bytes| verify(bytes, store, at).is_ok())?;
     Ok(header)
 }
 

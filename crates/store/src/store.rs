@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -17,6 +17,7 @@ use crate::extent::{self, CHUNK, ChunkMap, Piece, push_piece};
 use crate::fileset::{Filesets, MAIN};
 use crate::fold::Fold;
 use crate::frame;
+use crate::heal::mend_stored;
 use crate::index::Entry;
 use crate::index::levels::Levels;
 use crate::index::memtable::{Found, Memtable};
@@ -27,9 +28,8 @@ use crate::log::{Log, Tail};
 use crate::readahead::Readahead;
 use crate::retain::{Pins, Retention};
 use crate::segment::{self, Segment};
-use crate::superblock::Superblock;
 use crate::tx::Tx;
-use crate::volume::{Region, Volumes};
+use crate::volume::{For, Region, Volumes};
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// Bytes of a record, shared with the index's memory.
@@ -91,9 +91,6 @@ impl Index {
 /// A store, open. Reads run in parallel; one [`Tx`] at a time.
 pub struct Store {
     pub(crate) volumes: Volumes,
-    pub(crate) superblock: Mutex<Superblock>,
-    /// Attempts at the next superblock that failed.
-    pub(crate) attempts: AtomicU32,
     pub(crate) birth: Tid,
     pub(crate) hash_key: [u8; 16],
     pub(crate) uuid: [u8; 16],
@@ -120,6 +117,8 @@ pub struct Store {
     pub(crate) scattered: Mutex<crate::scatter::Scattered>,
     /// The region that is being copied to another volume.
     pub(crate) moving: Mutex<Option<crate::moving::Copying>>,
+    /// Whom to ask for what is damaged here.
+    pub(crate) elsewhere: Mutex<Option<Arc<dyn crate::heal::Elsewhere>>>,
     /// Held while something is forgotten: one at a time.
     pub(crate) forgetting: Mutex<()>,
     /// Regions that could not be given back.
@@ -273,7 +272,7 @@ impl Store {
 
     /// Seals the open segment and goes on in a new one, of `least` bytes at least.
     pub(crate) fn next_segment(&self, tail: &mut Tail, least: u64) -> Result<()> {
-        let spare = self.spare.lock().take_if(|r| r.place().size >= least && self.volumes.accepts(r.place().volume));
+        let spare = self.spare.lock().take_if(|r| r.place().size >= least && self.volumes.accept(r.place()));
         let region = match spare {
             Some(r) => r,
             None => self.create_segment(least)?,
@@ -307,10 +306,13 @@ impl Store {
         // Small enough that the reserve has room for what is left of several while they are cleaned.
         let most = (size / 256).next_power_of_two().clamp(8 << 20, 1 << 30);
         let mut len = (used / 32).next_power_of_two().clamp(16 << 20, 1 << 30).min(most);
+        let mut strict = true;
         loop {
-            match self.create_within_limit(len) {
-                // On a full volume a small one will do.
+            let id = self.next_region.fetch_add(1, Ordering::Relaxed);
+            match self.volumes.create(id, len, For::Data, strict) {
+                // On a full volume a small one will do, and where only one volume has room, one copy.
                 Err(Error::NoSpace { .. }) if len > least => len = (len / 2).max(least),
+                Err(Error::NoSpace { .. }) if std::mem::take(&mut strict) => {}
                 outcome => return outcome,
             }
         }
@@ -324,7 +326,7 @@ impl Store {
     /// A region that stays within the limits that volumes were made with.
     pub(crate) fn create_within_limit(&self, size: u64) -> Result<Arc<dyn Region>> {
         let id = self.next_region.fetch_add(1, Ordering::Relaxed);
-        self.volumes.create(id, size, true)
+        self.volumes.create(id, size, For::Data, false)
     }
 
     /// Adds a transaction's entries to the index.
@@ -632,7 +634,7 @@ impl Store {
                 let at = (at - from) as usize;
                 // Some of the group may still be in memory: then each piece is fetched by itself.
                 match &whole {
-                    Ok(()) => extent::load(&place, &scratch[at..at + n], part).map_err(|e| damage(p, e))?,
+                    Ok(()) => self.load(&place, &mut scratch[at..at + n], part).map_err(|e| damage(p, e))?,
                     Err(_) => self.read_piece_into(None, p, part, &mut Vec::new())?,
                 }
             }
@@ -655,7 +657,23 @@ impl Store {
             scratch.resize(n, 0);
         }
         self.read_stored(tail, place.region, at, &mut scratch[..n])?;
-        extent::load(&place, &scratch[..n], out).map_err(|e| damage(piece, e))
+        self.load(&place, &mut scratch[..n], out).map_err(|e| damage(piece, e))
+    }
+
+    /// Verifies and unpacks stored bytes; what is damaged comes from the other copy, if there is one.
+    fn load(&self, place: &extent::Place, stored: &mut [u8], out: &mut [u8]) -> Result<()> {
+        let loaded = extent::load(place, stored, out);
+        if !matches!(loaded, Err(Error::Corrupt { .. })) {
+            return loaded;
+        }
+        let Some(region) = self.regions.read().get(&place.region).cloned() else { return loaded };
+        let (at, n) = extent::needed(place, out.len());
+        let len = match place.codec {
+            extent::Codec::Raw => n - 4 * n.div_ceil(extent::BLOCK + 4),
+            extent::Codec::Lz4 => place.extent_len as usize,
+        };
+        mend_stored(&*region, at, stored, place.codec, len)?;
+        extent::load(place, stored, out)
     }
 
     /// Bytes of a segment, from memory if they are not written yet. Fails where only some of them are.

@@ -5,12 +5,12 @@
 //! crash has kept from the others is written again at the next open.
 
 use crate::codec::{Reader, crc_at};
-use crate::volume::{RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeEntry, VolumeKind};
+use crate::volume::{Copies, RegionRef, SLOT_SIZE, SUPER_SIZE, Spot, Volume, VolumeEntry, VolumeKind};
 use crate::{Error, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
 /// The version of the whole format, as it is written.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The oldest version that can be read; opening for writing makes it the newest.
 const VERSION_MIN: u32 = 1;
 
@@ -33,6 +33,8 @@ pub struct Superblock {
     pub manifest: RegionRef,
     /// The manifest's bytes.
     pub manifest_len: u64,
+    /// Of what there are to be two copies.
+    pub copies: Copies,
     /// The number that the next volume gets; beyond those of 16 bits there is none.
     pub next_volume: u32,
     /// The store's volumes, by number.
@@ -67,6 +69,10 @@ impl Superblock {
         for v in [self.next_volume, self.volumes.len() as u32, table.len() as u32, table_crc] {
             out.extend_from_slice(&v.to_le_bytes());
         }
+        out.extend_from_slice(&[self.copies.to_byte(), m.second.is_some().into()]);
+        let second = m.second.unwrap_or(Spot { start: 0, volume: 0 });
+        out.extend_from_slice(&second.volume.to_le_bytes());
+        out.extend_from_slice(&second.start.to_le_bytes());
         out.resize(SUPER_SIZE - 4, 0);
         let crc = crc_at(0, 0, &out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -98,16 +104,23 @@ impl Superblock {
         let uuid = r.take(16)?.try_into().ok()?;
         let hash_key = r.take(16)?.try_into().ok()?;
         let (birth, size_limit) = (Tid(r.u64()?), r.u64()?);
-        let mut manifest = RegionRef { id: r.u64()?, start: r.u64()?, size: r.u64()?, volume: 0 };
+        let mut manifest = RegionRef { id: r.u64()?, start: r.u64()?, size: r.u64()?, volume: 0, second: None };
         let manifest_len = r.u64()?;
         let (mut number, mut next_volume) = (0, 1);
-        let mut volumes = vec![VolumeEntry { number, kind, leaving: false, size_limit, hint: Vec::new() }];
+        let mut volumes = vec![VolumeEntry { number, kind, leaving: false, size_limit, hint: Vec::new(), away: None }];
+        let mut copies = Copies::One;
         if version >= 3 {
             let mut short = || Some(u16::from_le_bytes(r.take(2)?.try_into().ok()?));
             (manifest.volume, number) = (short()?, short()?);
             let (next, n, len, crc) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
             next_volume = next;
-            volumes = table(behind.get(..len as usize)?, n, crc)?;
+            volumes = table(behind.get(..len as usize)?, n, crc, version)?;
+        }
+        if version >= 5 {
+            copies = Copies::of_byte(r.u8()?)?;
+            let is_twice = r.u8()? != 0;
+            let volume = u16::from_le_bytes(r.take(2)?.try_into().ok()?);
+            manifest.second = Some(Spot { volume, start: r.u64()? }).filter(|_| is_twice);
         }
         let superblock = Superblock {
             version,
@@ -118,6 +131,7 @@ impl Superblock {
             birth,
             manifest,
             manifest_len,
+            copies,
             next_volume,
             volumes,
         };
@@ -157,12 +171,12 @@ impl Superblock {
     }
 }
 
-fn table(bytes: &[u8], n: u32, crc: u32) -> Option<Vec<VolumeEntry>> {
+fn table(bytes: &[u8], n: u32, crc: u32, version: u32) -> Option<Vec<VolumeEntry>> {
     if crc_at(0, SUPER_SIZE as u64, bytes) != crc {
         return None;
     }
     let mut r = Reader::new(bytes);
-    let entries: Option<Vec<VolumeEntry>> = (0..n).map(|_| VolumeEntry::get(&mut r)).collect();
+    let entries: Option<Vec<VolumeEntry>> = (0..n).map(|_| VolumeEntry::get(&mut r, version)).collect();
     let entries = entries.filter(|_| r.is_empty())?;
     entries.is_sorted_by(|a, b| a.number < b.number).then_some(entries)
 }

@@ -10,8 +10,7 @@ use crate::maintain::Progress;
 use crate::moving::Move;
 use crate::recover::{SIZE_MIN, clear_supers, entry};
 use crate::store::{Store, reserve_of};
-use crate::superblock::Superblock;
-use crate::volume::{Volume, VolumeEntry, VolumeKind};
+use crate::volume::{Copies, RegionRef, Volume, VolumeEntry, VolumeKind};
 use crate::{Error, Result};
 
 /// A volume of an open store.
@@ -23,49 +22,34 @@ pub struct VolumeUsage {
     pub size: u64,
     /// Bytes in use.
     pub used: u64,
+    /// It is not there: nothing can be read of it.
+    pub missing: bool,
+    /// It has failed since the store was opened, and is not used any more.
+    pub failed: bool,
 }
 
 impl Store {
-    /// Writes the next superblock, with a change, to all volumes; `first` gets it before all others. On failure nothing has
-    /// changed here, and the next attempt takes the same slot (the other one stays whole), but counts more.
-    pub(crate) fn write_superblock(
-        &self,
-        first: Option<(&dyn Volume, u16)>,
-        change: impl FnOnce(&mut Superblock),
-    ) -> Result<()> {
-        let mut sb = self.superblock.lock();
-        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
-        let mut next = Superblock { generation: sb.generation + 1, attempt, ..sb.clone() };
-        change(&mut next);
-        if !next.fits() {
-            return Err(Error::Refused(format!(
-                "the table of volumes is full: {} with their paths are too many",
-                next.volumes.len()
-            )));
-        }
-        first.map_or(Ok(()), |(volume, number)| next.write(volume, number))?;
-        self.volumes.write_super(&next)?;
-        self.attempts.store(0, Ordering::Relaxed);
-        *sb = next;
-        Ok(())
-    }
-
     /// The volumes, by number.
     pub fn volumes(&self) -> Result<Vec<VolumeUsage>> {
-        let entries = self.superblock.lock().volumes.clone();
+        let entries = self.volumes.superblock().volumes;
         let usage = |entry: VolumeEntry| {
-            let (used, size) = self.volumes.usage_of(entry.number)?;
-            Ok(VolumeUsage { entry, size, used })
+            let missing = !self.volumes.is_there(entry.number);
+            let failed = !missing && !self.volumes.is_sound(entry.number);
+            let (used, size) = match missing || failed {
+                true => (0, 0),
+                false => self.volumes.usage_of(entry.number)?,
+            };
+            Ok(VolumeUsage { entry, size, used, missing, failed })
         };
         entries.into_iter().map(usage).collect()
     }
 
     fn volume_entry(&self, number: u16) -> Result<VolumeEntry> {
-        let sb = self.superblock.lock();
+        let sb = self.volumes.superblock();
         sb.entry(number).cloned().ok_or_else(|| Error::Refused(format!("there is no volume {number}")))
     }
 
-    fn must_be_writable(&self) -> Result<()> {
+    pub(crate) fn must_be_writable(&self) -> Result<()> {
         match self.read_only {
             true => Err(Error::Refused("the store is open for reading only".into())),
             false => Ok(()),
@@ -84,14 +68,14 @@ impl Store {
             )));
         }
         let _one_at_a_time = self.moving.lock();
-        let next = self.superblock.lock().next_volume;
+        let next = self.volumes.superblock().next_volume;
         let number = u16::try_from(next)
             .map_err(|_| Error::Refused("all 65536 numbers of volumes have been given in this store's life".into()))?;
         volume.numbered(number);
         clear_supers(&*volume)?;
         volume.keep_only(&[], false)?;
         let entry = entry(&*volume, number, size_limit);
-        self.write_superblock(Some((&*volume, number)), |sb| {
+        self.volumes.write_super(Some((&*volume, number)), |sb| {
             sb.next_volume = next + 1;
             sb.volumes.push(entry.clone());
         })?;
@@ -109,12 +93,17 @@ impl Store {
             return Ok(());
         }
         let (regions, bytes) = self.left_to_move(&Move::emptying(number));
-        let staying = self.superblock.lock().volumes.iter().filter(|v| !v.leaving && v.number != number).count();
+        let staying = self.volumes.superblock().volumes.iter().filter(|v| !v.leaving && v.number != number).count();
         if staying == 0 {
             return Err(Error::Refused(format!("volume {number} is the only one: add another first")));
         }
-        let (used, size) = self.volumes.usage_without(Some(number))?;
-        let (free, reserve) = (size.saturating_sub(used), reserve_of(size));
+        if staying < 2 && self.volumes.copies() != Copies::One {
+            return Err(Error::Refused(format!(
+                "without volume {number} two copies have no place: add another first, or have one copy of everything"
+            )));
+        }
+        let (used, free, _) = self.volumes.bytes_without(Some(number))?;
+        let reserve = reserve_of(used + free);
         if bytes + reserve > free && !self.volumes.shares_a_pool(number) {
             return Err(Error::Refused(format!(
                 "volume {number} holds {bytes} bytes in {regions} regions; the others have {free} bytes free, of which {reserve} are \
@@ -144,7 +133,7 @@ impl Store {
     }
 
     fn change_entry(&self, entry: VolumeEntry) -> Result<()> {
-        self.write_superblock(None, |sb| {
+        self.volumes.write_super(None, |sb| {
             let e = sb.volumes.iter_mut().find(|e| e.number == entry.number);
             e.into_iter().for_each(|e| *e = entry.clone());
         })?;
@@ -153,9 +142,32 @@ impl Store {
         Ok(())
     }
 
+    /// Gives up a volume that is missing or has failed: it is no volume of the store any more, whatever comes of it. Returns how many
+    /// regions, of how many bytes, were on it only, and are lost.
+    pub fn lose_volume(&self, number: u16) -> Result<(u64, u64)> {
+        self.must_be_writable()?;
+        self.volume_entry(number)?;
+        if self.volumes.is_sound(number) {
+            return Err(Error::Refused(format!("volume {number} is there: it can be emptied, and nothing is lost")));
+        }
+        let lost = self.only_on(number);
+        self.volumes.write_super(None, |sb| sb.volumes.retain(|v| v.number != number))?;
+        self.volumes.forget(number);
+        self.allowance.store(0, Ordering::Relaxed);
+        Ok(lost)
+    }
+
+    /// Regions that are on a volume only, and their bytes.
+    pub fn only_on(&self, number: u16) -> (u64, u64) {
+        let state = self.maintenance.lock();
+        let is_it = |at: &RegionRef| at.places().all(|at| at.volume == number);
+        let only = self.regions_now(&state).into_iter().map(|(_, at)| at).filter(is_it);
+        only.fold((0, 0), |(n, bytes), at| (n + 1, bytes + at.size))
+    }
+
     /// The first of the volumes that are leaving.
     pub fn leaving(&self) -> Option<Move> {
-        let sb = self.superblock.lock();
+        let sb = self.volumes.superblock();
         sb.volumes.iter().find(|v| v.leaving).map(|v| Move::emptying(v.number))
     }
 
@@ -175,15 +187,15 @@ impl Store {
         self.bury(&mut state)?;
         // Who makes a segment now has found it leaving.
         let tail = self.log.tail();
-        let is_here = |at: &crate::volume::RegionRef| at.volume == number;
-        let named = self.regions_now(&state).iter().any(is_here) || is_here(&tail.segment.place());
+        let is_here = |at: &RegionRef| at.on(number).is_some();
+        let named = self.regions_now(&state).iter().any(|(_, at)| is_here(at)) || is_here(&tail.segment.place());
         let waits =
             state.waiting().any(|at| is_here(&at)) || self.spare.lock().as_ref().is_some_and(|r| is_here(&r.place()));
         if named || waits || moving.is_some() {
             return Ok(false);
         }
         drop(tail);
-        self.write_superblock(None, |sb| sb.volumes.retain(|v| v.number != number))?;
+        self.volumes.write_super(None, |sb| sb.volumes.retain(|v| v.number != number))?;
         let volume = self.volumes.get(number)?;
         self.volumes.forget(number);
         if let Err(e) = volume.keep_only(&[], false).and_then(|()| volume.wipe_super()) {

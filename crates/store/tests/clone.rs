@@ -215,7 +215,8 @@ impl World {
         self.compare_any(&store);
         if self.rng.u8(0..20) == 0 {
             store.sync().unwrap();
-            let options = OpenOptions { read_only: true, index: IndexFrom::Segments, memory: 1, shelter: None };
+            let options =
+                OpenOptions { read_only: true, index: IndexFrom::Segments, memory: 1, ..OpenOptions::default() };
             let anew = open(&self.disk, &options);
             self.compare_any(&anew);
             for fileset in self.model.keys() {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use darner_store::volume::sim::SimDisk;
-use darner_store::volume::{Disk, RawVolume, Volume};
+use darner_store::volume::{Copies, Disk, RawVolume, Volume};
 use darner_store::{
     CATALOGUE, Count, CreateOptions, FilesetId, Key, Kind, Lineage, ObjectId, OpenOptions, Progress, Store, Tid,
 };
@@ -14,10 +14,12 @@ const FS: FilesetId = FilesetId(1);
 /// A clone, since version 2.
 const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4.bin");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5.bin");
 /// Its second volume, on which regions are scattered.
-const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4-second.bin");
+const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5-second.bin");
 const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
+const VERSION_4: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4.bin");
+const VERSION_4_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4-second.bin");
 const VERSION_3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3.bin");
 const VERSION_3_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3-second.bin");
 const VERSION_2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v2.bin");
@@ -71,6 +73,9 @@ fn written() -> [SimDisk; 2] {
     assert_eq!(store.add_volume(volume(&second), 0).unwrap(), 1);
     let first = store.region_to(1, 1).unwrap();
     while store.step_move(&first, 1 << 20).unwrap() == Progress::Worked {}
+    store.set_copies(Copies::Index).unwrap();
+    while store.step_copies(1 << 20).unwrap() == Progress::Worked {}
+    assert_eq!(store.left_to_copy(), (0, 0));
     let mut tx = store.begin(FS, 4_000).unwrap();
     let pieces = tx.map(b, 0, 50_000).unwrap();
     tx.share(a, 5, &pieces).unwrap();
@@ -119,6 +124,7 @@ fn the_golden_images_open_and_show_every_moment() {
         (vec![VERSION_1], 1),
         (vec![VERSION_2], 2),
         (vec![VERSION_3, VERSION_3_SECOND], 2),
+        (vec![VERSION_4, VERSION_4_SECOND], 2),
         (vec![FIXTURE, SECOND], 2),
         (vec![SECOND, FIXTURE], 2),
     ] {

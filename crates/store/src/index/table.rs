@@ -12,7 +12,8 @@ use quick_cache::{Weighter, sync::Cache};
 
 use super::ghost::{self, Ghost};
 use super::{Entry, bloom};
-use crate::codec::{Reader, crc_at, hash_key, put_bytes, put_varint};
+use crate::codec::{Reader, crc_at, hash_key, is_sealed, put_bytes, put_varint};
+use crate::heal::read_good;
 use crate::store::Value;
 use crate::volume::{Region, RegionRef};
 use crate::{Error, Result, Tid};
@@ -216,6 +217,8 @@ pub struct Table {
     entries: u64,
     tids: (Tid, Tid),
     ghosts: Vec<Ghost>,
+    /// Where filter, block list, ghosts and footer begin, and where that ends.
+    marks: Vec<u64>,
     rot: AtomicU8,
 }
 
@@ -263,7 +266,9 @@ impl Table {
         if blocks.is_empty() && ghosts.is_empty() {
             return Err(corrupt("table block list"));
         }
-        Ok(Table { region, len, blocks, filter, last_key, entries, tids, ghosts, rot: AtomicU8::new(0) })
+        let mut marks = vec![filter_at, list_at, list_end, end, len];
+        marks.dedup();
+        Ok(Table { region, len, blocks, filter, last_key, entries, tids, ghosts, marks, rot: AtomicU8::new(0) })
     }
 
     /// Where a block was found to be rotten, the footer is made invalid (nothing reads it as long as the table is open), so that
@@ -275,6 +280,12 @@ impl Table {
         self.region.write_at(&[0; MAGIC.len()], self.len - FOOTER as u64)?;
         self.region.flush()?;
         Ok(true)
+    }
+
+    /// The parts that have a checksum each.
+    pub fn parts(&self) -> Vec<std::ops::Range<u64>> {
+        let blocks = self.blocks.iter().map(|b| b.offset..b.offset + u64::from(b.len));
+        blocks.chain(self.marks.windows(2).map(|m| m[0]..m[1])).collect()
     }
 
     /// What was dropped and would have been here.
@@ -383,7 +394,7 @@ fn read_sealed(region: &dyn Region, from: u64, to: u64, what: &'static str) -> R
         return Err(Error::Corrupt { place: place(), what, expected: "a range".into(), found });
     };
     let mut buf = vec![0; len as usize];
-    region.read_at(&mut buf, from)?;
+    read_good(region, &mut buf, from, &|bytes| is_sealed(bytes, region.place().id, from))?;
     let body = buf.len() - 4;
     let expected = u32::from_le_bytes(buf[body..].try_into().expect("4 bytes"));
     buf.truncate(body);

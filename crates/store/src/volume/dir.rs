@@ -43,6 +43,12 @@ impl DirVolume {
         Ok(all)
     }
 
+    /// (Where a region got a second copy, its size was rounded up since.)
+    fn less(&self, bytes: u64) {
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
     fn sync_dir(&self) -> Result<()> {
         let r = File::open(&self.path).and_then(|d| d.sync_all());
         io("flush", &self.path, r)
@@ -136,7 +142,7 @@ impl Volume for DirVolume {
         Ok(Arc::new(FileRegion {
             file,
             path,
-            at: RegionRef { id, start: 0, size, volume: self.number.load(Ordering::Relaxed) },
+            at: RegionRef { id, start: 0, size, volume: self.number.load(Ordering::Relaxed), second: None },
         }))
     }
 
@@ -151,7 +157,7 @@ impl Volume for DirVolume {
             let path = self.file_path(at.id);
             let file = io("open", &path, OpenOptions::new().write(true).open(&path))?;
             io("shrink", &path, file.set_len(size))?;
-            self.used.fetch_sub(at.size - size, Ordering::Relaxed);
+            self.less(at.size - size);
         }
         Ok(RegionRef { size: size.min(at.size), ..at })
     }
@@ -161,7 +167,7 @@ impl Volume for DirVolume {
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => io("remove", &path, Err(e)),
             _ => {
-                self.used.fetch_sub(at.size, Ordering::Relaxed);
+                self.less(at.size);
                 Ok(())
             }
         }
@@ -187,7 +193,7 @@ impl Volume for DirVolume {
         let volume = self.number.load(Ordering::Relaxed);
         let region = |(id, entry): (u64, fs::DirEntry)| {
             let size = io("look at", &entry.path(), entry.metadata())?.len();
-            Ok(RegionRef { id, start: 0, size, volume })
+            Ok(RegionRef { id, start: 0, size, volume, second: None })
         };
         self.files()?.into_iter().map(region).collect::<Result<_>>().map(Some)
     }

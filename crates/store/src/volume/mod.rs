@@ -11,14 +11,16 @@ mod set;
 pub mod sim;
 mod space;
 mod table;
+mod twice;
 
 use std::sync::Arc;
 
 pub use dir::DirVolume;
 pub use disk::{Disk, FileDisk};
 pub use raw::RawVolume;
-pub(crate) use set::Volumes;
-pub use table::{VolumeEntry, VolumeKind};
+pub(crate) use raw::UNIT;
+pub(crate) use set::{For, Volumes};
+pub use table::{Copies, VolumeEntry, VolumeKind};
 
 use crate::Result;
 use crate::codec::{Reader, put_varint};
@@ -40,6 +42,17 @@ pub struct RegionRef {
     pub size: u64,
     /// The number of its volume.
     pub volume: u16,
+    /// Where the same bytes are once more, if they are.
+    pub second: Option<Spot>,
+}
+
+/// Where the second copy of a region is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// As [`RegionRef::start`].
+    pub start: u64,
+    /// The number of its volume.
+    pub volume: u16,
 }
 
 impl RegionRef {
@@ -48,16 +61,60 @@ impl RegionRef {
         put_varint(out, self.start);
         put_varint(out, self.size);
         put_varint(out, self.volume.into());
+        put_varint(out, self.second.map_or(0, |s| u64::from(s.volume) + 1));
+        self.second.iter().for_each(|s| put_varint(out, s.start));
     }
 
     pub(crate) fn get(r: &mut Reader) -> Option<RegionRef> {
+        let at = RegionRef::get_of_one_copy(r)?;
+        let second = match r.varint()?.checked_sub(1) {
+            None => None,
+            Some(volume) => Some(Spot { volume: u16::try_from(volume).ok()?, start: r.varint()? }),
+        };
+        Some(RegionRef { second, ..at })
+    }
+
+    /// As versions 3 and 4 have it: there is one copy.
+    pub(crate) fn get_of_one_copy(r: &mut Reader) -> Option<RegionRef> {
         let at = RegionRef::get_without_volume(r)?;
         Some(RegionRef { volume: u16::try_from(r.varint()?).ok()?, ..at })
     }
 
     /// As versions 1 and 2 of the format have it: there is one volume.
     pub(crate) fn get_without_volume(r: &mut Reader) -> Option<RegionRef> {
-        Some(RegionRef { id: r.varint()?, start: r.varint()?, size: r.varint()?, volume: 0 })
+        Some(RegionRef { id: r.varint()?, start: r.varint()?, size: r.varint()?, volume: 0, second: None })
+    }
+
+    /// Each place of it, as if it were the only one.
+    pub fn places(&self) -> impl Iterator<Item = RegionRef> + use<> {
+        let one = RegionRef { second: None, ..*self };
+        let other = self.second.map(|s| RegionRef { start: s.start, volume: s.volume, ..one });
+        [Some(one), other].into_iter().flatten()
+    }
+
+    /// Its place on a volume.
+    pub fn on(&self, volume: u16) -> Option<RegionRef> {
+        self.places().find(|at| at.volume == volume)
+    }
+
+    /// Without the places that `gone` says, but never without any.
+    pub fn without(&self, gone: impl Fn(u16) -> bool) -> RegionRef {
+        let mut left = self.places().filter(|at| !gone(at.volume));
+        match left.next() {
+            Some(first) => first.and(left.next()),
+            None => *self,
+        }
+    }
+
+    /// Of one place: with another one, if there is one.
+    pub fn and(&self, other: Option<RegionRef>) -> RegionRef {
+        RegionRef { second: other.map(|o| Spot { start: o.start, volume: o.volume }), ..*self }
+    }
+
+    /// Whether it is the same region in the same places.
+    pub fn is(&self, other: RegionRef) -> bool {
+        let volumes = |at: &RegionRef| (at.id, at.volume, at.second.map(|s| s.volume));
+        volumes(self) == volumes(&other)
     }
 }
 
@@ -71,6 +128,12 @@ pub trait Region: Send + Sync {
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
     /// Makes what was written durable.
     fn flush(&self) -> Result<()>;
+    /// Its copies, each by itself, where there are several that can be read.
+    fn copies(&self) -> Vec<Arc<dyn Region>> {
+        Vec::new()
+    }
+    /// Takes note that bytes of a copy were damaged, and are written anew.
+    fn note_healed(&self) {}
     /// Hints that bytes from `offset` on will be read soon.
     fn will_need(&self, _offset: u64, _len: u64) {}
     /// Has the next read of these bytes come from the medium, not from a cache, as far as that can be seen to.
@@ -137,6 +200,10 @@ pub trait Volume: Send + Sync {
     /// The regions that it has, where it knows that without being told (a directory does): each of the size of its bytes.
     fn list(&self) -> Result<Option<Vec<RegionRef>>> {
         Ok(None)
+    }
+    /// Verifies what it has of its own of a region beside its bytes, and writes it anew if it is damaged; says whether it was.
+    fn heal_place(&self, _at: RegionRef) -> Result<bool> {
+        Ok(false)
     }
     /// (bytes in use, bytes there are). `limit`: the size that it was made with, 0 for none.
     fn usage(&self, limit: u64) -> Result<(u64, u64)>;

@@ -24,7 +24,7 @@ const SUPER_SPACING: u64 = 64 << 10;
 /// First byte of the first region.
 const DATA_START: u64 = 1 << 20;
 /// Regions and their pieces start and end on multiples of this, and so does a map, which has so many bytes.
-pub(crate) const UNIT: u64 = 16 << 10;
+pub const UNIT: u64 = 16 << 10;
 /// Set in [`RegionRef::start`] of a scattered region; the rest of it says where the map is.
 const SCATTERED: u64 = 1;
 const MAP_MAGIC: &[u8; 8] = b"DARNMAP1";
@@ -175,7 +175,7 @@ impl RawVolume {
         pieces.iter().for_each(|piece| space.claim(piece.clone(), id));
         space.claim(map..map + UNIT, id);
         self.scattered.lock().insert(id, pieces.clone());
-        Ok(self.region(RegionRef { id, start: map | SCATTERED, size, volume: self.number() }, &pieces))
+        Ok(self.region(RegionRef { id, start: map | SCATTERED, size, volume: self.number(), second: None }, &pieces))
     }
 
     /// Overwrites what of `range` belongs to no region.
@@ -304,7 +304,7 @@ impl Volume for RawVolume {
         };
         let whole = start..start + size;
         space.claim(whole.clone(), id);
-        let at = RegionRef { id, start, size, volume: self.number() };
+        let at = RegionRef { id, start, size, volume: self.number(), second: None };
         Ok(self.region(at, std::slice::from_ref(&whole)))
     }
 
@@ -353,6 +353,20 @@ impl Volume for RawVolume {
             self.wipe_gaps(range.clone())?;
         }
         self.io("flush", 0, self.disk.flush())
+    }
+
+    /// The map of a scattered region.
+    fn heal_place(&self, at: RegionRef) -> Result<bool> {
+        let known = self.scattered.lock().get(&at.id).cloned();
+        let Some((map, pieces)) = map_of(at).zip(known) else { return Ok(false) };
+        let (good, mut bytes) = (encode_map(at.id, &pieces), vec![0; UNIT as usize]);
+        self.disk.drop_cached(map.start, UNIT);
+        self.io("read", map.start, self.disk.read_at(&mut bytes, map.start))?;
+        if bytes == good {
+            return Ok(false);
+        }
+        self.io("write", map.start, self.disk.write_at(&good, map.start))?;
+        self.io("flush", map.start, self.disk.flush()).map(|()| true)
     }
 
     fn usage(&self, _limit: u64) -> Result<(u64, u64)> {

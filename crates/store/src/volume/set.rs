@@ -1,16 +1,30 @@
-//! The volumes of a store, as one: a region is made on one of them, and found again by the number of its volume.
+//! The volumes of a store, as one: a region is made on one of them, or on two, and found again by the numbers of its volumes.
+//! And the superblock, of which each has a copy.
 //!
-//! Invariants: a number means one volume for the whole life of a store; nothing new goes to one that is leaving.
+//! Invariants: a number means one volume for the whole life of a store; the copies of a region are on different ones; nothing new goes
+//! to one that is leaving or has failed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
-use super::{Region, RegionRef, Volume, VolumeEntry};
+use super::raw::UNIT;
+use super::twice::{Absent, Health, Side, Twice};
+use super::{Copies, Region, RegionRef, Volume, VolumeEntry};
 use crate::codec::mix;
 use crate::superblock::Superblock;
 use crate::{Error, Result};
+
+/// What a region is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Segments and packs: only where volumes stay within their limits.
+    Data,
+    /// Tables and manifests, without which nothing goes on.
+    Index,
+}
 
 #[derive(Clone)]
 struct Member {
@@ -19,13 +33,19 @@ struct Member {
     /// Bytes that may be used of it; 0: all there are.
     limit: u64,
     leaving: bool,
+    health: Arc<Health>,
 }
 
 impl Member {
+    /// Whether something new may go there.
+    fn is_open(&self) -> bool {
+        !self.leaving && !self.health.has_failed()
+    }
+
     /// (bytes in use, bytes there are for us).
     fn usage(&self) -> Result<(u64, u64)> {
         let (used, size) = self.volume.usage(self.limit)?;
-        Ok((used, if self.leaving { used } else { size.max(used) }))
+        Ok((used, if self.is_open() { size.max(used) } else { used }))
     }
 
     fn free(&self) -> u64 {
@@ -33,60 +53,104 @@ impl Member {
     }
 }
 
+/// Added to the attempt of a superblock that says of a volume that it is left behind.
+const LEFT_BEHIND: u32 = 1 << 20;
+
 /// See the module.
-pub struct Volumes(RwLock<Vec<Member>>);
+pub struct Volumes(Arc<Inner>);
+
+pub struct Inner {
+    members: RwLock<Vec<Member>>,
+    superblock: Mutex<Superblock>,
+    /// Attempts at the next superblock that failed.
+    attempts: AtomicU32,
+    /// Bytes of regions that have one copy only, and are to have two.
+    lacking: AtomicU64,
+    healed: AtomicU64,
+}
 
 impl Volumes {
     /// Those of a superblock's volumes that are there.
     pub fn new(sb: &Superblock, there: &HashMap<u16, Arc<dyn Volume>>) -> Volumes {
         let member = |e: &VolumeEntry| there.get(&e.number).map(|volume| member(e, volume.clone()));
-        Volumes(RwLock::new(sb.volumes.iter().filter_map(member).collect()))
+        Volumes(Arc::new(Inner {
+            members: RwLock::new(sb.volumes.iter().filter_map(member).collect()),
+            superblock: Mutex::new(sb.clone()),
+            attempts: 0.into(),
+            lacking: 0.into(),
+            healed: 0.into(),
+        }))
     }
 
     /// What users call the first of them.
     pub fn name(&self) -> String {
-        self.0.read().first().map_or_else(String::new, |m| m.volume.name())
+        self.0.members.read().first().map_or_else(String::new, |m| m.volume.name())
+    }
+
+    fn members(&self) -> Vec<Member> {
+        self.0.members.read().clone()
     }
 
     /// A volume by its number.
     pub fn get(&self, number: u16) -> Result<Arc<dyn Volume>> {
-        let found = self.0.read().iter().find(|m| m.number == number).map(|m| m.volume.clone());
+        let found = self.0.members.read().iter().find(|m| m.number == number).map(|m| m.volume.clone());
         found.ok_or_else(|| Error::NotAStore(format!("volume {number} is not there")))
     }
 
-    /// Whether new regions may go to a volume.
-    pub fn accepts(&self, number: u16) -> bool {
-        self.0.read().iter().any(|m| m.number == number && !m.leaving)
+    /// Whether a volume is there.
+    pub fn is_there(&self, number: u16) -> bool {
+        self.0.members.read().iter().any(|m| m.number == number)
+    }
+
+    /// Whether a volume is there, and has all that it should.
+    pub fn is_sound(&self, number: u16) -> bool {
+        self.0.members.read().iter().any(|m| m.number == number && !m.health.has_failed())
+    }
+
+    /// Whether new regions may go where one is.
+    pub fn accept(&self, at: RegionRef) -> bool {
+        let members = self.0.members.read();
+        at.places().all(|at| members.iter().any(|m| m.number == at.volume && m.is_open()))
     }
 
     /// Adds a volume.
     pub fn add(&self, entry: &VolumeEntry, volume: Arc<dyn Volume>) {
-        self.0.write().push(member(entry, volume));
+        self.0.members.write().push(member(entry, volume));
     }
 
     /// Takes note of what has changed of a volume. Once this has returned, nothing is being made on one that is leaving.
     pub fn change(&self, entry: &VolumeEntry) {
-        for m in self.0.write().iter_mut().filter(|m| m.number == entry.number) {
+        for m in self.0.members.write().iter_mut().filter(|m| m.number == entry.number) {
             (m.limit, m.leaving) = (entry.size_limit, entry.leaving);
         }
     }
 
     /// Lets go of a volume that holds nothing any more.
     pub fn forget(&self, number: u16) {
-        self.0.write().retain(|m| m.number != number);
+        self.0.members.write().retain(|m| m.number != number);
     }
 
-    /// Writes a superblock to every volume; durable on return.
-    pub fn write_super(&self, sb: &Superblock) -> Result<()> {
-        let members = self.0.read().clone();
-        members.iter().filter(|m| sb.entry(m.number).is_some()).try_for_each(|m| sb.write(&*m.volume, m.number))
+    /// The newest superblock.
+    pub fn superblock(&self) -> Superblock {
+        self.0.superblock.lock().clone()
+    }
+
+    /// Writes the superblock as it is to every volume once more; durable on return.
+    pub fn rewrite_super(&self) -> Result<()> {
+        let sb = self.0.superblock.lock();
+        self.members().iter().filter(|m| sb.entry(m.number).is_some()).try_for_each(|m| sb.write(&*m.volume, m.number))
+    }
+
+    /// Writes the next superblock, with a change, to all volumes; `first` gets it before all others. On failure nothing has
+    /// changed here, and the next attempt takes the same slot (the other one stays whole), but counts more.
+    pub fn write_super(&self, first: Option<(&dyn Volume, u16)>, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+        self.0.write_super(first, change)
     }
 
     /// How many volumes don't have this superblock as they should.
     pub fn without_super(&self, sb: &Superblock) -> Result<u64> {
-        let members = self.0.read().clone();
         let mut without = 0;
-        for m in members.iter().filter(|m| sb.entry(m.number).is_some()) {
+        for m in self.members().iter().filter(|m| sb.entry(m.number).is_some() && !m.health.has_failed()) {
             let newest = match Superblock::read(&*m.volume) {
                 Err(Error::NotAStore(_)) => None,
                 read => read?.into_iter().next(),
@@ -96,28 +160,72 @@ impl Volumes {
         Ok(without)
     }
 
-    /// The entries with where the volumes are now.
-    pub fn found_at(&self, entries: &[VolumeEntry]) -> Vec<VolumeEntry> {
-        let members = self.0.read();
-        let now = |e: &VolumeEntry| {
-            let here = members.iter().find(|m| m.number == e.number);
-            here.map_or_else(
-                || e.clone(),
-                |m| VolumeEntry { hint: m.volume.hint(), kind: m.volume.kind(), ..e.clone() },
-            )
+    /// A superblock's entries with where the volumes are now, if they are there.
+    pub fn found_at(&self, sb: &Superblock) -> Vec<VolumeEntry> {
+        let members = self.0.members.read();
+        let now = |e: &VolumeEntry| match members.iter().find(|m| m.number == e.number) {
+            Some(m) => VolumeEntry { hint: m.volume.hint(), kind: m.volume.kind(), ..e.clone() },
+            None => VolumeEntry { away: e.away.or(Some(sb.generation)), ..e.clone() },
         };
-        entries.iter().map(now).collect()
+        sb.volumes.iter().map(now).collect()
     }
 
-    /// Reserves a region of `size` bytes somewhere; [`Error::NoSpace`] if no volume has the room. `limited`: only where
-    /// volumes stay within their limits.
-    pub fn create(&self, id: u64, size: u64, limited: bool) -> Result<Arc<dyn Region>> {
-        let members = self.0.read();
-        let mut order: Vec<(&Member, u64)> = members.iter().filter(|m| !m.leaving).map(|m| (m, m.free())).collect();
+    /// Whether what a volume has (if it is there) may be older than what its copy has.
+    pub fn is_outdated(&self, number: u16) -> bool {
+        !self.is_there(number) || self.0.superblock.lock().entry(number).is_none_or(|e| e.away.is_some())
+    }
+
+    /// Of what there are to be two copies.
+    pub fn copies(&self) -> Copies {
+        self.0.superblock.lock().copies
+    }
+
+    /// How many copies of such regions there are to be, as far as there are volumes for them.
+    pub fn copies_of(&self, what: For) -> usize {
+        self.copies().number(what).min(self.0.members.read().iter().filter(|m| m.is_open()).count())
+    }
+
+    /// Reserves a region of `size` bytes somewhere, and again elsewhere if there are to be two copies; [`Error::NoSpace`] if no
+    /// volume has the room. Where only one has, there is one copy, unless that must not be (`strict`).
+    pub fn create(&self, id: u64, size: u64, what: For, strict: bool) -> Result<Arc<dyn Region>> {
+        if self.copies_of(what) < 2 {
+            return self.create_one(id, size, what, None);
+        }
+        // One size for both, wherever they are.
+        let size = size.next_multiple_of(UNIT);
+        let first = self.create_one(id, size, what, None)?;
+        let at = first.place();
+        match self.create_one(id, size, what, Some(at)) {
+            Ok(second) => Ok(self.twice(first, second)),
+            Err(e @ Error::NoSpace { .. }) if strict => {
+                drop(first);
+                self.remove(at)?;
+                Err(e)
+            }
+            Err(e) => {
+                tracing::warn!("region {id:x} has one copy for now: {e}");
+                Ok(first)
+            }
+        }
+    }
+
+    /// Reserves a place for another copy of a region, on a volume that has none.
+    pub fn create_beside(&self, at: RegionRef, size: u64, what: For) -> Result<Arc<dyn Region>> {
+        self.create_one(at.id, size, what, Some(at))
+    }
+
+    /// `beside`: where it must not be.
+    fn create_one(&self, id: u64, size: u64, what: For, beside: Option<RegionRef>) -> Result<Arc<dyn Region>> {
+        let twice = beside.is_none() && self.copies_of(what) == 2;
+        let members = self.0.members.read();
+        let is_free = |m: &&Member| m.is_open() && beside.is_none_or(|at| at.on(m.number).is_none());
+        let mut order: Vec<(&Member, u64)> = members.iter().filter(is_free).map(|m| (m, m.free())).collect();
         order.sort_by_key(|(_, free)| std::cmp::Reverse(*free));
+        let sum = order.iter().map(|(_, free)| free).sum::<u64>();
         // In proportion to what is free, so that all get full at the same time; the number decides, so that it is the same
-        // whenever a test is repeated.
-        let mut at = mix(id) % order.iter().map(|(_, free)| free).sum::<u64>().max(1);
+        // whenever a test is repeated. Where one has as much as all others, it has a copy of everything.
+        let must = twice && order.first().is_some_and(|(_, most)| *most >= sum / 2);
+        let mut at = if must { 0 } else { mix(if beside.is_some() { !id } else { id }) % sum.max(1) };
         let chosen = order.iter().position(|(_, free)| {
             let here = at < *free;
             at = at.saturating_sub(*free);
@@ -128,7 +236,7 @@ impl Volumes {
         }
         let mut outcome = Err(Error::NoSpace { used: 0, size: 0 });
         for (m, free) in order {
-            if limited && m.limit > 0 && size > free {
+            if what == For::Data && m.limit > 0 && size > free {
                 continue;
             }
             outcome = m.volume.create(id, size);
@@ -147,8 +255,8 @@ impl Volumes {
 
     /// Reserves a region on one volume.
     pub fn create_on(&self, number: u16, id: u64, size: u64) -> Result<Arc<dyn Region>> {
-        let members = self.0.read();
-        match members.iter().find(|m| m.number == number && !m.leaving) {
+        let members = self.0.members.read();
+        match members.iter().find(|m| m.number == number && m.is_open()) {
             Some(m) if m.limit > 0 && size > m.free() => {
                 let (used, size) = m.usage()?;
                 Err(Error::NoSpace { used, size })
@@ -158,88 +266,217 @@ impl Volumes {
         }
     }
 
-    /// Opens a region that a manifest or a seal names.
+    fn twice(&self, one: Arc<dyn Region>, other: Arc<dyn Region>) -> Arc<dyn Region> {
+        let side = |region: Arc<dyn Region>| {
+            let number = region.place().volume;
+            let health = self.0.members.read().iter().find(|m| m.number == number).map(|m| m.health.clone());
+            Side { region, health: health.unwrap_or_default() }
+        };
+        Arc::new(Twice::new([side(one), side(other)], self.0.clone()))
+    }
+
+    /// Opens a region that a manifest or a seal names: of two copies, those that can be had. Where its only volume is missing,
+    /// it opens, and nothing can be read of it.
     pub fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
-        self.get(at.volume)?.open(at)
+        let there: Vec<RegionRef> = at.places().filter(|at| self.is_there(at.volume)).collect();
+        match there[..] {
+            [] => Ok(Arc::new(Absent { at, volume: self.0.name_of(at.volume) })),
+            [one] => self.get(one.volume)?.open(one),
+            _ => {
+                let [one, other] = [0, 1].map(|i| self.get(there[i].volume).and_then(|v| v.open(there[i])));
+                match (one, other) {
+                    (Ok(one), Ok(other)) => Ok(self.twice(one, other)),
+                    (Ok(left), Err(e)) | (Err(e), Ok(left)) => {
+                        tracing::error!("of region {:x} one copy is left: {e}", at.id);
+                        Ok(left)
+                    }
+                    (Err(e), Err(_)) => Err(e),
+                }
+            }
+        }
+    }
+
+    /// Does something with each place of a region that is there. Of one whose volume has failed, failure is of no account.
+    fn at_each(&self, at: RegionRef, each: impl Fn(&dyn Volume, RegionRef) -> Result<()>) -> Result<()> {
+        let mut outcome = Ok(());
+        for place in at.places().filter(|at| self.is_there(at.volume)) {
+            match each(&*self.get(place.volume)?, place) {
+                Err(e) if self.is_sound(place.volume) => outcome = Err(e),
+                _ => {}
+            }
+        }
+        outcome
     }
 
     /// Gives back what lies beyond `size` bytes.
     pub fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef> {
-        self.get(at.volume)?.shrink(at, size)
+        if at.second.is_none() && self.is_there(at.volume) {
+            return self.get(at.volume)?.shrink(at, size);
+        }
+        let size = size.next_multiple_of(UNIT).min(at.size);
+        self.at_each(at, |volume, at| volume.shrink(at, size).map(drop))?;
+        Ok(RegionRef { size, ..at })
     }
 
     /// Gives a region's space back.
     pub fn remove(&self, at: RegionRef) -> Result<()> {
-        self.get(at.volume)?.remove(at)
+        self.at_each(at, |volume, at| volume.remove(at))
     }
 
     /// Tells which regions exist (after open); all others are gone. `wipe`: what they held is overwritten.
     pub fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()> {
-        let members = self.0.read().clone();
-        members.iter().try_for_each(|m| {
-            let here: Vec<RegionRef> = regions.iter().filter(|r| r.volume == m.number).copied().collect();
+        self.members().iter().try_for_each(|m| {
+            let here: Vec<RegionRef> = regions.iter().filter_map(|r| r.on(m.number)).collect();
             m.volume.keep_only(&here, wipe)
         })
     }
 
     /// The regions that there are, if all volumes know.
     pub fn list(&self) -> Result<Option<Vec<RegionRef>>> {
-        let members = self.0.read().clone();
-        let lists: Option<Vec<Vec<RegionRef>>> = members.iter().map(|m| m.volume.list()).collect::<Result<_>>()?;
+        let lists: Option<Vec<Vec<RegionRef>>> =
+            self.members().iter().map(|m| m.volume.list()).collect::<Result<_>>()?;
         Ok(lists.map(|lists| lists.concat()))
+    }
+
+    /// Has volumes verify what they have of their own of a region; returns of how many places it was damaged, and is written anew.
+    pub fn heal_places(&self, at: RegionRef) -> Result<u64> {
+        let mut healed = 0;
+        for place in at.places().filter(|at| self.is_sound(at.volume)) {
+            healed += u64::from(self.get(place.volume)?.heal_place(place)?);
+        }
+        Ok(healed)
     }
 
     /// Overwrites what was given back since the open.
     pub fn wipe_given_back(&self) -> Result<()> {
-        let members = self.0.read().clone();
-        members.iter().try_for_each(|m| m.volume.wipe_given_back())
+        self.members().iter().filter(|m| !m.health.has_failed()).try_for_each(|m| m.volume.wipe_given_back())
     }
 
-    /// (bytes in use, bytes there are) of all.
+    /// (bytes in use, bytes there are) of all; where everything has two copies, both count as one.
     pub fn usage(&self) -> Result<(u64, u64)> {
-        self.usage_without(None)
+        let (used, free, most) = self.bytes_without(None)?;
+        if self.copies() != Copies::Two || self.copies_of(For::Data) < 2 {
+            return Ok((used, used + free));
+        }
+        let lacking = self.0.lacking.load(Ordering::Relaxed);
+        let (used, free) = (used.saturating_add(lacking) / 2, (free / 2).min(free.saturating_sub(most)));
+        Ok((used, used + free.saturating_sub(lacking / 2)))
     }
 
-    /// As [`Volumes::usage`], as if one were not there.
-    pub fn usage_without(&self, without: Option<u16>) -> Result<(u64, u64)> {
-        let members = self.0.read();
-        let (mut used, mut free) = (0, 0);
-        // (free bytes as the volumes of a pool count them, the most that one of them sees)
-        let mut pools: HashMap<u64, (u64, u64)> = HashMap::new();
-        for m in members.iter().filter(|m| Some(m.number) != without) {
+    /// (bytes in use, bytes free, the most that are free on one), as if a volume were not there.
+    pub fn bytes_without(&self, without: Option<u16>) -> Result<(u64, u64, u64)> {
+        let members = self.0.members.read();
+        let (mut used, mut free, mut most) = (0, 0, 0);
+        // (free bytes as the volumes of a pool count them, the most that one of them sees, how many there are)
+        let mut pools: HashMap<u64, (u64, u64, u64)> = HashMap::new();
+        for m in members.iter().filter(|m| Some(m.number) != without && !m.health.has_failed()) {
             let (here, size) = m.usage()?;
             used += here;
-            match m.volume.pool().filter(|_| members.len() > 1 && !m.leaving) {
+            match m.volume.pool().filter(|_| members.len() > 1 && m.is_open()) {
                 Some(pool) => {
-                    let (sum, most) = pools.entry(pool).or_default();
+                    let (sum, most, n) = pools.entry(pool).or_default();
                     let (_, there) = m.volume.usage(0)?;
-                    (*sum, *most) = (*sum + (size - here), (*most).max(there - here.min(there)));
+                    (*sum, *most, *n) = (*sum + (size - here), (*most).max(there - here.min(there)), *n + 1);
                 }
-                None => free += size - here,
+                None => {
+                    free += size - here;
+                    most = most.max(size - here);
+                }
             }
         }
-        free += pools.values().map(|(sum, most)| sum.min(most)).sum::<u64>();
-        Ok((used, used + free))
+        for (sum, seen, n) in pools.into_values() {
+            free += sum.min(seen);
+            // (Two directories of one pool may each have a copy.)
+            most = if n == 1 { most.max(sum.min(seen)) } else { most };
+        }
+        Ok((used, free, most))
     }
 
     /// Whether what one gives back others can use.
     pub fn shares_a_pool(&self, number: u16) -> bool {
-        let members = self.0.read();
+        let members = self.0.members.read();
         let pool = |m: &Member| m.volume.pool();
         let here = members.iter().find(|m| m.number == number).and_then(pool);
-        here.is_some() && members.iter().any(|m| m.number != number && !m.leaving && pool(m) == here)
+        here.is_some() && members.iter().any(|m| m.number != number && m.is_open() && pool(m) == here)
     }
 
     /// (bytes in use, bytes there are) of one.
     pub fn usage_of(&self, number: u16) -> Result<(u64, u64)> {
-        let members = self.0.read();
+        let members = self.0.members.read();
         let found = members.iter().find(|m| m.number == number);
         found
             .map_or_else(|| Err(Error::NotAStore(format!("volume {number} is not there"))), |m| m.volume.usage(m.limit))
+    }
+
+    /// So many bytes have one copy and are to have two.
+    pub fn set_lacking(&self, bytes: u64) {
+        self.0.lacking.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Damaged places of copies that were written anew from the others since the open.
+    pub fn healed(&self) -> u64 {
+        self.0.healed.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    fn write_super(&self, first: Option<(&dyn Volume, u16)>, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+        let mut sb = self.superblock.lock();
+        let mut next = Superblock { generation: sb.generation + 1, ..sb.clone() };
+        change(&mut next);
+        loop {
+            let members = self.members.read().clone();
+            let has_failed = |number| members.iter().any(|m| m.number == number && m.health.has_failed());
+            for e in next.volumes.iter_mut().filter(|e| has_failed(e.number)) {
+                e.away.get_or_insert(sb.generation);
+            }
+            let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
+            let leaves = next.volumes.iter().any(|e| e.away.is_some() && !is_away(&sb, e.number));
+            // One that came to a volume that was not there any more counts less.
+            let base = if leaves { LEFT_BEHIND } else { 0 };
+            next.attempt = base + self.attempts.fetch_add(1, Ordering::Relaxed);
+            if !next.fits() {
+                return Err(Error::Refused(format!(
+                    "the table of volumes is full: {} with their paths are too many",
+                    next.volumes.len()
+                )));
+            }
+            first.map_or(Ok(()), |(volume, number)| next.write(volume, number))?;
+            let mut sound = members.iter().filter(|m| next.entry(m.number).is_some() && !m.health.has_failed());
+            let others = sound.clone().count() > 1 && next.copies != Copies::One;
+            let failed = sound.find_map(|m| next.write(&*m.volume, m.number).err().map(|e| (m, e)));
+            match failed {
+                None => break,
+                // The others can do without it, once they say so.
+                Some((m, e)) if others => m.health.fail(&m.volume.name(), &e),
+                Some((_, e)) => return Err(e),
+            }
+        }
+        self.attempts.store(0, Ordering::Relaxed);
+        *sb = next;
+        Ok(())
+    }
+
+    /// Has a superblock say which volumes have failed, if none does yet; durable on return.
+    pub fn note_failures(&self) -> Result<()> {
+        let is_known = |m: &Member, sb: &Superblock| sb.entry(m.number).is_none_or(|e| e.away.is_some());
+        let sb = self.superblock.lock().clone();
+        let all_known = self.members.read().iter().filter(|m| m.health.has_failed()).all(|m| is_known(m, &sb));
+        if all_known { Ok(()) } else { self.write_super(None, |_| ()) }
+    }
+
+    pub fn note_healed(&self) {
+        self.healed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What users call a volume.
+    pub fn name_of(&self, number: u16) -> String {
+        let entry = self.superblock.lock().entry(number).map(VolumeEntry::name);
+        format!("volume {number} ({})", entry.unwrap_or_else(|| "of which nothing is known".into()))
     }
 }
 
 fn member(e: &VolumeEntry, volume: Arc<dyn Volume>) -> Member {
     volume.numbered(e.number);
-    Member { number: e.number, volume, limit: e.size_limit, leaving: e.leaving }
+    Member { number: e.number, volume, limit: e.size_limit, leaving: e.leaving, health: Arc::default() }
 }

@@ -89,6 +89,7 @@ struct Machine {
 pub struct SimDisk {
     len: u64,
     piece_max: u64,
+    dies_at: Arc<AtomicU64>,
     state: Arc<Mutex<State>>,
     machine: Arc<Machine>,
 }
@@ -96,7 +97,7 @@ pub struct SimDisk {
 impl SimDisk {
     /// An empty (zero) disk of `len` bytes; memory is used for what is written.
     pub fn new(len: u64) -> SimDisk {
-        SimDisk { len, piece_max: u64::MAX, state: Arc::default(), machine: Arc::default() }
+        SimDisk { len, piece_max: u64::MAX, dies_at: alive(), state: Arc::default(), machine: Arc::default() }
     }
 
     /// As if its gaps were so small: every longer region is scattered.
@@ -152,13 +153,13 @@ impl SimDisk {
             }
         }
         let state = State { pages, ..State::default() };
-        SimDisk { state: Arc::new(Mutex::new(state)), machine: Arc::default(), ..*base }
+        SimDisk { dies_at: alive(), state: Arc::new(Mutex::new(state)), machine: Arc::default(), ..*base }
     }
 
     /// A copy that shares nothing, in a machine of its own.
     pub fn fork(&self) -> SimDisk {
         let state = State { pages: self.state.lock().pages.clone(), ..State::default() };
-        SimDisk { state: Arc::new(Mutex::new(state)), machine: Arc::default(), ..*self }
+        SimDisk { dies_at: alive(), state: Arc::new(Mutex::new(state)), machine: Arc::default(), ..*self }
     }
 
     /// Operations of the machine so far.
@@ -176,6 +177,19 @@ impl SimDisk {
         *self.machine.fail_at.lock() = Some((self.operations() + n, fault));
     }
 
+    /// From the machine's n-th operation from now (1 = the next) on, all that this disk is asked for fails.
+    pub fn die_at(&self, n: u64) {
+        self.dies_at.store(self.operations() + n, Ordering::SeqCst);
+    }
+
+    fn operate(&self) -> Result<()> {
+        self.machine.operate()?;
+        match self.operations() >= self.dies_at.load(Ordering::SeqCst) {
+            true => Err(Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
+    }
+
     /// Flips one bit.
     pub fn flip(&self, offset: u64, bit: u8) {
         let mut b = [0];
@@ -191,6 +205,10 @@ impl SimDisk {
         v.sort_unstable();
         v
     }
+}
+
+fn alive() -> Arc<AtomicU64> {
+    Arc::new(u64::MAX.into())
 }
 
 impl Machine {
@@ -232,7 +250,7 @@ impl Disk for SimDisk {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let s = self.state.lock();
-        self.machine.operate()?;
+        self.operate()?;
         if offset + buf.len() as u64 > self.len {
             return Err(ErrorKind::UnexpectedEof.into());
         }
@@ -243,7 +261,7 @@ impl Disk for SimDisk {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let mut s = self.state.lock();
-        self.machine.operate()?;
+        self.operate()?;
         if offset + bytes.len() as u64 > self.len {
             return Err(Error::from_raw_os_error(libc::ENOSPC));
         }
@@ -269,7 +287,7 @@ impl Disk for SimDisk {
 
     fn flush(&self) -> Result<()> {
         let mut s = self.state.lock();
-        self.machine.operate()?;
+        self.operate()?;
         self.machine.note(&mut s, || Event::Flush);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The table of a store's volumes, of which every volume has a copy. docs/format.md §Superblock.
 
+use super::set::For;
 use crate::codec::{Reader, put_bytes, put_varint};
 
 /// What a volume is made of.
@@ -9,6 +10,40 @@ pub enum VolumeKind {
     Directory,
     /// An image file or block device.
     Raw,
+}
+
+/// Of what a store has two copies, on two volumes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Copies {
+    /// Of nothing.
+    #[default]
+    One,
+    /// Of the index: tables and manifests.
+    Index,
+    /// Of everything.
+    Two,
+}
+
+impl Copies {
+    /// How many there are to be of such regions.
+    pub(crate) fn number(self, what: For) -> usize {
+        match (self, what) {
+            (Copies::One, _) | (Copies::Index, For::Data) => 1,
+            (Copies::Index, For::Index) | (Copies::Two, _) => 2,
+        }
+    }
+
+    pub(crate) fn to_byte(self) -> u8 {
+        match self {
+            Copies::One => 0,
+            Copies::Index => 1,
+            Copies::Two => 2,
+        }
+    }
+
+    pub(crate) fn of_byte(byte: u8) -> Option<Copies> {
+        [Copies::One, Copies::Index, Copies::Two].into_iter().find(|c| c.to_byte() == byte)
+    }
 }
 
 /// What a store knows of one of its volumes.
@@ -24,6 +59,9 @@ pub struct VolumeEntry {
     pub size_limit: u64,
     /// Where it was last (see [`super::Volume::hint`]).
     pub hint: Vec<u8>,
+    /// The store was written to without it, from this generation of its superblock on: where what is on it has a copy
+    /// elsewhere, only that counts.
+    pub away: Option<u64>,
 }
 
 impl VolumeEntry {
@@ -36,9 +74,11 @@ impl VolumeEntry {
         out.push(self.leaving.into());
         put_varint(out, self.size_limit);
         put_bytes(out, &self.hint);
+        put_varint(out, self.away.map_or(0, |generation| generation.wrapping_add(1)));
     }
 
-    pub(crate) fn get(r: &mut Reader) -> Option<VolumeEntry> {
+    /// `version`: that of the format.
+    pub(crate) fn get(r: &mut Reader, version: u32) -> Option<VolumeEntry> {
         let number = u16::try_from(r.varint()?).ok()?;
         let kind = match r.take(1)?[0] {
             0 => VolumeKind::Directory,
@@ -50,7 +90,9 @@ impl VolumeEntry {
             1 => true,
             _ => return None,
         };
-        Some(VolumeEntry { number, kind, leaving, size_limit: r.varint()?, hint: r.bytes()?.to_vec() })
+        let (size_limit, hint) = (r.varint()?, r.bytes()?.to_vec());
+        let away = if version >= 5 { r.varint()?.checked_sub(1) } else { None };
+        Some(VolumeEntry { number, kind, leaving, size_limit, hint, away })
     }
 
     /// What users call it.

@@ -1,0 +1,168 @@
+//! Two copies of everything, or of the index: made when they are missing, given up when they are too many. docs/format.md §Copies.
+//!
+//! New regions are made twice. What there was before, or lost a copy, gets one region by region, as regions move (`moving.rs`): it
+//! may be interrupted at any time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::maintain::{Progress, State};
+use crate::manifest::Manifest;
+use crate::moving::Aim;
+use crate::store::{SEGMENT_MIN, Store, reserve_of};
+use crate::volume::{Copies, For, Region, RegionRef};
+use crate::{Error, Result};
+
+/// How the copies of a store are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyState {
+    /// Of what there are to be two.
+    pub wanted: Copies,
+    /// Bytes of which there is one, and are to be two.
+    pub lacking: u64,
+    /// Damaged places that were healed from the other copy since the open.
+    pub healed: u64,
+}
+
+impl Store {
+    /// How the copies are.
+    pub fn copies(&self) -> CopyState {
+        CopyState { wanted: self.volumes.copies(), lacking: self.left_to_copy().1, healed: self.volumes.healed() }
+    }
+
+    /// From now on so many copies are made; those that are missing by [`Store::step_copies`]. Refused where there are not two volumes,
+    /// or too little room for what is missing.
+    pub fn set_copies(&self, copies: Copies) -> Result<()> {
+        self.must_be_writable()?;
+        let sound = |number| self.volumes.is_sound(number);
+        let entries = self.volumes.superblock().volumes;
+        let open = entries.iter().filter(|e| !e.leaving && sound(e.number)).count();
+        if copies != Copies::One && open < 2 {
+            return Err(Error::Refused("two copies need two volumes: add another first".into()));
+        }
+        let lacking = self.lacking_of(copies).1;
+        let (_, free, _) = self.volumes.bytes_without(None)?;
+        let reserve = reserve_of(self.volume_usage()?.1);
+        if lacking + reserve > free {
+            return Err(Error::Refused(format!(
+                "{lacking} bytes would have to be copied; {free} are free, of which {reserve} are in reserve: {} more are needed",
+                lacking + reserve - free
+            )));
+        }
+        self.volumes.write_super(None, |sb| sb.copies = copies)?;
+        self.volumes.set_lacking(if copies == Copies::Two { lacking } else { 0 });
+        self.allowance.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Regions of which a copy is missing, and their bytes.
+    pub fn left_to_copy(&self) -> (u64, u64) {
+        self.lacking_of(self.volumes.copies())
+    }
+
+    fn lacking_of(&self, copies: Copies) -> (u64, u64) {
+        let state = self.maintenance.lock();
+        let lacks = |(what, at): &(For, RegionRef)| copies.number(*what) > self.sound_places(*at);
+        let left = self.regions_now(&state).into_iter().filter(lacks);
+        left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
+    }
+
+    /// Bytes of data that a manifest names once where it should twice.
+    pub(crate) fn lacking(&self, m: &Manifest) -> u64 {
+        if self.volumes.copies() != Copies::Two {
+            return 0;
+        }
+        m.regions().filter(|at| at.second.is_none()).map(|at| at.size).sum()
+    }
+
+    fn sound_places(&self, at: RegionRef) -> usize {
+        at.places().filter(|at| self.volumes.is_sound(at.volume)).count()
+    }
+
+    /// Whether a region is to be copied for this.
+    pub(crate) fn wants(&self, aim: Aim<'_>, what: For, at: RegionRef) -> bool {
+        match aim {
+            Aim::Move(wanted) => wanted.wants(at),
+            // What is on a missing volume can't be copied.
+            Aim::Copies => self.volumes.copies_of(what) > self.sound_places(at) && self.volumes.is_there(at.volume),
+        }
+    }
+
+    /// Goes on with making copies that are missing, or giving up those that are too many, `budget` bytes at most at a time.
+    /// [`Progress::Idle`]: all are as they should be, or that can't be now.
+    pub fn step_copies(&self, budget: u64) -> Result<Progress> {
+        if self.read_only {
+            return Ok(Progress::Idle);
+        }
+        match self.give_up_copies()? {
+            Progress::Idle => self.step_towards(Aim::Copies, budget),
+            worked => Ok(worked),
+        }
+    }
+
+    /// A segment of all copies, for whoever begins the next one; [`Error::NoSpace`] where there is no room for that.
+    pub(crate) fn make_spare_of_all_copies(&self) -> Result<()> {
+        let id = self.next_region.fetch_add(1, Ordering::Relaxed);
+        let region = self.volumes.create(id, 16 * SEGMENT_MIN, For::Data, true)?;
+        let old = self.spare.lock().replace(region);
+        old.map_or(Ok(()), |old| self.volumes.remove(old.place()))
+    }
+
+    /// Gives up the second copies of what is to have one.
+    fn give_up_copies(&self) -> Result<Progress> {
+        let wanted = self.volumes.copies();
+        let moving = self.moving.lock();
+        let mut state = self.maintenance.lock();
+        let too_many = |what: For, at: RegionRef| at.places().count() > wanted.number(what);
+        let due = |state: &State| -> Vec<RegionRef> {
+            let is_due = |(what, at): &(For, RegionRef)| too_many(*what, *at) && !state.waits(at.id);
+            self.regions_now(state).into_iter().filter(is_due).map(|(_, at)| at).collect()
+        };
+        if moving.is_some() || due(&state).is_empty() {
+            return Ok(Progress::Idle);
+        }
+        if let Some(spare) = self.spare.lock().take_if(|r| too_many(For::Data, r.place())) {
+            self.volumes.remove(spare.place())?;
+        }
+        if state.pass.is_some() {
+            // It knows runs by their tables.
+            self.step_pass(&mut state)?;
+            return Ok(Progress::Worked);
+        }
+        if too_many(For::Data, self.log.tail().segment.place()) {
+            let mut tail = self.log.tail();
+            tail.check()?;
+            self.next_segment(&mut tail, SEGMENT_MIN)?;
+            drop(tail);
+            self.flush_locked(&mut state)?;
+        }
+        self.trim_segments()?;
+        let mut left = 0;
+        for at in due(&state) {
+            left += u64::from(self.give_up_copy(&mut state, at)?);
+        }
+        let levels = self.index.read().levels.clone();
+        self.write_manifest(&mut state, &levels)?;
+        self.bury(&mut state)?;
+        Ok(if left > 0 { Progress::Worked } else { Progress::Idle })
+    }
+
+    /// Says whether there was one.
+    fn give_up_copy(&self, state: &mut State, at: RegionRef) -> Result<bool> {
+        let mut places = at.places();
+        let (first, second) = (places.next().expect("it has one"), places.next());
+        let table = self.index.read().levels.tables().find(|t| t.reference().region.is(at)).map(|t| t.len());
+        let open = self.log.tail().segment.place();
+        let old: Option<Arc<dyn Region>> = match table {
+            Some(len) => self.switch_table(at, first, len)?,
+            None if at.is(open) => None,
+            None => match self.switch_segment(at, first)? {
+                None => self.switch_pack(at, first)?,
+                switched => switched,
+            },
+        };
+        let gave_up = old.is_some();
+        state.outdated.extend(old.zip(second));
+        Ok(gave_up)
+    }
+}

@@ -1,0 +1,427 @@
+//! Two copies of everything, on disks that fail singly: what one loses the other has, and the store goes on.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{FS, Run, new_disk};
+use darner_store::volume::sim::{Fault, SimDisk};
+use darner_store::volume::{Copies, DirVolume, RawVolume, Volume};
+use darner_store::{CreateOptions, Error, IndexFrom, OpenOptions, Progress, Store, Tid};
+
+const SIZE: u64 = 128 << 20;
+
+fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
+    Arc::new(RawVolume::new(Arc::new(disk.clone())))
+}
+
+fn open_as(disks: &[SimDisk], options: &OpenOptions) -> Result<Store, Error> {
+    let volumes: Vec<_> = disks.iter().map(volume).collect();
+    Store::open_volumes(&volumes, &OpenOptions { memory: 16 << 20, ..options.clone() })
+}
+
+fn open(disks: &[SimDisk]) -> Store {
+    open_as(disks, &OpenOptions::default()).unwrap()
+}
+
+fn degraded() -> OpenOptions {
+    OpenOptions { degraded: true, ..OpenOptions::default() }
+}
+
+fn create(disk: &SimDisk) {
+    let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
+    Store::create(&*volume(disk), &options).unwrap();
+}
+
+/// A store on some disks, with two copies of everything to come.
+fn twice(disks: &[SimDisk]) -> Store {
+    create(&disks[0]);
+    let store = open(disks);
+    disks[1..].iter().for_each(|d| assert!(store.add_volume(volume(d), 0).unwrap() > 0));
+    store.set_copies(Copies::Two).unwrap();
+    store
+}
+
+fn copy_all(store: &Store) {
+    while store.step_copies(1 << 20).unwrap() == Progress::Worked {}
+    assert_eq!(store.left_to_copy(), (0, 0));
+}
+
+/// Two new disks in one machine.
+fn two(seed: u64) -> [SimDisk; 2] {
+    let first = new_disk(SIZE, seed);
+    [first.clone(), first.beside(SIZE)]
+}
+
+fn fork(disks: &[SimDisk]) -> Vec<SimDisk> {
+    disks.iter().map(SimDisk::fork).collect()
+}
+
+/// What happens in a store.
+fn act(run: &mut Run, store: &Store) -> Result<(), Error> {
+    match run.rng.u8(0..40) {
+        0..=2 => assert!(store.sync()? <= store.tid()),
+        3..=4 => store.checkpoint()?,
+        5..=6 => drop(store.step()?),
+        7..=8 => drop(store.step_clean(run.now)?),
+        9 => drop(store.clean(run.now, &mut |_| ())?),
+        10..=14 => drop(store.step_copies(run.rng.u64(1 << 10..200 << 10))?),
+        15 => run.kill(store)?,
+        _ => run.transaction(store)?,
+    }
+    Ok(())
+}
+
+#[test]
+fn copies_come_and_go_and_any_one_volume_may_be_lost() {
+    let rounds: u64 = std::env::var("DARNER_VOLUME_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
+    for seed in 0..rounds {
+        println!("seed {seed}");
+        let first = new_disk(2 * SIZE, seed);
+        let disks = [first.clone(), new_disk(2 * SIZE + (3 << 20), seed + 1), new_disk(SIZE, seed)];
+        create(&disks[0]);
+        let mut run = Run::new(seed + 40);
+        let mut store = open(&disks);
+        disks[1..].iter().for_each(|d| assert!(store.add_volume(volume(d), 0).unwrap() > 0));
+        for step in 0..300 {
+            match run.rng.u8(0..30) {
+                0 => {
+                    let all = [Copies::One, Copies::Index, Copies::Two, Copies::Two];
+                    store.set_copies(all[run.rng.usize(..4)]).unwrap();
+                }
+                1 => copy_all(&store),
+                2 => {
+                    let (from, to) = (run.rng.u16(0..3), run.rng.u16(0..3));
+                    let wanted = store.all_on(from, Some(to));
+                    let mut outcome = Ok(Progress::Worked);
+                    while from != to && matches!(outcome, Ok(Progress::Worked)) {
+                        outcome = store.step_move(&wanted, 1 << 20);
+                    }
+                    assert!(matches!(outcome, Ok(_) | Err(Error::Refused(_))), "{outcome:?}");
+                }
+                _ => act(&mut run, &store).unwrap(),
+            }
+            if step % 30 == 29 {
+                let used = |store: &Store| store.volumes().unwrap().iter().map(|v| v.used).collect::<Vec<u64>>();
+                if run.rng.bool() {
+                    // (Nothing is on its way, nor in use.)
+                    copy_all(&store);
+                    store.clean(run.now, &mut |_| ()).unwrap();
+                    copy_all(&store);
+                    store.close().unwrap();
+                    let before = used(&store);
+                    drop(store);
+                    store = open(&disks);
+                    assert_eq!(used(&store), before, "{step} what is given back is free");
+                } else {
+                    store.sync().unwrap();
+                    drop(store);
+                    store = open(&disks);
+                }
+                run.compare_some(&store, 3);
+            }
+        }
+        store.set_copies(Copies::Two).unwrap();
+        copy_all(&store);
+        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        run.compare_some(&store, 5);
+        store.sync().unwrap();
+        drop(store);
+        for lost in 0..3 {
+            let mut left = fork(&disks);
+            left.remove(lost);
+            let refused = open_as(&left, &OpenOptions::default()).map(drop).unwrap_err();
+            assert!(matches!(refused, Error::Missing { number, .. } if usize::from(number) == lost), "{refused}");
+            let store = open_as(&left, &degraded()).unwrap();
+            assert!(!store.is_read_only());
+            run.compare_some(&store, 5);
+            // Two are left, and so there are two copies again.
+            copy_all(&store);
+            store.close().unwrap();
+            drop(store);
+            let store = open_as(&left[..1], &degraded()).unwrap();
+            run.compare_some(&store, 5);
+        }
+    }
+}
+
+#[test]
+fn a_power_failure_at_any_write_leaves_what_was_synced_on_either_disk_alone() {
+    let seeds: u64 = std::env::var("DARNER_CRASH_SEEDS").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
+    for seed in 0..seeds {
+        let disks = two(seed);
+        let store = twice(&disks);
+        copy_all(&store);
+        store.close().unwrap();
+        drop(store);
+        let bases = fork(&disks);
+        let mut run = Run::new(seed + 77);
+        let store = open(&disks);
+        disks[0].record();
+        let mut synced = vec![];
+        // After which event whether each disk had all.
+        let mut whole = vec![];
+        for i in 0..70 {
+            let mut note = || whole.push((disks[0].events(), store.left_to_copy().0 == 0));
+            note();
+            run.transaction(&store).unwrap();
+            match i % 20 {
+                3 => store.checkpoint().unwrap(),
+                9 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
+                12 => {
+                    store.set_copies(if i > 30 { Copies::Index } else { Copies::One }).unwrap();
+                    copy_all(&store);
+                    store.set_copies(Copies::Two).unwrap();
+                }
+                13..=18 => drop(store.step_copies(300 << 10).unwrap()),
+                19 => copy_all(&store),
+                _ => {}
+            }
+            if run.rng.u8(0..6) == 0 {
+                let tid = store.sync().unwrap();
+                synced.push((disks[0].events(), tid));
+            }
+            note();
+        }
+        let events = disks[0].events();
+        println!("seed {seed}: {events} events");
+        let full = run.model.clone();
+        for n in (0..=events).step_by(1 + events / 90) {
+            for mode in 0..3 {
+                let mut rng = fastrand::Rng::with_seed(seed * 1000 + n as u64);
+                let mut keep = |_| if mode == 2 { rng.bool() } else { mode == 1 };
+                let crashed: Vec<SimDisk> =
+                    bases.iter().zip(&disks).map(|(base, log)| SimDisk::crashed(base, log, n, &mut keep)).collect();
+                let must = synced.iter().rev().find(|(at, _)| *at <= n).map_or(Tid(0), |(_, tid)| *tid);
+                let mut check = |disks: &[SimDisk], options: &OpenOptions| {
+                    let store =
+                        open_as(disks, options).unwrap_or_else(|e| panic!("seed {seed}, event {n}, mode {mode}: {e}"));
+                    let last = store.tid();
+                    assert!(
+                        last >= must,
+                        "seed {seed}, event {n}, mode {mode}: {must} was synced, the log ends at {last}"
+                    );
+                    run.model = full.clone();
+                    run.model.cut(last);
+                    run.compare_some(&store, 1);
+                    store
+                };
+                let before = whole.iter().rev().find(|(at, _)| *at <= n).is_none_or(|(_, whole)| *whole);
+                let after = whole.iter().find(|(at, _)| *at > n).is_none_or(|(_, whole)| *whole);
+                if before && after && n % 3 == 0 {
+                    for disk in &crashed {
+                        drop(check(&fork(std::slice::from_ref(disk)), &degraded()));
+                    }
+                }
+                let store = check(&crashed, &OpenOptions::default());
+                if n % 5 == 0 {
+                    store.set_copies(Copies::Two).unwrap();
+                    copy_all(&store);
+                    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+                    store.sync().unwrap();
+                    drop(store);
+                    // What one copy lacked it has now.
+                    drop(check(&crashed[n / 5 % 2..][..1], &degraded()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn when_any_operation_fails_on_one_disk_nothing_is_lost_and_the_store_goes_on() {
+    let step: u64 = std::env::var("DARNER_VOLUME_ROUNDS").map_or(3, |_| 1);
+    for (fault, seed) in [(Fault::Io, 0), (Fault::NoSpace, 1)] {
+        let mut over = false;
+        let mut n = 0;
+        while !over {
+            n += step;
+            let disks = two(seed);
+            let store = twice(&disks);
+            let mut run = Run::new(11);
+            copy_all(&store);
+            let before = disks[0].operations();
+            disks[0].fail_nth(n, fault);
+            // What fails is tried again, as a daemon does: only writing goes on at once.
+            for i in 0..12 {
+                run.transaction(&store).unwrap();
+                match i % 4 {
+                    1 => assert!(Tid(0) < store.sync().unwrap_or_else(|e| panic!("operation {n}, {fault:?}: {e}"))),
+                    2 => drop(store.checkpoint()),
+                    3 => drop(store.clean(run.now, &mut |_| ())),
+                    _ => {}
+                }
+            }
+            over = disks[0].operations() - before < n;
+            disks[0].fail_nth(u64::MAX / 2, fault);
+            run.compare(&store, Tid::MAX);
+            store.sync().unwrap();
+            drop(store);
+            let store = open(&disks);
+            run.compare(&store, Tid::MAX);
+            copy_all(&store);
+            store.sync().unwrap();
+            drop(store);
+            for disk in &disks {
+                let alone = open_as(&[disk.fork()], &degraded()).unwrap();
+                run.compare(&alone, Tid::MAX);
+            }
+        }
+        println!("{n} operations for {fault:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_is_lost_at_any_moment_loses_nothing_and_is_brought_up_to_date_when_it_returns() {
+    let step: u64 = std::env::var("DARNER_VOLUME_ROUNDS").map_or(23, |_| 1);
+    for lost in 0..2 {
+        let mut n = 1;
+        loop {
+            let disks = two(n % 2);
+            let store = twice(&disks);
+            let mut run = Run::new(31);
+            (0..5).for_each(|_| run.transaction(&store).unwrap());
+            copy_all(&store);
+            let before = disks[0].operations();
+            disks[lost].die_at(n);
+            for i in 0..24 {
+                run.transaction(&store).unwrap();
+                match i % 6 {
+                    1 | 4 => assert!(Tid(0) < store.sync().unwrap_or_else(|e| panic!("operation {n}: {e}"))),
+                    // These may fail once, and are tried again.
+                    2 => drop(store.checkpoint()),
+                    3 => drop(store.clean(run.now, &mut |_| ())),
+                    5 => drop(store.step_copies(1 << 20)),
+                    _ => {}
+                }
+                if i % 8 == 7 {
+                    run.compare(&store, Tid::MAX);
+                }
+            }
+            let over = disks[0].operations() - before < n;
+            store.sync().unwrap();
+            let failed = store.volumes().unwrap().iter().filter(|v| v.failed).count();
+            drop(store);
+            let disks = fork(&disks);
+            // Without it.
+            let left = &disks[1 - lost..][..1];
+            let store = open_as(left, &degraded()).unwrap();
+            run.compare_some(&store, 2);
+            for _ in 0..3 {
+                run.transaction(&store).unwrap();
+            }
+            store.clean(run.now, &mut |_| ()).unwrap();
+            store.sync().unwrap();
+            drop(store);
+            // It is back, as old as it is; opened by either.
+            let mut order = disks.clone();
+            order.rotate_left((n % 2) as usize);
+            let store = open(&order);
+            run.compare_some(&store, 2);
+            run.transaction(&store).unwrap();
+            store.sync().unwrap();
+            drop(store);
+            let store = open(&order);
+            copy_all(&store);
+            run.compare(&store, Tid::MAX);
+            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            store.sync().unwrap();
+            drop(store);
+            let alone = open_as(&disks[lost..][..1], &degraded()).unwrap();
+            run.compare_some(&alone, 2);
+            if over {
+                println!("disk {lost}: {n} operations, {failed} failed at last");
+                break;
+            }
+            n += step;
+        }
+    }
+}
+
+#[test]
+fn two_disks_that_went_on_one_without_the_other_are_refused_together() {
+    let disks = two(0);
+    let mut run = Run::new(3);
+    let store = twice(&disks);
+    run.transaction(&store).unwrap();
+    copy_all(&store);
+    store.close().unwrap();
+    drop(store);
+    for disk in &disks {
+        let store = open_as(std::slice::from_ref(disk), &degraded()).unwrap();
+        let mut tx = store.begin(FS, 1 << 40).unwrap();
+        tx.put(darner_store::ObjectId(70), darner_store::Kind::ATTR, b"", b"x");
+        tx.commit().unwrap();
+        store.close().unwrap();
+    }
+    for first in 0..2 {
+        let order = [disks[first].clone(), disks[1 - first].clone()];
+        let said = open_as(&order, &degraded()).map(drop).unwrap_err().to_string();
+        assert!(said.contains("both written to"), "{said}");
+    }
+    // One of them is given up, and then it is nobody's.
+    let store = open_as(&disks[..1], &degraded()).unwrap();
+    store.lose_volume(1).unwrap();
+    drop(store);
+    drop(open_as(&disks, &OpenOptions::default()).unwrap());
+}
+
+#[test]
+fn without_copies_a_missing_volume_costs_what_is_on_it_and_the_rest_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = [dir.path().join("a"), dir.path().join("b")];
+    paths.iter().for_each(|p| std::fs::create_dir(p).unwrap());
+    let dirs = || -> Vec<Arc<dyn Volume>> { paths.iter().map(|p| Arc::new(DirVolume::open(p, true)) as _).collect() };
+    let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
+    Store::create(&*dirs()[0], &options).unwrap();
+    let store = Store::open_volumes(&dirs(), &OpenOptions::default()).unwrap();
+    let mut data = vec![0; 1 << 20];
+    fastrand::Rng::with_seed(1).fill(&mut data);
+    let write = |store: &Store, object: u64| {
+        let mut tx = store.begin(FS, 100 + object).unwrap();
+        tx.write(darner_store::ObjectId(object), 0, &data).unwrap();
+        tx.commit().unwrap();
+        store.sync().unwrap();
+    };
+    let read = |store: &Store, object: u64| {
+        let pieces = store.map(FS, darner_store::ObjectId(object), 0, 1 << 20, Tid::MAX).unwrap();
+        let mut buf = vec![0; 1 << 20];
+        store.read(&pieces, &mut buf).map(|()| assert!(buf == data))
+    };
+    write(&store, 5);
+    store.checkpoint().unwrap();
+    let second = store.add_volume(dirs()[1].clone(), 0).unwrap();
+    let first_segment = store.region_to(1, second).unwrap();
+    while store.step_move(&first_segment, 1 << 20).unwrap() == Progress::Worked {}
+    store.set_copies(Copies::Index).unwrap();
+    copy_all(&store);
+    write(&store, 7);
+    store.checkpoint().unwrap();
+    store.close().unwrap();
+    drop(store);
+    let alone = |options: &OpenOptions| Store::open_volumes(&dirs()[..1], options);
+    let said = alone(&OpenOptions::default()).map(drop).unwrap_err().to_string();
+    assert!(said.contains("volume 1 of the store") && said.contains("on it only"), "{said}");
+    let store = alone(&degraded()).unwrap();
+    let said = read(&store, 5).unwrap_err().to_string();
+    assert!(said.contains("missing"), "{said}");
+    if !store.is_read_only() {
+        read(&store, 7).unwrap();
+        write(&store, 8);
+        read(&store, 8).unwrap();
+        store.close().unwrap();
+    }
+    let wrote = !store.is_read_only();
+    assert!(store.volumes().unwrap()[1].missing);
+    drop(store);
+    let store = Store::open_volumes(&dirs(), &OpenOptions::default()).unwrap();
+    for object in [5, 7] {
+        read(&store, object).unwrap();
+    }
+    if wrote {
+        read(&store, 8).unwrap();
+    }
+    let options = OpenOptions { index: IndexFrom::Segments, ..OpenOptions::default() };
+    drop(store);
+    read(&Store::open_volumes(&dirs(), &options).unwrap(), 5).unwrap();
+}
