@@ -9,14 +9,22 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
 use crate::error::{Reason, Why};
 use crate::poll::check;
 
 /// Shared memory that can't shrink, used again when the peer has taken in what was in it: making and filling new memory
 /// costs several times the copying.
-pub(crate) struct Shared(File);
+///
+/// Our own side of it is mapped, which the peer can't harm: it can't shrink.
+pub(crate) struct Shared {
+    file: File,
+    map: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping is the structure's own, and written to only through a mutable reference.
+unsafe impl Send for Shared {}
 
 impl Shared {
     pub fn new() -> io::Result<Shared> {
@@ -25,21 +33,56 @@ impl Shared {
         let file = unsafe { File::from_raw_fd(check(libc::memfd_create(c"darner-bulk".as_ptr(), flags))?) };
         // SAFETY: a plain system call.
         check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })?;
-        Ok(Shared(file))
+        Ok(Shared { file, map: std::ptr::null_mut(), len: 0 })
     }
 
     /// Puts the buffers in, one behind the other.
-    pub fn fill(&self, buffers: &[Vec<u8>]) -> io::Result<()> {
+    pub fn fill(&mut self, buffers: &[Vec<u8>]) -> io::Result<()> {
+        self.grow(buffers.iter().map(Vec::len).sum())?;
         let mut at = 0;
         for b in buffers {
-            self.0.write_all_at(b, at)?;
-            at += b.len() as u64;
+            // SAFETY: the mapping is as long as all buffers together.
+            unsafe { std::ptr::copy_nonoverlapping(b.as_ptr(), self.map.add(at), b.len()) };
+            at += b.len();
         }
         Ok(())
     }
 
+    fn grow(&mut self, len: usize) -> io::Result<()> {
+        if len <= self.len {
+            return Ok(());
+        }
+        let len = len.next_multiple_of(PAGE);
+        // (Allocated, so that no write to the mapping can fail.)
+        // SAFETY: a plain system call.
+        check(unsafe { libc::fallocate(self.file.as_raw_fd(), 0, 0, len as libc::off_t) })?;
+        self.unmap();
+        let (rights, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
+        // SAFETY: a new mapping of memory of that length.
+        let map = unsafe { libc::mmap(std::ptr::null_mut(), len, rights, kind, self.file.as_raw_fd(), 0) };
+        if map == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        (self.map, self.len) = (map.cast(), len);
+        Ok(())
+    }
+
+    fn unmap(&mut self) {
+        if self.len > 0 {
+            // SAFETY: our own mapping of that length.
+            unsafe { libc::munmap(self.map.cast(), self.len) };
+            self.len = 0;
+        }
+    }
+
     pub fn fd(&self) -> i32 {
-        self.0.as_raw_fd()
+        self.file.as_raw_fd()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.unmap();
     }
 }
 
@@ -50,6 +93,8 @@ pub(crate) struct Stock {
     free: Vec<Shared>,
 }
 
+const PAGE: usize = 4096;
+
 /// Pieces that are kept though nobody needs them now, of which none is larger than this.
 const FREE_MAX: usize = 4;
 const FREE_LEN: usize = 1 << 20;
@@ -57,7 +102,7 @@ const FREE_LEN: usize = 1 << 20;
 impl Stock {
     /// Memory with these buffers in it.
     pub fn filled(&mut self, buffers: &[Vec<u8>]) -> io::Result<Shared> {
-        let shared = self.free.pop().map_or_else(Shared::new, Ok)?;
+        let mut shared = self.free.pop().map_or_else(Shared::new, Ok)?;
         shared.fill(buffers)?;
         Ok(shared)
     }
