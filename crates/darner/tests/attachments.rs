@@ -274,3 +274,68 @@ fn an_ordinary_user_has_the_whole_sandbox_too_and_a_program_that_does_not_start_
     assert!(why.contains("no plug-in answers"), "{why}");
     assert_eq!(world.sh("ls x; mountpoint -q x || echo none"), "none");
 }
+
+#[test]
+fn fat_images_are_read_and_written_and_mtools_and_fsck_agree() {
+    let Some(world) = World::new() else { return };
+    if !["mkfs.fat", "fsck.fat", "mcopy"].iter().all(|p| common::has(p)) {
+        return;
+    }
+    let mtools = "export MTOOLS_SKIP_CHECK=1 TZ=UTC;";
+    world.sh_outside(
+        "mkdir -p in/sub/deeper in/many; seq 200000 > in/numbers; head -c 700000 /dev/urandom > in/sub/random; : > in/none
+        echo long > 'in/a long name, with spaces and ü.txt'; echo s > in/SHORT.TXT; for n in $(seq 120); do echo $n > in/many/f$n; done",
+    );
+    for (bits, size) in [(12, "4M"), (16, "40M"), (32, "80M")] {
+        let image = world.path(&format!("fat{bits}.img"));
+        let image = image.to_str().unwrap();
+        world.sh_outside(&format!(
+            "truncate -s {size} {image}; mkfs.fat -F {bits} {image} >/dev/null; {mtools} mcopy -s -i {image} in/* ::"
+        ));
+        // What mtools put in.
+        attach(&world, "fat", &["msdosfs", image]);
+        assert_eq!(status(&world, "fat")["name"], format!("msdosfs (FAT{bits})"));
+        world.sh_outside(
+            "diff -r in mnt/fat; cat 'mnt/fat/A LONG NAME, with spaces and ü.TXT' mnt/fat/short.txt > /dev/null",
+        );
+        assert!(!world.try_sh("echo x > fat/numbers").status.success(), "read-only unless told otherwise");
+        world.darner(&["detach", world.path("fat").to_str().unwrap()]);
+        // What we put in, beside a plain directory that has the same done to it.
+        attach(&world, "fat", &["--writable", "msdosfs", image]);
+        world.sh_outside("rm -rf same; cp -a in same");
+        for at in ["same", "mnt/fat"] {
+            world.sh_outside(&format!(
+                "cd {at}; mkdir -p new/dir; cp numbers new/dir/copy; mv sub/random new/moved; mv sub/deeper new/; mv new renamed
+                echo appended >> renamed/dir/copy; truncate -s 1000 numbers; truncate -s 5000 none; rm many/f1*; mv many/f2 many/f3
+                dd if=/dev/zero of=holes bs=1 count=3 seek=100000 status=none; mv SHORT.TXT q; mv q short.txt; echo o > x; mv -f x many/f4
+                mkdir gone; rmdir gone; touch -d '2020-02-02 02:02:02 UTC' renamed/moved; test $(stat -c %Y renamed/moved) = 1580608922
+                ! mkdir many 2>/dev/null; ! rmdir renamed 2>/dev/null; ! ln -s x y 2>/dev/null || rm y; test $(find . | wc -l) -gt 60"
+            ));
+        }
+        world.sh_outside("diff -r same mnt/fat; sync -f mnt/fat; diff -r same mnt/fat");
+        world.darner(&["detach", world.path("fat").to_str().unwrap()]);
+        world.sh_outside(&format!("fsck.fat -n {image} >fsck.log 2>&1 || {{ cat fsck.log; exit 1; }}; rm -rf out; mkdir out; {mtools} mcopy -s -i {image} :: out; diff -r same out"));
+    }
+}
+
+#[test]
+fn what_a_killed_fat_plug_in_has_written_is_there() {
+    let Some(world) = World::new() else { return };
+    if !common::has("mkfs.fat") || !common::has("fsck.fat") {
+        return;
+    }
+    let image = world.path("fat.img");
+    world.sh_outside(&format!("truncate -s 40M {0}; mkfs.fat {0} >/dev/null", image.display()));
+    let at = attach(&world, "fat", &["--writable", "msdosfs", image.to_str().unwrap()]);
+    for n in 0..8 {
+        let text = format!("{n}").repeat(20_000 * (n + 1));
+        std::fs::write(at.join(n.to_string()), &text).unwrap();
+        let pid = status(&world, "fat")["plugin_pid"].as_i64().unwrap();
+        // SAFETY: a plain system call.
+        unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        assert_eq!(std::fs::read_to_string(at.join(n.to_string())).unwrap(), text);
+        assert_eq!(std::fs::read_dir(&at).unwrap().count(), n + 1);
+    }
+    world.darner(&["detach", at.to_str().unwrap()]);
+    world.sh_outside(&format!("fsck.fat -n {} || test $? = 1", image.display()));
+}

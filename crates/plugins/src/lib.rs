@@ -4,6 +4,7 @@
 mod archive;
 mod hello;
 mod iso9660;
+mod msdosfs;
 
 use std::fs::File;
 
@@ -12,9 +13,10 @@ use darner_vfs::{ServeError, refuse, serve};
 pub use archive::Archive;
 pub use hello::Hello;
 pub use iso9660::Iso9660;
+pub use msdosfs::Msdosfs;
 
 /// Their names, and whether each shows a file.
-pub const ALL: [(&str, bool); 3] = [("hello", false), ("archive", true), ("iso9660", true)];
+pub const ALL: [(&str, bool); 4] = [("hello", false), ("archive", true), ("iso9660", true), ("msdosfs", true)];
 
 /// Whether there is one of this name, and whether it shows a file.
 pub fn find(name: &str) -> Option<bool> {
@@ -36,6 +38,7 @@ pub fn run(name: &str) -> Result<(), ServeError> {
 fn show(name: &str, file: File) -> Result<(), ServeError> {
     match name {
         "archive" => Archive::open(file).map_or_else(|why| refuse(&why), serve),
+        "msdosfs" => Msdosfs::open(file).map_or_else(|why| refuse(&why), serve),
         "iso9660" => Iso9660::open(file).map_or_else(|why| refuse(&why), serve),
         _ => refuse(&format!("there is no plug-in {name}")),
     }
