@@ -127,6 +127,9 @@ pub struct Mount {
     /// Change nothing
     #[arg(long)]
     pub read_only: bool,
+    /// Mount with volumes missing: what has a copy elsewhere is all there, reading anything else that was on them fails
+    #[arg(long)]
+    pub degraded: bool,
     /// Stay in the foreground
     #[arg(long)]
     pub foreground: bool,
@@ -151,7 +154,7 @@ pub struct Mount {
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
-    /// Mount options as in fstab: ro, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, fileset=…, volume=…,
+    /// Mount options as in fstab: ro, degraded, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, fileset=…, volume=…,
     /// create, size=…
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
@@ -411,6 +414,17 @@ pub enum VolumeAction {
         mnt: PathBuf,
         /// Its number
         id: u16,
+        /// It is missing or has failed, and will not come back: what was on it only is lost
+        #[arg(long)]
+        lost: bool,
+    },
+    /// Keep two copies of everything, or of the index, on different volumes; without a number, tells how that is
+    Copies {
+        /// A mount point
+        mnt: PathBuf,
+        /// 2, 1, or index: of tables and manifests, so that with a volume missing the tree can be read
+        #[arg(value_parser = ["1", "2", "index"])]
+        copies: Option<String>,
     },
     /// Change how much of a directory may be used, or make an image file larger
     Resize {

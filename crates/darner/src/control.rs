@@ -142,6 +142,16 @@ pub enum Request {
         /// Its number.
         id: u16,
     },
+    /// Give one up that is missing or has failed.
+    LoseVolume {
+        /// Its number.
+        id: u16,
+    },
+    /// Have two copies of more or less, or tell of what there are.
+    Copies {
+        /// `1`, `2` or `index`.
+        copies: Option<String>,
+    },
     /// Change how much may be used of one.
     ResizeVolume {
         /// Its number.
@@ -244,6 +254,7 @@ impl Request {
                 | Request::RenameFileset { .. }
                 | Request::AddVolume { .. }
                 | Request::RemoveVolume { .. }
+                | Request::LoseVolume { .. }
                 | Request::AddMirror { .. }
                 | Request::RemoveMirror { .. }
                 | Request::Promote
@@ -489,8 +500,19 @@ pub struct VolumeLine {
     pub used_bytes: u64,
     /// Bytes that are not in use.
     pub free_bytes: u64,
-    /// `active`, or `leaving`: it is being emptied.
+    /// `active`; `leaving`: it is being emptied; `missing`; or `failed`: it is not used any more.
     pub state: String,
+}
+
+/// How the copies of a store are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CopyLine {
+    /// Of what there are to be two: `1` nothing, `index`, `2` everything.
+    pub copies: String,
+    /// Bytes of which there is one copy, and are to be two.
+    pub lacking_bytes: u64,
+    /// Damaged places healed from the other copy since the store was opened.
+    pub healed: u64,
 }
 
 /// What `status` tells.
@@ -537,6 +559,9 @@ pub struct Status {
     pub resident_bytes: u64,
     /// Volumes.
     pub volumes: Vec<VolumeLine>,
+    /// Copies.
+    #[serde(default)]
+    pub copies: CopyLine,
     /// Mounts.
     pub mounts: Vec<MountLine>,
     /// What is kept of each fileset's past.
@@ -635,6 +660,8 @@ pub enum Response {
     },
     /// Answer to [`Request::Volumes`] and those that change one.
     Volumes(Vec<VolumeLine>),
+    /// Answer to [`Request::Copies`].
+    Copies(CopyLine),
     /// Answer to [`Request::MoveSegments`].
     Moved {
         /// Regions moved.

@@ -125,7 +125,9 @@ pub fn run(
     let shelter = shelter(&keeper, &mut items, options.read_only)?;
     let listeners = take_listeners(&mut items);
     let mut told = Instant::now();
-    let (store, held) = place.open(&others, &OpenOptions { shelter, ..options.clone() }, &mut |a| {
+    // (What it had had to do without, the one that goes on can do without.)
+    let options = OpenOptions { shelter, degraded: options.degraded || goes_on, ..options.clone() };
+    let (store, held) = place.open(&others, &options, &mut |a| {
         if told.elapsed() > Duration::from_secs(2) {
             told = Instant::now();
             tracing::info!(done = a.done, total = a.total, "deriving the index");
@@ -203,8 +205,9 @@ fn take_locks(items: &mut Items) -> Option<(Place, Vec<PathBuf>)> {
         paths.push(PathBuf::from(item.text));
         place::inherit(vec![item.fd.into()]);
     }
-    let place = paths.iter().position(|path| Place::at(path).is_ok_and(|p| p.volume(false).is_ok()))?;
-    let place = Place::at(&paths.swap_remove(place)).ok()?;
+    // One that has failed meanwhile must not keep the others.
+    paths.retain(|path| Place::at(path).is_ok_and(|p| p.is_volume()));
+    let place = Place::at(&(!paths.is_empty()).then(|| paths.remove(0))?).ok()?;
     Some((place, paths))
 }
 
@@ -396,7 +399,7 @@ impl Daemon {
         match upkeep {
             Progress::Worked => Ok((upkeep, false)),
             Progress::Idle => {
-                if self.go_on_leaving()? {
+                if self.go_on_leaving()? || self.go_on_copying()? {
                     return Ok((Progress::Worked, true));
                 }
                 self.fs.limit_history(now_ns())?;
@@ -491,6 +494,8 @@ impl Daemon {
             | Request::AddVolume { .. }
             | Request::MoveSegments { .. }
             | Request::RemoveVolume { .. }
+            | Request::LoseVolume { .. }
+            | Request::Copies { .. }
             | Request::ResizeVolume { .. }) => self.serve_volumes(request, tell)?,
             request @ (Request::Mirrors
             | Request::AddMirror { .. }
@@ -525,6 +530,7 @@ impl Daemon {
         let usage = store.usage()?;
         let dead = store.dead_bytes();
         let mut warnings = warnings(&usage);
+        warnings.extend(self.volume_warnings()?);
         let scrubbed = self.store().scrub_report()?;
         let damaged = scrubbed.damages.len() as u64 + scrubbed.more;
         if damaged > 0 {
@@ -556,6 +562,7 @@ impl Daemon {
             longest_pause_ms: stats.longest_pause_ms,
             resident_bytes: resident_bytes(),
             volumes: self.volume_lines()?,
+            copies: self.copy_line(),
             mounts,
             retention: self.retentions()?,
             warnings,

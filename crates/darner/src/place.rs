@@ -84,6 +84,11 @@ impl Place {
         Ok(Arc::new(RawVolume::new(Arc::new(disk))))
     }
 
+    /// Whether it can be read, and is a volume of a store.
+    pub fn is_volume(&self) -> bool {
+        self.volume(false).is_ok_and(|volume| identify(&*volume).is_ok())
+    }
+
     /// Finds the store's volumes, this one first, as far as they can be found. `others`: where some may be, too.
     pub fn find(&self, others: &[PathBuf], write: bool) -> Result<Vec<Found>> {
         let volume = self.volume(write)?;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_store::volume::VolumeKind;
+use darner_store::volume::{Copies, VolumeKind};
 use darner_store::{Move, Progress, VolumeUsage};
 use darner_syslink::unix;
 
-use crate::control::{self, Request, Response, Tell, VolumeLine};
+use crate::control::{self, CopyLine, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
 use crate::keeper::Keeper;
@@ -134,6 +134,9 @@ impl Daemon {
         if matches!(request, Request::Volumes) {
             return Ok(Response::Volumes(self.volume_lines()?));
         }
+        if matches!(request, Request::Copies { copies: None }) {
+            return Ok(Response::Copies(self.copy_line()));
+        }
         let _one_at_a_time = self.moving.lock();
         let changed = match request {
             Request::AddVolume { path, size, image, force } => {
@@ -141,6 +144,12 @@ impl Daemon {
             }
             Request::MoveSegments { region, from, to } => return self.move_segments(region, from, to, tell),
             Request::RemoveVolume { id } => return self.remove_volume(id, tell),
+            Request::LoseVolume { id } => {
+                let (regions, bytes) = self.store().lose_volume(id)?;
+                self.let_go_of_volumes()?;
+                return Ok(Response::Moved { regions, bytes });
+            }
+            Request::Copies { copies: Some(copies) } => return self.set_copies(&copies, tell),
             Request::ResizeVolume { id, size } => {
                 self.resize_volume(id, size)?;
                 id
@@ -203,7 +212,8 @@ impl Daemon {
             return Err(Failure::new(format!("it is on volume {to} already")));
         }
         let (regions, bytes) = store.left_to_move(&wanted);
-        self.drive(&wanted, tell, &|| store.step_move(&wanted, BUDGET), &|| store.left_to_move(&wanted).0 == 0)
+        let left = || store.left_to_move(&wanted);
+        self.drive(&left, tell, &|| store.step_move(&wanted, BUDGET), &|| left().0 == 0)
             .map_err(|e| Failure::new(format!("not all could be moved to volume {to}: {e}")))?;
         Ok(Response::Moved { regions, bytes })
     }
@@ -214,7 +224,7 @@ impl Daemon {
         let (regions, bytes) = store.left_to_move(&wanted);
         store.leave_volume(id)?;
         let is_gone = || store.volumes().is_ok_and(|all| all.iter().all(|v| v.entry.number != id));
-        let outcome = self.drive(&wanted, tell, &|| store.step_leave(BUDGET), &is_gone);
+        let outcome = self.drive(&|| store.left_to_move(&wanted), tell, &|| store.step_leave(BUDGET), &is_gone);
         self.let_go_of_volumes()?;
         outcome.map_err(|e| {
             Failure::new(format!(
@@ -224,15 +234,69 @@ impl Daemon {
         Ok(Response::Moved { regions, bytes })
     }
 
+    /// Has so many copies, and returns when they are there.
+    fn set_copies(&self, copies: &str, tell: &mut Tell<'_>) -> Result<Response> {
+        let wanted = ALL_COPIES.into_iter().find(|c| copies_name(*c) == copies);
+        let wanted = wanted.ok_or_else(|| Failure::new(format!("{copies} is neither 1, 2 nor index")))?;
+        let store = self.store();
+        store.set_copies(wanted)?;
+        let left = || store.left_to_copy();
+        self.drive(&left, tell, &|| store.step_copies(BUDGET), &|| left().0 == 0).map_err(|e| {
+            Failure::new(format!("not everything has its copies yet; it goes on when that can be: {e}"))
+        })?;
+        Ok(Response::Copies(self.copy_line()))
+    }
+
+    /// How the copies are.
+    pub(crate) fn copy_line(&self) -> CopyLine {
+        let state = self.store().copies();
+        CopyLine { copies: copies_name(state.wanted).into(), lacking_bytes: state.lacking, healed: state.healed }
+    }
+
+    /// What somebody should know of volumes and copies.
+    pub(crate) fn volume_warnings(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for v in self.store().volumes()?.iter().filter(|v| v.missing || v.failed) {
+            let (regions, bytes) = self.store().only_on(v.entry.number);
+            let only = match regions {
+                0 => "what is on it has copies elsewhere".into(),
+                _ => format!("{} MiB in {regions} regions are on it only", bytes >> 20),
+            };
+            let how = if v.missing { "is missing" } else { "has failed, and is not used until the next mount" };
+            all.push(format!("volume {} ({}) {how}: {only}", v.entry.number, v.entry.name()));
+        }
+        let lacking = self.store().copies().lacking;
+        if lacking > 0 {
+            all.push(format!("{} MiB have one copy only, and are to have two", lacking.div_ceil(1 << 20)));
+        }
+        Ok(all)
+    }
+
+    /// Goes on making copies, unless a command does; says whether there was anything to do.
+    pub(crate) fn go_on_copying(&self) -> Result<bool> {
+        let Some(_one_at_a_time) = self.moving.try_lock() else { return Ok(false) };
+        if self.leave_not_before.lock().is_some_and(|at| at > Instant::now()) {
+            return Ok(false);
+        }
+        match self.store().step_copies(BUDGET) {
+            Ok(progress) => Ok(progress == Progress::Worked),
+            Err(e) => {
+                tracing::warn!("copies that are missing can't be made now: {e}");
+                *self.leave_not_before.lock() = Some(Instant::now() + RETRY);
+                Ok(false)
+            }
+        }
+    }
+
     /// Moves until there is nothing left; those who use the filesystem keep more than half of the time.
     fn drive(
         &self,
-        wanted: &Move,
+        left: &dyn Fn() -> (u64, u64),
         tell: &mut Tell<'_>,
         step: &dyn Fn() -> darner_store::Result<Progress>,
         is_done: &dyn Fn() -> bool,
     ) -> Result<()> {
-        let (_, total) = self.store().left_to_move(wanted);
+        let (_, total) = left();
         let mut counted = Instant::now();
         while !self.is_closing() {
             let (start, seen) = (Instant::now(), self.store().tid());
@@ -243,7 +307,7 @@ impl Daemon {
                 Progress::Worked => {}
             }
             if counted.elapsed() > COUNT_EVERY {
-                let (_, left) = self.store().left_to_move(wanted);
+                let (_, left) = left();
                 tell(total.saturating_sub(left), total);
                 counted = Instant::now();
             }
@@ -299,6 +363,16 @@ impl Daemon {
     }
 }
 
+const ALL_COPIES: [Copies; 3] = [Copies::One, Copies::Index, Copies::Two];
+
+fn copies_name(copies: Copies) -> &'static str {
+    match copies {
+        Copies::One => "1",
+        Copies::Index => "index",
+        Copies::Two => "2",
+    }
+}
+
 fn line(v: &VolumeUsage) -> VolumeLine {
     let kind = match v.entry.kind {
         VolumeKind::Directory => "directory",
@@ -311,6 +385,12 @@ fn line(v: &VolumeUsage) -> VolumeLine {
         size_bytes: v.size,
         used_bytes: v.used,
         free_bytes: v.size.saturating_sub(v.used),
-        state: if v.entry.leaving { "leaving" } else { "active" }.into(),
+        state: match v {
+            VolumeUsage { missing: true, .. } => "missing",
+            VolumeUsage { failed: true, .. } => "failed",
+            VolumeUsage { entry, .. } if entry.leaving => "leaving",
+            _ => "active",
+        }
+        .into(),
     }
 }

@@ -196,3 +196,51 @@ fn every_volume_is_swapped_for_another_under_fsx_and_git_and_all_is_bit_identica
     assert_eq!(w.sh(look), before);
     w.unmount();
 }
+
+#[test]
+fn a_disk_that_is_lost_under_load_and_a_killed_daemon_cost_nothing_with_two_copies_and_rot_heals() {
+    let Some(w) = World::new() else { return };
+    let files = "for i in $(seq 1 30); do head -c 700K /dev/urandom > $i; done; md5sum [0-9]* > $DIR/sums; sync -f .";
+    w.sh(files);
+    refused(&w, "$DARNER volume copies $MNT 2", "two volumes");
+    let said = w.sh_outside("$DARNER volume add $MNT disk-1 --image --size 500M; $DARNER volume copies $MNT 2");
+    assert!(said.ends_with("two copies of everything"), "{said}");
+    refused(&w, "$DARNER volume remove $MNT 1", "two copies have no place");
+    w.sh("head -c 3M /dev/urandom > synced; sync synced; md5sum synced >> $DIR/sums");
+    // The daemon is killed, and goes on; then it ends, and one disk is gone.
+    w.sh_outside("kill -9 $($DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9)");
+    w.sh("md5sum -c --quiet $DIR/sums; echo more > later; sync later");
+    w.sh_outside("$DARNER unmount $MNT; mv disk-1 away");
+    refused(&w, "$DARNER mount store $MNT", "disk-1, is missing");
+    w.sh_outside("$DARNER mount --degraded store $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums; rm 1 2; sed -i '/ [12]$/d' $DIR/sums; echo most > later; sync later");
+    assert_eq!(volumes(&w)[1]["state"], "missing");
+    let told = w.sh_outside("$DARNER status $MNT");
+    assert!(told.contains("is missing: what is on it has copies elsewhere"), "{told}");
+    w.sh_outside("kill -9 $($DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9)");
+    w.sh("md5sum -c --quiet $DIR/sums; test $(cat later) = most");
+    // It is back, older than the other.
+    w.sh_outside("$DARNER unmount $MNT; mv away disk-1; $DARNER mount disk-1 $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums; test $(cat later) = most");
+    let copies = || w.sh_outside("$DARNER volume copies $MNT");
+    eventually("everything has two copies again", || copies().ends_with("everything"));
+    // The first disk rots, from end to end.
+    w.sh_outside(
+        "$DARNER unmount $MNT; for f in store/region-*; do for at in 9 300 5000 70007 200003 900001; do \
+         test $(stat -c %s $f) -lt $at || printf '\\x55\\xaa' | dd of=$f bs=1 seek=$at conv=notrunc status=none; done; done",
+    );
+    w.sh_outside("$DARNER mount store $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    let found: Value = serde_json::from_str(&w.sh_outside("$DARNER scrub $MNT --json")).unwrap();
+    assert_eq!(found["damaged"], 0, "{found}");
+    let healed = w.sh_outside("$DARNER volume copies $MNT");
+    assert!(healed.contains("places healed"), "{healed}");
+    // And now the other one is lost for good.
+    w.sh_outside("$DARNER unmount $MNT; rm disk-1; $DARNER mount -o degraded store $MNT");
+    let said = w.sh_outside("$DARNER volume remove $MNT 1 --lost; $DARNER volume add $MNT disk-2");
+    assert!(said.contains("nothing is lost"), "{said}");
+    eventually("everything has two copies once more", || copies().ends_with("everything"));
+    w.sh_outside("$DARNER unmount $MNT; $DARNER check store; rm -r store; $DARNER mount --degraded disk-2 $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums; test $(cat later) = most");
+    w.unmount();
+}

@@ -425,3 +425,120 @@ fn without_copies_a_missing_volume_costs_what_is_on_it_and_the_rest_is_served() 
     drop(store);
     read(&Store::open_volumes(&dirs(), &options).unwrap(), 5).unwrap();
 }
+
+/// Flips a bit in some places of one copy, reads, scrubs, and scrubs again.
+fn rots(run: &mut Run, disks: &[SimDisk], flips: &[(u64, u8)], rotten: usize) -> u64 {
+    let disks = fork(disks);
+    for (at, bit) in flips {
+        disks[rotten].flip(*at, *bit);
+    }
+    let store = open(&disks);
+    run.compare_some(&store, 1);
+    let scrub = || {
+        let mut report = store.begin_scrub(7).unwrap();
+        while store.step_scrub(&mut report, 1 << 20).unwrap() {}
+        assert_eq!(report.damages, [], "{flips:?}");
+        report.healed
+    };
+    let healed = scrub();
+    copy_all(&store);
+    assert_eq!(scrub(), 0, "what was healed stays so");
+    store.sync().unwrap();
+    drop(store);
+    // Not a byte of the one that was spared is needed.
+    let alone = open_as(&disks[rotten..=rotten], &degraded()).unwrap();
+    run.compare_some(&alone, 1);
+    healed
+}
+
+#[test]
+fn whichever_block_of_one_copy_rots_all_reads_are_right_and_it_is_healed() {
+    let step = if std::env::var_os("DARNER_VOLUME_ROUNDS").is_some() { 1 } else { 4 };
+    for seed in 0..2 {
+        let disks = two(seed);
+        let store = twice(&disks);
+        let mut run = Run::new(5);
+        for i in 0..40 {
+            run.transaction(&store).unwrap();
+            match i {
+                15 | 30 => store.checkpoint().unwrap(),
+                25 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
+                _ => {}
+            }
+        }
+        copy_all(&store);
+        store.close().unwrap();
+        drop(store);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut healed = 0;
+        for (i, page) in disks[0].written_pages().into_iter().enumerate() {
+            if i % step == 0 {
+                healed += rots(&mut run, &disks, &[(page + rng.u64(0..4096), rng.u8(0..8))], i / step % 2);
+            }
+        }
+        // And every block at once.
+        let pages = disks[1].written_pages();
+        let all: Vec<(u64, u8)> = pages.iter().skip_while(|at| **at < 1 << 20).map(|at| (at + 5, 1)).collect();
+        rots(&mut run, &disks, &all, 1);
+        println!("{} blocks, {} flipped singly, {healed} places healed by scrubs", pages.len(), pages.len() / step);
+        assert!(healed > 0);
+    }
+}
+
+#[test]
+fn of_many_flips_in_two_copies_none_is_returned_and_all_are_healed_that_have_a_good_copy() {
+    let flips: usize = std::env::var("DARNER_FLIPS").ok().and_then(|v| v.parse().ok()).unwrap_or(3000);
+    let files = (flips as u64 / 120).max(8);
+    let size = (files << 21) + (512 << 20);
+    let first = SimDisk::new(size);
+    let disks = [first.clone(), first.beside(size)];
+    let store = twice(&disks);
+    let mut rng = fastrand::Rng::with_seed(9);
+    let content = |file: u64| {
+        let mut bytes = vec![0; 1 << 20];
+        fastrand::Rng::with_seed(file).fill(&mut bytes);
+        bytes
+    };
+    for file in 0..files {
+        let mut tx = store.begin(FS, 100 + file).unwrap();
+        tx.write(darner_store::ObjectId(10 + file), 0, &content(file)).unwrap();
+        tx.commit().unwrap();
+    }
+    copy_all(&store);
+    store.close().unwrap();
+    drop(store);
+    let mut all = (0, 0);
+    for rotten in [1, 0] {
+        let pages: Vec<u64> = disks[rotten].written_pages().into_iter().filter(|at| *at >= 1 << 20).collect();
+        for _ in 0..flips / 2 {
+            disks[rotten].flip(pages[rng.usize(..pages.len())] + rng.u64(0..4096), rng.u8(0..8));
+        }
+        let store = open(&disks);
+        let read_all = || {
+            for file in 0..files {
+                let pieces = store.map(FS, darner_store::ObjectId(10 + file), 0, 1 << 20, Tid::MAX).unwrap();
+                let mut buf = vec![0; 1 << 20];
+                store.read(&pieces, &mut buf).unwrap();
+                assert!(buf == content(file), "file {file}");
+            }
+        };
+        read_all();
+        let on_reading = store.copies().healed;
+        let scrub = || {
+            let mut report = store.begin_scrub(7).unwrap();
+            while store.step_scrub(&mut report, 64 << 20).unwrap() {}
+            assert_eq!((report.damages.len(), report.more), (0, 0));
+            report.healed
+        };
+        let by_scrub = scrub();
+        assert_eq!(scrub(), 0);
+        read_all();
+        all = (all.0 + on_reading, all.1 + by_scrub);
+        copy_all(&store);
+        store.close().unwrap();
+        drop(store);
+        drop(open_as(&disks[rotten..=rotten], &OpenOptions { read_only: true, ..degraded() }).unwrap());
+    }
+    println!("{flips} flips, {files} MiB of files: {} places healed on reading, {} by scrubs", all.0, all.1);
+    assert!(all.0 > 0 && all.1 > 0);
+}

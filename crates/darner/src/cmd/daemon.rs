@@ -151,7 +151,8 @@ fn close_by_replacing(pipe: &File) {
 }
 
 fn serve(c: &Mount, request: &MountRequest, ready: &dyn Fn()) -> Result<()> {
-    let options = OpenOptions { memory: c.memory, read_only: c.read_only, ..OpenOptions::default() };
+    let options =
+        OpenOptions { memory: c.memory, read_only: c.read_only, degraded: c.degraded, ..OpenOptions::default() };
     let first = (!c.without_mount).then_some(request);
     daemon::run(|| Place::at(&c.store), &c.volumes, &options, first, ready)
 }

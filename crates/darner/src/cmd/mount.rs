@@ -84,6 +84,7 @@ pub(crate) fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
         let bad = |why: String| Failure::new(format!("mount option {option}: {why}"));
         match name {
             "ro" => c.read_only = true,
+            "degraded" => c.degraded = true,
             "allow_other" => r.allow_other = Some(true),
             "subtype" => r.subtype = Some(value.to_string()),
             "nosuid" => r.nosuid = true,
@@ -146,6 +147,7 @@ pub(crate) fn arguments(c: &Mount, place: &Place, r: &MountRequest) -> Vec<std::
     args.extend(c.as_of.as_ref().map(|w| format!("--as-of={w}").into()));
     args.extend(c.fileset.as_ref().map(|name| format!("--fileset={name}").into()));
     args.extend(c.read_only.then(|| "--read-only".into()));
+    args.extend(c.degraded.then(|| "--degraded".into()));
     for volume in &c.volumes {
         args.push("--volume".into());
         args.push(std::path::absolute(volume).unwrap_or_else(|_| volume.clone()).into());

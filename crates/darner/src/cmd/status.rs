@@ -94,6 +94,9 @@ fn table(s: &Status) -> String {
     for v in &s.volumes {
         line("volume", format!("{}: {}, {} of {}", v.id, v.path, human(v.used_bytes), human(v.size_bytes)));
     }
+    if s.copies.copies != "1" && !s.copies.copies.is_empty() {
+        line("copies", super::volume::copies_text(&s.copies).trim_end().to_string());
+    }
     for m in &s.mounts {
         let how = match (&m.as_of, m.read_only) {
             (Some(tid), _) => format!("as of {tid}, {}", m.as_of_time.as_deref().unwrap_or_default()),

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{call_showing_progress, human, other_answer, region_number};
 use crate::cli::{Volume, VolumeAction};
-use crate::control::{Request, Response, VolumeLine};
+use crate::control::{CopyLine, Request, Response, VolumeLine};
 use crate::error::{Context, Result};
 use crate::mounts;
 
@@ -27,7 +27,18 @@ pub fn run(c: &Volume) -> Result<()> {
             let region = segment.as_deref().map(region_number).transpose()?;
             moved(&ask(mnt, Request::MoveSegments { region, from: *from, to: *to })?, &format!("to volume {to}"))
         }
-        A::Remove { mnt, id } => {
+        A::Remove { mnt, id, lost: true } => match ask(mnt, Request::LoseVolume { id: *id })? {
+            Response::Moved { regions: 0, .. } => super::print("nothing is lost; it is no volume any more\n"),
+            Response::Moved { regions, bytes } => {
+                super::print(&format!("{} in {regions} regions are lost; it is no volume any more\n", human(bytes)))
+            }
+            _ => Err(other_answer()),
+        },
+        A::Copies { mnt, copies } => match ask(mnt, Request::Copies { copies: copies.clone() })? {
+            Response::Copies(line) => super::print(&copies_text(&line)),
+            _ => Err(other_answer()),
+        },
+        A::Remove { mnt, id, lost: false } => {
             moved(&ask(mnt, Request::RemoveVolume { id: *id })?, "to the others; it is no volume any more")?;
             // Whoever mounts by the one that has left has to name another.
             match ask(mnt, Request::Volumes)? {
@@ -53,6 +64,20 @@ fn moved(answer: &Response, to: &str) -> Result<()> {
         }
         _ => Err(other_answer()),
     }
+}
+
+pub(super) fn copies_text(line: &CopyLine) -> String {
+    let of = match line.copies.as_str() {
+        "1" => "one copy of everything",
+        "index" => "two copies of the index, one of all else",
+        _ => "two copies of everything",
+    };
+    let lacking = match line.lacking_bytes {
+        0 => String::new(),
+        bytes => format!("; {} have one yet", human(bytes)),
+    };
+    let healed = if line.healed > 0 { format!("; {} places healed", line.healed) } else { String::new() };
+    format!("{of}{lacking}{healed}\n")
 }
 
 fn table(lines: &[VolumeLine]) -> String {
