@@ -471,7 +471,7 @@ fn programs_run_on_while_the_daemon_is_killed_again_and_again() {
         }
         if has("pjdfstest") && Path::new("/etc/passwd").exists() && w.try_sh("id tests").status.success() {
             w.sh("
-                printf '[features]\\nposix_fallocate = {}\\nrename_ctime = {}\\nutime_now = {}\\nutimensat = {}\\n' > $DIR/pjd.toml
+                printf '[features]\\nposix_fallocate = {}\\nrename_ctime = {}\\nutime_now = {}\\nutimensat = {}\\nstat_st_birthtime = {}\\n' > $DIR/pjd.toml
                 printf '[settings]\\nnaptime = 0.01\\nallow_remount = false\\n[dummy_auth]\\n' >> $DIR/pjd.toml
                 printf 'entries = [[\"nobody\", \"%s\"], [\"tests\", \"tests\"]]\\n' $(id -gn nobody) >> $DIR/pjd.toml
                 chmod 755 .; mkdir pjd; for i in 1 2; do
