@@ -41,6 +41,8 @@ pub enum Command {
     Fileset(Fileset),
     /// Live copies that follow: make, list and command mirrors
     Mirror(Mirror),
+    /// Let stores on other machines follow this one: where it listens, and who is admitted
+    Serve(Serve),
     /// Make a fileset of what another one is, or was; nothing is copied
     Clone(CloneOf),
     /// What is kept of the past, and for how long: show or change it
@@ -470,9 +472,22 @@ pub enum MirrorAction {
         /// The new store: a directory that does not exist yet, or is empty
         target: PathBuf,
     },
+    /// Make a store here that follows one on another machine, which `darner serve`s there
+    Follow {
+        /// The new store: a directory that does not exist yet, or is empty
+        store: PathBuf,
+        /// What it follows: darner://HOST:PORT, or one fileset of it: darner://HOST:PORT/FILESET
+        source: String,
+        /// What `darner serve MNT --ticket` printed there: lets this store in, and says whom to expect
+        #[arg(long)]
+        ticket: Option<String>,
+        /// Instead: the fingerprint of the other store's key, where this store's is admitted
+        #[arg(long, value_name = "FINGERPRINT", conflicts_with = "ticket")]
+        key: Option<String>,
+    },
     /// All mirrors, how far they are, and what they wait for
     List {
-        /// A mount point of the source
+        /// A mount point of the source, or a mirror's own store
         mnt: PathBuf,
         /// As JSON
         #[arg(long)]
@@ -533,6 +548,37 @@ pub enum MirrorAction {
         /// The mirror's store, mounted or not
         target: PathBuf,
     },
+}
+
+/// `darner serve`
+///
+/// Without options, shows how others reach the store. It then has a daemon whether it is mounted or not. Nobody is admitted but those
+/// whose keys are named, or who bring a ticket; all of them may read the whole store.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// A mount point, or a store
+    pub mnt: PathBuf,
+    /// Listen here, from now on and after every start: ADDRESS:PORT (0.0.0.0 is every IPv4 address, [::] every address)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Listen no more
+    #[arg(long, conflicts_with = "listen")]
+    pub stop: bool,
+    /// Print a ticket, which lets one other store in, once
+    #[arg(long)]
+    pub ticket: bool,
+    /// How long a ticket is good for
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 600)]
+    pub seconds: u64,
+    /// Admit the store with this key
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub admit: Vec<String>,
+    /// Admit it no more
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub remove: Vec<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `darner fileset`

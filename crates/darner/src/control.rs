@@ -189,6 +189,19 @@ pub enum Request {
     },
     /// Make this mirror a filesystem of its own.
     Promote,
+    /// How others reach this store, with changes of that.
+    Serve {
+        /// From now on at this address.
+        listen: Option<String>,
+        /// Not any more.
+        stop: bool,
+        /// Fingerprints of those who may follow.
+        admit: Vec<String>,
+        /// Those who may not any more.
+        remove: Vec<String>,
+        /// Issue a ticket that is good for so long.
+        ticket_seconds: Option<u64>,
+    },
     /// The fileset that a path is in.
     FilesetAt {
         /// The path.
@@ -258,6 +271,7 @@ impl Request {
                 | Request::AddMirror { .. }
                 | Request::RemoveMirror { .. }
                 | Request::Promote
+                | Request::Serve { .. }
         )
     }
 }
@@ -323,11 +337,13 @@ pub struct LabelLine {
 /// A mirror, as its source's `darner mirror list` shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MirrorLine {
-    /// Its name here.
+    /// Its name here; empty: this store, which is one itself.
     pub name: String,
     /// The path of its store.
     pub target: PathBuf,
-    /// `follows`, `pulls`, `waits`, `paused`, `promoted` or `not-mounted`.
+    /// Of this store: what it follows.
+    pub source: Option<String>,
+    /// `follows`, `pulls`, `waits`, `paused`, `promoted` or `stopped`.
     pub state: String,
     /// The source's moment that it shows, `0x…`.
     pub at_tid: Option<String>,
@@ -335,7 +351,7 @@ pub struct MirrorLine {
     pub at: Option<String>,
     /// Seconds that it is behind: the age of the oldest change here that it does not show.
     pub lag_seconds: Option<f64>,
-    /// Bytes that it was sent since it was mounted.
+    /// Bytes that it was sent since its daemon started.
     pub received_bytes: u64,
     /// What it waits for.
     pub waits_for: Option<String>,
@@ -352,12 +368,14 @@ pub struct FollowLine {
     pub state: String,
     /// The source's moment that is shown.
     pub at: u64,
-    /// Bytes that came since the mount.
+    /// Bytes that came since the daemon started.
     pub received_bytes: u64,
     /// What it waits for.
     pub waits_for: Option<String>,
     /// What went wrong last.
     pub last_error: Option<String>,
+    /// When all that the source had was here, by this machine's clock (ns since 1970); 0: not yet.
+    pub up_to_date: u64,
 }
 
 /// A fileset.
@@ -634,6 +652,8 @@ pub enum Response {
     Mirrors(Vec<MirrorLine>),
     /// Answer to [`Request::Following`] and what changes that.
     Following(FollowLine),
+    /// Answer to [`Request::Serve`].
+    Serving(Box<crate::serving::ServeReport>),
     /// Answer to [`Request::Resolve`].
     Tid(Option<u64>),
     /// Answer to [`Request::Retain`].

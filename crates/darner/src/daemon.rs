@@ -2,7 +2,7 @@
 //!
 //! Threads: per mount the serving ones; one writes the log and syncs it every second; one does the store's upkeep; one
 //! answers commands (at each volume and mount). It ends when its last mount does, with everything durable; not while the store
-//! has something to do without a mount: it follows another one.
+//! has something to do without a mount: it follows another one, or is followed from other machines.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -21,12 +21,13 @@ use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
 use crate::keeper::{self, Items, Keeper};
 use crate::memory::SharedMemory;
-use crate::mirroring::Follows;
+use crate::mirroring::{self, Follows};
 use crate::nodes::Nodes;
 use crate::place::{self, Place};
 use crate::reaper::Reaper;
 use crate::retention::Wanted;
 use crate::scrub::Scrubbing;
+use crate::serving::{Door, Followed};
 use crate::supervisor::{LISTENER, block_end_signals};
 use crate::volumes::{LOCK, Listener, Member};
 use crate::when::local;
@@ -96,6 +97,9 @@ pub struct Daemon {
     pub(crate) changed: Condvar,
     /// How it follows another store, if it is a mirror.
     pub(crate) follows: Arc<Follows>,
+    /// How others follow it, and from where.
+    pub(crate) followed: Followed,
+    pub(crate) door: Door,
 }
 
 /// Opens the store, mounts (unless the store has something to do without), calls `ready`, and serves until the last mount ends.
@@ -138,6 +142,7 @@ pub fn run(
         let n = fs.reap_orphans(now_ns())?;
         tracing::info!(orphans = n, tid = %store.tid(), "store open");
     }
+    let followed = mirroring::answering(fs.clone())?;
     let daemon = Arc::new(Daemon {
         volumes: Mutex::default(),
         moving: Mutex::default(),
@@ -152,7 +157,10 @@ pub fn run(
         state: Mutex::default(),
         changed: Condvar::new(),
         follows: Arc::default(),
+        followed,
+        door: Door::default(),
     });
+    daemon.learn_whether_to_serve()?;
     for held in held {
         let member = Member::new(&daemon, held)?;
         daemon.volumes.lock().push(member);
@@ -186,6 +194,7 @@ pub fn run(
         store.wake();
         daemon.reaper.wake();
         daemon.follows.wake(true);
+        daemon.changed.notify_all();
         if worker.join().is_err() {
             tracing::error!("a worker thread panicked");
         }
@@ -269,7 +278,7 @@ impl Daemon {
     /// Whether there is something to do without a mount.
     pub(crate) fn stays(&self) -> bool {
         let follows = self.fs.following().is_some_and(|f| !f.paused && !f.origin.is_empty());
-        follows && !self.store().is_read_only()
+        (follows || self.serves()) && !self.store().is_read_only()
     }
 
     fn is_over(&self, state: &State) -> bool {
@@ -329,11 +338,13 @@ impl Daemon {
             return Ok(Vec::new());
         }
         let (writer, upkeep, reaper, scrubber) = (self.clone(), self.clone(), self.clone(), self.clone());
+        let door = self.clone();
         Ok(vec![
             thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap())?,
             thread::Builder::new().name("log-writer".into()).spawn(move || writer.write_log())?,
             thread::Builder::new().name("upkeep".into()).spawn(move || upkeep.keep_up())?,
             thread::Builder::new().name("scrubber".into()).spawn(move || scrubber.scrub_by_itself())?,
+            thread::Builder::new().name("door".into()).spawn(move || door.keep_the_door())?,
         ])
     }
 
@@ -504,6 +515,7 @@ impl Daemon {
             | Request::Follow { .. }
             | Request::PauseMirror { .. }
             | Request::Promote) => self.serve_mirrors(request)?,
+            request @ Request::Serve { .. } => self.serve_others(request)?,
             request => Response::Filesets(self.serve_filesets(request)?),
         })
     }

@@ -7,12 +7,12 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Tid};
-use darner_mirror::{Puller, SERVICE, Source};
+use darner_mirror::{Puller, ROOM_WANTED, SERVICE, Source};
 use darner_store::OpenOptions;
 use darner_syslink::engine::Hello;
 use darner_syslink::{Config, Link, Pool, Refuse, Who, unix};
@@ -21,15 +21,21 @@ use parking_lot::{Condvar, Mutex};
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
+use crate::far::Far;
 use crate::frontend::now_ns;
 use crate::keeper;
 use crate::place::{self, Make, Place};
+use crate::serving::{self, Followed};
 use crate::when::local;
 
 /// How often a mirror looks for something new.
 const EVERY: Duration = Duration::from_millis(200);
 /// And after something went wrong.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// And of a source that is far away, at most, after it went wrong again and again.
+const AFTER_FAILURES: Duration = Duration::from_secs(60);
+/// Bytes that are asked for at a time at least.
+const ROOM_MIN: u64 = 32 << 10;
 /// Threads that answer those who follow.
 const THREADS: usize = 2;
 /// How long a command waits for a pull.
@@ -38,10 +44,11 @@ const PATIENCE: Duration = Duration::from_secs(110);
 const TOLD_MAX: usize = 10_000;
 
 /// What the daemon of a mirror knows of that.
-#[derive(Default)]
 pub(crate) struct Follows {
     line: Mutex<FollowLine>,
     changed: Condvar,
+    /// Bytes that are asked for at a time.
+    room: AtomicU64,
     /// How many pulls have begun, and which of them was the last to come to its end.
     pulls: Mutex<(u64, u64)>,
     /// Whether to look at once.
@@ -49,6 +56,20 @@ pub(crate) struct Follows {
     wake: Condvar,
     /// The daemon is about to end: a pull is cut where it is.
     pub(crate) ends: AtomicBool,
+}
+
+impl Default for Follows {
+    fn default() -> Follows {
+        Follows {
+            line: Mutex::default(),
+            changed: Condvar::new(),
+            room: AtomicU64::new(ROOM_WANTED),
+            pulls: Mutex::default(),
+            now: Mutex::default(),
+            wake: Condvar::new(),
+            ends: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Follows {
@@ -88,16 +109,20 @@ fn admit(who: &Who, hello: &Hello, _: u64) -> std::result::Result<(), String> {
     }
 }
 
+/// Answers those who follow.
+pub(crate) fn answering(fs: Arc<Fs>) -> Result<Followed> {
+    Ok(Arc::new(Pool::new(THREADS, "mirrors", Source::new(fs))?))
+}
+
 impl Daemon {
     /// Lets others follow, at each volume.
     pub(crate) fn listen_for_mirrors(self: &Arc<Daemon>) -> Result<Vec<unix::Listener>> {
-        let service = Arc::new(Pool::new(THREADS, "mirrors", Source::new(self.fs.clone()))?);
         let mut all = Vec::new();
         for member in self.volumes.lock().iter() {
             let at = address(&member.place().socket()?)?;
             let start = Instant::now();
             loop {
-                match unix::Listener::bind(&at, Config::default(), Arc::new(admit), service.clone()) {
+                match unix::Listener::bind(&at, Config::default(), Arc::new(admit), self.followed.clone()) {
                     Ok(listener) => {
                         all.push(listener);
                         break;
@@ -145,6 +170,7 @@ impl Daemon {
     pub(crate) fn follow(&self) {
         let mut link: Option<Arc<Link>> = None;
         let session = session();
+        let mut after_failure = AFTER_FAILURE;
         while !self.is_closing() {
             let Some(f) = self.fs.following() else { break };
             let mut pause = EVERY;
@@ -153,17 +179,22 @@ impl Daemon {
             } else {
                 let outcome = match link.clone().filter(|link| link.closed().is_none()) {
                     Some(link) => Ok(link),
-                    None => connect_to(&f.origin).map(Arc::new),
+                    None => self.connect_to(&f.origin).map(Arc::new),
                 };
                 match outcome {
                     Ok(connected) => {
                         link = Some(connected.clone());
-                        pause = self.pull(connected, session);
+                        pause = if self.pull(connected, session) { EVERY } else { AFTER_FAILURE };
+                        after_failure = AFTER_FAILURE;
                     }
                     Err(e) => {
-                        pause = AFTER_FAILURE;
+                        pause = after_failure;
+                        if Far::is_meant(&f.origin) {
+                            after_failure = (2 * after_failure).min(AFTER_FAILURES);
+                        }
                         self.tell(|line| {
-                            (line.state, line.waits_for) = ("waits".into(), Some(format!("its source: {e}")));
+                            (line.state, line.waits_for) = ("waits".into(), Some("its source".into()));
+                            line.last_error = Some(e.to_string());
                         });
                     }
                 }
@@ -176,9 +207,18 @@ impl Daemon {
         }
     }
 
-    /// Pulls, and says how long to wait until the next time.
-    fn pull(&self, link: Arc<Link>, session: u64) -> Duration {
+    /// Connects to a source.
+    fn connect_to(&self, origin: &str) -> Result<Link> {
+        match Far::is_meant(origin) {
+            true => origin.parse::<Far>()?.connect(&serving::identity(&self.fs)?, None),
+            false => connect_to(origin),
+        }
+    }
+
+    /// Pulls; says whether that went well.
+    fn pull(&self, link: Arc<Link>, session: u64) -> bool {
         let at = self.fs.following().map_or(Tid::ZERO, |f| f.at);
+        let begun = now_ns();
         let number = {
             let mut pulls = self.follows.pulls.lock();
             pulls.0 += 1;
@@ -191,8 +231,13 @@ impl Daemon {
             line.state = "pulls".into();
             fs.following().is_some_and(|f| !f.paused) && !follows.ends.load(Ordering::Relaxed)
         };
-        let puller = Puller::new(self.fs.clone(), link, session).with_pause(Box::new(go_on));
-        match puller.pull() {
+        let room = self.follows.room.load(Ordering::Relaxed);
+        let puller = Puller::new(self.fs.clone(), link, session).with_room(room).with_pause(Box::new(go_on));
+        let outcome = puller.pull();
+        // What does not arrive whole is asked for again: on a link that breaks often, less at a time gets further.
+        let room = if outcome.is_ok() { (2 * room).min(ROOM_WANTED) } else { (room / 2).max(ROOM_MIN) };
+        self.follows.room.store(room, Ordering::Relaxed);
+        match outcome {
             Ok(done) => {
                 if done.at != at {
                     self.tell_kernels_of(&done.changed);
@@ -201,10 +246,13 @@ impl Daemon {
                     self.follows.pulls.lock().1 = number;
                 }
                 self.tell(|line| {
+                    if done.complete {
+                        line.up_to_date = begun;
+                    }
                     line.at = done.at.0;
                     (line.state, line.waits_for, line.last_error) = ("follows".into(), None, None);
                 });
-                EVERY
+                true
             }
             Err(e) => {
                 tracing::warn!("the pull was cut: {e}");
@@ -213,7 +261,7 @@ impl Daemon {
                     (line.state, line.waits_for) = ("waits".into(), Some(waits.into()));
                     line.last_error = Some(e.to_string());
                 });
-                AFTER_FAILURE
+                false
             }
         }
     }
@@ -320,6 +368,7 @@ impl Daemon {
             let mut line = MirrorLine {
                 name,
                 target,
+                source: None,
                 state: "stopped".into(),
                 at_tid: None,
                 at: None,
@@ -348,7 +397,27 @@ impl Daemon {
             }
             lines.push(line);
         }
+        lines.extend(self.own_line());
         Ok(lines)
+    }
+
+    /// How this store follows another one, if it does.
+    fn own_line(&self) -> Option<MirrorLine> {
+        let f = self.follow_line().ok()?;
+        let known = f.at != 0;
+        let lag = (f.up_to_date != 0).then(|| now_ns().saturating_sub(f.up_to_date) as f64 / 1e9);
+        Some(MirrorLine {
+            name: String::new(),
+            target: self.path(),
+            source: Some(f.origin),
+            state: f.state,
+            at_tid: known.then(|| format!("{:#x}", f.at)),
+            at: known.then(|| local(Tid(f.at))),
+            lag_seconds: lag,
+            received_bytes: f.received_bytes,
+            waits_for: f.waits_for,
+            last_error: f.last_error,
+        })
     }
 }
 

@@ -315,7 +315,8 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
     let store = Arc::new(Store::open(volume, &OpenOptions::default())?);
     // SAFETY: these calls can't fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    darner_fs::Fs::create(store.clone(), uid, gid, 0o755, crate::frontend::now_ns())?;
+    let fs = darner_fs::Fs::create(store.clone(), uid, gid, 0o755, crate::frontend::now_ns())?;
+    crate::serving::identity(&fs)?;
     store.close()?;
     Ok(place)
 }

@@ -10,6 +10,6 @@ mod service;
 mod stream;
 
 pub use protocol::SERVICE;
-pub use pull::{Failure, Looked, Pulled, Puller, Which};
+pub use pull::{Failure, Looked, Pulled, Puller, ROOM_WANTED, Which};
 pub use service::Source;
 pub use stream::{Header, export, import};

@@ -14,7 +14,7 @@ use crate::protocol::{
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes asked for at a time.
-pub(crate) const ROOM_WANTED: u64 = 1 << 20;
+pub const ROOM_WANTED: u64 = 1 << 20;
 /// Of a mirror that was away for longer than this (nanoseconds) the moments between are pulled one after the other.
 const AWAY: u64 = 60_000_000_000;
 

@@ -290,6 +290,10 @@ fn record(region: &dyn Region, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
     let text = |b: &[u8]| b.escape_ascii().to_string();
     let mut fields = vec![("object", r.object.to_string()), ("kind", kind_name(r.kind).to_string())];
     match &r.body {
+        // (A private key is nobody's business.)
+        Body::Put { suffix: suffix @ [0], .. } if r.kind == key::Kind::PEER => {
+            fields.extend([("what", "put".into()), ("suffix", text(suffix))]);
+        }
         Body::Put { suffix, value } => {
             fields.extend([("what", "put".into()), ("suffix", text(suffix)), ("value", text(value))]);
         }

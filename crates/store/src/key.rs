@@ -55,6 +55,8 @@ impl Kind {
     pub const FORGET: Kind = Kind(10);
     /// What a mirror follows and how far it has come (the last object there can be; suffix empty).
     pub const MIRROR: Kind = Kind(11);
+    /// Who the store is among others, and whom it knows (fileset 0, object 0).
+    pub const PEER: Kind = Kind(13);
     /// What the last scrub found (main fileset, object 0; suffix empty).
     pub const SCRUB: Kind = Kind(12);
 }

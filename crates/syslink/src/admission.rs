@@ -63,6 +63,11 @@ impl Known {
         &self.tickets
     }
 
+    /// Whether a key is let in.
+    pub fn knows(&self, key: &Fingerprint) -> bool {
+        self.keys.lock().contains(key)
+    }
+
     /// Lets a key in from now on.
     pub fn add(&self, key: Fingerprint) {
         self.keys.lock().insert(key);

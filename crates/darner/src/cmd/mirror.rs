@@ -6,17 +6,19 @@ use std::io::{BufReader, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
-use darner_fs::{Fs, Tid};
-use darner_mirror::{Header, Which, export, import};
+use darner_fs::{Fs, Node, ROOT, Tid};
+use darner_mirror::{Header, Puller, Which, export, import};
 use darner_store::OpenOptions;
+use darner_syslink::{Identity, Ticket};
 
 use super::{daemon, human};
 use crate::cli::{Mirror, MirrorAction};
 use crate::control::{self, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
+use crate::far::Far;
 use crate::frontend::now_ns;
 use crate::place::{self, Make, Place};
-use crate::{mirroring, mounts};
+use crate::{mirroring, mounts, serving};
 
 pub fn run(c: &Mirror) -> Result<()> {
     use MirrorAction as A;
@@ -31,6 +33,7 @@ pub fn run(c: &Mirror) -> Result<()> {
                 target.display()
             ))
         }
+        A::Follow { store, source, ticket, key } => follow(store, source.parse()?, ticket.as_deref(), key.as_deref()),
         A::List { mnt, json } => {
             let lines = all(&mounts::store_of(mnt)?)?;
             if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
@@ -78,7 +81,7 @@ fn mirror(at: &Path, name: Option<&str>) -> Result<Place> {
 }
 
 /// Calls the daemon of a store; `None` if there is none, nor one that is ending.
-fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
+pub(super) fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
     loop {
         match control::call(place, request)? {
             Some(Response::Closing) => std::thread::sleep(Duration::from_millis(20)),
@@ -88,7 +91,7 @@ fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
 }
 
 /// Opens a store that no daemon has.
-fn opened<T>(place: &Place, act: impl FnOnce(&Fs) -> Result<T>) -> Result<T> {
+pub(super) fn opened<T>(place: &Place, act: impl FnOnce(&Fs) -> Result<T>) -> Result<T> {
     let (store, _held) = place.open(&[], &OpenOptions::default(), &mut |_| ())?;
     let fs = Fs::open(store.clone())?;
     let outcome = act(&fs);
@@ -102,6 +105,57 @@ fn pause(mirror: &Place, paused: bool) -> Result<()> {
         Some(_) => Ok(()),
         None => opened(mirror, |fs| Ok(fs.pause(paused, now_ns())?)),
     }
+}
+
+/// Makes a store that follows one on another machine.
+fn follow(store: &Path, mut far: Far, ticket: Option<&str>, key: Option<&str>) -> Result<()> {
+    let store = mounts::absolute(store)?;
+    let ticket = ticket.map(|t| t.trim().parse::<Ticket>().map_err(Failure::new)).transpose()?;
+    let key = key.map(|key| key.parse().map_err(Failure::new)).transpose()?;
+    far.key = key.or(ticket.as_ref().map(|t| t.issuer)).or(far.key);
+    if far.key.is_none() {
+        return Err(Failure::new(
+            "whom to expect there? Use --ticket (`darner serve MNT --ticket` there prints one), or --key",
+        ));
+    }
+    let known = store.exists() && Place::at(&store)?.holds_store()?;
+    let identity = match known {
+        true => opened(&Place::at(&store)?, |fs| {
+            if fs.following().is_some() || fs.getattr(Node::Live(ROOT))?.size != 0 || fs.filesets().len() > 1 {
+                return Err(Failure::new(format!("{} is a store already, and not an empty one", store.display())));
+            }
+            serving::identity(fs)
+        })?,
+        false => Identity::generate(),
+    };
+    let link = far.connect(&identity, ticket.map(|t| t.secret));
+    let looked = link.and_then(|link| {
+        let name = far.fileset.clone().unwrap_or_else(|| "main".into());
+        Puller::look(&link, Which::Named(&name), None).map_err(Failure::new)
+    });
+    let make = |hash_key| -> Result<Place> {
+        let place = place::create(&store, &Make { hash_key, force: known, ..Make::default() })?;
+        opened(&place, |fs| Ok(fs.set_identity(identity.to_bytes(), now_ns())?))?;
+        Ok(place)
+    };
+    let looked = match looked {
+        Ok(looked) => looked,
+        Err(e) => {
+            // To be let in the next time by the same key.
+            if !known {
+                make(None)?;
+            }
+            return Err(Failure::new(format!(
+                "{e}\n{} was made, and has the key {}: `darner serve MNT --admit` there lets it in; then again",
+                store.display(),
+                identity.fingerprint()
+            )));
+        }
+    };
+    let place = make(Some(looked.hash_key))?;
+    opened(&place, |fs| Ok(fs.follow(looked.uuid, looked.fileset, &looked.name, &far.to_string(), now_ns())?))?;
+    daemon::stay(&store)?;
+    super::print(&format!("{0} follows {far}; to look at it: darner mount {0} MNT\n", store.display()))
 }
 
 fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
@@ -168,14 +222,11 @@ fn table(lines: &[MirrorLine]) -> String {
         let lag = line.lag_seconds.map_or("-".into(), |s| format!("{s:.1} s"));
         let at = line.at.as_deref().unwrap_or("nothing yet");
         let received = human(line.received_bytes);
-        let _ = writeln!(
-            out,
-            "{:<16} {:<12} {lag:>9} {received:>10}  {at:<26} {}",
-            line.name,
-            line.state,
-            line.target.display()
-        );
-        for (what, text) in [("waits for", &line.waits_for), ("last error", &line.last_error)] {
+        let name = if line.name.is_empty() { "(this store)" } else { &line.name };
+        let _ =
+            writeln!(out, "{name:<16} {:<12} {lag:>9} {received:>10}  {at:<26} {}", line.state, line.target.display());
+        for (what, text) in [("source", &line.source), ("waits for", &line.waits_for), ("last error", &line.last_error)]
+        {
             if let Some(text) = text {
                 let _ = writeln!(out, "    {what}: {text}");
             }

@@ -21,6 +21,7 @@ mod rebuild;
 mod restore;
 mod retain;
 mod scrub;
+mod serve;
 mod snapshot;
 mod status;
 mod unmount;
@@ -91,6 +92,7 @@ fn run(command: Command) -> Result<()> {
         Command::Volume(c) => volume::run(&c),
         Command::Fileset(c) => fileset::run(&c),
         Command::Mirror(c) => mirror::run(&c),
+        Command::Serve(c) => serve::run(&c),
         Command::Clone(c) => clone::run(&c),
         Command::Bench(c) => bench::run(&c),
         Command::Man(c) => manual::pages(&c),

@@ -1,0 +1,119 @@
+//! Addresses of stores on other machines: `darner://HOST:PORT/FILESET#KEY`.
+
+use std::fmt;
+use std::net::ToSocketAddrs;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use darner_mirror::SERVICE;
+use darner_syslink::tcp::{self, Remote};
+use darner_syslink::{Config, Fingerprint, Identity, Link, Refuse};
+
+use crate::error::{Context, Failure, Result};
+
+/// The port where none is named.
+pub const PORT: u16 = 7437;
+const SCHEME: &str = "darner://";
+
+/// A store on another machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Far {
+    /// Its name or address, and the port.
+    pub host: String,
+    /// The name of a fileset, where one is meant.
+    pub fileset: Option<String>,
+    /// The key that it proves to have.
+    pub key: Option<Fingerprint>,
+}
+
+/// Completes an address by the port.
+pub fn with_port(address: &str) -> String {
+    let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
+        let whole = !host.contains(':') || host.ends_with(']');
+        whole && port.parse::<u16>().is_ok()
+    });
+    match has_port {
+        true => address.into(),
+        false if address.contains(':') && !address.starts_with('[') => format!("[{address}]:{PORT}"),
+        false => format!("{address}:{PORT}"),
+    }
+}
+
+impl Far {
+    /// Whether a text means a store on another machine.
+    pub fn is_meant(text: &str) -> bool {
+        text.starts_with(SCHEME)
+    }
+
+    /// Connects to whoever has the key. `ticket`: what lets us in, where we are not known yet.
+    pub fn connect(&self, identity: &Identity, ticket: Option<[u8; 32]>) -> Result<Link> {
+        let key = self.key.ok_or_else(|| Failure::new(format!("{self}: it is not known which key it has")))?;
+        let mut failed = None;
+        for addr in self.host.to_socket_addrs().cant(|| format!("find {}", self.host))? {
+            let remote = Remote { addr, key, ticket };
+            match tcp::connect(&remote, identity, SERVICE, &Config::default(), Arc::new(Refuse)) {
+                Ok(link) => return Ok(link),
+                Err(e) => failed = Some(e),
+            }
+        }
+        let why = failed.map_or("it has no address".into(), |e| e.to_string());
+        Err(Failure::new(format!("{}: {why}", self.host)))
+    }
+}
+
+impl fmt::Display for Far {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SCHEME}{}", self.host)?;
+        if let Some(fileset) = &self.fileset {
+            write!(f, "/{fileset}")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, "#{key}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Far {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Far> {
+        let bad = || Failure::new(format!("{text:?} is no darner://HOST:PORT/FILESET"));
+        let rest = text.strip_prefix(SCHEME).ok_or_else(bad)?;
+        let (rest, key) = match rest.rsplit_once('#') {
+            Some((rest, key)) => (rest, Some(key.parse().map_err(Failure::new)?)),
+            None => (rest, None),
+        };
+        let (host, fileset) = rest.split_once('/').unwrap_or((rest, ""));
+        if host.is_empty() || host.starts_with(':') {
+            return Err(bad());
+        }
+        let fileset = (!fileset.is_empty()).then(|| fileset.to_string());
+        Ok(Far { host: with_port(host), fileset, key })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_comes_back_and_gets_a_port_where_it_has_none() {
+        let key = "ab".repeat(32);
+        for text in [format!("darner://laptop:99/home#{key}"), "darner://[::1]:7437".into()] {
+            assert_eq!(text.parse::<Far>().unwrap().to_string(), text);
+        }
+        for (text, host) in [
+            ("darner://laptop", "laptop:7437"),
+            ("darner://laptop/", "laptop:7437"),
+            ("darner://10.0.0.1/home", "10.0.0.1:7437"),
+            ("darner://fe80::1", "[fe80::1]:7437"),
+            ("darner://[fe80::1]", "[fe80::1]:7437"),
+        ] {
+            assert_eq!(text.parse::<Far>().unwrap().host, host, "{text}");
+        }
+        for text in ["laptop", "darner://", "darner:///home", "darner://:7/home", "darner://a#b"] {
+            assert!(text.parse::<Far>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What the daemon does to be reached from other machines: it listens, and admits those whose keys are known here or who bring a
+//! ticket. Where it listens and whom it knows is in the store (docs/format.md §Peers); tickets end with the process.
+
+use std::collections::HashMap;
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use darner_fs::Fs;
+use darner_mirror::{SERVICE, Source};
+use darner_syslink::engine::Hello;
+use darner_syslink::{
+    Admission, Code, Config, Fingerprint, Identity, Known, Message, Peer, Pool, Reason, Refusal, Reply, Service, Who,
+    now_ns as clock, tcp,
+};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Request, Response};
+use crate::daemon::Daemon;
+use crate::error::{Context, Failure, Result};
+use crate::frontend::now_ns;
+use crate::when::local;
+
+/// How often to try to listen where that failed: another process may still have the port, or the network is not there yet.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a ticket is good for at most.
+const TICKET_MAX: u64 = 7 * 24 * 3600;
+
+/// How a store is reached from other machines.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServeReport {
+    /// The fingerprint of its own key.
+    pub key: String,
+    /// Where it is to listen.
+    pub address: Option<String>,
+    /// Whether it does.
+    pub listens: bool,
+    /// Why it does not.
+    pub failed: Option<String>,
+    /// Those who may follow.
+    pub peers: Vec<PeerLine>,
+    /// A ticket that was asked for.
+    pub ticket: Option<String>,
+}
+
+/// One who may follow.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerLine {
+    /// The fingerprint of its key.
+    pub key: String,
+    /// Since when it may, RFC 3339, local.
+    pub admitted: String,
+    /// When it asked for something last, since the daemon listens.
+    pub asked_seconds_ago: Option<f64>,
+}
+
+pub(crate) type Followed = Arc<Pool<Source>>;
+
+/// Who is at the door.
+#[derive(Default)]
+pub(crate) struct Door {
+    /// It is to be open, mounted or not.
+    serves: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    address: Option<String>,
+    open: Option<Open>,
+    /// Why it is not.
+    failed: Option<String>,
+}
+
+struct Open {
+    listener: tcp::Listener,
+    known: Arc<Known>,
+    seen: Arc<Seen>,
+    identity: Identity,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.seen.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// When each peer asked last.
+#[derive(Default)]
+struct Seen {
+    when: Mutex<HashMap<Fingerprint, Instant>>,
+    /// Nobody is served any more: links outlive the listener.
+    over: AtomicBool,
+}
+
+/// Answers those who are known, as long as they are.
+struct Guarded {
+    service: Followed,
+    known: Arc<Known>,
+    seen: Arc<Seen>,
+}
+
+impl Service for Guarded {
+    fn call(&self, peer: &Peer, command: Message, reply: Reply) {
+        match &peer.who {
+            Who::Key(key) if self.known.knows(key) && !self.seen.over.load(Ordering::Relaxed) => {
+                self.seen.when.lock().insert(*key, Instant::now());
+                self.service.call(peer, command, reply);
+            }
+            _ => reply.refuse(Refusal::new(Code::Failed, "this key is not admitted any more")),
+        }
+    }
+
+    fn closed(&self, peer: &Peer, reason: &Reason) {
+        self.service.closed(peer, reason);
+    }
+}
+
+/// The store's key; it gets one, if it has none yet.
+pub(crate) fn identity(fs: &Fs) -> Result<Identity> {
+    match fs.identity()? {
+        Some(bytes) => Identity::from_bytes(&bytes).map_err(|e| Failure::new(format!("the store's own key: {e}"))),
+        None => {
+            let made = Identity::generate();
+            fs.set_identity(made.to_bytes(), now_ns())?;
+            fs.sync()?;
+            Ok(made)
+        }
+    }
+}
+
+fn open(fs: &Arc<Fs>, service: Followed, address: &str) -> Result<Open> {
+    let identity = identity(fs)?;
+    let addr = address.to_socket_addrs().cant(|| format!("find {address}"))?.next();
+    let addr = addr.ok_or_else(|| Failure::new(format!("{address} is no address")))?;
+    let keeps = fs.clone();
+    let joined = move |key: &Fingerprint| {
+        let kept = keeps.admit(&key.0, true, now_ns()).and_then(|()| keeps.sync());
+        match kept {
+            Ok(_) => tracing::info!(%key, "joined by ticket"),
+            Err(e) => tracing::error!(%key, "joined by ticket, until this daemon ends: {e}"),
+        }
+    };
+    let known = fs.admitted()?.into_iter().map(|a| Fingerprint(a.fingerprint));
+    let known = Arc::new(Known::new(known, joined));
+    let seen = Arc::new(Seen::default());
+    let asks = known.clone();
+    let admission = move |who: &Who, hello: &Hello, now: u64| {
+        if hello.service != SERVICE {
+            return Err(format!("there is no service {:?} here", hello.service));
+        }
+        asks.admit(who, hello, now)
+    };
+    let guarded = Guarded { service, known: known.clone(), seen: seen.clone() };
+    let listener = tcp::Listener::bind(addr, &identity, Config::default(), Arc::new(admission), Arc::new(guarded));
+    let listener = listener.cant(|| format!("listen at {address}"))?;
+    tracing::info!(address = %listener.addr(), key = %identity.fingerprint(), "others may follow");
+    Ok(Open { listener, known, seen, identity })
+}
+
+impl Daemon {
+    /// Whether others are served from here, mounted or not.
+    pub(crate) fn serves(&self) -> bool {
+        self.door.serves.load(Ordering::Relaxed)
+    }
+
+    /// Learns from the store whether that is so.
+    pub(crate) fn learn_whether_to_serve(&self) -> Result<()> {
+        let address = self.fs.listens_at()?;
+        self.door.serves.store(address.is_some(), Ordering::Relaxed);
+        self.door.state.lock().address = address;
+        Ok(())
+    }
+
+    /// Listens, as soon and as long as it is to.
+    pub(crate) fn keep_the_door(&self) {
+        while !self.is_closing() {
+            {
+                let mut state = self.door.state.lock();
+                if let (Some(address), None) = (state.address.clone(), &state.open) {
+                    match open(&self.fs, self.followed.clone(), &address) {
+                        Ok(open) => (state.open, state.failed) = (Some(open), None),
+                        Err(e) => {
+                            if state.failed.is_none() {
+                                tracing::warn!("nobody can follow from afar: {e}");
+                            }
+                            state.failed = Some(e.to_string());
+                        }
+                    }
+                }
+            }
+            let mut state = self.state.lock();
+            if !state.closing {
+                self.changed.wait_for(&mut state, RETRY);
+            }
+        }
+        self.door.state.lock().open = None;
+    }
+
+    /// Serves the request.
+    pub(crate) fn serve_others(&self, request: Request) -> Result<Response> {
+        let Request::Serve { listen, stop, admit, remove, ticket_seconds } = request else {
+            return Err(Failure::new("this daemon does not know the request: it is of another version"));
+        };
+        if self.store().is_read_only() {
+            return Err(Failure::new("the store is open for reading only"));
+        }
+        let key = |text: &String| text.parse::<Fingerprint>().map_err(|e| Failure::new(format!("{text:?}: {e}")));
+        let (admit, remove) =
+            (admit.iter().map(key).collect::<Result<Vec<_>>>()?, remove.iter().map(key).collect::<Result<Vec<_>>>()?);
+        let report = {
+            let mut state = self.door.state.lock();
+            if let Some(address) = listen.filter(|address| state.address.as_ref() != Some(address)) {
+                // (It may be the same port, at another address.)
+                state.open = None;
+                state.open = Some(open(&self.fs, self.followed.clone(), &address)?);
+                self.fs.listen_at(Some(&address), now_ns())?;
+                (state.address, state.failed) = (Some(address), None);
+                self.door.serves.store(true, Ordering::Relaxed);
+            }
+            for key in &admit {
+                self.fs.admit(&key.0, true, now_ns())?;
+                state.open.iter().for_each(|open| open.known.add(*key));
+            }
+            for key in &remove {
+                self.fs.admit(&key.0, false, now_ns())?;
+                state.open.iter().for_each(|open| open.known.remove(key));
+            }
+            if stop {
+                self.fs.listen_at(None, now_ns())?;
+                *state = State::default();
+                self.door.serves.store(false, Ordering::Relaxed);
+            }
+            self.fs.sync()?;
+            let ticket = ticket_seconds.map(|seconds| {
+                let open = state.open.as_ref();
+                let open = open.ok_or_else(|| {
+                    let why = state.failed.clone().unwrap_or_else(|| "give it --listen ADDR:PORT".into());
+                    Failure::new(format!("a ticket is of no use while nobody listens: {why}"))
+                })?;
+                let lifetime = Duration::from_secs(seconds.min(TICKET_MAX));
+                Ok::<_, Failure>(open.known.tickets().issue(open.identity.fingerprint(), lifetime, clock()).to_string())
+            });
+            self.tell_door(&state, ticket.transpose()?)?
+        };
+        self.end_if_over();
+        Ok(Response::Serving(Box::new(report)))
+    }
+
+    fn tell_door(&self, state: &State, ticket: Option<String>) -> Result<ServeReport> {
+        let seen = state.open.as_ref().map(|open| open.seen.when.lock().clone()).unwrap_or_default();
+        let peers = self.fs.admitted()?.into_iter().map(|a| {
+            let key = Fingerprint(a.fingerprint);
+            let seconds = seen.get(&key).map(|at| at.elapsed().as_secs_f64());
+            PeerLine { key: key.to_string(), admitted: local(a.since), asked_seconds_ago: seconds }
+        });
+        Ok(ServeReport {
+            key: identity(&self.fs)?.fingerprint().to_string(),
+            address: state.open.as_ref().map(|open| open.listener.addr().to_string()).or(state.address.clone()),
+            listens: state.open.is_some(),
+            failed: state.failed.clone(),
+            peers: peers.collect(),
+            ticket,
+        })
+    }
+}

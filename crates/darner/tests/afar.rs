@@ -1,0 +1,212 @@
+//! Mirrors on other machines: two daemons and TCP between them, through a proxy that cuts.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use common::{World, eventually};
+use serde_json::Value;
+
+/// Passes bytes on, and while it `cuts`, each connection only so many of them.
+struct Proxy {
+    port: u16,
+    cuts: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    fn new(to: u16) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (port, cuts) = (listener.local_addr().unwrap().port(), Arc::new(AtomicBool::new(false)));
+        let cutting = cuts.clone();
+        thread::spawn(move || {
+            let mut rng = fastrand::Rng::with_seed(7);
+            for near in listener.incoming().flatten() {
+                let Ok(far) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+                for (from, into) in [(&near, &far), (&far, &near)] {
+                    let (from, into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
+                    // (Cuts amid handshakes, which cost their whole patience, are the business of syslink's own tests.)
+                    let bits = rng.u32(14..22);
+                    let (room, cutting) = (rng.usize(..1 << bits), cutting.clone());
+                    thread::spawn(move || pass(from, into, room, &cutting));
+                }
+            }
+        });
+        Proxy { port, cuts }
+    }
+}
+
+fn pass(mut from: TcpStream, mut into: TcpStream, mut room: usize, cuts: &AtomicBool) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        let cut = cuts.load(Ordering::Relaxed) && n > room;
+        let n = if cut { room } else { n };
+        if into.write_all(&buffer[..n]).is_err() || cut {
+            break;
+        }
+        room = room.saturating_sub(n);
+    }
+    let _ = (from.shutdown(Shutdown::Both), into.shutdown(Shutdown::Both));
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn random(rng: &mut fastrand::Rng, len: usize) -> Vec<u8> {
+    (0..len).map(|_| rng.u8(..)).collect()
+}
+
+/// A command's output, whether it succeeds or not.
+fn said(args: &[&str]) -> (bool, String) {
+    let out = Command::new("timeout").args(["60", common::DARNER]).args(args).output().unwrap();
+    (out.status.success(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+}
+
+#[track_caller]
+fn refused(args: &[&str], because: &str) -> String {
+    let (done, said) = said(args);
+    assert!(!done && said.contains(because), "darner {args:?}: {said}");
+    said
+}
+
+/// A source that listens.
+struct Far {
+    w: World,
+    port: u16,
+}
+
+impl Far {
+    fn new() -> Option<Far> {
+        let far = Far { w: World::new()?, port: free_port() };
+        far.serve(&["--listen", &format!("127.0.0.1:{}", far.port)]);
+        Some(far)
+    }
+
+    fn serve(&self, more: &[&str]) -> String {
+        let mut args = vec!["serve", self.w.store.to_str().unwrap()];
+        args.extend(more);
+        self.w.darner(&args).trim().to_string()
+    }
+
+    fn dir(&self, name: &str) -> String {
+        self.w.dir.join(name).to_str().unwrap().to_string()
+    }
+
+    fn own_line(&self, store: &str) -> Value {
+        let lines: Value = serde_json::from_str(&self.w.darner(&["mirror", "list", "--json", store])).unwrap();
+        lines.as_array().unwrap().iter().find(|line| line["name"] == "").unwrap().clone()
+    }
+
+    fn kill(&self, store: &Path) {
+        let status = self.w.darner(&["status", "--json", store.to_str().unwrap()]);
+        let pid = serde_json::from_str::<Value>(&status).unwrap()["daemon_pid"].as_i64().unwrap() as i32;
+        // SAFETY: a plain system call.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    }
+}
+
+#[test]
+fn a_store_on_another_machine_follows_over_links_that_are_cut_at_any_byte_and_daemons_that_are_killed() {
+    let Some(f) = Far::new() else { return };
+    let mut rng = fastrand::Rng::with_seed(1);
+    fs::write(f.w.path("first"), random(&mut rng, 5 << 20)).unwrap();
+    let proxy = Proxy::new(f.port);
+    let ticket = f.serve(&["--ticket"]);
+    let (store, copy) = (f.dir("far store"), PathBuf::from(f.dir("copy")));
+    f.w.darner(&["mirror", "follow", &store, &format!("darner://localhost:{}", proxy.port), "--ticket", &ticket]);
+    proxy.cuts.store(true, Ordering::Relaxed);
+    fs::create_dir(&copy).unwrap();
+    f.w.darner(&["mount", &store, copy.to_str().unwrap()]);
+    for n in 0..6u8 {
+        let now = random(&mut rng, 2 << 20);
+        fs::write(f.w.path("changing"), &now).unwrap();
+        fs::write(f.w.path(&format!("file {n}")), &now[..1000]).unwrap();
+        match n % 3 {
+            1 => f.kill(&f.w.store),
+            2 => f.kill(Path::new(&store)),
+            _ => {}
+        }
+        eventually("it is there", || {
+            said(&["mirror", "sync", &store]);
+            fs::read(copy.join("changing")).is_ok_and(|there| there == now)
+        });
+    }
+    proxy.cuts.store(false, Ordering::Relaxed);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    // (What the kernel was not told of by a daemon that was killed, it learns a second later.)
+    eventually("both are the same", || said(&["diff", f.w.mnt.to_str().unwrap(), copy.to_str().unwrap()]).0);
+    let line = f.own_line(&store);
+    assert_eq!(line["state"], "follows");
+    assert!(line["lag_seconds"].as_f64().unwrap() < 2.0, "{line}");
+    assert!(line["source"].as_str().unwrap().starts_with("darner://localhost:"));
+    // Neither needs a mount.
+    fs::write(f.w.path("last"), "words").unwrap();
+    f.w.unmount();
+    f.w.darner(&["unmount", copy.to_str().unwrap()]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    f.w.darner(&["mirror", "promote", &store]);
+    f.w.darner(&["check", &store]);
+    f.w.darner(&["mount", &store, copy.to_str().unwrap()]);
+    assert_eq!(fs::read(copy.join("last")).unwrap(), b"words");
+    f.w.darner(&["unmount", copy.to_str().unwrap()]);
+    assert!(f.serve(&["--stop"]).contains("listens    no"));
+    f.w.darner(&["check", f.w.store.to_str().unwrap()]);
+}
+
+#[test]
+fn nobody_is_admitted_but_by_key_or_ticket_and_that_lasts_until_it_is_taken_back() {
+    let Some(f) = Far::new() else { return };
+    let mnt = f.w.mnt.to_str().unwrap();
+    f.w.darner(&["fileset", "create", mnt, "docs"]);
+    fs::write(f.w.path("docs/a"), "one").unwrap();
+    let own: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
+    assert_eq!((own["listens"].as_bool(), own["peers"].as_array().map(Vec::len)), (Some(true), Some(0)));
+    let key = own["key"].as_str().unwrap();
+    let (store, url) = (f.dir("far"), format!("darner://127.0.0.1:{}/docs", f.port));
+    refused(&["mirror", "follow", &store, &url], "whom to expect");
+    refused(&["mirror", "follow", &f.dir("x1"), &url, "--key", &"ab".repeat(32)], "x1");
+    let told = refused(&["mirror", "follow", &store, &url, "--key", key], "nobody here knows the key");
+    let spent = f.serve(&["--ticket"]);
+    let late = f.serve(&["--ticket", "--for", "0"]);
+    refused(&["mirror", "follow", &f.dir("x2"), &url, "--ticket", &late], "expired");
+    f.w.darner(&["mirror", "follow", &f.dir("second"), &url, "--ticket", &spent]);
+    refused(&["mirror", "follow", &f.dir("x3"), &url, "--ticket", &spent], "used");
+    // By its key, which it keeps.
+    let own_key = told.split("has the key ").nth(1).unwrap().split(':').next().unwrap();
+    f.serve(&["--admit", own_key]);
+    f.w.darner(&["mirror", "follow", &store, &url, "--key", key]);
+    refused(&["mirror", "follow", &store, &url, "--key", key], "already open");
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    // Taken back, for a link that is open too.
+    f.serve(&["--remove", own_key]);
+    let waits = |because: &str| {
+        let line = f.own_line(&store);
+        line["state"] == "waits" && line["last_error"].as_str().is_some_and(|e| e.contains(because))
+    };
+    eventually("it is refused", || waits("not admitted any more"));
+    // What is known outlives the daemon; `admit` too.
+    f.serve(&["--admit", own_key]);
+    f.w.unmount();
+    f.kill(&f.w.store);
+    f.w.mount();
+    fs::write(f.w.path("docs/a"), "two").unwrap();
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    f.w.darner(&["mirror", "sync", "--wait", &f.dir("second")]);
+    let copy = PathBuf::from(f.dir("copy"));
+    fs::create_dir(&copy).unwrap();
+    f.w.darner(&["mount", &store, copy.to_str().unwrap()]);
+    assert_eq!(fs::read(copy.join("a")).unwrap(), b"two");
+    f.w.darner(&["unmount", copy.to_str().unwrap()]);
+    let now: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
+    assert_eq!(now["peers"].as_array().unwrap().len(), 2);
+    assert!(now["peers"].as_array().unwrap().iter().all(|p| p["asked_seconds_ago"].as_f64().is_some()));
+    f.serve(&["--stop"]);
+    eventually("nobody answers", || waits(""));
+}
