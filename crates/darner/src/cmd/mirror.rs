@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Node, ROOT, Tid};
 use darner_mirror::{Header, Puller, Which, export, import};
@@ -13,12 +13,15 @@ use darner_syslink::{Identity, Ticket};
 
 use super::{daemon, human};
 use crate::cli::{Mirror, MirrorAction};
-use crate::control::{self, MirrorLine, Request, Response};
+use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::far::Far;
 use crate::frontend::now_ns;
 use crate::place::{self, Make, Place};
 use crate::{mirroring, mounts, serving};
+
+/// How long to wait for a daemon that has a store and does not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn run(c: &Mirror) -> Result<()> {
     use MirrorAction as A;
@@ -100,11 +103,29 @@ pub(super) fn opened<T>(place: &Place, act: impl FnOnce(&Fs) -> Result<T>) -> Re
     outcome
 }
 
-fn pause(mirror: &Place, paused: bool) -> Result<()> {
-    match call(mirror, &Request::PauseMirror { paused })? {
-        Some(_) => Ok(()),
-        None => opened(mirror, |fs| Ok(fs.pause(paused, now_ns())?)),
+/// Has the daemon of a store do something; where there is none, opens the store and does it here.
+fn call_or_open(place: &Place, request: &Request, here: impl Fn(&Fs) -> Result<Response>) -> Result<Response> {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = call(place, request)? {
+            return Ok(answer);
+        }
+        match opened(place, &here) {
+            // A daemon may be about to serve it, or to find that there is nothing to do.
+            Err(e) if e.to_string().contains("is already open") && began.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
     }
+}
+
+fn pause(mirror: &Place, paused: bool) -> Result<()> {
+    let here = |fs: &Fs| {
+        fs.pause(paused, now_ns())?;
+        Ok(Response::Done)
+    };
+    call_or_open(mirror, &Request::PauseMirror { paused }, here).map(drop)
 }
 
 /// Makes a store that follows one on another machine.
@@ -204,16 +225,19 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
 
 fn promote(target: &Path) -> Result<()> {
     let place = mounts::store_of(target)?;
-    let (at, origin) = match call(&place, &Request::Promote)? {
-        Some(Response::Following(line)) => (line.at, line.origin),
-        Some(_) => return Err(super::other_answer()),
-        None => opened(&place, |fs| {
-            let was = fs.promote(now_ns())?;
-            Ok((was.at.0, was.origin))
-        })?,
+    let here = |fs: &Fs| {
+        let was = fs.promote(now_ns())?;
+        Ok(Response::Following(FollowLine { at: was.at.0, origin: was.origin, ..FollowLine::default() }))
     };
-    let place = place.path.display();
-    super::print(&format!("{place} shows moment {at:#x} of {origin}; mount it (anew) to write\n"))
+    let Response::Following(line) = call_or_open(&place, &Request::Promote, here)? else {
+        return Err(super::other_answer());
+    };
+    super::print(&format!(
+        "{} shows moment {:#x} of {}; mount it (anew) to write\n",
+        place.path.display(),
+        line.at,
+        line.origin
+    ))
 }
 
 fn table(lines: &[MirrorLine]) -> String {
