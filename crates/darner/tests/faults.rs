@@ -13,8 +13,14 @@ use std::time::{Duration, Instant};
 use common::attached::{attach, python, status};
 use common::{World, eventually, long};
 
+/// That process, as soon as there is one.
 fn pid(world: &World, dir: &str, who: &str) -> i32 {
-    status(world, dir)[who].as_i64().unwrap_or(0) as i32
+    let mut pid = 0;
+    eventually("there is a process", || {
+        pid = status(world, dir)[who].as_i64().unwrap_or(0) as i32;
+        pid > 0
+    });
+    pid
 }
 
 fn signal(pid: i32, signal: i32) {
@@ -108,14 +114,13 @@ fn killed_again_and_again_a_plug_in_costs_nobody_an_answer_and_its_host_nothing(
                 .collect();
             let stopping = Stop(&stop);
             for n in 0..kills {
-                eventually("it runs", || pid(&world, "hi", "plugin_pid") > 0);
                 signal(pid(&world, "hi", "plugin_pid"), libc::SIGKILL);
                 thread::sleep(Duration::from_millis(n % 7 * 5));
                 if n == 5 {
                     before = holds();
                 }
             }
-            eventually("it runs", || pid(&world, "hi", "plugin_pid") > 0);
+            pid(&world, "hi", "plugin_pid");
             drop(stopping);
             let longest = readers.into_iter().map(|r| r.join().unwrap()).max().unwrap();
             eprintln!("{kills} kills: no read failed, the longest took {longest:?}");

@@ -1,6 +1,6 @@
 //! A page of a directory: entries in the form of the reply that carries them.
 
-use darner_syslink::Message;
+use darner_syslink::{Element, Message, ReadError};
 
 use crate::protocol::{self as p, ENTRY};
 use crate::vfs::Attr;
@@ -17,8 +17,8 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// For so many entries at most.
-    pub(crate) fn new(wanted: usize) -> Listing {
+    /// An empty one, for so many entries at most.
+    pub fn new(wanted: usize) -> Listing {
         Listing { reply: Message::new(p::READDIR), entries: 0, wanted: wanted.clamp(1, ENTRIES_MAX) }
     }
 
@@ -35,6 +35,14 @@ impl Listing {
             p::put_attr(m, attr);
         });
         true
+    }
+
+    /// What was added: name, cookie, attributes.
+    pub fn entries(&self) -> Vec<(Vec<u8>, u64, Attr)> {
+        let read = |e: Element<'_>| -> Result<_, ReadError> {
+            Ok((e.bytes(p::NAME)?.to_vec(), e.uint(p::COOKIE)?, p::attr(&e)?))
+        };
+        self.reply.root().all(ENTRY).map(|e| read(e).expect("as it was put in")).collect()
     }
 
     pub(crate) fn into_reply(self) -> Message {
