@@ -63,7 +63,7 @@ pub enum Error {
     NotAStore(String),
     /// A volume of the store was not found.
     #[error(
-        "volume {number} of the store, last at {place}, is missing ({affected}); where it is now can be said with --volume"
+        "volume {number} of the store, last at {place}, is missing ({affected}); --volume says where it is now, --degraded mounts without it"
     )]
     Missing {
         /// Its number.

@@ -2,12 +2,15 @@
 //!
 //! `super.0`, `super.1` are the superblock slots, `region-<16 hex digits>` the regions.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use super::{Region, RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeKind, disk};
 use crate::{Error, Result};
@@ -17,14 +20,21 @@ pub struct DirVolume {
     path: PathBuf,
     write: bool,
     number: AtomicU16,
-    /// Sum of the regions' sizes.
+    /// The bytes that each region has here, and their sum. (Of one with two copies, others are told the larger size.)
+    sizes: Mutex<HashMap<u64, u64>>,
     used: AtomicU64,
 }
 
 impl DirVolume {
     /// The volume in an existing directory.
     pub fn open(path: &Path, write: bool) -> DirVolume {
-        DirVolume { path: path.to_owned(), write, number: AtomicU16::new(0), used: AtomicU64::new(0) }
+        DirVolume {
+            path: path.to_owned(),
+            write,
+            number: AtomicU16::new(0),
+            sizes: Mutex::default(),
+            used: AtomicU64::new(0),
+        }
     }
 
     fn file_path(&self, id: u64) -> PathBuf {
@@ -43,10 +53,12 @@ impl DirVolume {
         Ok(all)
     }
 
-    /// (Where a region got a second copy, its size was rounded up since.)
-    fn less(&self, bytes: u64) {
-        let less = |used: u64| Some(used.saturating_sub(bytes));
-        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    /// Takes note of what a region has now; 0: nothing.
+    fn note_size(&self, id: u64, size: u64) {
+        let mut sizes = self.sizes.lock();
+        let had = if size == 0 { sizes.remove(&id) } else { sizes.insert(id, size) };
+        let used = self.used.load(Ordering::Relaxed) + size - had.unwrap_or(0);
+        self.used.store(used, Ordering::Relaxed);
     }
 
     fn sync_dir(&self) -> Result<()> {
@@ -138,7 +150,7 @@ impl Volume for DirVolume {
             }
         }
         self.sync_dir()?;
-        self.used.fetch_add(size, Ordering::Relaxed);
+        self.note_size(id, size);
         Ok(Arc::new(FileRegion {
             file,
             path,
@@ -157,7 +169,7 @@ impl Volume for DirVolume {
             let path = self.file_path(at.id);
             let file = io("open", &path, OpenOptions::new().write(true).open(&path))?;
             io("shrink", &path, file.set_len(size))?;
-            self.less(at.size - size);
+            self.note_size(at.id, size);
         }
         Ok(RegionRef { size: size.min(at.size), ..at })
     }
@@ -167,13 +179,14 @@ impl Volume for DirVolume {
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => io("remove", &path, Err(e)),
             _ => {
-                self.less(at.size);
+                self.note_size(at.id, 0);
                 Ok(())
             }
         }
     }
 
     fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()> {
+        *self.sizes.lock() = regions.iter().map(|r| (r.id, r.size)).collect();
         self.used.store(regions.iter().map(|r| r.size).sum(), Ordering::Relaxed);
         if !self.write {
             return Ok(());
@@ -273,5 +286,28 @@ impl Region for FileRegion {
 
     fn gains_from_zeroes_ahead(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `volume list` said that nothing was in use once everything had two copies.
+    #[test]
+    fn what_is_in_use_does_not_depend_on_the_size_that_others_know() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = DirVolume::open(dir.path(), true);
+        let used = || volume.usage(1 << 40).unwrap().0 - 2 * SUPER_SIZE as u64;
+        let small = volume.create(1, 100).unwrap().place();
+        let large = volume.create(2, 1 << 20).unwrap().place();
+        assert_eq!(used(), 100 + (1 << 20));
+        // It got a second copy, for which its size was rounded up.
+        volume.remove(RegionRef { size: 16 << 10, ..small }).unwrap();
+        assert_eq!(used(), 1 << 20);
+        volume.shrink(RegionRef { size: 2 << 20, ..large }, 1 << 19).unwrap();
+        assert_eq!(used(), 1 << 19);
+        volume.remove(large).unwrap();
+        assert_eq!(used(), 0);
     }
 }
