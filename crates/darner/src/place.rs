@@ -1,12 +1,13 @@
 //! Where a store is: directories, image files or block devices, one for each volume; and who may have it open.
 //!
 //! One store is open in one process: the locks are on the directories and files themselves (flock), so they end with their holder.
-//! From any one volume the others are found: where they were last; where they are now if all have moved together; or where
-//! the user says.
+//! From any one volume the others are found: where they were last; where they are now if all have moved together; where
+//! the user says; devices under whatever name they have now, by what is written on them.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::Hasher;
+use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +16,7 @@ use std::os::unix::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use darner_store::volume::{DirVolume, FileDisk, RawVolume, Volume, VolumeEntry};
+use darner_store::volume::{DirVolume, FileDisk, RawVolume, Volume, VolumeEntry, VolumeKind};
 use darner_store::{Advance, CreateOptions, Identity, OpenOptions, Store, identify};
 
 use parking_lot::Mutex;
@@ -130,7 +131,9 @@ impl Place {
         let own = store.volumes.iter().find(|e| e.number == number).map(path).filter(|own| own.is_absolute());
         // Where all were moved, or copied, together: the old place may still hold the original.
         let beside = own.filter(|own| *own != self.path).map(|own| self.path.join(relative(&was, &own)));
-        [beside, Some(was)].into_iter().flatten().find_map(|path| {
+        // A device may have another name by now.
+        let devices = if entry.kind == VolumeKind::Raw { devices() } else { Vec::new() };
+        [beside, Some(was)].into_iter().flatten().chain(devices).find_map(|path| {
             let place = Place::at(&path).ok()?;
             let volume = place.volume(write).ok()?;
             let id = identify(&*volume).ok()?;
@@ -225,6 +228,13 @@ impl Place {
         let (a, b) = if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) };
         Ok(SocketAddr::from_abstract_name(format!("darner/{a:x}/{b:x}"))?)
     }
+}
+
+/// The block devices and partitions that the kernel knows, by their names in `/dev`.
+fn devices() -> Vec<PathBuf> {
+    let listed = fs::read_to_string("/proc/partitions").unwrap_or_default();
+    let name = |line: &str| line.split_whitespace().nth(3).map(|name| Path::new("/dev").join(name));
+    listed.lines().skip(2).filter_map(name).collect()
 }
 
 /// Locks that another process held for this one.
@@ -333,20 +343,56 @@ fn refuse_to_overwrite(place: &Place) -> Result<()> {
         }
         return Ok(());
     }
-    let mut head = vec![0; 1 << 20];
-    let file = File::open(&place.path).cant(|| format!("open {path}"))?;
-    let n = std::os::unix::fs::FileExt::read_at(&file, &mut head, 0).cant(|| format!("read {path}"))?;
-    if head[..n].iter().any(|b| *b != 0) {
+    let mut file = File::open(&place.path).cant(|| format!("open {path}"))?;
+    let len = file.seek(SeekFrom::End(0)).cant(|| format!("look at {path}"))?;
+    let read = |at: u64| {
+        let mut bytes = vec![0; 1 << 20];
+        let n = std::os::unix::fs::FileExt::read_at(&file, &mut bytes, at).cant(|| format!("read {path}"))?;
+        bytes.truncate(n);
+        Ok::<_, Failure>(bytes)
+    };
+    if read(0)?.iter().any(|b| *b != 0) {
         return Err(Failure::new(format!(
             "{path} holds something (its first MiB is not empty); --force overwrites it"
         )));
     }
+    // (What else is there may be left of a volume that was emptied.)
+    if let Some(what) = signature(&read((len - len % 512).saturating_sub(1 << 20))?) {
+        return Err(Failure::new(format!("{path} holds {what}; --force overwrites it")));
+    }
     Ok(())
+}
+
+/// What has its signature at the end of a device, in its last sectors.
+fn signature(end: &[u8]) -> Option<&'static str> {
+    let known: [(&[u8], &str); 3] = [
+        (b"EFI PART", "a partition table"),
+        (&0xa92b_4efc_u32.to_le_bytes(), "a member of a RAID"),
+        (&0x00ba_b10c_u64.to_le_bytes(), "a ZFS volume"),
+    ];
+    let sectors = || (0..end.len()).step_by(512);
+    known.into_iter().find(|(magic, _)| sectors().any(|at| end[at..].starts_with(magic))).map(|(_, what)| what)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_its_signature_at_the_end_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        for (magic, from_end) in
+            [(&b"EFI PART"[..], 512), (&0xa92b_4efc_u32.to_le_bytes(), 65536), (b"some bytes", 512)]
+        {
+            let mut bytes = vec![0; 3 << 20];
+            let at = bytes.len() - from_end;
+            bytes[at..at + magic.len()].copy_from_slice(magic);
+            fs::write(&path, bytes).unwrap();
+            let refused = refuse_to_overwrite(&Place::at(&path).unwrap());
+            assert_eq!(refused.is_err(), magic != b"some bytes");
+        }
+    }
 
     #[test]
     fn a_mount_that_got_the_number_of_one_that_has_ended_does_not_lead_to_its_daemon() {

@@ -27,6 +27,8 @@ const BUDGET: u64 = 16 << 20;
 const COUNT_EVERY: Duration = Duration::from_millis(250);
 /// When to try again to empty a volume where that failed.
 const RETRY: Duration = Duration::from_secs(20);
+/// For so many times as long as a step took nothing is moved, where somebody else wrote meanwhile.
+const IDLE: u32 = 2;
 /// How long to wait for readers of what has moved.
 const READERS: Duration = Duration::from_millis(10);
 
@@ -288,7 +290,7 @@ impl Daemon {
         }
     }
 
-    /// Moves until there is nothing left; those who use the filesystem keep more than half of the time.
+    /// Moves until there is nothing left; those who use the filesystem keep most of the time.
     fn drive(
         &self,
         left: &dyn Fn() -> (u64, u64),
@@ -303,7 +305,7 @@ impl Daemon {
             match step()? {
                 Progress::Idle if is_done() => return Ok(()),
                 Progress::Idle => thread::sleep(READERS),
-                Progress::Worked if self.store().tid() != seen => thread::sleep(start.elapsed()),
+                Progress::Worked if self.store().tid() != seen => thread::sleep(IDLE * start.elapsed()),
                 Progress::Worked => {}
             }
             if counted.elapsed() > COUNT_EVERY {

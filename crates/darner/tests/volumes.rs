@@ -244,3 +244,30 @@ fn a_disk_that_is_lost_under_load_and_a_killed_daemon_cost_nothing_with_two_copi
     w.sh("md5sum -c --quiet $DIR/sums; test $(cat later) = most");
     w.unmount();
 }
+
+#[test]
+fn devices_are_found_by_what_is_on_them_under_whatever_name_they_have() {
+    let Some(w) = World::new() else { return };
+    let attach = |image: &str| w.sh_outside(&format!("losetup -f --show {image} 2>/dev/null || true"));
+    w.sh_outside("truncate -s 200M one two three");
+    let (one, two) = (attach("one"), attach("two"));
+    if one.is_empty() || two.is_empty() {
+        println!("SKIPPED: no loop devices");
+        return;
+    }
+    w.sh("head -c 3M /dev/urandom > a; md5sum a > $DIR/sums");
+    w.sh_outside(&format!(
+        "$DARNER volume add $MNT {one}; $DARNER volume add $MNT {two}; $DARNER volume remove $MNT 0"
+    ));
+    w.sh_outside("$DARNER unmount $MNT");
+    // The other way round, and something else between.
+    w.sh_outside(&format!("losetup -d {one}; losetup -d {two}"));
+    let (other, first) = (attach("three"), attach("two"));
+    let second = attach("one");
+    w.sh_outside(&format!("$DARNER mount {first} $MNT"));
+    w.sh("md5sum -c --quiet $DIR/sums");
+    let paths: Vec<String> = volumes(&w).iter().map(|v| v["path"].as_str().unwrap().into()).collect();
+    assert_eq!(paths, [second.clone(), first.clone()]);
+    w.unmount();
+    w.sh_outside(&format!("losetup -d {first}; losetup -d {second}; losetup -d {other}"));
+}
