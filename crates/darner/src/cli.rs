@@ -471,6 +471,9 @@ pub enum MirrorAction {
         name: String,
         /// The new store: a directory that does not exist yet, or is empty
         target: PathBuf,
+        /// Bytes a second that it pulls at most (10M, …), or none
+        #[arg(long, value_name = "BYTES", value_parser = limit)]
+        limit: Option<u64>,
     },
     /// Make a store here that follows one on another machine, which `darner serve`s there
     Follow {
@@ -484,6 +487,9 @@ pub enum MirrorAction {
         /// Instead: the fingerprint of the other store's key, where this store's is admitted
         #[arg(long, value_name = "FINGERPRINT", conflicts_with = "ticket")]
         key: Option<String>,
+        /// Bytes a second that it pulls at most (10M, …), or none
+        #[arg(long, value_name = "BYTES", value_parser = limit)]
+        limit: Option<u64>,
     },
     /// All mirrors, how far they are, and what they wait for
     List {
@@ -516,6 +522,25 @@ pub enum MirrorAction {
         mnt: PathBuf,
         /// Its name at its source
         name: Option<String>,
+        /// Bytes a second that it pulls at most (10M, …), or none
+        #[arg(long, value_name = "BYTES", value_parser = limit)]
+        limit: Option<u64>,
+    },
+    /// Compare one with its source, by digests, and have the source tell anew what differs; exit code 1 where something does still
+    Verify {
+        /// A mount point of the source, or the mirror's own store
+        mnt: PathBuf,
+        /// Its name at its source
+        name: Option<String>,
+        /// The bytes of files too, which both sides read
+        #[arg(long)]
+        data: bool,
+        /// Change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Take a mirror's name away, and pause it; its store stays
     Remove {

@@ -186,6 +186,15 @@ pub enum Request {
     PauseMirror {
         /// Which.
         paused: bool,
+        /// Bytes a second at most from now on; 0: no limit.
+        limit: Option<u64>,
+    },
+    /// Compare this mirror with its source.
+    VerifyMirror {
+        /// The bytes of files too.
+        data: bool,
+        /// Make what differs the same.
+        mend: bool,
     },
     /// Make this mirror a filesystem of its own.
     Promote,
@@ -652,6 +661,8 @@ pub enum Response {
     Mirrors(Vec<MirrorLine>),
     /// Answer to [`Request::Following`] and what changes that.
     Following(FollowLine),
+    /// Answer to [`Request::VerifyMirror`].
+    Verified(Box<crate::verifying::VerifyReport>),
     /// Answer to [`Request::Serve`].
     Serving(Box<crate::serving::ServeReport>),
     /// Answer to [`Request::Resolve`].

@@ -29,6 +29,7 @@ use crate::retention::Wanted;
 use crate::scrub::Scrubbing;
 use crate::serving::{Door, Followed};
 use crate::supervisor::{LISTENER, block_end_signals};
+use crate::verifying::Others;
 use crate::volumes::{LOCK, Listener, Member};
 use crate::when::local;
 
@@ -161,6 +162,7 @@ pub fn run(
         door: Door::default(),
     });
     daemon.learn_whether_to_serve()?;
+    store.heal_from(Arc::new(Others::new(&daemon)));
     for held in held {
         let member = Member::new(&daemon, held)?;
         daemon.volumes.lock().push(member);
@@ -515,6 +517,7 @@ impl Daemon {
             | Request::Follow { .. }
             | Request::PauseMirror { .. }
             | Request::Promote) => self.serve_mirrors(request)?,
+            request @ Request::VerifyMirror { .. } => self.verify_mirror(&request, tell)?,
             request @ Request::Serve { .. } => self.serve_others(request)?,
             request => Response::Filesets(self.serve_filesets(request)?),
         })

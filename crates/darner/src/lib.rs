@@ -27,6 +27,7 @@ mod scrub;
 pub mod serving;
 mod supervisor;
 mod systemd;
+pub mod verifying;
 mod volumes;
 pub mod when;
 pub mod xattr;

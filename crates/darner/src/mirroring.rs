@@ -26,6 +26,7 @@ use crate::frontend::now_ns;
 use crate::keeper;
 use crate::place::{self, Make, Place};
 use crate::serving::{self, Followed};
+use crate::verifying::Asked;
 use crate::when::local;
 
 /// How often a mirror looks for something new.
@@ -54,6 +55,8 @@ pub(crate) struct Follows {
     /// Whether to look at once.
     now: Mutex<bool>,
     wake: Condvar,
+    /// A comparison that somebody waits for.
+    pub(crate) verify: Mutex<Option<Asked>>,
     /// The daemon is about to end: a pull is cut where it is.
     pub(crate) ends: AtomicBool,
 }
@@ -67,6 +70,7 @@ impl Default for Follows {
             pulls: Mutex::default(),
             now: Mutex::default(),
             wake: Condvar::new(),
+            verify: Mutex::default(),
             ends: AtomicBool::new(false),
         }
     }
@@ -184,7 +188,13 @@ impl Daemon {
                 match outcome {
                     Ok(connected) => {
                         link = Some(connected.clone());
-                        pause = if self.pull(connected, session) { EVERY } else { AFTER_FAILURE };
+                        pause = match self.pull(connected.clone(), session) {
+                            true => {
+                                self.verify_if_asked(&connected, session);
+                                EVERY
+                            }
+                            false => AFTER_FAILURE,
+                        };
                         after_failure = AFTER_FAILURE;
                     }
                     Err(e) => {
@@ -208,7 +218,7 @@ impl Daemon {
     }
 
     /// Connects to a source.
-    fn connect_to(&self, origin: &str) -> Result<Link> {
+    pub(crate) fn connect_to(&self, origin: &str) -> Result<Link> {
         match Far::is_meant(origin) {
             true => origin.parse::<Far>()?.connect(&serving::identity(&self.fs)?, None),
             false => connect_to(origin),
@@ -225,10 +235,20 @@ impl Daemon {
             pulls.0
         };
         let (fs, follows) = (self.fs.clone(), self.follows.clone());
+        let limit = fs.pull_limit().unwrap_or_else(|e| {
+            tracing::warn!("{e}");
+            0
+        });
         let go_on = move |bytes: u64| {
-            let mut line = follows.line.lock();
-            line.received_bytes += bytes;
-            line.state = "pulls".into();
+            {
+                let mut line = follows.line.lock();
+                line.received_bytes += bytes;
+                line.state = "pulls".into();
+            }
+            let until = Instant::now() + Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64);
+            while limit > 0 && Instant::now() < until && !follows.ends.load(Ordering::Relaxed) {
+                thread::sleep(EVERY.min(until - Instant::now()));
+            }
             fs.following().is_some_and(|f| !f.paused) && !follows.ends.load(Ordering::Relaxed)
         };
         let room = self.follows.room.load(Ordering::Relaxed);
@@ -272,7 +292,7 @@ impl Daemon {
     }
 
     /// What a pull changed, the kernel is to ask for anew.
-    fn tell_kernels_of(&self, changed: &[darner_fs::Inode]) {
+    pub(crate) fn tell_kernels_of(&self, changed: &[darner_fs::Inode]) {
         let mounts: Vec<_> = {
             let state = self.state.lock();
             let following = state.mounts.values().filter(|m| m.nodes.is_following());
@@ -285,7 +305,7 @@ impl Daemon {
         }
     }
 
-    fn follow_line(&self) -> Result<FollowLine> {
+    pub(crate) fn follow_line(&self) -> Result<FollowLine> {
         let f = self.fs.following().ok_or_else(|| Failure::new("this store is no mirror"))?;
         let line = self.follows.line.lock().clone();
         Ok(FollowLine { origin: f.origin, at: f.at.0, ..line })
@@ -330,7 +350,10 @@ impl Daemon {
                 }
                 Ok(Response::Following(self.follow_line()?))
             }
-            Request::PauseMirror { paused } => {
+            Request::PauseMirror { paused, limit } => {
+                if let Some(limit) = limit {
+                    self.fs.limit_pulls(limit, now_ns())?;
+                }
                 self.fs.pause(paused, now_ns())?;
                 self.fs.sync()?;
                 self.follows.wake(false);
@@ -421,7 +444,7 @@ impl Daemon {
     }
 }
 
-fn why(line: &FollowLine) -> String {
+pub(crate) fn why(line: &FollowLine) -> String {
     let known = line.last_error.clone().or(line.waits_for.clone());
     known.unwrap_or_else(|| format!("it {}", if line.state.is_empty() { "begins" } else { &line.state }))
 }

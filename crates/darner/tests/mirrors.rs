@@ -272,3 +272,98 @@ fn a_stream_through_a_pipe_makes_a_mirror_and_brings_it_on() {
     assert_eq!(fs::read(w.dir.join(format!("copy/dir/a@@{then:#x}"))).unwrap(), vec![5; 500_000]);
     w.sh_outside("$DARNER unmount $DIR/copy");
 }
+
+/// Flips a bit of bytes that are stored once in a store, which nobody has open.
+fn rot(store: &Path, stored: &[u8]) {
+    let mut flipped = 0;
+    for entry in fs::read_dir(store).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(stored.len()).position(|b| b == stored) {
+            bytes[at + 5] ^= 4;
+            fs::write(&path, bytes).unwrap();
+            flipped += 1;
+        }
+    }
+    assert_eq!(flipped, 1);
+}
+
+#[test]
+fn what_rots_on_either_side_heals_from_the_other_and_comparing_finds_what_differs() {
+    let Some(w) = World::new() else { return };
+    let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));
+    let store = target.to_str().unwrap();
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&w.darner(args)).unwrap() };
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut random = || -> Vec<u8> { (0..300_000).map(|_| rng.u8(..)).collect() };
+    let (first, second) = (random(), random());
+    fs::write(w.path("victim"), &first).unwrap();
+    w.darner(&["mirror", "add", &mnt, "copy", store]);
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    let same = json(&["mirror", "verify", "--data", "--json", &mnt, "copy"]);
+    assert_eq!((&same["differing"], &same["failed"]), (&Value::from(0), &serde_json::json!([])), "{same}");
+    assert!(
+        same["keys"].as_u64() > Some(5) && same["at_tid"].as_str().is_some_and(|at| at.starts_with("0x")),
+        "{same}"
+    );
+    let rot_mirror = |bytes: &[u8]| {
+        w.darner(&["mirror", "pause", &mnt, "copy"]);
+        rot(&target, bytes);
+        w.darner(&["mirror", "resume", &mnt, "copy"]);
+    };
+    let healed = |at: &str| {
+        let report = json(&["scrub", "--json", at]);
+        assert_eq!((&report["damaged"], &report["healed"]), (&Value::from(0), &Value::from(1)), "{report}");
+    };
+    // A scrub of the mirror asks the source.
+    rot_mirror(&first[8192..8208]);
+    healed(store);
+    // So does comparing, for what is shown; what is left of it in the past is for the scrub.
+    rot_mirror(&first[200_000..200_016]);
+    let dry = refused_json(&["mirror", "verify", "--data", "--dry-run", "--json", store]);
+    assert_eq!((&dry["differing"], &dry["mended"]), (&Value::from(1), &Value::from(0)), "{dry}");
+    let mended = json(&["mirror", "verify", "--data", "--json", store]);
+    assert_eq!((&mended["differing"], &mended["mended"]), (&Value::from(1), &Value::from(1)), "{mended}");
+    assert!(mended["differences"][0].as_str().unwrap().starts_with("/victim: bytes from "), "{mended}");
+    healed(store);
+    // Bytes of the past, which the source has in its own past.
+    fs::write(w.path("victim"), &second).unwrap();
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    rot_mirror(&first[100_000..100_016]);
+    healed(store);
+    // And the source's from the mirror.
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    w.unmount();
+    rot(&w.store, &second[4096..4112]);
+    w.mount();
+    healed(&mnt);
+    assert!(fs::read(w.path("victim")).unwrap() == second);
+    w.darner(&["mirror", "pause", &mnt, "copy"]);
+    w.darner(&["check", store]);
+}
+
+/// What a command printed that had an exit code of 1.
+#[track_caller]
+fn refused_json(args: &[&str]) -> Value {
+    let out = Command::new("timeout").args(["60", common::DARNER]).args(args).output().unwrap();
+    assert_eq!(out.status.code(), Some(1), "darner {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+#[test]
+fn a_mirror_with_a_limit_pulls_no_faster() {
+    let Some(w) = World::new() else { return };
+    let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));
+    let store = target.to_str().unwrap();
+    let mut rng = fastrand::Rng::with_seed(4);
+    fs::write(w.path("file"), (0..3 << 20).map(|_| rng.u8(..)).collect::<Vec<u8>>()).unwrap();
+    let start = Instant::now();
+    w.darner(&["mirror", "add", "--limit", "1M", &mnt, "copy", store]);
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    assert!(start.elapsed() > Duration::from_secs(2), "{:?}", start.elapsed());
+    w.darner(&["mirror", "resume", "--limit", "none", &mnt, "copy"]);
+    fs::write(w.path("file"), (0..3 << 20).map(|_| rng.u8(..)).collect::<Vec<u8>>()).unwrap();
+    let start = Instant::now();
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}

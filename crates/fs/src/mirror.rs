@@ -13,12 +13,14 @@
 mod apply;
 mod item;
 mod source;
+mod verify;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use darner_store::{CATALOGUE, FilesetId, Kind, ObjectId, Pin, Tid, split_tail};
 
 pub use source::{Part, Sent, Wanted};
+pub use verify::{Digest, Digesting, Digests};
 
 use crate::change::SMALL;
 use crate::codec::{Reader, put_bytes, put_varint};

@@ -8,8 +8,10 @@ mod protocol;
 mod pull;
 mod service;
 mod stream;
+mod verify;
 
 pub use protocol::SERVICE;
 pub use pull::{Failure, Looked, Pulled, Puller, ROOM_WANTED, Which};
 pub use service::Source;
 pub use stream::{Header, export, import};
+pub use verify::{Verified, ask_for_bytes};

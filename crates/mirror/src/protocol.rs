@@ -11,6 +11,12 @@ pub(crate) const LOOK: Tag = Tag(1);
 pub(crate) const PULL: Tag = Tag(2);
 /// Says that a pull is over.
 pub(crate) const END: Tag = Tag(3);
+/// Asks for digests of what a mirror is to have.
+pub(crate) const DIGEST: Tag = Tag(4);
+/// Asks for bytes that were lost.
+pub(crate) const READ: Tag = Tag(5);
+/// Asks whether changes can be found, which is proven.
+pub(crate) const PROVE: Tag = Tag(6);
 
 /// The moment asked for is not kept (any more): look again.
 pub(crate) const NOT_KEPT: u32 = 256;
@@ -34,3 +40,15 @@ pub(crate) const AT: Tag = Tag(13);
 pub(crate) const ROOM: Tag = Tag(14);
 pub(crate) const ITEMS: Tag = Tag(15);
 pub(crate) const NEXT: Tag = Tag(16);
+
+pub(crate) const RUN: Tag = Tag(17);
+pub(crate) const MAX: Tag = Tag(18);
+pub(crate) const DATA: Tag = Tag(19);
+pub(crate) const OBJECT: Tag = Tag(20);
+pub(crate) const OFFSET: Tag = Tag(21);
+pub(crate) const LEN: Tag = Tag(22);
+pub(crate) const TID: Tag = Tag(23);
+pub(crate) const ATTEMPT: Tag = Tag(24);
+pub(crate) const VERSIONS: Tag = Tag(25);
+/// Repeated: sentences.
+pub(crate) const FOUND: Tag = Tag(26);

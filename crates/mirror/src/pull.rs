@@ -36,6 +36,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Whether the source does not keep the moment (any more): then a pull leads to one that it does.
+    pub fn is_not_kept(&self) -> bool {
+        matches!(self, Failure::Source(CallError::Refused(no)) if no.code == Code::Other(NOT_KEPT))
+    }
+
     /// Whether trying again soon may help.
     pub fn is_passing(&self) -> bool {
         match self {
@@ -99,12 +104,12 @@ pub struct Pulled {
 
 /// Follows a fileset over a link.
 pub struct Puller {
-    fs: Arc<Fs>,
-    source: Arc<dyn Caller>,
-    session: u64,
-    room: u64,
+    pub(crate) fs: Arc<Fs>,
+    pub(crate) source: Arc<dyn Caller>,
+    pub(crate) session: u64,
+    pub(crate) room: u64,
     /// Called after each part, with its bytes; may wait (a limit of bandwidth), or say that it is enough for now.
-    between: Box<dyn Fn(u64) -> bool + Send + Sync>,
+    pub(crate) between: Box<dyn Fn(u64) -> bool + Send + Sync>,
 }
 
 impl Puller {

@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Fs, FsError, Inode, Node, Sent, Tid, Wanted};
+use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, Node, ObjectId, Sent, Tid, Wanted};
 use darner_store::Pin;
-use darner_syslink::{Code, Message, Peer, Refusal, Reply, Service};
+use darner_syslink::{Code, Element, Message, Peer, Refusal, Reply, Service, Tag};
 use parking_lot::Mutex;
 
 use crate::protocol::{
-    AT, END, FILESET, FROM, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NEXT, NO_FILESET, NOT_KEPT, OBJECTS, POINT, PULL,
-    ROOM, SESSION, SINCE, TO, UUID,
+    AT, ATTEMPT, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
+    NO_FILESET, NOT_KEPT, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE, TID, TO, UUID,
+    VERSIONS,
 };
 
 /// Who is silent for so long has to begin his pull anew (where he was cut).
@@ -44,6 +45,13 @@ fn failed(e: &FsError) -> Refusal {
     Refusal::new(Code::Failed, e.to_string())
 }
 
+fn tail(asked: &Element<'_>, tag: Tag) -> Result<Vec<u8>, Refusal> {
+    match asked.bytes(tag)? {
+        tail if tail.len() <= TAIL_MAX => Ok(tail.to_vec()),
+        _ => Err(Refusal::new(Code::BadRequest, "no key is so long")),
+    }
+}
+
 impl Source {
     /// For the filesets of `fs`.
     pub fn new(fs: Arc<Fs>) -> Source {
@@ -59,6 +67,9 @@ impl Source {
                 self.sessions.lock().remove(&command.root().uint(SESSION)?);
                 Ok(Message::new(END))
             }
+            DIGEST => self.digest(command),
+            READ => self.read(command),
+            PROVE => self.prove(),
             tag => Err(Refusal::new(Code::Unknown, format!("there is no command {}", tag.0))),
         }
     }
@@ -127,13 +138,56 @@ impl Source {
         Ok(session)
     }
 
+    fn digest(&self, command: &Message) -> Result<Message, Refusal> {
+        let asked = command.root();
+        let digesting = Digesting {
+            from: tail(&asked, FROM)?,
+            to: tail(&asked, TO)?,
+            at: Tid(asked.uint(AT)?),
+            run: asked.uint(RUN)?,
+            max: asked.uint(MAX)?,
+            data: asked.uint(DATA)? != 0,
+        };
+        let session = self.session(asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), digesting.at)?;
+        let mut session = session.lock();
+        let found = self.fs.digests(session.root, &digesting).map_err(|e| failed(&e))?;
+        session.used = Instant::now();
+        let mut reply = Message::new(DIGEST);
+        reply.attach(ITEMS, found.encode());
+        Ok(reply)
+    }
+
+    fn read(&self, command: &Message) -> Result<Message, Refusal> {
+        let asked = command.root();
+        let fileset = FilesetId(asked.number(FILESET)?);
+        let root = self.fs.filesets().into_iter().map(|(f, _)| f.inode()).find(|root| root.fileset == fileset);
+        let root = root.ok_or_else(|| Refusal::new(Code::Other(NO_FILESET), "there is no such fileset (any more)"))?;
+        let (object, offset, len) = (ObjectId(asked.uint(OBJECT)?), asked.uint(OFFSET)?, asked.uint(LEN)?);
+        if len > ROOM_MAX || offset.checked_add(len).is_none() {
+            return Err(Refusal::new(Code::BadRequest, "no extent is so long"));
+        }
+        let (tid, attempt) = (Tid(asked.uint(TID)?), asked.uint(ATTEMPT)?);
+        let bytes = self.fs.remembered(root, object, offset..offset + len, tid, attempt).map_err(|e| failed(&e))?;
+        let mut reply = Message::new(READ);
+        if let Some(bytes) = bytes {
+            reply.attach(ITEMS, bytes);
+        }
+        Ok(reply)
+    }
+
+    fn prove(&self) -> Result<Message, Refusal> {
+        let (versions, wrong) = self.fs.store().prove_newest().map_err(|e| failed(&e.into()))?;
+        let mut reply = Message::new(PROVE);
+        reply.uint(VERSIONS, versions);
+        for what in &wrong {
+            reply.text(FOUND, what);
+        }
+        Ok(reply)
+    }
+
     fn pull(&self, command: &Message) -> Result<Message, Refusal> {
         let asked = command.root();
-        let tail = |tag| match asked.bytes(tag) {
-            Ok(tail) if tail.len() <= TAIL_MAX => Ok(tail.to_vec()),
-            Ok(_) => Err(Refusal::new(Code::BadRequest, "no key is so long")),
-            Err(e) => Err(e.into()),
-        };
+        let tail = |tag| tail(&asked, tag);
         let wanted = Wanted {
             from: tail(FROM)?,
             to: tail(TO)?,

@@ -18,7 +18,7 @@ use darner_fs::{Attr, Caller, FilesetId, Found, Fs, Inode, MAIN, Node, ROOT, Tid
 use darner_mirror::{Failure, Puller, Source};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
-use darner_store::{CreateOptions, Grid, OpenOptions, Step, Store};
+use darner_store::{CHUNK, CreateOptions, Grid, Kind, OpenOptions, Step, Store, split_tail};
 use darner_syslink::sim::{Faults, Pair, Side};
 use darner_syslink::{Config, Refuse};
 use harness::Harness;
@@ -105,6 +105,47 @@ fn new_mirror(hash_key: [u8; 16], seed: u64) -> (SimDisk, Arc<Fs>) {
     (disk, Arc::new(fs))
 }
 
+/// Changes one key of a mirror, as only a fault can; returns by which transaction.
+fn tamper(fs: &Fs, rng: &mut fastrand::Rng) -> Option<Tid> {
+    let (tails, _) = fs.store().tails(MAIN, &[], &[], fs.head().unwrap(), 4096).unwrap();
+    let all: Vec<_> =
+        tails.iter().filter_map(|tail| split_tail(tail)).filter(|t| t.0.0 > 0 && t.0.0 < 1 << 40).collect();
+    let (object, kind, suffix) = all[rng.usize(..all.len())];
+    let ino = Inode { fileset: MAIN, object };
+    let Ok(attr) = fs.getattr(Node::Live(ino)) else { return None };
+    // (Read before: a transaction has the log's tail.)
+    let chunk = <[u8; 8]>::try_from(suffix).map_or(0, u64::from_be_bytes) * CHUNK;
+    let pieces = fs.store().map(MAIN, object, chunk, CHUNK, Tid::MAX).unwrap();
+    let piece = pieces.into_iter().find(|p| kind == Kind::EXTENT && p.is_data());
+    let bytes = piece.map(|piece| {
+        let mut bytes = vec![0; piece.len as usize];
+        fs.store().read(std::slice::from_ref(&piece), &mut bytes).unwrap();
+        bytes[0] ^= 1;
+        (piece.offset, bytes)
+    });
+    let mut tx = fs.store().begin(MAIN, fs.store().tid().0).unwrap();
+    match kind {
+        Kind::ATTR => {
+            let tid = tx.tid();
+            tx.put(object, kind, suffix, &Attr { mode: attr.mode ^ 0o111, ..attr }.encode(tid));
+        }
+        Kind::EXTENT => {
+            let (offset, bytes) = bytes?;
+            match rng.bool() {
+                true => drop(tx.punch(object, chunk, CHUNK).unwrap()),
+                false => drop(tx.write(object, offset, &bytes).unwrap()),
+            }
+        }
+        Kind::XATTR if rng.bool() => tx.delete(object, kind, suffix),
+        Kind::TARGET | Kind::XATTR => tx.put(object, kind, suffix, b"another"),
+        _ => return None,
+    }
+    let tid = tx.commit().unwrap();
+    // So that it is shown.
+    fs.pause(false, fs.store().tid().0).unwrap();
+    Some(tid)
+}
+
 fn random_grid(rng: &mut fastrand::Rng) -> Grid {
     let all = Step { every: 0, lasts: rng.u64(0..5) * SECOND };
     let steps = match rng.u8(0..4) {
@@ -124,6 +165,9 @@ struct Counts {
     bytes: u64,
     /// Promoted amid a pull.
     amid: u64,
+    /// Compared with its source, and of those tampered with before.
+    verified: u64,
+    mended: u64,
 }
 
 struct World<'r> {
@@ -215,6 +259,41 @@ impl World<'_> {
         let checked = m.fs.check().unwrap();
         assert_eq!(checked.findings, Vec::<String>::new(), "{what}");
         m.had.insert(f.shown, due);
+    }
+
+    /// Compares a mirror with its source; one that was tampered with is the same again afterwards.
+    fn verify(&mut self, n: usize) {
+        let m = &mut self.mirrors[n];
+        let Some(f) = m.fs.following().filter(|f| f.is_whole() && f.at != Tid::ZERO) else { return };
+        let (due, now) = (m.had.values().next_back().unwrap().clone(), self.h.now);
+        let tid = if self.rng.bool() { tamper(&m.fs, &mut self.rng) } else { None };
+        let tampered = tid.is_some();
+        if let Some(tid) = tid {
+            m.had.insert(tid, dump(&m.fs, Node::Live(ROOT), now));
+        }
+        let (of, fs) = (m.of, m.fs.clone());
+        let source = Arc::new(Source::new(self.source_fs(of)));
+        let pair = Pair::new(self.rng.u64(..), Faults::default(), &Config::default(), Arc::new(Refuse), source);
+        let puller = Puller::new(fs.clone(), pair.caller(Side::A), 1 << 40);
+        let verified = match puller.verify(true, true) {
+            Ok(verified) => verified,
+            // The source does not keep the moment any more: what is left then is to pull.
+            Err(Failure::Source(_)) if tampered => {
+                self.mirrors[n].gone = true;
+                return;
+            }
+            Err(Failure::Source(_)) => return,
+            Err(e) => panic!("mirror {n} as of {}: {e}", f.at),
+        };
+        assert_eq!(verified.failed, Vec::<String>::new());
+        assert_eq!((verified.differing, verified.mended), (tampered.into(), tampered.into()), "{verified:?}");
+        assert_eq!(verified.differences.len() as u64, verified.differing, "{verified:?}");
+        let what = format!("mirror {n}, tampered with: {tampered}, and compared: {:?}", verified.differences);
+        assert_same(&dump(&fs, Node::Live(ROOT), now), &due, &what);
+        assert_eq!(fs.check().unwrap().findings, Vec::<String>::new(), "{what}");
+        self.mirrors[n].had.insert(fs.head().unwrap(), due);
+        self.counts.verified += 1;
+        self.counts.mended += verified.mended;
     }
 
     /// What a mirror keeps is what it had.
@@ -339,6 +418,12 @@ fn live(seed: u64) -> Counts {
                     w.pull(n);
                 }
             }
+            13..=14 => {
+                let n = w.rng.usize(..w.mirrors.len());
+                if !w.mirrors[n].gone {
+                    w.verify(n);
+                }
+            }
             10..=12 => {
                 let n = w.rng.usize(..w.mirrors.len());
                 w.own(n);
@@ -347,6 +432,16 @@ fn live(seed: u64) -> Counts {
         }
         // Grids, and what cleaning wrote.
         w.h.remember();
+    }
+    // So that some are promoted amid a pull.
+    for _ in 0..20 {
+        w.h.step();
+        w.h.remember();
+    }
+    for n in 0..w.mirrors.len() {
+        if !w.mirrors[n].gone {
+            w.pull(n);
+        }
     }
     for n in 0..w.mirrors.len() {
         w.promote(n);
@@ -367,6 +462,8 @@ fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
                 sum.points += c.points;
                 sum.bytes += c.bytes;
                 sum.amid += c.amid;
+                sum.verified += c.verified;
+                sum.mended += c.mended;
             }
             Err(panic) => {
                 eprintln!("failed with DARNER_MIRROR_SEED={seed}");
@@ -375,5 +472,8 @@ fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
         }
     }
     println!("{sum:?}");
-    assert!(sum.pulls > 50 && sum.points > 100 && sum.cut > 5 && sum.amid > 0, "{sum:?}");
+    assert!(
+        sum.pulls > 50 && sum.points > 100 && sum.cut > 5 && sum.amid > 0 && sum.mended > 0 && sum.verified > 10,
+        "{sum:?}"
+    );
 }

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::extent::{self, CHUNK, Codec, Piece, Stored};
+use crate::index::Entry;
 use crate::index::ghost::Ghost;
 use crate::index::levels::{Levels, Run};
 use crate::index::memtable::Memtable;
 use crate::index::scan::{self, Range};
-use crate::index::table::{BlockCache, Newer};
+use crate::index::table::{BlockCache, Newer, Table};
 use crate::key::parse;
 use crate::store::{Store, Value, damage};
 use crate::{FilesetId, Kind, ObjectId, Result, Tid};
@@ -123,6 +124,38 @@ impl Store {
 }
 
 impl Store {
+    /// Proves what finding changes relies on, by reading the whole index: that no version is newer than its block says. Returns how
+    /// many versions there are, and what is wrong.
+    pub fn prove_newest(&self) -> Result<(u64, Vec<String>)> {
+        let tables: Vec<Arc<Table>> = {
+            let index = self.index.read();
+            let runs = index.levels.live.iter().chain(&index.levels.history);
+            runs.flat_map(|run| run.tables.iter().cloned()).collect()
+        };
+        let (mut versions, mut wrong) = (0, Vec::new());
+        for table in tables {
+            let (n, hidden) = match table.first_hidden() {
+                // It was merged with others meanwhile, and its place is used again.
+                Err(_) if !self.has_table(&table) => continue,
+                found => found?,
+            };
+            versions += n;
+            if let Some(Entry { key, tid, .. }) = hidden {
+                let (id, key) = (table.reference().region.id, key.escape_ascii());
+                wrong.push(format!(
+                    "region {id:x}: the block of key {key} says that it has nothing as new as tid {tid}"
+                ));
+            }
+        }
+        Ok((versions, wrong))
+    }
+
+    fn has_table(&self, table: &Arc<Table>) -> bool {
+        let index = self.index.read();
+        let mut runs = index.levels.live.iter().chain(&index.levels.history);
+        runs.any(|run| run.tables.iter().any(|t| Arc::ptr_eq(t, table)))
+    }
+
     /// The tails of the keys that a fileset has as of `at`, from `from` on to before `to` (empty: to the end), about `limit` of
     /// them, and where to go on.
     pub fn tails(&self, fileset: FilesetId, from: &[u8], to: &[u8], at: Tid, limit: usize) -> Result<Tails> {

@@ -14,9 +14,17 @@ use crate::{Error, FilesetId, ObjectId, Result, Tid};
 
 /// Who may have bytes that are damaged here: a mirror, for instance.
 pub trait Elsewhere: Send + Sync {
-    /// Fills `buf` with bytes of an object from `offset` on, as transaction `tid` wrote them; says whether it could. It is not believed:
-    /// only what has the checksum that is stored here is used.
-    fn bytes(&self, fileset: FilesetId, object: ObjectId, offset: u64, tid: Tid, buf: &mut [u8]) -> bool;
+    /// Offers `len` bytes of an object from `offset` on, as transaction `tid` wrote them, one possibility after the other until one
+    /// is taken; says whether one was. It is not believed: `is_it` takes only what has the checksum that is stored here.
+    fn bytes(
+        &self,
+        fileset: FilesetId,
+        object: ObjectId,
+        offset: u64,
+        tid: Tid,
+        len: usize,
+        is_it: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> bool;
 }
 
 /// Fills `buf` from the copy of which `is_good` holds, and heals the others; says whether there is one.

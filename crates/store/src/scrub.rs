@@ -374,9 +374,8 @@ impl Store {
             let n = unit.min(len.saturating_sub(from));
             let at = start + part.start as u64;
             let asked = self.elsewhere.lock().clone().is_some_and(|elsewhere| {
-                let mut plain = vec![0; n as usize];
-                elsewhere.bytes(r.fileset, r.object, offset + from, tid, &mut plain)
-                    && put_back(region, at, &bytes[part.clone()], codec, &plain)
+                let mut is_it = |plain: &[u8]| put_back(region, at, &bytes[part.clone()], codec, plain);
+                elsewhere.bytes(r.fileset, r.object, offset + from, tid, n as usize, &mut is_it)
             });
             if asked {
                 report.healed += 1;

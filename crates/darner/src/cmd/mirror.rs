@@ -18,6 +18,7 @@ use crate::error::{Context, Failure, Result};
 use crate::far::Far;
 use crate::frontend::now_ns;
 use crate::place::{self, Make, Place};
+use crate::verifying::VerifyReport;
 use crate::{mirroring, mounts, serving};
 
 /// How long to wait for a daemon that has a store and does not answer.
@@ -26,17 +27,39 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub fn run(c: &Mirror) -> Result<()> {
     use MirrorAction as A;
     match &c.action {
-        A::Add { mnt, name, target } => {
+        A::Add { mnt, name, target, limit } => {
             let (place, at) = mounts::spot_of(mnt)?;
             let target = mounts::absolute(target)?;
             control::must_call(&place, &Request::AddMirror { at, name: name.clone(), target: target.clone() })?;
+            if limit.is_some() {
+                pause(&Place::at(&target)?, false, *limit)?;
+            }
             daemon::stay(&target)?;
             super::print(&format!(
                 "{0} is a mirror, and follows; to look at it: darner mount {0} MNT\n",
                 target.display()
             ))
         }
-        A::Follow { store, source, ticket, key } => follow(store, source.parse()?, ticket.as_deref(), key.as_deref()),
+        A::Follow { store, source, ticket, key, limit } => {
+            follow(store, source.parse()?, ticket.as_deref(), key.as_deref(), *limit)
+        }
+        A::Verify { mnt, name, data, dry_run, json } => {
+            let mirror = mirror(mnt, name.as_deref())?;
+            daemon::stay(&mirror.path)?;
+            let request = Request::VerifyMirror { data: *data, mend: !dry_run };
+            let Response::Verified(found) = super::call_showing_progress(&mirror, &request)? else {
+                return Err(super::other_answer());
+            };
+            if *json {
+                super::print_json(&*found)?
+            } else {
+                super::print(&compared(&found))?
+            }
+            match found.failed.is_empty() && found.mended == found.differing {
+                true => Ok(()),
+                false => Err(Failure::silent(1)),
+            }
+        }
         A::List { mnt, json } => {
             let lines = all(&mounts::store_of(mnt)?)?;
             if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
@@ -46,17 +69,17 @@ pub fn run(c: &Mirror) -> Result<()> {
             daemon::stay(&mirror.path)?;
             control::must_call(&mirror, &Request::Follow { wait: *wait }).map(drop)
         }
-        A::Pause { mnt, name } => pause(&mirror(mnt, name.as_deref())?, true),
-        A::Resume { mnt, name } => {
+        A::Pause { mnt, name } => pause(&mirror(mnt, name.as_deref())?, true, None),
+        A::Resume { mnt, name, limit } => {
             let mirror = mirror(mnt, name.as_deref())?;
-            pause(&mirror, false)?;
+            pause(&mirror, false, *limit)?;
             daemon::stay(&mirror.path)
         }
         A::Remove { mnt, name } => {
             let mirror = mirror(mnt, Some(name));
             control::must_call(&mounts::store_of(mnt)?, &Request::RemoveMirror { name: name.clone() })?;
             // (It may be gone, which may be why.)
-            if let Err(e) = mirror.and_then(|mirror| pause(&mirror, true)) {
+            if let Err(e) = mirror.and_then(|mirror| pause(&mirror, true, None)) {
                 eprintln!("darner: the mirror has no name here any more; it was not told: {e}");
             }
             Ok(())
@@ -120,16 +143,19 @@ fn call_or_open(place: &Place, request: &Request, here: impl Fn(&Fs) -> Result<R
     }
 }
 
-fn pause(mirror: &Place, paused: bool) -> Result<()> {
+fn pause(mirror: &Place, paused: bool, limit: Option<u64>) -> Result<()> {
     let here = |fs: &Fs| {
+        if let Some(limit) = limit {
+            fs.limit_pulls(limit, now_ns())?;
+        }
         fs.pause(paused, now_ns())?;
         Ok(Response::Done)
     };
-    call_or_open(mirror, &Request::PauseMirror { paused }, here).map(drop)
+    call_or_open(mirror, &Request::PauseMirror { paused, limit }, here).map(drop)
 }
 
 /// Makes a store that follows one on another machine.
-fn follow(store: &Path, mut far: Far, ticket: Option<&str>, key: Option<&str>) -> Result<()> {
+fn follow(store: &Path, mut far: Far, ticket: Option<&str>, key: Option<&str>, limit: Option<u64>) -> Result<()> {
     let store = mounts::absolute(store)?;
     let ticket = ticket.map(|t| t.trim().parse::<Ticket>().map_err(Failure::new)).transpose()?;
     let key = key.map(|key| key.parse().map_err(Failure::new)).transpose()?;
@@ -175,6 +201,9 @@ fn follow(store: &Path, mut far: Far, ticket: Option<&str>, key: Option<&str>) -
     };
     let place = make(Some(looked.hash_key))?;
     opened(&place, |fs| Ok(fs.follow(looked.uuid, looked.fileset, &looked.name, &far.to_string(), now_ns())?))?;
+    if limit.is_some() {
+        pause(&place, false, limit)?;
+    }
     daemon::stay(&store)?;
     super::print(&format!("{0} follows {far}; to look at it: darner mount {0} MNT\n", store.display()))
 }
@@ -238,6 +267,20 @@ fn promote(target: &Path) -> Result<()> {
         line.at,
         line.origin
     ))
+}
+
+fn compared(r: &VerifyReport) -> String {
+    let mut out = format!("as of {}: {} keys compared, {} differ", r.at, r.keys, r.differing);
+    if r.differing > 0 {
+        let _ = write!(out, ", {} of them mended", r.mended);
+    }
+    let _ = writeln!(out, "; {} versions proven to be found when they are asked for", r.proven_versions);
+    for (what, lines) in [("differed", &r.differences), ("failed", &r.failed)] {
+        for line in lines {
+            let _ = writeln!(out, "    {what}: {line}");
+        }
+    }
+    out
 }
 
 fn table(lines: &[MirrorLine]) -> String {

@@ -23,7 +23,7 @@ const TX_ACTS: usize = 4096;
 const BATCH: usize = 4096;
 
 /// What is to be done to a key.
-enum Act {
+pub(super) enum Act {
     Set(Tid, Vec<u8>),
     Delete,
     Chunk(Vec<crate::mirror::item::Span>),
@@ -54,7 +54,7 @@ impl Fs {
             let _live = self.live.write();
             f.paused = self.following().is_some_and(|f| f.paused);
             let tx = self.store.begin(MAIN, early)?;
-            let mut applying = Applying { fs: self, tx, attrs: HashMap::new(), objects: 0, bytes: 0 };
+            let mut applying = Applying::new(self, tx);
             for _ in 0..TX_ACTS {
                 let Some((tail, act)) = acts.next_if(|_| applying.tx.size() < TX_BYTES) else { break };
                 if let Some((object, ..)) = split_tail(&tail) {
@@ -67,8 +67,7 @@ impl Fs {
                 None => f.advance(part.next.as_deref()),
             }
             put_books(&mut applying.tx, &f);
-            applying.tx.count(applying.objects, applying.bytes);
-            applying.tx.commit()?;
+            applying.finish()?;
             *self.mirror.state.lock() = Some(f.clone());
         }
         if self.following().as_ref() == Some(&f) && changed.is_empty() {
@@ -99,7 +98,7 @@ impl Fs {
     }
 
     /// What is to be done, in order of keys.
-    fn acts(&self, items: Vec<Item>) -> Result<Vec<(Vec<u8>, Act)>> {
+    pub(super) fn acts(&self, items: Vec<Item>) -> Result<Vec<(Vec<u8>, Act)>> {
         let mut acts = Vec::new();
         let mut told = BTreeSet::new();
         let mut stated = Vec::new();
@@ -213,12 +212,11 @@ impl Fs {
             was.dedup();
             for some in was.chunks(64) {
                 let tx = self.store.begin(MAIN, now_ns)?;
-                let mut applying = Applying { fs: self, tx, attrs: HashMap::new(), objects: 0, bytes: 0 };
+                let mut applying = Applying::new(self, tx);
                 for (ino, kind, suffix) in some {
                     applying.restore(*ino, *kind, suffix, to)?;
                 }
-                applying.tx.count(applying.objects, applying.bytes);
-                applying.tx.commit()?;
+                applying.finish()?;
             }
             pos = delta.next;
         }
@@ -231,16 +229,25 @@ fn chunk_tail(object: u64, chunk: u64) -> Vec<u8> {
 }
 
 /// A transaction of a pull.
-struct Applying<'f> {
+pub(super) struct Applying<'f> {
     fs: &'f Fs,
-    tx: Tx<'f>,
+    pub(super) tx: Tx<'f>,
     /// Attributes that it has changed.
     attrs: HashMap<ObjectId, Option<Attr>>,
     objects: i64,
     bytes: i64,
 }
 
-impl Applying<'_> {
+impl<'f> Applying<'f> {
+    pub(super) fn new(fs: &'f Fs, tx: Tx<'f>) -> Applying<'f> {
+        Applying { fs, tx, attrs: HashMap::new(), objects: 0, bytes: 0 }
+    }
+
+    pub(super) fn finish(mut self) -> Result<Tid> {
+        self.tx.count(self.objects, self.bytes);
+        Ok(self.tx.commit()?)
+    }
+
     fn attr(&self, object: ObjectId) -> Result<Option<Attr>> {
         match self.attrs.get(&object) {
             Some(attr) => Ok(*attr),
@@ -248,7 +255,7 @@ impl Applying<'_> {
         }
     }
 
-    fn act(&mut self, tail: &[u8], act: Act) -> Result<()> {
+    pub(super) fn act(&mut self, tail: &[u8], act: Act) -> Result<()> {
         let refused = || FsError::malformed("the source sent a record of a kind that mirrors don't have");
         let (object, kind, suffix) = split_tail(tail).filter(|_| is_mirrored(tail)).ok_or_else(refused)?;
         if kind == Kind::ATTR {

@@ -54,15 +54,27 @@ pub struct Part {
 }
 
 /// Tails that are translated alike.
-struct Stretch {
-    from: u64,
-    to: u64,
+pub(super) struct Stretch {
+    pub(super) from: u64,
+    pub(super) to: u64,
     /// The object here that is object `from` of the mirror.
     here: u64,
 }
 
+impl Stretch {
+    /// A tail of the mirror, as it is here.
+    pub(super) fn here(&self, tail: &[u8]) -> Vec<u8> {
+        moved(tail, self.from, self.here)
+    }
+
+    /// A tail of ours, as the mirror has it.
+    pub(super) fn there(&self, tail: &[u8]) -> Vec<u8> {
+        moved(tail, self.here, self.from)
+    }
+}
+
 /// How object numbers of a fileset become those of the mirror: its root and object 1 change places, so to speak.
-fn stretches(root: ObjectId) -> Vec<Stretch> {
+pub(super) fn stretches(root: ObjectId) -> Vec<Stretch> {
     let same = |from, to| Stretch { from, to, here: from };
     match root {
         ObjectId(1) => vec![same(0, BOOKS.0)],
@@ -80,27 +92,10 @@ impl Fs {
 
     /// What changed in a fileset.
     pub fn changes(&self, root: Inode, wanted: &Wanted, sent: &mut Sent) -> Result<Part> {
-        let lives = self.live.read().get(root.fileset).map(|f| (f.root, f.base));
-        match lives {
-            Some((object, None)) if object == root.object => {}
-            Some((_, Some(_))) => {
-                return refuse(libc::EOPNOTSUPP, "a clone can't be mirrored: it shows what another fileset has");
-            }
-            _ => return refuse(libc::ESTALE, "the fileset has been removed"),
-        }
         if sent.end.as_ref() != Some(&wanted.from) {
             sent.places.clear();
         }
-        let mut telling = Telling {
-            fs: self,
-            root,
-            at: wanted.at,
-            out: Vec::new(),
-            room: wanted.room,
-            sent,
-            alive: None,
-            others: self.other_roots(root, wanted.at)?,
-        };
+        let mut telling = Telling { room: wanted.room, ..Telling::new(self, root, wanted.at, sent)? };
         let first = split_object(&wanted.from);
         let mut next = None;
         for stretch in stretches(root.object).iter().filter(|s| s.to > first && s.from < s.to) {
@@ -151,9 +146,10 @@ fn moved(tail: &[u8], from: u64, to: u64) -> Vec<u8> {
     }
 }
 
-struct Telling<'s> {
+/// What a mirror is told, as of a moment.
+pub(super) struct Telling<'s> {
     fs: &'s Fs,
-    root: Inode,
+    pub(super) root: Inode,
     at: Tid,
     out: Vec<u8>,
     room: usize,
@@ -164,19 +160,28 @@ struct Telling<'s> {
     others: u32,
 }
 
-impl Telling<'_> {
+impl<'s> Telling<'s> {
+    pub(super) fn new(fs: &'s Fs, root: Inode, at: Tid, sent: &'s mut Sent) -> Result<Telling<'s>> {
+        let lives = fs.live.read().get(root.fileset).map(|f| (f.root, f.base));
+        match lives {
+            Some((object, None)) if object == root.object => {}
+            Some((_, Some(_))) => {
+                return refuse(libc::EOPNOTSUPP, "a clone can't be mirrored: it shows what another fileset has");
+            }
+            _ => return refuse(libc::ESTALE, "the fileset has been removed"),
+        }
+        let others = fs.other_roots(root, at)?;
+        Ok(Telling { fs, root, at, out: Vec::new(), room: 0, sent, alive: None, others })
+    }
+
     fn is_full(&self) -> bool {
         self.out.len() >= self.room
     }
 
     /// Tells what changed in a stretch; returns where to go on if that is not all.
     fn tell(&mut self, stretch: &Stretch, from: &[u8], to: &[u8], since: Tid) -> Result<Option<Vec<u8>>> {
-        let here = |tail: &[u8]| moved(tail, stretch.from, stretch.here);
-        let there = |tail: &[u8]| moved(tail, stretch.here, stretch.from);
-        let (mut pos, end) = match stretch.from == stretch.here {
-            true => (from.to_vec(), to.to_vec()),
-            false => (here(from), here(to)),
-        };
+        let there = |tail: &[u8]| stretch.there(tail);
+        let (mut pos, end) = (stretch.here(from), stretch.here(to));
         loop {
             let delta = self.fs.store.delta(self.root.fileset, &pos, &end, since, self.at, BATCH)?;
             let mut next = delta.next;
@@ -205,7 +210,7 @@ impl Telling<'_> {
     }
 
     /// What a mirror gets of a change.
-    fn item(&mut self, tail: Vec<u8>, what: What, there: &dyn Fn(&[u8]) -> Vec<u8>) -> Result<Option<Item>> {
+    pub(super) fn item(&mut self, tail: Vec<u8>, what: What, there: &dyn Fn(&[u8]) -> Vec<u8>) -> Result<Option<Item>> {
         let Some((object, kind, suffix)) = split_tail(&tail) else { return Ok(None) };
         let ino = Inode { object, ..self.root };
         if !is_mirrored(&tail) || !self.is_alive(ino, kind, &what)? {
@@ -236,7 +241,7 @@ impl Telling<'_> {
     }
 
     /// Whether a key's object is there as of the moment: of dead ones only the death is told.
-    fn is_alive(&mut self, ino: Inode, kind: Kind, what: &What) -> Result<bool> {
+    pub(super) fn is_alive(&mut self, ino: Inode, kind: Kind, what: &What) -> Result<bool> {
         if kind == Kind::ATTR {
             self.alive = Some((ino.object, !matches!(what, What::Deleted)));
             return Ok(true);

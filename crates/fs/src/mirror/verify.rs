@@ -5,8 +5,9 @@
 //! file is its attributes and which of its bytes there are, and if asked for, those bytes.
 
 use std::hash::Hasher;
+use std::ops::Range;
 
-use darner_store::{CHUNK, Kind, ObjectId, Pin, Tid, What, split_tail};
+use darner_store::{CHUNK, Kind, ObjectId, Tid, What, split_tail};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::attr::Attr;
@@ -16,7 +17,7 @@ use crate::fs::Fs;
 use crate::mirror::apply::Applying;
 use crate::mirror::item::{Item, decode_all};
 use crate::mirror::source::{Part, Sent, Telling, Wanted, stretches};
-use crate::mirror::{BOOKS, is_mirrored, put_books, tail_of};
+use crate::mirror::{is_mirrored, put_books, tail_of};
 use crate::node::{Inode, MAIN, Node, ROOT};
 
 /// Keys looked up at a time.
@@ -52,7 +53,7 @@ pub struct Digest {
     pub hash: u128,
 }
 
-/// Digests, in order, and where to go on (empty: that was all).
+/// Digests of a range, or of its beginning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Digests {
     /// In order.
@@ -207,12 +208,6 @@ impl Fs {
         Ok((!ranges.is_empty()).then_some(says))
     }
 
-    /// Keeps what a mirror shows for as long as it is compared.
-    pub fn pin_head(&self) -> Result<Option<Pin>> {
-        let Some(head) = self.head() else { return refuse(libc::EINVAL, "this is no mirror") };
-        self.pin(Node::AsOf(ROOT, head))
-    }
-
     /// Makes the keys of a range what a part says, which has all of them that the source has, as of the moment that is shown here.
     /// What is shown then is as of the same moment of the source. Returns the objects that changed.
     pub fn mend(&self, wanted: &Wanted, part: &Part) -> Result<Vec<Inode>> {
@@ -244,9 +239,11 @@ impl Fs {
         Ok(changed)
     }
 
-    /// What a tail is about, for people: a path, and what of it.
-    pub fn name_of_tail(&self, tail: &[u8]) -> String {
-        let Some((object, kind, suffix)) = split_tail(tail) else { return "a key that is none".into() };
+    /// What a tail is about, for people: a path, and what of it. `None`: nothing that is mirrored.
+    pub fn name_of_tail(&self, tail: &[u8]) -> Option<String> {
+        let (object, kind, suffix) = split_tail(tail).filter(|_| is_mirrored(tail))?;
+        // (Of what is dead, keys may be left.)
+        self.attr_at(Inode { fileset: MAIN, object }, Tid::MAX).ok()??;
         let path = self.path_of(Node::Live(Inode { fileset: MAIN, object }));
         let what = match kind {
             Kind::ATTR => "attributes".into(),
@@ -259,18 +256,25 @@ impl Fs {
             }
             _ => format!("kind {}", kind.0),
         };
-        format!("{path}: {what}")
+        Some(format!("{path}: {what}"))
     }
 
     /// The bytes of an object of the fileset that is followed (numbered as the mirror does) as some transactions had them that came
     /// soon after a moment, and as they are: for who has lost them. `n`: which attempt; `None`: there are no more.
-    pub fn remembered(&self, root: Inode, object: ObjectId, offset: u64, len: u64, tid: Tid, n: u64) -> Result<Option<Vec<u8>>> {
+    pub fn remembered(
+        &self,
+        root: Inode,
+        object: ObjectId,
+        range: Range<u64>,
+        tid: Tid,
+        n: u64,
+    ) -> Result<Option<Vec<u8>>> {
         let object = if object == ROOT.object { root.object } else { object };
         let ino = Inode { object, ..root };
         // A pull's transactions come up to a millisecond before the moment that they are for.
         let after = Tid(tid.0.saturating_sub(2_000_000));
         let mut moments = vec![Tid::MAX, tid];
-        let chunk = (offset / CHUNK).to_be_bytes();
+        let chunk = (range.start / CHUNK).to_be_bytes();
         self.store.versions(ino.fileset, object, Kind::EXTENT, &chunk, &mut |_, version, _| {
             if version >= after {
                 moments.push(version);
@@ -279,19 +283,35 @@ impl Fs {
         })?;
         moments[2..].sort();
         let Some(at) = usize::try_from(n).ok().and_then(|n| moments.get(n)) else { return Ok(None) };
-        let pieces = self.store.map(ino.fileset, object, offset, len, *at)?;
+        let len = range.end.saturating_sub(range.start);
+        let pieces = self.store.map(ino.fileset, object, range.start, len, *at)?;
         let mut bytes = vec![0; len as usize];
         self.store.read(&pieces, &mut bytes)?;
         Ok(Some(bytes))
     }
-}
 
-/// Of a mirror's own transaction, which moment of the source it is from.
-impl Fs {
     /// The moment of the source that a transaction of a pull is from.
     pub fn pulled_from(&self, tid: Tid) -> Option<Tid> {
         self.books_at(tid).ok().flatten().map(|f| if f.target > f.at { f.target } else { f.at })
     }
 }
 
-const _: () = assert!(BOOKS.0 == u64::MAX);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_come_back_and_no_bytes_make_decoding_panic() {
+        let digest = |n: u8| Digest { end: vec![n; 9], keys: n.into(), hash: u128::from(n) << 100 | 7 };
+        let all = Digests { digests: (0..5).map(digest).collect(), more: true };
+        assert_eq!(Digests::decode(&all.encode()), Some(all.clone()));
+        let mut rng = fastrand::Rng::with_seed(1);
+        for _ in 0..100_000 {
+            let mut bytes = all.encode();
+            let at = rng.usize(..bytes.len());
+            bytes[at] = rng.u8(..);
+            bytes.truncate(rng.usize(..=bytes.len()));
+            Digests::decode(&bytes);
+        }
+    }
+}

@@ -308,6 +308,20 @@ impl Table {
         self.entries
     }
 
+    /// The first version that is newer than its block, or the table, says of itself: whoever asks what changed would miss it. Reads
+    /// all; also returns how many there are.
+    pub fn first_hidden(self: &Arc<Table>) -> Result<(u64, Option<Entry>)> {
+        let (mut cursor, mut n) = (Cursor::first(self.clone(), None)?, 0);
+        while cursor.key().is_some() {
+            if cursor.tid > self.blocks[cursor.next_block - 1].newest || cursor.tid > self.tids.1 {
+                return Ok((n, cursor.entry()));
+            }
+            n += 1;
+            cursor.step()?;
+        }
+        Ok((n, None))
+    }
+
     /// Lowest and highest tid.
     pub fn tids(&self) -> (Tid, Tid) {
         self.tids

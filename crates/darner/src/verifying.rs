@@ -1,0 +1,191 @@
+//! What the daemon does so that a mirror is one: compares it with its source on request, and fetches from the other side what a scrub
+//! finds damaged here.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use darner_fs::{FilesetId, MAIN, ObjectId, Tid};
+use darner_mirror::{Failure as Cut, Puller, Verified, ask_for_bytes};
+use darner_store::Elsewhere;
+use darner_syslink::{Caller, Link};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Request, Response, Tell};
+use crate::daemon::Daemon;
+use crate::error::{Failure, Result};
+use crate::mirroring::{self, why};
+use crate::place::Place;
+use crate::when::local;
+
+/// How long to wait for the source to be there.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often to tell who waits that it goes on.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+/// Pulls that a comparison begins anew after, because the source gave up the moment.
+const ATTEMPTS: usize = 5;
+/// Answers that are tried for one damaged place.
+const ANSWERS: u64 = 32;
+/// After a side could not be reached, it is not tried again for so long.
+const AWAY: Duration = Duration::from_secs(10);
+
+/// What comparing a mirror with its source found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// The source's moment, `0x…`.
+    pub at_tid: String,
+    /// The same, RFC 3339, local.
+    pub at: String,
+    /// Keys that were compared.
+    pub keys: u64,
+    /// Places that differed.
+    pub differing: u64,
+    /// How many of them are the same now.
+    pub mended: u64,
+    /// What differed, by path; a thousand at most.
+    pub differences: Vec<String>,
+    /// What could not be compared or mended, and what is wrong with an index.
+    pub failed: Vec<String>,
+    /// Versions in both indexes that were proven to be found by who asks what changed.
+    pub proven_versions: u64,
+}
+
+/// A comparison that somebody waits for.
+pub(crate) struct Asked {
+    data: bool,
+    mend: bool,
+    answer: Sender<std::result::Result<VerifyReport, String>>,
+}
+
+impl Daemon {
+    /// Has the one who follows compare, and waits for that.
+    pub(crate) fn verify_mirror(&self, request: &Request, tell: &mut Tell<'_>) -> Result<Response> {
+        let Request::VerifyMirror { data, mend } = *request else {
+            return Err(Failure::new("this daemon does not know the request: it is of another version"));
+        };
+        let (answer, answered) = channel();
+        self.follow_line()?;
+        *self.follows.verify.lock() = Some(Asked { data, mend, answer });
+        self.follows.wake(false);
+        let start = Instant::now();
+        loop {
+            match answered.recv_timeout(TELL_EVERY) {
+                Ok(found) => return Ok(Response::Verified(Box::new(found.map_err(Failure::new)?))),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Failure::new("it was not compared: another comparison was asked for, or it ends"));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            tell(0, 0);
+            let line = self.follow_line()?;
+            let waits = self.follows.verify.lock().is_some();
+            if waits && (line.state == "paused" || start.elapsed() > PATIENCE) {
+                *self.follows.verify.lock() = None;
+                return Err(Failure::new(format!("it was not compared: {}", why(&line))));
+            }
+        }
+    }
+
+    /// Compares, if somebody waits for that.
+    pub(crate) fn verify_if_asked(&self, link: &Arc<Link>, session: u64) {
+        let Some(asked) = self.follows.verify.lock().take() else { return };
+        let found = self.compare(link, session, &asked);
+        if let Ok(found) = &found {
+            self.tell_kernels_of(&found.changed);
+        }
+        let report = found.map(|v| VerifyReport {
+            at_tid: format!("{:#x}", v.at.0),
+            at: local(v.at),
+            keys: v.keys,
+            differing: v.differing,
+            mended: v.mended,
+            differences: v.differences,
+            failed: v.failed,
+            proven_versions: v.proven,
+        });
+        // (Who asked may be gone.)
+        let _ = asked.answer.send(report.map_err(|e| e.to_string()));
+    }
+
+    fn compare(&self, link: &Arc<Link>, session: u64, asked: &Asked) -> std::result::Result<Verified, Cut> {
+        let follows = self.follows.clone();
+        let puller = Puller::new(self.fs.clone(), link.clone(), session)
+            .with_pause(Box::new(move |_| !follows.ends.load(std::sync::atomic::Ordering::Relaxed)));
+        for _ in 1..ATTEMPTS {
+            match puller.verify(asked.data, asked.mend) {
+                Err(e) if e.is_not_kept() => drop(puller.pull()?),
+                done => return done,
+            }
+        }
+        puller.verify(asked.data, asked.mend)
+    }
+}
+
+/// A link, if there was one, and since when that is known.
+type Way = (Option<Arc<Link>>, Instant);
+
+/// Those who may have what is damaged here: the source of a mirror, and mirrors that have names here.
+pub(crate) struct Others {
+    daemon: Weak<Daemon>,
+    /// Ways to them, by where they are; `None`: there was none then.
+    links: Mutex<HashMap<String, Way>>,
+}
+
+impl Others {
+    pub fn new(daemon: &Arc<Daemon>) -> Others {
+        Others { daemon: Arc::downgrade(daemon), links: Mutex::default() }
+    }
+
+    fn link(&self, at: &str, connect: impl FnOnce() -> Result<Link>) -> Option<Arc<Link>> {
+        let mut links = self.links.lock();
+        if let Some((link, since)) = links.get(at) {
+            match link {
+                Some(link) if link.closed().is_none() => return Some(link.clone()),
+                None if since.elapsed() < AWAY => return None,
+                _ => {}
+            }
+        }
+        let link = connect().inspect_err(|e| tracing::info!("{at} is not asked for what is damaged: {e}")).ok();
+        let link = link.map(Arc::new);
+        links.insert(at.into(), (link.clone(), Instant::now()));
+        link
+    }
+
+    /// Everybody who may know, with the fileset and the moment to ask for.
+    fn ask(&self, daemon: &Daemon, tid: Tid) -> Vec<(Arc<Link>, FilesetId, Tid)> {
+        let mut all = Vec::new();
+        for (_, target) in daemon.fs.mirrors().unwrap_or_default() {
+            let link = self.link(&target, || mirroring::connect(&Place::at(Path::new(&target))?));
+            all.extend(link.map(|link| (link, MAIN, tid)));
+        }
+        if let Some(f) = daemon.fs.following() {
+            let then = daemon.fs.pulled_from(tid).unwrap_or(tid);
+            let link = self.link(&f.origin, || daemon.connect_to(&f.origin));
+            all.extend(link.map(|link| (link, f.fileset, then)));
+        }
+        all
+    }
+}
+
+impl Elsewhere for Others {
+    fn bytes(
+        &self,
+        _fileset: FilesetId,
+        object: ObjectId,
+        offset: u64,
+        tid: Tid,
+        len: usize,
+        is_it: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> bool {
+        let Some(daemon) = self.daemon.upgrade() else { return false };
+        let place = (object.0, offset, len as u64);
+        self.ask(&daemon, tid).into_iter().any(|(link, fileset, then)| {
+            let caller: &dyn Caller = &*link;
+            let answers = (0..ANSWERS).map_while(|n| ask_for_bytes(caller, fileset, place, then, n).ok().flatten());
+            answers.into_iter().any(|bytes| is_it(&bytes))
+        })
+    }
+}

@@ -1,0 +1,206 @@
+//! Whether a mirror has what its source has: the side that follows compares digests, descends where they differ, and has the source
+//! tell it anew what does.
+
+use std::time::Duration;
+
+use darner_fs::{Digest, Digesting, Digests, FilesetId, Following, Inode, ROOT, Tid, Wanted};
+use darner_syslink::{Caller, Message};
+
+use crate::protocol::{
+    AT, ATTEMPT, DATA, DIGEST, FILESET, FOUND, FROM, ITEMS, LEN, MAX, OBJECT, OFFSET, PROVE, READ, RUN, SESSION, TID,
+    TO, VERSIONS,
+};
+use crate::pull::{Failure, Puller, ask_for};
+
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Keys to a digest: of all, of a range that differs, of one in that.
+const RUNS: [u64; 3] = [4096, 64, 1];
+/// Digests asked for at a time.
+const DIGESTS: u64 = 64;
+/// Differences that are named.
+const NAMED_MAX: usize = 1000;
+
+/// What comparing found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// The source's moment that both were compared as of.
+    pub at: Tid,
+    /// Keys that were compared.
+    pub keys: u64,
+    /// What differed, by path; more of them are only counted.
+    pub differences: Vec<String>,
+    /// Ranges that differed.
+    pub differing: u64,
+    /// How many of them are the same now.
+    pub mended: u64,
+    /// Objects here that changed by that.
+    pub changed: Vec<Inode>,
+    /// What could not be compared or mended, and why; what is wrong in an index.
+    pub failed: Vec<String>,
+    /// Versions of which was proven that finding changes does not miss them, on both sides.
+    pub proven: u64,
+}
+
+struct Verifying<'p> {
+    puller: &'p Puller,
+    following: Following,
+    data: bool,
+    mend: bool,
+    found: Verified,
+}
+
+impl Puller {
+    /// Compares a mirror that is as of a whole pull with its source, bytes of files too (`data`), and mends what differs (`mend`).
+    /// `Failure::Source` with the code of a moment that is not kept: pull again first.
+    pub fn verify(&self, data: bool, mend: bool) -> Result<Verified, Failure> {
+        let following = self.fs.following().filter(|f| f.is_whole() && f.at != Tid::ZERO);
+        let following = following.ok_or_else(|| Failure::Other("there is no whole pull to compare".into()))?;
+        let found = Verified { at: following.at, ..Verified::default() };
+        let mut v = Verifying { puller: self, following, data, mend, found };
+        v.descend(&[], &[], 0)?;
+        v.prove()?;
+        Ok(v.found)
+    }
+}
+
+impl Verifying<'_> {
+    fn descend(&mut self, from: &[u8], to: &[u8], level: usize) -> Result<(), Failure> {
+        let mut pos = from.to_vec();
+        loop {
+            let asked = Digesting {
+                from: pos.clone(),
+                to: to.to_vec(),
+                at: self.following.at,
+                run: RUNS[level],
+                max: DIGESTS,
+                data: self.data,
+            };
+            let told = digests(&*self.puller.source, self.puller.session, self.following.fileset, &asked)?;
+            for d in told.digests {
+                let ahead = d.end.is_empty() || d.end > pos;
+                if !ahead || !to.is_empty() && (d.end.is_empty() || *d.end > *to) {
+                    return Err(Failure::Answer("digests of other keys than was asked for".into()));
+                }
+                // What can't be read here is not the same.
+                let own = self.own(&pos, &d.end);
+                if level == 0 {
+                    self.found.keys += d.keys;
+                }
+                if own.is_err() || own.is_ok_and(|own| own != (d.keys, d.hash)) {
+                    match level + 1 < RUNS.len() {
+                        true => self.descend(&pos, &d.end, level + 1)?,
+                        false => self.differs(&pos, &d)?,
+                    }
+                }
+                pos = d.end;
+                if !(self.puller.between)(0) {
+                    return Err(Failure::Other("it was told to stop".into()));
+                }
+            }
+            match told.more {
+                true if pos.is_empty() => return Err(Failure::Answer("more digests, behind the end".into())),
+                true => {}
+                false if *pos == *to => return Ok(()),
+                false => return Err(Failure::Answer("too few digests".into())),
+            }
+        }
+    }
+
+    fn own(&self, from: &[u8], to: &[u8]) -> Result<(u64, u128), Failure> {
+        let fs = &self.puller.fs;
+        let at = fs.head().ok_or_else(|| Failure::Other("it was promoted meanwhile".into()))?;
+        let asked = Digesting { from: from.into(), to: to.into(), at, run: u64::MAX, max: 1, data: self.data };
+        let own = fs.digests(ROOT, &asked)?.digests;
+        own.first().map(|d| (d.keys, d.hash)).ok_or_else(|| Failure::Other("no digest".into()))
+    }
+
+    /// A range of one key, at the source.
+    fn differs(&mut self, from: &[u8], d: &Digest) -> Result<(), Failure> {
+        let to = d.end.as_slice();
+        let fs = &self.puller.fs;
+        let head = fs.head().unwrap_or(Tid::MAX);
+        let (mut tails, _) =
+            fs.store().tails(darner_fs::MAIN, from, to, head, NAMED_MAX).map_err(darner_fs::FsError::from)?;
+        let theirs = to.split_last().map(|(_, tail)| tail.to_vec()).filter(|_| !to.is_empty());
+        tails.retain(|tail| Some(tail) != theirs.as_ref());
+        let mut names: Vec<String> = tails.iter().filter_map(|tail| fs.name_of_tail(tail)).collect();
+        // What is only here may be all that differs.
+        let theirs = theirs.filter(|tail| self.own(tail, to).ok() != Some((d.keys, d.hash)));
+        if self.mend {
+            match self.anew(from, to) {
+                Ok(()) => self.found.mended += 1,
+                Err(e) => {
+                    let name = theirs.as_ref().and_then(|tail| fs.name_of_tail(tail));
+                    let name = name.unwrap_or_else(|| "what is only here".into());
+                    self.found.failed.push(format!("{name}: {e}"));
+                }
+            }
+        }
+        names.extend(theirs.iter().filter_map(|tail| self.puller.fs.name_of_tail(tail)));
+        self.found.differing += 1;
+        let room = NAMED_MAX.saturating_sub(self.found.differences.len());
+        self.found.differences.extend(names.into_iter().take(room));
+        Ok(())
+    }
+
+    fn anew(&mut self, from: &[u8], to: &[u8]) -> Result<(), Failure> {
+        let (f, p) = (&self.following, self.puller);
+        let mut wanted = Wanted { from: from.into(), to: to.into(), since: Tid::ZERO, at: f.at, room: p.room as usize };
+        loop {
+            let part = ask_for(&*p.source, p.session, f.fileset, &wanted)?;
+            self.found.changed.extend(p.fs.mend(&wanted, &part)?);
+            match part.next {
+                Some(next) if next > wanted.from => wanted.from = next,
+                Some(_) => return Err(Failure::Answer("it goes backwards".into())),
+                None => break,
+            }
+        }
+        self.own(from, to).map(drop)
+    }
+
+    /// That no block of an index says of itself to be older than what it has, on either side.
+    fn prove(&mut self) -> Result<(), Failure> {
+        let (versions, wrong) = self.puller.fs.store().prove_newest().map_err(darner_fs::FsError::from)?;
+        self.found.failed.extend(wrong.into_iter().map(|what| format!("here: {what}")));
+        let reply = self.puller.source.call(Message::new(PROVE), Some(PATIENCE))?;
+        let told = reply.root();
+        for what in told.all(FOUND) {
+            self.found.failed.push(format!("at the source: {}", what.as_text()?));
+        }
+        self.found.proven = versions + told.uint(VERSIONS)?;
+        Ok(())
+    }
+}
+
+fn digests(source: &dyn Caller, session: u64, fileset: FilesetId, asked: &Digesting) -> Result<Digests, Failure> {
+    let mut ask = Message::new(DIGEST);
+    ask.uint(SESSION, session).uint(FILESET, fileset.0.into()).bytes(FROM, &asked.from).bytes(TO, &asked.to);
+    ask.uint(AT, asked.at.0).uint(RUN, asked.run).uint(MAX, asked.max).uint(DATA, asked.data.into());
+    let mut reply = source.call(ask, Some(PATIENCE))?;
+    Digests::decode(&reply.take_buffer(ITEMS)?)
+        .ok_or_else(|| Failure::Answer("digests that are in no known form".into()))
+}
+
+/// Asks for bytes of an object of a fileset, as transactions soon after `tid` had them. `attempt`: of several answers, which;
+/// `None`: there are no more. What comes is to be verified by whoever has the checksum.
+pub fn ask_for_bytes(
+    source: &dyn Caller,
+    fileset: FilesetId,
+    (object, offset, len): (u64, u64, u64),
+    tid: Tid,
+    attempt: u64,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let mut ask = Message::new(READ);
+    ask.uint(FILESET, fileset.0.into()).uint(OBJECT, object).uint(OFFSET, offset).uint(LEN, len);
+    ask.uint(TID, tid.0).uint(ATTEMPT, attempt);
+    let mut reply = source.call(ask, Some(PATIENCE))?;
+    if reply.root().find(ITEMS).is_none() {
+        return Ok(None);
+    }
+    let bytes = reply.take_buffer(ITEMS)?;
+    match bytes.len() as u64 == len {
+        true => Ok(Some(bytes)),
+        false => Err(Failure::Answer(format!("{} bytes instead of {len}", bytes.len()))),
+    }
+}
