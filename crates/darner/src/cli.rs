@@ -526,6 +526,13 @@ pub enum MirrorAction {
         #[arg(long, value_name = "BYTES", value_parser = limit)]
         limit: Option<u64>,
     },
+    /// Have an old source, whose mirror was promoted, follow that; what it has from after that is kept under a label
+    Return {
+        /// The old source's store, which is not mounted
+        store: PathBuf,
+        /// The promoted store, which must be mounted: a path, or darner://HOST:PORT#KEY, where this store is admitted
+        promoted: String,
+    },
     /// Compare one with its source, by digests, and have the source tell anew what differs; exit code 1 where something does still
     Verify {
         /// A mount point of the source, or the mirror's own store

@@ -367,3 +367,40 @@ fn a_mirror_with_a_limit_pulls_no_faster() {
     w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
+
+#[test]
+fn an_old_source_that_returns_is_told_and_follows_and_what_it_had_alone_is_kept() {
+    let Some(p) = Pair::new() else { return };
+    fs::write(p.w.path("both"), "one").unwrap();
+    p.sync();
+    p.w.unmount();
+    p.w.darner(&["mirror", "promote", p.target.to_str().unwrap()]);
+    p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
+    p.mount_copy();
+    fs::write(p.copy.join("both"), "two").unwrap();
+    fs::write(p.copy.join("there"), "new").unwrap();
+    // It comes back, and knows nothing of that; somebody writes to it.
+    let (store, target) = (p.w.store.to_str().unwrap(), p.target.to_str().unwrap());
+    let out = Command::new(common::DARNER).args(["mount", store, p.w.mnt.to_str().unwrap()]).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && said.contains("was promoted") && said.contains("mirror return"), "{said}");
+    fs::write(p.w.path("both"), "alone").unwrap();
+    fs::write(p.w.path("orphaned"), "words").unwrap();
+    assert!(refused(&["mirror", "return", store, target]).contains("already open"));
+    p.w.unmount();
+    assert!(refused(&["mirror", "return", target, store]).contains("not mounted"));
+    let told = p.w.darner(&["mirror", "return", store, target]);
+    let label = told.split_whitespace().find(|word| word.starts_with("before-return-")).unwrap().to_string();
+    p.w.darner(&["mirror", "sync", "--wait", store]);
+    p.w.mount();
+    assert_eq!(fs::read(p.w.path("both")).unwrap(), b"two");
+    assert_eq!(fs::read(p.w.path("there")).unwrap(), b"new");
+    assert!(!p.w.path("orphaned").exists());
+    assert_eq!(fs::read(p.w.path(&format!("@@{label}/orphaned"))).unwrap(), b"words");
+    assert_eq!(fs::read(p.w.path(&format!("@@{label}/both"))).unwrap(), b"alone");
+    fs::write(p.copy.join("both"), "three").unwrap();
+    soon("it follows", || fs::read(p.w.path("both")).is_ok_and(|b| b == b"three"));
+    p.w.darner(&["mirror", "pause", store]);
+    p.w.unmount();
+    p.w.darner(&["check", store]);
+}

@@ -11,6 +11,7 @@
 //! Invariants: while it follows, nobody else changes the fileset's objects; the head is pinned.
 
 mod apply;
+mod back;
 mod item;
 mod source;
 mod verify;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use darner_store::{CATALOGUE, FilesetId, Kind, ObjectId, Pin, Tid, split_tail};
 
+pub use back::Was;
 pub use source::{Part, Sent, Wanted};
 pub use verify::{Digest, Digesting, Digests};
 

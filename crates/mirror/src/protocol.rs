@@ -52,3 +52,8 @@ pub(crate) const ATTEMPT: Tag = Tag(24);
 pub(crate) const VERSIONS: Tag = Tag(25);
 /// Repeated: sentences.
 pub(crate) const FOUND: Tag = Tag(26);
+/// What a promoted mirror followed.
+pub(crate) const WAS_SOURCE: Tag = Tag(27);
+pub(crate) const WAS_FILESET: Tag = Tag(28);
+pub(crate) const WAS_AT: Tag = Tag(29);
+pub(crate) const WAS_SHOWN: Tag = Tag(30);

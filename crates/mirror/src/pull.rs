@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Part, Tid, Wanted};
+use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Part, Tid, Wanted, Was};
 use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
 use crate::protocol::{
     AT, END, FILESET, FROM, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NEXT, NOT_KEPT, OBJECTS, POINT, PULL, ROOM, SESSION,
-    SINCE, TO, UUID,
+    SINCE, TO, UUID, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
 };
 
 /// How long one answer may take.
@@ -85,6 +85,8 @@ pub struct Looked {
     pub objects: ObjectId,
     /// Moments before it that are kept.
     pub points: Vec<Tid>,
+    /// What it followed, if it was promoted.
+    pub was: Option<Was>,
 }
 
 /// What a pull did.
@@ -141,7 +143,16 @@ impl Puller {
         let reply = source.call(ask, Some(PATIENCE))?;
         let told = reply.root();
         let points = told.all(POINT).map(|e| e.as_uint().map(Tid)).collect::<Result<Vec<_>, _>>()?;
+        let was = told.find(WAS_SOURCE).map(|_| {
+            Ok::<_, ReadError>(Was {
+                source: told.array(WAS_SOURCE)?,
+                fileset: FilesetId(told.number(WAS_FILESET)?),
+                at: Tid(told.uint(WAS_AT)?),
+                shown: Tid(told.uint(WAS_SHOWN)?),
+            })
+        });
         Ok(Looked {
+            was: was.transpose()?,
             uuid: told.array(UUID)?,
             fileset: FilesetId(told.number(FILESET)?),
             name: told.text(NAME)?.to_string(),

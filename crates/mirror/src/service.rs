@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, Node, ObjectId, Sent, Tid, Wanted};
+use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, Node, ObjectId, ROOT, Sent, Tid, Wanted};
 use darner_store::Pin;
 use darner_syslink::{Code, Element, Message, Peer, Refusal, Reply, Service, Tag};
 use parking_lot::Mutex;
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::protocol::{
     AT, ATTEMPT, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
     NO_FILESET, NOT_KEPT, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE, TID, TO, UUID,
-    VERSIONS,
+    VERSIONS, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
 };
 
 /// Who is silent for so long has to begin his pull anew (where he was cut).
@@ -96,6 +96,10 @@ impl Source {
         let mut reply = Message::new(LOOK);
         reply.bytes(UUID, &store.uuid()).uint(FILESET, root.fileset.0.into()).text(NAME, &found.name);
         reply.uint(NEWEST, newest.0).bytes(HASH_KEY, &store.hash_key()).uint(OBJECTS, store.objects_end().0);
+        if let Some(was) = self.fs.was().map_err(|e| failed(&e))?.filter(|_| root == ROOT) {
+            reply.bytes(WAS_SOURCE, &was.source).uint(WAS_FILESET, was.fileset.0.into());
+            reply.uint(WAS_AT, was.at.0).uint(WAS_SHOWN, was.shown.0);
+        }
         if let Some(since) = since.filter(|since| *since < newest) {
             let mut last = since;
             let step = (newest.0 - since.0) / POINTS;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use common::{SECOND, START};
 use darner_fs::{Attr, Caller, FilesetId, Found, Fs, Inode, MAIN, Node, ROOT, Tid};
-use darner_mirror::{Failure, Puller, Source};
+use darner_mirror::{Failure, Puller, Source, Which};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
 use darner_store::{CHUNK, CreateOptions, Grid, Kind, OpenOptions, Step, Store, split_tail};
@@ -168,6 +168,8 @@ struct Counts {
     /// Compared with its source, and of those tampered with before.
     verified: u64,
     mended: u64,
+    /// Old sources that turned back.
+    back: u64,
 }
 
 struct World<'r> {
@@ -336,6 +338,58 @@ impl World<'_> {
         self.check_past(n);
     }
 
+    /// A promoted store gets a mirror, which is promoted while both go on, and then follows that.
+    fn turn_back(&mut self) {
+        let (old, now) = (self.mirrors[0].fs.clone(), self.h.now + 60 * SECOND);
+        if old.following().is_some() {
+            return;
+        }
+        let caller = Caller::default();
+        let (_disk, new) = new_mirror(old.store().hash_key(), self.rng.u64(..));
+        new.follow(old.store().uuid(), MAIN, "main", "", START + 2).unwrap();
+        let pull = |fs: &Arc<Fs>, of: &Arc<Fs>| {
+            let service = Arc::new(Source::new(of.clone()));
+            let pair = Pair::new(1, Faults::default(), &Config::default(), Arc::new(Refuse), service);
+            let looked = Puller::look(&*pair.caller(Side::A), Which::Named("main"), None).unwrap();
+            let puller = Puller::new(fs.clone(), pair.caller(Side::A), 9);
+            assert!(puller.pull().unwrap().complete);
+            looked
+        };
+        pull(&new, &old);
+        new.promote(now).unwrap();
+        // Both go on, with the same names and other ones.
+        let mut change = |fs: &Fs, name: &str| {
+            let seed = self.rng.u64(..);
+            for n in 0..seed % 6 {
+                let _ = fs.mkdir(&caller, now + n, fs.root(), format!("{name} {n}").as_bytes(), 0o755);
+                let _ = fs.mkdir(&caller, now + n, fs.root(), format!("both {n}").as_bytes(), 0o700 + n as u32);
+            }
+            let names: Vec<Vec<u8>> = dump(fs, Node::Live(ROOT), now)[&1].2.keys().cloned().collect();
+            for name in names.iter().filter(|name| name.len() as u64 % 3 == seed % 3) {
+                let _ = fs.unlink(now + 10, fs.root(), name);
+                let _ = fs.rmdir(now + 10, fs.root(), name);
+            }
+        };
+        change(&old, "old");
+        change(&new, "new");
+        let alone = dump(&old, Node::Live(ROOT), now);
+        let was = new.was().unwrap().expect("it was promoted");
+        let kept = old.shown(MAIN, was.at).unwrap() == Some(was.at);
+        let label = match old.turn_back(new.store().uuid(), &was, "", "alone", now + 20) {
+            Ok(label) => label,
+            Err(e) => {
+                assert!(!kept && e.errno() == libc::ESTALE, "{e}");
+                return;
+            }
+        };
+        assert_eq!(pull(&old, &new).was, Some(was));
+        let due = dump(&new, Node::Live(ROOT), now);
+        assert_same(&dump(&old, Node::Live(ROOT), now), &due, "an old source that turned back");
+        assert_same(&dump(&old, Node::AsOf(ROOT, label), now), &alone, "what an old source had alone");
+        assert_eq!(old.check().unwrap().findings, Vec::<String>::new());
+        self.counts.back += 1;
+    }
+
     /// Something of a mirror's own.
     fn own(&mut self, n: usize) {
         let now = self.h.now.saturating_add_signed(self.mirrors[n].skew);
@@ -446,6 +500,7 @@ fn live(seed: u64) -> Counts {
     for n in 0..w.mirrors.len() {
         w.promote(n);
     }
+    w.turn_back();
     w.counts
 }
 
@@ -464,6 +519,7 @@ fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
                 sum.amid += c.amid;
                 sum.verified += c.verified;
                 sum.mended += c.mended;
+                sum.back += c.back;
             }
             Err(panic) => {
                 eprintln!("failed with DARNER_MIRROR_SEED={seed}");
@@ -473,7 +529,13 @@ fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
     }
     println!("{sum:?}");
     assert!(
-        sum.pulls > 50 && sum.points > 100 && sum.cut > 5 && sum.amid > 0 && sum.mended > 0 && sum.verified > 10,
+        sum.pulls > 50
+            && sum.points > 100
+            && sum.cut > 5
+            && sum.amid > 0
+            && sum.mended > 0
+            && sum.back > 0
+            && sum.verified > 10,
         "{sum:?}"
     );
 }

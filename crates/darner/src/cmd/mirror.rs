@@ -43,6 +43,7 @@ pub fn run(c: &Mirror) -> Result<()> {
         A::Follow { store, source, ticket, key, limit } => {
             follow(store, source.parse()?, ticket.as_deref(), key.as_deref(), *limit)
         }
+        A::Return { store, promoted } => turn_back(store, promoted),
         A::Verify { mnt, name, data, dry_run, json } => {
             let mirror = mirror(mnt, name.as_deref())?;
             daemon::stay(&mirror.path)?;
@@ -206,6 +207,32 @@ fn follow(store: &Path, mut far: Far, ticket: Option<&str>, key: Option<&str>, l
     }
     daemon::stay(&store)?;
     super::print(&format!("{0} follows {far}; to look at it: darner mount {0} MNT\n", store.display()))
+}
+
+/// Has an old source follow the store that was its mirror.
+fn turn_back(store: &Path, promoted: &str) -> Result<()> {
+    let place = Place::at(store)?;
+    let (link, origin) = match Far::is_meant(promoted) {
+        true => {
+            let far: Far = promoted.parse()?;
+            (opened(&place, |fs| far.connect(&serving::identity(fs)?, None))?, far.to_string())
+        }
+        false => {
+            let other = mounts::store_of(Path::new(promoted))?;
+            let path = std::fs::canonicalize(&other.path).cant(|| format!("find {}", other.path.display()))?;
+            (mirroring::connect(&other)?, path.to_string_lossy().into_owned())
+        }
+    };
+    let looked = Puller::look(&link, Which::Named("main"), None).map_err(Failure::new)?;
+    let was = looked.was.ok_or_else(|| Failure::new(format!("{promoted} is no mirror that was promoted")))?;
+    let label = format!("before-return-{}", now_ns() / 1_000_000_000);
+    let at = opened(&place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &label, now_ns())?))?;
+    daemon::stay(&place.path)?;
+    super::print(&format!(
+        "{} follows {origin}, from {} on; what it was at {at} is kept as the label {label}\n",
+        place.path.display(),
+        was.at
+    ))
 }
 
 fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {

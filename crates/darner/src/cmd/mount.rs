@@ -3,7 +3,7 @@
 use darner_fuse::MountOptions;
 
 use crate::cli::{Mount, size};
-use crate::control::{MountRequest, Request};
+use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
 use crate::{mounts, systemd, xattr};
@@ -44,7 +44,27 @@ pub fn run(c: Mount) -> Result<()> {
         false => start_daemon(&c, &place, &request),
     };
     let started = daemon::ask_or_start(&place, &Request::Mount(request.clone()), &start)?;
-    if started && c.foreground { Ok(()) } else { answers(&request) }
+    if started && c.foreground {
+        return Ok(());
+    }
+    answers(&request)?;
+    if started {
+        tell_of_promoted(&place);
+    }
+    Ok(())
+}
+
+/// While this store was away, its mirror may have become what is used.
+fn tell_of_promoted(place: &Place) {
+    let Ok(Some(Response::Mirrors(lines))) = control::call(place, &Request::Mirrors) else { return };
+    for line in lines.iter().filter(|line| line.state == "promoted") {
+        let (store, mirror) = (place.path.display(), line.target.display());
+        eprintln!(
+            "darner: its mirror {} was promoted, and goes its own way: what is written here is not there. To follow it instead: \
+             unmount, then darner mirror return {store} {mirror}",
+            line.name
+        );
+    }
 }
 
 /// `mount -o remount,ro MNT`: mount(8) passes all options in force together with the new ones.

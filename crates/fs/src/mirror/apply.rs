@@ -160,7 +160,7 @@ impl Fs {
     }
 
     /// Makes everything again what it was as of a moment that is kept.
-    fn rewind(&self, to: Tid, now_ns: u64) -> Result<()> {
+    pub(super) fn rewind(&self, to: Tid, now_ns: u64) -> Result<()> {
         let end = BOOKS.0.to_be_bytes();
         let mut pos = Some(Vec::new());
         let mut alive: Option<(ObjectId, bool)> = None;

@@ -1,0 +1,81 @@
+//! The return of an old source: its mirror was promoted, and went on; it follows that now, from the moment that they have in common.
+//! What it has from after that is kept under a label.
+
+use darner_store::Tid;
+
+use crate::change::SMALL;
+use crate::error::{FsError, Result, refuse};
+use crate::fs::Fs;
+use crate::mirror::{Following, put_books};
+use crate::node::MAIN;
+
+/// What a promoted mirror was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Was {
+    /// The store that it followed.
+    pub source: [u8; 16],
+    /// The fileset of it.
+    pub fileset: darner_store::FilesetId,
+    /// The moment of that store that it had.
+    pub at: Tid,
+    /// Its own transaction that has the same.
+    pub shown: Tid,
+}
+
+impl Fs {
+    /// What this store followed, if it is a mirror that was promoted.
+    pub fn was(&self) -> Result<Option<Was>> {
+        let found = self.books_at(Tid::MAX)?.filter(|f| f.promoted);
+        Ok(found.map(|f| Was { source: f.source, fileset: f.fileset, at: f.at, shown: f.shown }))
+    }
+
+    /// Has this store follow the one that was its mirror: `other` (reached at `origin`), of which `was` tells. Everything is again what it
+    /// was at the moment that they have in common; what it is now is kept as `label`. Nothing may be mounted. Returns that label's moment.
+    pub fn turn_back(&self, other: [u8; 16], was: &Was, origin: &str, label: &str, now_ns: u64) -> Result<Tid> {
+        if self.following().is_some() {
+            return refuse(libc::EINVAL, "this store follows another one already");
+        }
+        if was.source != self.store.uuid() {
+            return refuse(libc::EINVAL, "the other store was a mirror, but not of this one");
+        }
+        if was.fileset != MAIN || self.filesets().len() > 1 {
+            return refuse(
+                libc::EOPNOTSUPP,
+                "only a store without other filesets can follow its mirror: make a new mirror",
+            );
+        }
+        if self.shown(MAIN, was.at)? != Some(was.at) {
+            let at = was.at;
+            return Err(FsError::told(
+                libc::ESTALE,
+                format!("the moment {at}, which both had, is not kept here any more: make a new mirror"),
+            ));
+        }
+        let label = self.add_label(MAIN, label, None, now_ns)?.tid;
+        self.rewind(was.at, now_ns)?;
+        self.store.admit(SMALL)?;
+        let live = self.live.write();
+        let mut tx = self.store.begin(MAIN, now_ns)?;
+        let found = Following {
+            source: other,
+            fileset: MAIN,
+            name: "main".into(),
+            origin: origin.into(),
+            promoted: false,
+            paused: false,
+            at: was.shown,
+            shown: tx.tid(),
+            target: was.shown,
+            aim: Tid::ZERO,
+            pieces: vec![(Vec::new(), was.shown)],
+        };
+        put_books(&mut tx, &found);
+        let tid = tx.commit()?;
+        self.mirror.ever.store(true, std::sync::atomic::Ordering::Release);
+        *self.mirror.state.lock() = Some(found);
+        drop(live);
+        self.show(tid)?;
+        self.sync()?;
+        Ok(label)
+    }
+}
