@@ -10,7 +10,7 @@ use crate::extent::{self, ChunkMap, Span};
 use crate::frame::{self, Content};
 use crate::index::table::{Cursor, Table};
 use crate::key::{KEY_HEAD, parse};
-use crate::recover::{Window, data_is_valid, each_copy, region_start};
+use crate::reading::{Window, data_is_valid, each_copy, region_start};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;

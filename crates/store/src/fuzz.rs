@@ -82,7 +82,7 @@ fn no_bytes_make_a_frame_panic() {
         }
         if let Some(frame::Frame { content: frame::Content::Transaction(records), .. }) = frame::parse(&bytes, 3, 4096)
         {
-            crate::recover::data_is_valid(&*region, &bytes, 4096, &records);
+            crate::reading::data_is_valid(&*region, &bytes, 4096, &records);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::extent::{BLOCK, Codec};
 use crate::frame::{self, Body, Content, Record};
-use crate::recover::{Window, damaged_blocks};
+use crate::reading::{Window, damaged_blocks};
 use crate::volume::Region;
 use crate::{Error, FilesetId, ObjectId, Result, Tid};
 

@@ -9,7 +9,7 @@ use crate::index::levels::RunRef;
 use crate::index::table::Table;
 use crate::manifest::Manifest;
 use crate::pack::{self, Packed};
-use crate::recover::{Window, region_start};
+use crate::reading::{Window, region_start};
 use crate::segment;
 use crate::superblock::{OnVolume, Superblock};
 use crate::volume::{Region, RegionRef, Volume, VolumeEntry, Volumes};
@@ -300,7 +300,7 @@ fn record(region: &dyn Region, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
         Body::Tombstone { suffix } => fields.extend([("what", "tombstone".into()), ("suffix", text(suffix))]),
         Body::Extent { offset, len, codec, data_at, stored } => {
             let data = &frame[*data_at as usize..(*data_at + *stored) as usize];
-            let valid = crate::recover::extent_is_valid(region, at + u64::from(*data_at), data, *codec, *len as usize);
+            let valid = crate::reading::extent_is_valid(region, at + u64::from(*data_at), data, *codec, *len as usize);
             fields.extend([
                 ("what", "extent".into()),
                 ("offset", offset.to_string()),

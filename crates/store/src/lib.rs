@@ -34,6 +34,7 @@ mod moving;
 mod pack;
 mod quota;
 mod readahead;
+mod reading;
 mod rebuild;
 mod receipt;
 mod recover;

@@ -16,7 +16,7 @@ use crate::index::levels::{Levels, Run};
 use crate::index::table::{Cursor, Table};
 use crate::maintain::{Progress, State};
 use crate::pack::{self, Packed};
-use crate::recover::{Window, data_is_valid};
+use crate::reading::{Window, data_is_valid};
 use crate::segment;
 use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{For, Region, RegionRef, UNIT};
@@ -280,7 +280,7 @@ impl Store {
         for part in pack::read(&*c.target, &self.uuid)? {
             let (number, end) = (part.number, part.end);
             let region: Arc<dyn Region> = Arc::new(Packed::new(c.target.clone(), part));
-            sound &= frames_are_valid(&region, number, &mut crate::recover::region_start(&*region), end, u64::MAX)?;
+            sound &= frames_are_valid(&region, number, &mut crate::reading::region_start(&*region), end, u64::MAX)?;
         }
         c.verified = c.len;
         Ok(sound)

@@ -19,7 +19,7 @@ use crate::index::table::{Cursor, Table};
 use crate::key::Key;
 use crate::manifest::Manifest;
 use crate::pack;
-use crate::recover::{Window, damaged_blocks, each_copy, region_start};
+use crate::reading::{Window, damaged_blocks, each_copy, region_start};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;

@@ -1,0 +1,241 @@
+//! Reading segments: frame by frame through a window, and which of what is read is damaged. docs/format.md §Frame.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::codec::crc_at;
+use crate::extent::{BLOCK, Codec};
+use crate::frame::{self, Body, Content, Record};
+use crate::heal::Sides;
+use crate::segment::{self, Segment};
+use crate::store::FRAME_MAX;
+use crate::volume::Region;
+use crate::{Error, Result, Tid};
+
+/// Gets where a frame is, its bytes, and what they say.
+pub(crate) type VisitFrame<'v> = dyn FnMut(u64, &[u8], frame::Frame<'_>) -> Result<()> + 'v;
+
+/// Visits the frames in what is left of a segment; `within`: where that is, for people.
+pub(crate) fn each_frame(
+    region: &Arc<dyn Region>,
+    s: &Segment,
+    within: &str,
+    visit: &mut VisitFrame<'_>,
+) -> Result<()> {
+    // Where little is left, a window would be holes for the most part.
+    let (region, mut window) = match region.in_memory()? {
+        Some(copy) => (copy.clone(), Window::of_few(copy, segment::HEADER)),
+        None => (region.clone(), Window::new(region.clone(), segment::HEADER)),
+    };
+    let mut at = region_start(&*region);
+    while at < s.end {
+        window.fill_frame(at)?;
+        let bytes = window.bytes(at);
+        let Some(frame) = frame::parse(bytes, s.at.id, at) else {
+            return Err(Error::Corrupt {
+                place: format!("{within}, region {:x} at byte {at}", s.at.id),
+                what: "frame of the log",
+                expected: format!("frames up to byte {}", s.end),
+                found: "damaged bytes".into(),
+            });
+        };
+        let len = frame::shape(bytes).expect("just parsed").len;
+        visit(at, &bytes[..len], frame)?;
+        at = region.next_kept(at + len as u64);
+    }
+    Ok(())
+}
+
+/// The copies of a region, or itself where there is one.
+pub(crate) fn each_copy(region: &Arc<dyn Region>) -> Vec<Arc<dyn Region>> {
+    let copies = region.copies();
+    if copies.is_empty() { vec![region.clone()] } else { copies }
+}
+
+/// Whether what is at a byte might be taken for a frame.
+pub(crate) fn may_hold_frame(region: &Arc<dyn Region>, at: u64) -> Result<bool> {
+    let mut head = [0; frame::HEADER];
+    let mut may = false;
+    for copy in each_copy(region).iter().filter(|r| at + (frame::HEADER as u64) <= r.place().size) {
+        copy.read_at(&mut head, at)?;
+        may |= frame::shape(&head).is_some();
+    }
+    Ok(may)
+}
+
+/// Looks for a later frame that says that something after `last` had been durable; returns that tid.
+pub(crate) fn durable_beyond(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
+    let mut found = None;
+    for copy in each_copy(region) {
+        found = found.max(durable_in_copy(&copy, from, last)?);
+    }
+    Ok(found)
+}
+
+fn durable_in_copy(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
+    const STEP: u64 = 4 << 20;
+    let at = region.place();
+    let mut start = from;
+    while start + (frame::HEADER as u64) < at.size {
+        let len = (STEP + FRAME_MAX as u64).min(at.size - start) as usize;
+        let mut bytes = vec![0; len];
+        region.read_at(&mut bytes, start)?;
+        if bytes.iter().all(|b| *b == 0) {
+            break;
+        }
+        for i in (0..len.min(STEP as usize)).step_by(8) {
+            if frame::shape(&bytes[i..]).is_none() {
+                continue;
+            }
+            if let Some(f) = frame::parse(&bytes[i..], at.id, start + i as u64)
+                && f.header.durable > last
+                && f.header.tid > last
+            {
+                return Ok(Some(f.header.durable));
+            }
+        }
+        start += STEP;
+    }
+    Ok(None)
+}
+
+/// Where the first frame of a segment is.
+pub(crate) fn region_start(region: &dyn Region) -> u64 {
+    region.next_kept(segment::HEADER)
+}
+
+/// Whether the bytes of a frame's extents are as they were written (but for blocks that were cleaned away).
+pub(crate) fn data_is_valid(region: &dyn Region, frame: &[u8], at: u64, records: &[Record]) -> bool {
+    records.iter().all(|r| match r.body {
+        Body::Extent { len, codec, data_at, stored, .. } => {
+            let bytes = &frame[data_at as usize..(data_at + stored) as usize];
+            extent_is_valid(region, at + u64::from(data_at), bytes, codec, len as usize)
+        }
+        _ => true,
+    })
+}
+
+/// Whether stored bytes carry their own checksums.
+pub(crate) fn extent_is_valid(region: &dyn Region, at: u64, stored: &[u8], codec: Codec, len: usize) -> bool {
+    damaged_blocks(region, at, stored, codec, len).next().is_none()
+}
+
+/// The parts of stored bytes, which are from byte `at` of a region on, that are not as they were written (but for those that
+/// were cleaned away): blocks, or all where that is one. `len`: what they are, unpacked.
+pub(crate) fn damaged_blocks<'b>(
+    region: &'b dyn Region,
+    at: u64,
+    stored: &'b [u8],
+    codec: Codec,
+    len: usize,
+) -> impl Iterator<Item = Range<usize>> + 'b {
+    let id = region.place().id;
+    let fits = codec == Codec::Lz4 || stored.len() == crate::extent::raw_size(len);
+    let block = if codec == Codec::Raw && fits { BLOCK + 4 } else { stored.len().max(1) };
+    let sealed = move |at: u64, bytes: &[u8]| match bytes.split_last_chunk::<4>() {
+        Some((data, crc)) => region.next_kept(at) != at || crc_at(id, at, data).to_le_bytes() == *crc,
+        None => false,
+    };
+    let n = if codec == Codec::Lz4 { 1 } else { stored.len().div_ceil(block) };
+    let parts = (0..n).map(move |i| i * block..((i + 1) * block).min(stored.len()));
+    parts.filter(move |part| !fits || !sealed(at + part.start as u64, &stored[part.clone()]))
+}
+
+/// A part of a segment in memory, read ahead while frames are taken from it.
+pub(crate) struct Window {
+    region: Arc<dyn Region>,
+    start: u64,
+    buf: Vec<u8>,
+    /// Bytes that are read at a time, if not more are asked for.
+    size: u64,
+    /// Up to where caches have what came from the volume lately; `None`: whatever they have will do.
+    fresh_to: Option<u64>,
+    /// Whether there are copies to heal from, and they are to be made the same on the way.
+    twice: bool,
+    evens: bool,
+    sides: Option<Box<Sides>>,
+}
+
+impl Window {
+    const SIZE: u64 = 8 << 20;
+
+    pub fn new(region: Arc<dyn Region>, start: u64) -> Window {
+        let twice = !region.copies().is_empty();
+        Window { region, start, buf: Vec::new(), size: Window::SIZE, fresh_to: None, twice, evens: false, sides: None }
+    }
+
+    /// One that reads no more than it must.
+    pub fn of_few(region: Arc<dyn Region>, start: u64) -> Window {
+        Window { size: 0, ..Window::new(region, start) }
+    }
+
+    /// One whose bytes come from the volume, not from a cache.
+    pub fn of_the_volume(region: Arc<dyn Region>, start: u64) -> Window {
+        Window { fresh_to: Some(start), ..Window::new(region, start) }
+    }
+
+    /// One that makes all copies of each frame the same.
+    pub fn evening_out(region: Arc<dyn Region>, start: u64) -> Window {
+        Window { evens: true, ..Window::new(region, start) }
+    }
+
+    /// From now on no more is read than must be.
+    pub fn read_few(&mut self) {
+        self.size = 0;
+    }
+
+    /// What is read from byte `at` on.
+    pub fn bytes(&self, at: u64) -> &[u8] {
+        at.checked_sub(self.start).and_then(|i| self.buf.get(i as usize..)).unwrap_or_default()
+    }
+
+    /// Makes the frame at byte `at` available to [`Window::bytes`], if there is one, in whichever copy.
+    pub fn fill_frame(&mut self, at: u64) -> Result<()> {
+        self.fill(at, frame::HEADER as u64)?;
+        match frame::shape(self.bytes(at)) {
+            // A longer one was never written.
+            Some(shape) if shape.len <= FRAME_MAX => self.fill(at, shape.len as u64)?,
+            _ => {}
+        }
+        if self.twice { self.mend(at) } else { Ok(()) }
+    }
+
+    fn mend(&mut self, at: u64) -> Result<()> {
+        let bytes = self.bytes(at);
+        let is_whole = match frame::parse(bytes, self.region.place().id, at).map(|f| f.content) {
+            Some(Content::Transaction(records)) => data_is_valid(&*self.region, bytes, at, &records),
+            Some(Content::Seal(_)) => true,
+            None => false,
+        };
+        if is_whole && !self.evens {
+            return Ok(());
+        }
+        if self.sides.is_none() {
+            self.sides = Sides::of(&self.region, at, false)?.map(Box::new);
+        }
+        let Some(sides) = &mut self.sides else { return Ok(()) };
+        let (good, _) = sides.even_out(at)?;
+        if !is_whole && !good.is_empty() {
+            (self.start, self.buf) = (at, good);
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, at: u64, len: u64) -> Result<()> {
+        let size = self.region.place().size;
+        if (self.bytes(at).len() as u64) >= len || at.checked_add(len).is_none_or(|end| end > size) {
+            return Ok(());
+        }
+        self.buf.resize(self.size.max(len).min(size - at) as usize, 0);
+        self.start = at;
+        if let Some(fresh_to) = &mut self.fresh_to {
+            // What comes next is on its way while this is looked at.
+            let end = at + self.buf.len() as u64 + self.size;
+            let from = at.max(*fresh_to);
+            self.region.drop_cached(from, end.saturating_sub(from));
+            *fresh_to = end;
+            self.region.will_need(at, end.min(size) - at);
+        }
+        self.region.read_at(&mut self.buf, at).inspect_err(|_| self.buf.clear())
+    }
+}
