@@ -590,7 +590,7 @@ pub enum MirrorAction {
 pub struct Serve {
     /// A mount point, or a store
     pub mnt: PathBuf,
-    /// Listen here, from now on and after every start: ADDRESS:PORT (0.0.0.0 is every IPv4 address, [::] every address)
+    /// Listen here, from now on and after every start: ADDRESS:PORT (0.0.0.0 is every IPv4 address, `[::]` every address)
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
     /// Listen no more
