@@ -139,9 +139,12 @@ impl Fs {
                     let Some((tail, says)) = self.says(&mut telling, change, stretch, asked.data)? else { continue };
                     taking.key(&tail, &says);
                     if taking.keys == run {
-                        out.digests.push(taking.finish([&tail[..], &[0]].concat()));
-                        if out.digests.len() as u64 >= asked.max.clamp(1, DIGESTS_MAX) {
-                            out.more = true;
+                        let end = [&tail[..], &[0]].concat();
+                        // (Ranges within others end right behind their last key.)
+                        let is_all = end == asked.to;
+                        out.digests.push(taking.finish(end));
+                        if is_all || out.digests.len() as u64 >= asked.max.clamp(1, DIGESTS_MAX) {
+                            out.more = !is_all;
                             return Ok(out);
                         }
                     }
