@@ -93,6 +93,8 @@ struct Mirror {
     /// Its clock is off by so much.
     skew: i64,
     gone: bool,
+    /// It, or the one that it follows, was tampered with and could not be compared any more.
+    spoiled: bool,
 }
 
 fn new_mirror(hash_key: [u8; 16], seed: u64) -> (SimDisk, Arc<Fs>) {
@@ -197,7 +199,7 @@ impl World<'_> {
         fs.follow(source.store().uuid(), root.fileset, name, "", START + 2).unwrap();
         let skew = self.rng.i64(-5_000_000_000..5_000_000_000);
         let had = BTreeMap::from([(fs.store().tid(), dump(&fs, Node::Live(ROOT), self.h.now))]);
-        self.mirrors.push(Mirror { disk, fs, of, root, had, skew, gone: false });
+        self.mirrors.push(Mirror { disk, fs, of, root, had, skew, gone: false, spoiled: false });
     }
 
     /// Pulls, over a link that may break at any message; or stops in between.
@@ -281,7 +283,11 @@ impl World<'_> {
             Ok(verified) => verified,
             // The source does not keep the moment any more: what is left then is to pull.
             Err(Failure::Source(_)) if tampered => {
-                self.mirrors[n].gone = true;
+                // And whoever follows it will have what it has.
+                for m in self.mirrors.iter_mut().enumerate().filter(|(i, m)| *i == n || m.of == Some(n)).map(|(_, m)| m)
+                {
+                    (m.gone, m.spoiled) = (true, true);
+                }
                 return;
             }
             Err(Failure::Source(_)) => return,
@@ -498,7 +504,9 @@ fn live(seed: u64) -> Counts {
         }
     }
     for n in 0..w.mirrors.len() {
-        w.promote(n);
+        if !w.mirrors[n].spoiled {
+            w.promote(n);
+        }
     }
     w.turn_back();
     w.counts
