@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use darner_fuse::{Config, MountOptions, Session, abi};
 use darner_syslink::engine::{self, Hello};
-use darner_syslink::{Answering, Caller, Message, Peer, Refuse, Tag, Who, unix};
+use darner_syslink::{Answering, Caller, Code, Message, Peer, Refusal, Refuse, Tag, Who, unix};
 use darner_vfs::{Arena, Front, Host, Launch, Launched, Options, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Attach;
+use crate::control;
 use crate::error::{Context, Failure, Result};
 use crate::keeper::{self, Items, Keeper};
 use crate::mounts::{self, Mounted};
@@ -43,7 +44,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 const SERVICE: &str = "darner.attachment/1";
 const STATUS: Tag = Tag(1);
-const TEXT: Tag = Tag(1);
 
 /// What the next process is to know of the mount.
 #[derive(Serialize, Deserialize)]
@@ -353,14 +353,11 @@ fn listen(
             last_end: health.last_end,
             sandbox_lacks: lacks.lock().clone(),
         };
-        let text = serde_json::to_string(&status).unwrap_or_default();
-        Ok(Message::new(STATUS).text(TEXT, &text).clone())
+        control::encode(STATUS, &status).map_err(|e| Refusal::new(Code::Failed, e.to_string()))
     });
-    // SAFETY: this call can't fail.
-    let me = unsafe { libc::geteuid() };
-    let admission = move |who: &Who, _: &Hello, _: u64| match who {
-        Who::Process { uid, .. } if *uid == 0 || *uid == me => Ok(()),
-        _ => Err("only root and who attached it may ask".into()),
+    let admission = |who: &Who, _: &Hello, _: u64| match control::is_trusted(who) {
+        true => Ok(()),
+        false => Err("only root and who attached it may ask".into()),
     };
     let listener = unix::Listener::bind(&at, engine::Config::default(), Arc::new(admission), Arc::new(service));
     listener.cant(|| "listen for commands".into())
@@ -377,7 +374,7 @@ fn ask(mount: &Mounted) -> Result<Attachment> {
     let config = engine::Config { handshake_ns: timeout.as_nanos() as u64, ..engine::Config::default() };
     let link = unix::connect(&address(mount)?, SERVICE, &config, Arc::new(Refuse)).map_err(Failure::new)?;
     let reply = link.call(Message::new(STATUS), Some(timeout)).map_err(Failure::new)?;
-    Ok(serde_json::from_str(reply.root().text(TEXT).map_err(Failure::new)?)?)
+    control::decode(&reply)
 }
 
 fn silent(mount: &Mounted, why: &Failure) -> Attachment {

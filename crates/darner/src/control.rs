@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use talk::{Answers, Tell, call, listen_at, listen_over, must_call, must_call_with};
+pub(crate) use talk::{is_trusted, when_free};
+pub(crate) use value::{decode, encode};
 
 /// What of a store a command is about: a path in one of the daemon's mounts.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -96,18 +96,11 @@ pub(crate) fn session() -> u64 {
     u64::from(std::process::id()) << 32 ^ now_ns()
 }
 
-/// Whether it is a process of root or of our own user.
-fn is_trusted(who: &Who) -> bool {
-    // SAFETY: this call can't fail.
-    let own = unsafe { libc::geteuid() };
-    matches!(who, Who::Process { uid, .. } if *uid == 0 || *uid == own)
-}
-
 fn admit(who: &Who, hello: &Hello, _: u64) -> std::result::Result<(), String> {
     if hello.service != SERVICE {
         return Err(format!("there is no service {:?} here", hello.service));
     }
-    match is_trusted(who) {
+    match control::is_trusted(who) {
         true => Ok(()),
         false => Err("only root and the user who mounted may follow".into()),
     }
@@ -124,20 +117,9 @@ impl Daemon {
         let mut all = Vec::new();
         for member in self.volumes.lock().iter() {
             let at = address(&member.place().socket()?)?;
-            let start = Instant::now();
-            loop {
-                match unix::Listener::bind(&at, Config::default(), Arc::new(admit), self.followed.clone()) {
-                    Ok(listener) => {
-                        all.push(listener);
-                        break;
-                    }
-                    // The process before this has it a moment longer.
-                    Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) && start.elapsed() < AFTER_FAILURE => {
-                        thread::sleep(Duration::from_millis(10));
-                    }
-                    Err(e) => return Err(e).cant(|| "listen for mirrors".into()),
-                }
-            }
+            // (The process before this may have it a moment longer.)
+            let bind = || unix::Listener::bind(&at, Config::default(), Arc::new(admit), self.followed.clone());
+            all.push(control::when_free(bind).cant(|| "listen for mirrors".into())?);
         }
         Ok(all)
     }
@@ -463,7 +445,7 @@ pub(crate) fn connect(place: &Place) -> Result<Link> {
         match unix::connect(&address(&socket)?, SERVICE, &Config::default(), Arc::new(Refuse)) {
             Ok(link) => {
                 let who = &link.peer().who;
-                return match is_trusted(who) {
+                return match control::is_trusted(who) {
                     false => Err(Failure::new(format!("{who:?} poses as the daemon of {}", place.path.display()))),
                     true => Ok(link),
                 };

@@ -39,9 +39,6 @@ pub(crate) struct Listener {
     key: String,
 }
 
-/// How long to wait for an address that another process is about to give up.
-const ADDRESS: Duration = Duration::from_secs(2);
-
 impl Listener {
     pub fn new(daemon: &Arc<Daemon>, address: &SocketAddr) -> Result<Listener> {
         let name = String::from_utf8_lossy(address.as_abstract_name().unwrap_or_default()).into_owned();
@@ -57,20 +54,11 @@ impl Listener {
         };
         let listener = match kept.map(over) {
             Some(Ok(listener)) => listener,
-            _ => listen(daemon, address).cant(|| "listen for commands".into())?,
+            _ => control::when_free(|| control::listen_at(address, daemon.clone()))
+                .cant(|| "listen for commands".into())?,
         };
         daemon.keeper.keep(&key, "", listener.socket())?;
         Ok(Listener { _listener: listener, keeper: daemon.keeper.clone(), key })
-    }
-}
-
-fn listen(daemon: &Arc<Daemon>, address: &SocketAddr) -> std::io::Result<unix::Listener> {
-    let start = Instant::now();
-    loop {
-        match control::listen_at(address, daemon.clone()) {
-            Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) && start.elapsed() < ADDRESS => thread::sleep(READERS),
-            outcome => return outcome,
-        }
     }
 }
 

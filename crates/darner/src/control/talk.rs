@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use darner_syslink::engine::{Config, Hello};
 use darner_syslink::unix::{self, Listener};
 use darner_syslink::{
-    CallError, Caller, Code, ConnectError, Limits, Link, Message, Peer, Refusal, Refuse, Reply, Service, Tag, Who, Why,
+    CallError, Caller, Code, ConnectError, Limits, Link, Message, Peer, Refusal, Reply, Service, Tag, Who, Why,
 };
 use parking_lot::Mutex;
 
@@ -35,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Nobody who asked is waited for longer than this.
 const TELL_WITHIN: Duration = Duration::from_millis(200);
 const TELL_EVERY: Duration = Duration::from_millis(100);
+/// How long to wait for an address that another process is about to give up.
+const IN_USE: Duration = Duration::from_secs(2);
 
 fn config() -> Config {
     let bulk = 64 << 20;
@@ -211,7 +213,7 @@ fn serve(answers: &impl Answers, command: &Message, reply: Reply) {
             Ok(request) => request,
             Err(e) => return reply.refuse(Refusal::new(Code::BadRequest, e.to_string())),
         },
-        other => return Refuse.call(&unknown_peer(), Message::new(other), reply),
+        other => return reply.refuse(Refusal::new(Code::Unknown, format!("no command {}", other.0))),
     };
     // Whoever asked may be gone; what was asked for is done all the same.
     let (mut listens, mut told) = (true, None::<Instant>);
@@ -235,6 +237,19 @@ fn serve(answers: &impl Answers, command: &Message, reply: Reply) {
     }
 }
 
+/// Listens at an address that another process, which ends, may have a moment longer.
+pub(crate) fn when_free(bind: impl Fn() -> std::io::Result<Listener>) -> std::io::Result<Listener> {
+    let start = Instant::now();
+    loop {
+        match bind() {
+            Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) && start.elapsed() < IN_USE => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Listens for commands at an address.
 pub fn listen_at(address: &SocketAddr, answers: impl Answers) -> std::io::Result<Listener> {
     Listener::bind(address, config(), Arc::new(admit), Arc::new(Serves(answers)))
@@ -249,16 +264,17 @@ fn admit(who: &Who, hello: &Hello, _: u64) -> std::result::Result<(), String> {
     if hello.service != SERVICE {
         return Err(format!("there is no service {:?} here: is this command of another version?", hello.service));
     }
-    // SAFETY: this call can't fail.
-    let own = unsafe { libc::geteuid() };
-    match who {
-        Who::Process { uid, .. } if *uid == 0 || *uid == own => Ok(()),
-        _ => Err("only root and the user who mounted may command this daemon".into()),
+    match is_trusted(who) {
+        true => Ok(()),
+        false => Err("only root and the user who mounted may command this daemon".into()),
     }
 }
 
-fn unknown_peer() -> Peer {
-    Peer { who: Who::Memory, service: SERVICE.into() }
+/// Whether it is a process of root or of our own user.
+pub(crate) fn is_trusted(who: &Who) -> bool {
+    // SAFETY: this call can't fail.
+    let own = unsafe { libc::geteuid() };
+    matches!(who, Who::Process { uid, .. } if *uid == 0 || *uid == own)
 }
 
 fn uid_of(peer: &Peer) -> Option<u32> {

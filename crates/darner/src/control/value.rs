@@ -28,7 +28,7 @@ const ENCLOSED_LIMITS: Limits =
     Limits { message: 64 << 20, depth: 32, elements: 4 << 20, bulks: 0, bulk: 0, calls: 1, bytes: 64 << 20 };
 
 /// A message with a value.
-pub(super) fn encode(tag: Tag, value: &impl Serialize) -> Result<Message> {
+pub(crate) fn encode(tag: Tag, value: &impl Serialize) -> Result<Message> {
     let value = serde_json::to_value(value)?;
     let mut whole = Message::new(tag);
     let elements = put(&mut whole, &value);
@@ -41,7 +41,7 @@ pub(super) fn encode(tag: Tag, value: &impl Serialize) -> Result<Message> {
 }
 
 /// The value of a message.
-pub(super) fn decode<T: DeserializeOwned>(message: &Message) -> Result<T> {
+pub(crate) fn decode<T: DeserializeOwned>(message: &Message) -> Result<T> {
     let nonsense = |e: ReadError| Failure::new(format!("a message between commands and daemon makes no sense: {e}"));
     let enclosed = message.enclosed(ENCLOSED, &ENCLOSED_LIMITS).map_err(nonsense)?;
     let message = enclosed.as_ref().unwrap_or(message);
