@@ -271,7 +271,7 @@ pub fn shape(header: &[u8]) -> Option<Shape> {
 }
 
 /// Makes a changed frame's checksum right.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub fn reseal(bytes: &mut [u8], s: &Shape, region: u64, at: u64) {
     bytes[4..8].fill(0);
     let heads = HEADER + s.data..HEADER + s.data + s.heads;

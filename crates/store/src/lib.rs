@@ -20,8 +20,8 @@ mod fold;
 mod forget;
 mod frame;
 mod full;
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod heal;
 mod index;
 pub mod inspect;

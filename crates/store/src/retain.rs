@@ -298,7 +298,7 @@ impl Retention {
         out
     }
 
-    fn decode(value: &[u8]) -> Option<Retention> {
+    pub(crate) fn decode(value: &[u8]) -> Option<Retention> {
         let mut r = Reader::new(value);
         let (1, full) = (r.u8()?, r.u8()?) else { return None };
         let when_full = match full {

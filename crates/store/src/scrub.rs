@@ -126,7 +126,7 @@ impl ScrubReport {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Option<ScrubReport> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<ScrubReport> {
         let mut r = Reader::new(bytes);
         if r.u8()? != VERSION {
             return None;

@@ -602,7 +602,7 @@ impl<'c> Cursor<'c> {
 }
 
 /// Makes the checksums of filter, block list, footer and first block right, where the footer leads to them.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub fn reseal(bytes: &mut [u8], region: u64) {
     let footer = bytes.len() - FOOTER;
     let number = |bytes: &[u8], i: usize| {
