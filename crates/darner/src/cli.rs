@@ -849,6 +849,10 @@ pub struct Bench {
     /// the same on one where nothing is ever cleaned
     #[arg(long, conflicts_with_all = ["peers", "only", "growth", "snapshots"])]
     pub steady: bool,
+    /// Instead: a pull after 10 files of 10^4 and of 10^6 changed, beside restic, borg and btrfs send; how far a mirror is behind;
+    /// and a first copy beside cp
+    #[arg(long, conflicts_with_all = ["peers", "only", "growth", "snapshots", "steady"])]
+    pub mirror: bool,
     /// With --growth: to 10^7 files and 10^6 versions
     #[arg(long, requires = "growth")]
     pub long: bool,

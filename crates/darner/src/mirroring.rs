@@ -235,6 +235,8 @@ impl Daemon {
         };
         let room = self.follows.room.load(Ordering::Relaxed);
         let puller = Puller::new(self.fs.clone(), link, session).with_room(room).with_pause(Box::new(go_on));
+        // (What was asked for ahead is under way, limit or not.)
+        let puller = if limit > 0 { puller.with_ahead(0) } else { puller };
         let outcome = puller.pull();
         // What does not arrive whole is asked for again: on a link that breaks often, less at a time gets further.
         let room = if outcome.is_ok() { (2 * room).min(ROOM_WANTED) } else { (room / 2).max(ROOM_MIN) };

@@ -4,6 +4,7 @@
 //! where a store is. The source remembers of those who follow what they were sent in the pull under way, and forgets it
 //! when they are silent.
 
+mod parts;
 mod protocol;
 mod pull;
 mod service;

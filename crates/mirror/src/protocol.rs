@@ -22,6 +22,8 @@ pub(crate) const PROVE: Tag = Tag(6);
 pub(crate) const NOT_KEPT: u32 = 256;
 /// There is no such fileset, or it can't be followed.
 pub(crate) const NO_FILESET: u32 = 257;
+/// The session has no part that came before the one that is asked for, or that was the last.
+pub(crate) const NO_NEXT: u32 = 258;
 
 pub(crate) const NAME: Tag = Tag(1);
 pub(crate) const UUID: Tag = Tag(2);

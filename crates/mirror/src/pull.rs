@@ -3,18 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Part, Tid, Wanted, Was};
+use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Tid, Wanted, Was};
 use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
+use crate::parts::Parts;
 use crate::protocol::{
-    AT, END, FILESET, FROM, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NEXT, NOT_KEPT, OBJECTS, POINT, PULL, ROOM, SESSION,
-    SINCE, TO, UUID, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
+    END, FILESET, HASH_KEY, LOOK, NAME, NEWEST, NOT_KEPT, OBJECTS, POINT, SESSION, SINCE, UUID, WAS_AT, WAS_FILESET,
+    WAS_SHOWN, WAS_SOURCE,
 };
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes asked for at a time.
 pub const ROOM_WANTED: u64 = 1 << 20;
+/// Parts that are under way at a time, besides the one that is being done.
+pub(crate) const AHEAD: usize = 3;
 /// Of a mirror that was away for longer than this (nanoseconds) the moments between are pulled one after the other.
 const AWAY: u64 = 60_000_000_000;
 
@@ -110,6 +113,8 @@ pub struct Puller {
     pub(crate) source: Arc<dyn Caller>,
     pub(crate) session: u64,
     pub(crate) room: u64,
+    /// Parts that are asked for before those before them are done.
+    pub(crate) ahead: usize,
     /// Called after each part, with its bytes; may wait (a limit of bandwidth), or say that it is enough for now.
     pub(crate) between: Box<dyn Fn(u64) -> bool + Send + Sync>,
 }
@@ -117,12 +122,17 @@ pub struct Puller {
 impl Puller {
     /// For a mirror `fs`; `session`: a number that no other puller of the source has.
     pub fn new(fs: Arc<Fs>, source: Arc<dyn Caller>, session: u64) -> Puller {
-        Puller { fs, source, session, room: ROOM_WANTED, between: Box::new(|_| true) }
+        Puller { fs, source, session, room: ROOM_WANTED, ahead: AHEAD, between: Box::new(|_| true) }
     }
 
     /// Asks for so much at a time.
     pub fn with_room(self, room: u64) -> Puller {
         Puller { room, ..self }
+    }
+
+    /// Asks for so many parts before those before them are done.
+    pub fn with_ahead(self, ahead: usize) -> Puller {
+        Puller { ahead, ..self }
     }
 
     /// Calls this after each part, with the bytes of it: false ends the pull there.
@@ -204,13 +214,16 @@ impl Puller {
     fn pull_to(&self, fileset: FilesetId, to: Tid, done: &mut Pulled) -> Result<bool, Failure> {
         let mut f = self.fs.begin_pull(to)?;
         while let Some(wanted) = f.wanted() {
-            let part = self.part(fileset, &wanted)?;
-            let bytes = part.items.len() as u64;
-            done.changed.extend(self.fs.apply(&wanted, &part)?);
-            done.bytes += bytes;
-            f = self.fs.following().ok_or_else(|| Failure::Other("it was promoted meanwhile".into()))?;
-            if !(self.between)(bytes) {
-                return Ok(false);
+            let wanted = Wanted { room: self.room as usize, ..wanted };
+            let mut parts = Parts::new(&*self.source, self.session, fileset, wanted, self.ahead);
+            while let Some((wanted, part)) = parts.next()? {
+                let bytes = part.items.len() as u64;
+                done.changed.extend(self.fs.apply(&wanted, &part)?);
+                done.bytes += bytes;
+                f = self.fs.following().ok_or_else(|| Failure::Other("it was promoted meanwhile".into()))?;
+                if !(self.between)(bytes) {
+                    return Ok(false);
+                }
             }
         }
         self.fs.finish_pull()?;
@@ -218,18 +231,4 @@ impl Puller {
         done.moments += 1;
         Ok(true)
     }
-
-    fn part(&self, fileset: FilesetId, wanted: &Wanted) -> Result<Part, Failure> {
-        ask_for(&*self.source, self.session, fileset, &Wanted { room: self.room as usize, ..wanted.clone() })
-    }
-}
-
-/// Asks for a part of what changed.
-pub(crate) fn ask_for(source: &dyn Caller, session: u64, fileset: FilesetId, wanted: &Wanted) -> Result<Part, Failure> {
-    let mut ask = Message::new(PULL);
-    ask.uint(SESSION, session).uint(FILESET, fileset.0.into()).bytes(FROM, &wanted.from).bytes(TO, &wanted.to);
-    ask.uint(SINCE, wanted.since.0).uint(AT, wanted.at.0).uint(ROOM, wanted.room as u64);
-    let mut reply = source.call(ask, Some(PATIENCE))?;
-    let next = reply.root().bytes_opt(NEXT)?.map(<[u8]>::to_vec);
-    Ok(Part { items: reply.take_buffer(ITEMS)?, next })
 }

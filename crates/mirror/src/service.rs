@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 
 use crate::protocol::{
     AT, ATTEMPT, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
-    NO_FILESET, NOT_KEPT, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE, TID, TO, UUID,
-    VERSIONS, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
+    NO_FILESET, NO_NEXT, NOT_KEPT, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE, TID,
+    TO, UUID, VERSIONS, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
 };
 
 /// Who is silent for so long has to begin his pull anew (where he was cut).
@@ -191,20 +191,19 @@ impl Source {
 
     fn pull(&self, command: &Message) -> Result<Message, Refusal> {
         let asked = command.root();
-        let tail = |tag| tail(&asked, tag);
-        let wanted = Wanted {
-            from: tail(FROM)?,
-            to: tail(TO)?,
-            since: Tid(asked.uint(SINCE)?),
-            at: Tid(asked.uint(AT)?),
-            room: asked.uint(ROOM)?.min(ROOM_MAX) as usize,
-        };
-        let session = self.session(asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), wanted.at)?;
+        let from = asked.find(FROM).map(|_| tail(&asked, FROM)).transpose()?;
+        let (to, since, at) = (tail(&asked, TO)?, Tid(asked.uint(SINCE)?), Tid(asked.uint(AT)?));
+        let room = asked.uint(ROOM)?.min(ROOM_MAX) as usize;
+        let session = self.session(asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), at)?;
         let mut session = session.lock();
         session.used = Instant::now();
         let root = session.root;
+        let next = || session.sent.end().map(<[u8]>::to_vec);
+        let from = from.or_else(next).ok_or_else(|| Refusal::new(Code::Other(NO_NEXT), "nothing is left to follow"))?;
+        let wanted = Wanted { from, to, since, at, room };
         let part = self.fs.changes(root, &wanted, &mut session.sent).map_err(|e| failed(&e))?;
         let mut reply = Message::new(PULL);
+        reply.bytes(FROM, &wanted.from);
         if let Some(next) = &part.next {
             reply.bytes(NEXT, next);
         }

@@ -7,7 +7,8 @@ use std::io::{Read, Write};
 use darner_fs::{FilesetId, Fs, ObjectId, Part, Tid, Wanted};
 use darner_syslink::Caller;
 
-use crate::pull::{Failure, Puller, ROOM_WANTED, Which, ask_for};
+use crate::parts::Parts;
+use crate::pull::{AHEAD, Failure, Puller, ROOM_WANTED, Which};
 
 const MAGIC: &[u8; 8] = b"DARNSTR1";
 /// Bytes of a piece at most.
@@ -114,13 +115,11 @@ pub fn export(
     };
     out.write_all(MAGIC).map_err(broken)?;
     put(out, &header.encode())?;
-    let mut from = Some(Vec::new());
-    while let Some(pos) = from {
-        let wanted = Wanted { from: pos, to: Vec::new(), since, at: header.at, room: ROOM_WANTED as usize };
-        let part = ask_for(source, session, header.fileset, &wanted)?;
-        let next = part.next.clone().unwrap_or_default();
+    let all = Wanted { from: Vec::new(), to: Vec::new(), since, at: header.at, room: ROOM_WANTED as usize };
+    let mut parts = Parts::new(source, session, header.fileset, all, AHEAD);
+    while let Some((_, part)) = parts.next()? {
+        let next = part.next.unwrap_or_default();
         put(out, &[&(next.len() as u32).to_le_bytes()[..], &next, &part.items].concat())?;
-        from = part.next;
     }
     out.flush().map_err(broken)?;
     Ok(header)

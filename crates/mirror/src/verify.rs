@@ -6,11 +6,12 @@ use std::time::Duration;
 use darner_fs::{Digest, Digesting, Digests, FilesetId, Following, Inode, ROOT, Tid, Wanted};
 use darner_syslink::{Caller, Message};
 
+use crate::parts::ask_for;
 use crate::protocol::{
     AT, ATTEMPT, DATA, DIGEST, FILESET, FOUND, FROM, ITEMS, LEN, MAX, OBJECT, OFFSET, PROVE, READ, RUN, SESSION, TID,
     TO, VERSIONS,
 };
-use crate::pull::{Failure, Puller, ask_for};
+use crate::pull::{Failure, Puller};
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -65,6 +65,10 @@ impl Service for Liar {
                 items.truncate(rng.usize(..=items.len()));
             }
             let mut lie = Message::new(Tag(2));
+            match rng.u8(0..20) {
+                0 => drop(lie.bytes(Tag(11), &(0..rng.usize(0..30)).map(|_| rng.u8(..)).collect::<Vec<u8>>())),
+                _ => drop(lie.bytes(Tag(11), message.root().bytes(Tag(11)).unwrap())),
+            }
             match rng.u8(0..6) {
                 0 => drop(lie.bytes(Tag(16), &(0..rng.usize(0..30)).map(|_| rng.u8(..)).collect::<Vec<u8>>())),
                 _ => {

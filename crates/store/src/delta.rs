@@ -10,7 +10,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::extent::{self, CHUNK, Codec, Piece, Stored};
+use crate::extent::{self, CHUNK, Piece};
 use crate::index::Entry;
 use crate::index::ghost::Ghost;
 use crate::index::levels::{Levels, Run};
@@ -178,20 +178,15 @@ impl Store {
         Ok(pieces)
     }
 
-    /// The bytes of a data piece, verified, in the form in which they are stored if that is all of an extent.
-    pub fn stored(&self, piece: &Piece) -> Result<Stored> {
-        if let Some(place) =
-            piece.place.filter(|p| p.codec == Codec::Lz4 && p.skip == 0 && u64::from(p.extent_len) == piece.len)
-        {
-            let mut bytes = vec![0; place.stored as usize];
-            self.read_stored(None, place.region, place.offset, &mut bytes)?;
-            extent::packed(&place, &bytes).map_err(|e| damage(piece, e))?;
-            bytes.truncate(bytes.len() - 4);
-            return Ok(Stored::Lz4(bytes, place.extent_len));
-        }
-        let mut data = vec![0; piece.len as usize];
-        self.read(std::slice::from_ref(piece), &mut data)?;
-        Ok(Stored::Raw(data))
+    /// Appends the LZ4 block that a piece is ([`Piece::packed_len`]), verified.
+    pub fn read_packed(&self, piece: &Piece, out: &mut Vec<u8>) -> Result<()> {
+        let place = piece.place.filter(|_| piece.packed_len().is_some()).expect("a piece that is a whole LZ4 block");
+        let start = out.len();
+        out.resize(start + place.stored as usize, 0);
+        self.read_stored(None, place.region, place.offset, &mut out[start..])?;
+        let n = extent::packed(&place, &out[start..]).map_err(|e| damage(piece, e))?.len();
+        out.truncate(start + n);
+        Ok(())
     }
 
     /// No object gets a number below this any more.

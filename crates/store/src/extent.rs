@@ -104,6 +104,12 @@ impl Piece {
         self.place.map(|p| (p.region, p.offset, p.skip, self.len))
     }
 
+    /// If it is all of an extent that is stored as an LZ4 block: bytes of that.
+    pub fn packed_len(&self) -> Option<usize> {
+        let whole = |p: &Place| p.codec == Codec::Lz4 && p.skip == 0 && u64::from(p.extent_len) == self.len;
+        self.place.filter(whole).and_then(|p| (p.stored as usize).checked_sub(4))
+    }
+
     /// The transaction that wrote the bytes; `None` for a hole.
     pub fn tid(&self) -> Option<Tid> {
         self.place.map(|p| p.tid)
@@ -264,7 +270,7 @@ pub fn store(data: &[u8], region: u64, base: u64, compress: bool, out: &mut Buff
 }
 
 /// As [`store`], of bytes whose form is decided: LZ4 ones (with which length they have, unpacked) are taken as they are.
-pub fn store_as(form: &Stored, region: u64, base: u64, out: &mut Buffer) -> Codec {
+pub fn store_as(form: &Stored<'_>, region: u64, base: u64, out: &mut Buffer) -> Codec {
     match form {
         Stored::Raw(data) => store(data, region, base, false, out),
         Stored::Lz4(packed, _) => {
@@ -277,15 +283,15 @@ pub fn store_as(form: &Stored, region: u64, base: u64, out: &mut Buffer) -> Code
 }
 
 /// File bytes in the form in which they are stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stored {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored<'b> {
     /// As they are.
-    Raw(Vec<u8>),
+    Raw(&'b [u8]),
     /// One LZ4 block, and how many bytes it holds.
-    Lz4(Vec<u8>, u32),
+    Lz4(&'b [u8], u32),
 }
 
-impl Stored {
+impl Stored<'_> {
     /// Bytes that it holds; `None` if it is no LZ4 block of what it says.
     pub fn verified_len(&self) -> Option<u32> {
         match self {

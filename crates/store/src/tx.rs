@@ -115,7 +115,7 @@ impl<'s> Tx<'s> {
     }
 
     /// Writes bytes in the form that they have, `len` of them once unpacked ([`Stored::verified_len`]); they lie within one chunk.
-    pub fn write_stored(&mut self, object: ObjectId, offset: u64, len: u32, stored: &Stored) -> Result<i64> {
+    pub fn write_stored(&mut self, object: ObjectId, offset: u64, len: u32, stored: &Stored<'_>) -> Result<i64> {
         let size = match stored {
             Stored::Raw(data) => extent::raw_size(data.len()),
             Stored::Lz4(packed, _) => packed.len() + 4,

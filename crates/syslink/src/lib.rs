@@ -38,4 +38,4 @@ pub use link::{Link, Pending};
 pub use message::Message;
 pub use poll::now_ns;
 pub use pool::Pool;
-pub use service::{Answering, Caller, Peer, Refuse, Reply, Service, Who};
+pub use service::{Answering, Awaited, Caller, Peer, Refuse, Reply, Service, Who};

@@ -4,7 +4,7 @@
 //! who calls writes to the socket itself, and then reads from it itself until its reply is there. The link's own thread
 //! reads when nobody waits, and runs the service. Invariants: who reads holds `inlet`. While a caller reads, the socket
 //! is not armed in epoll, so that the link's thread sleeps on; who leaves without passing the reading on arms it again,
-//! or, while the peer has never commanded, leaves that to the link's thread for when calls have paused. Who reads never
+//! or, while the peer has never commanded and no other reply is due, leaves that to the link's thread for when calls have paused. Who reads never
 //! blocks in a write: what the socket does not take stays in `outbox`, which the limits of both sides bound, until epoll
 //! (or a reading caller) finds it writable; or, while the link's thread is deaf, until who wrote it finds room.
 
@@ -20,7 +20,7 @@ use crate::engine::{Action, CallId, Engine, Packet};
 use crate::error::{CallError, Reason, Refusal, Why};
 use crate::message::Message;
 use crate::poll::{self, Bell, Epoll, GONE, now_ns};
-use crate::service::{Caller, Peer, Reply, Service, Sink};
+use crate::service::{Awaited, Caller, Peer, Reply, Service, Sink};
 use crate::wire::{Got, Inlet, Outlet, Wire};
 
 /// How long a wire waits by itself.
@@ -210,6 +210,16 @@ impl Caller for Link {
     fn call(&self, command: Message, timeout: Option<Duration>) -> Result<Message, CallError> {
         self.shared.call(command, timeout)
     }
+
+    fn start(&self, command: Message, timeout: Option<Duration>) -> Result<Box<dyn Awaited>, CallError> {
+        Ok(Box::new(self.start_call(command, timeout)?))
+    }
+}
+
+impl Awaited for Pending {
+    fn wait(self: Box<Self>) -> Result<Message, CallError> {
+        Pending::wait(*self)
+    }
 }
 
 impl Pending {
@@ -302,9 +312,12 @@ impl Shared {
         self.flush();
     }
 
-    /// Makes the link's thread look at the deadline of a call that perhaps nobody waits for.
+    /// Makes the link's thread look at the deadline, and take in the reply, of a call that perhaps nobody waits for.
     fn attend(&self) {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        if !state.armed && self.inlet.try_lock().is_some() {
+            self.arm(&mut state, true);
+        }
         if state.engine.next_timeout().is_some_and(|t| t < state.wakes_at) {
             self.bell.ring();
         }
@@ -415,7 +428,9 @@ impl Shared {
             Some(next) => {
                 next.notify_one();
             }
-            None if !state.armed && !state.lazy => self.arm(state, true),
+            None if !state.armed && (!state.lazy || state.slots.values().any(|slot| slot.0.is_none())) => {
+                self.arm(state, true);
+            }
             None => {}
         }
     }

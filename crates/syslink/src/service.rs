@@ -53,6 +53,23 @@ pub trait Service: Send + Sync {
 pub trait Caller: Send + Sync {
     /// Sends a command and waits for its one reply. While the link is full it waits for room, within the timeout.
     fn call(&self, command: Message, timeout: Option<Duration>) -> Result<Message, CallError>;
+
+    /// Sends a command whose reply is waited for later. (Where nothing goes on by itself, it is there at once.)
+    fn start(&self, command: Message, timeout: Option<Duration>) -> Result<Box<dyn Awaited>, CallError> {
+        Ok(Box::new(self.call(command, timeout)))
+    }
+}
+
+/// A call that is under way. Dropping it takes the command back.
+pub trait Awaited {
+    /// Waits for the reply.
+    fn wait(self: Box<Self>) -> Result<Message, CallError>;
+}
+
+impl Awaited for Result<Message, CallError> {
+    fn wait(self: Box<Self>) -> Result<Message, CallError> {
+        *self
+    }
 }
 
 pub(crate) trait Sink: Caller {

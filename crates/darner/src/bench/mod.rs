@@ -14,6 +14,7 @@ mod darner;
 mod data;
 mod files;
 mod growth;
+mod mirror;
 mod plain;
 mod probe;
 mod report;
@@ -30,6 +31,7 @@ mod zfs;
 
 pub use compare::{Options, compare};
 pub use growth::{Options as GrowthOptions, growth};
+pub use mirror::{Options as MirrorOptions, mirror};
 pub use snapshots::{Options as SnapshotOptions, snapshots};
 pub use stage::catch_interrupts;
 pub use steady::{Options as SteadyOptions, steady};

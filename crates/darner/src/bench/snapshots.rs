@@ -7,8 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -251,7 +250,7 @@ fn measure(s: &mut dyn Points, points: u64, round: u64) -> Result<Cost> {
     let file = OpenOptions::new().write(true).open(&path)?;
     file.sync_all()?;
     s.point(0)?;
-    sync(&s.live())?;
+    stage::write_out(&s.live())?;
     let before = s.used()?;
     let mut rng = Rng::new(round + 1);
     let picked: Vec<u64> = (0..CHECKED).map(|_| 1 + rng.below(points)).collect();
@@ -272,7 +271,7 @@ fn measure(s: &mut dyn Points, points: u64, round: u64) -> Result<Cost> {
         go_on()?;
     }
     drop(file);
-    sync(&s.live())?;
+    stage::write_out(&s.live())?;
     let after = s.used()?;
     for (handle, expected) in &then {
         if s.read(handle)? != *expected {
@@ -283,15 +282,6 @@ fn measure(s: &mut dyn Points, points: u64, round: u64) -> Result<Cost> {
         return Err(Failure::new("the file does not read back as it is"));
     }
     Ok(Cost { seconds: took.as_secs_f64(), bytes: after.saturating_sub(before) as f64 })
-}
-
-fn sync(dir: &Path) -> Result<()> {
-    let dir = File::open(dir)?;
-    // SAFETY: a plain system call on an open descriptor.
-    if unsafe { libc::syncfs(dir.as_raw_fd()) } != 0 {
-        return Err(std::io::Error::last_os_error()).cant(|| "sync the filesystem".into());
-    }
-    Ok(())
 }
 
 /// The median of the rounds' ratios of a system's cost to that of the better peer.

@@ -112,10 +112,7 @@ impl Stage<'_> {
     ///
     /// What was prepared is on disk before the clock starts: it is not to be this workload's burden.
     pub fn time(&self, ops: u64, bytes: u64, work: impl FnOnce() -> io::Result<()>) -> io::Result<Sample> {
-        let dir = File::open(self.dir)?;
-        // SAFETY: a plain system call on an open descriptor.
-        unsafe { libc::syncfs(dir.as_raw_fd()) };
-        drop(dir);
+        write_out(self.dir)?;
         let counting = self.probe.map(|p| p.start(self.dir));
         let start = Instant::now();
         work()?;
@@ -167,6 +164,16 @@ pub fn go_on() -> io::Result<()> {
 /// Whether the user wants an end.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Writes a filesystem out.
+pub fn write_out(dir: &Path) -> io::Result<()> {
+    let dir = File::open(dir)?;
+    // SAFETY: a plain system call on an open descriptor.
+    if unsafe { libc::syncfs(dir.as_raw_fd()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Writes everything out and, as root, empties the kernel's caches; returns whether it could.

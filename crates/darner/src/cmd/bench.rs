@@ -18,6 +18,10 @@ pub fn run(c: &Bench) -> Result<()> {
         let rounds = c.rounds.unwrap_or(if quick { 1 } else { 3 });
         let options = bench::SnapshotOptions { quick, rounds, mount_options: mount_options.clone() };
         Some(bench::snapshots(&dir, &options)?)
+    } else if c.mirror {
+        let rounds = c.rounds.unwrap_or(if quick { 1 } else { 3 });
+        let options = bench::MirrorOptions { quick, rounds, mount_options: mount_options.clone() };
+        Some(bench::mirror(&dir, &options)?)
     } else if c.steady {
         let rounds = c.rounds.unwrap_or(if quick { 4 } else { 10 });
         let options = bench::SteadyOptions { quick, rounds, mount_options: mount_options.clone() };

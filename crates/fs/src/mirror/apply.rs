@@ -23,10 +23,10 @@ const TX_ACTS: usize = 4096;
 const BATCH: usize = 4096;
 
 /// What is to be done to a key.
-pub(super) enum Act {
+pub(super) enum Act<'b> {
     Set(Tid, Vec<u8>),
     Delete,
-    Chunk(Vec<crate::mirror::item::Span>),
+    Chunk(Vec<crate::mirror::item::Span<'b>>),
 }
 
 impl Fs {
@@ -98,7 +98,7 @@ impl Fs {
     }
 
     /// What is to be done, in order of keys.
-    pub(super) fn acts(&self, items: Vec<Item>) -> Result<Vec<(Vec<u8>, Act)>> {
+    pub(super) fn acts<'b>(&self, items: Vec<Item<'b>>) -> Result<Vec<(Vec<u8>, Act<'b>)>> {
         let mut acts = Vec::new();
         let mut told = BTreeSet::new();
         let mut stated = Vec::new();
@@ -255,7 +255,7 @@ impl<'f> Applying<'f> {
         }
     }
 
-    pub(super) fn act(&mut self, tail: &[u8], act: Act) -> Result<()> {
+    pub(super) fn act(&mut self, tail: &[u8], act: Act<'_>) -> Result<()> {
         let refused = || FsError::malformed("the source sent a record of a kind that mirrors don't have");
         let (object, kind, suffix) = split_tail(tail).filter(|_| is_mirrored(tail)).ok_or_else(refused)?;
         if kind == Kind::ATTR {
@@ -331,7 +331,7 @@ impl<'f> Applying<'f> {
         Ok(())
     }
 
-    fn chunk(&mut self, object: ObjectId, base: u64, spans: Vec<crate::mirror::item::Span>) -> Result<()> {
+    fn chunk(&mut self, object: ObjectId, base: u64, spans: Vec<crate::mirror::item::Span<'_>>) -> Result<()> {
         self.tx.punch(object, base, CHUNK)?;
         for span in spans {
             let (offset, len) = (base + u64::from(span.range.start), span.range.len() as u64);

@@ -15,10 +15,14 @@ const SET: u8 = 2;
 const DELETED: u8 = 3;
 const SAME: u8 = 4;
 const BYTES: u8 = 5;
+/// Forms of a span's bytes.
+pub(crate) const RAW: u8 = 0;
+pub(crate) const LZ4: u8 = 1;
+const SHARED: u8 = 2;
 
 /// A piece of what changed. Tails are those of the mirror: its root is object 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Item {
+pub(crate) enum Item<'b> {
     /// All keys in this range are told, changed or not (an empty end: to the end).
     Stated(Vec<u8>, Vec<u8>),
     /// A key has this value, written by the source's transaction.
@@ -27,24 +31,24 @@ pub(crate) enum Item {
     /// There, and unchanged.
     Same(Vec<u8>),
     /// A chunk of a file, whole: object, chunk, and its data.
-    Chunk(u64, u64, Vec<Span>),
+    Chunk(u64, u64, Vec<Span<'b>>),
 }
 
 /// Bytes `range` of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct Span<'b> {
     pub range: Range<u32>,
-    pub bytes: Bytes,
+    pub bytes: Bytes<'b>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Bytes {
-    Here(Stored),
+pub(crate) enum Bytes<'b> {
+    Here(Stored<'b>),
     /// They are those of another object at this offset, which came before.
     Shared(u64, u64),
 }
 
-impl Item {
+impl<'b> Item<'b> {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Item::Stated(from, to) => {
@@ -67,16 +71,13 @@ impl Item {
                 put_bytes(out, tail);
             }
             Item::Chunk(object, chunk, spans) => {
-                out.push(BYTES);
-                for n in [*object, *chunk, spans.len() as u64] {
-                    put_varint(out, n);
-                }
+                put_chunk(out, *object, *chunk, spans.len());
                 spans.iter().for_each(|s| s.encode(out));
             }
         }
     }
 
-    fn decode(from: &mut Reader<'_>) -> Option<Item> {
+    fn decode(from: &mut Reader<'b>) -> Option<Item<'b>> {
         let kind = from.byte()?;
         Some(match kind {
             STATED => Item::Stated(take_bytes(from)?, take_bytes(from)?),
@@ -104,35 +105,29 @@ impl Item {
     }
 }
 
-impl Span {
+impl<'b> Span<'b> {
     fn encode(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.range.start.into());
-        put_varint(out, self.range.len() as u64);
         match &self.bytes {
             Bytes::Here(Stored::Raw(data)) => {
-                out.push(0);
+                put_span(out, &self.range, RAW);
                 out.extend_from_slice(data);
             }
             Bytes::Here(Stored::Lz4(packed, _)) => {
-                out.push(1);
+                put_span(out, &self.range, LZ4);
                 put_bytes(out, packed);
             }
-            Bytes::Shared(object, offset) => {
-                out.push(2);
-                put_varint(out, *object);
-                put_varint(out, *offset);
-            }
+            Bytes::Shared(object, offset) => put_shared(out, &self.range, *object, *offset),
         }
     }
 
-    fn decode(from: &mut Reader<'_>) -> Option<Span> {
+    fn decode(from: &mut Reader<'b>) -> Option<Span<'b>> {
         let (start, len) = (from.varint32()?, from.varint32()?);
         let end = start.checked_add(len).filter(|end| len > 0 && u64::from(*end) <= CHUNK)?;
         let form = from.byte()?;
         let bytes = match form {
-            0 => Bytes::Here(Stored::Raw(from.take(len as usize)?.to_vec())),
-            1 => Bytes::Here(Stored::Lz4(take_bytes(from)?, len)),
-            2 => Bytes::Shared(from.varint()?, from.varint()?),
+            RAW => Bytes::Here(Stored::Raw(from.take(len as usize)?)),
+            LZ4 => Bytes::Here(Stored::Lz4(take_slice(from)?, len)),
+            SHARED => Bytes::Shared(from.varint()?, from.varint()?),
             _ => return None,
         };
         if let Bytes::Here(stored) = &bytes {
@@ -142,13 +137,38 @@ impl Span {
     }
 }
 
-fn take_bytes(from: &mut Reader<'_>) -> Option<Vec<u8>> {
+/// Begins a chunk; so many spans follow.
+pub(crate) fn put_chunk(out: &mut Vec<u8>, object: u64, chunk: u64, spans: usize) {
+    out.push(BYTES);
+    for n in [object, chunk, spans as u64] {
+        put_varint(out, n);
+    }
+}
+
+/// Begins a span; its bytes follow, those of a block with their number before them.
+pub(crate) fn put_span(out: &mut Vec<u8>, range: &Range<u32>, form: u8) {
+    put_varint(out, range.start.into());
+    put_varint(out, range.len() as u64);
+    out.push(form);
+}
+
+pub(crate) fn put_shared(out: &mut Vec<u8>, range: &Range<u32>, object: u64, offset: u64) {
+    put_span(out, range, SHARED);
+    put_varint(out, object);
+    put_varint(out, offset);
+}
+
+fn take_slice<'b>(from: &mut Reader<'b>) -> Option<&'b [u8]> {
     let n = usize::try_from(from.varint()?).ok().filter(|n| *n <= VALUE_MAX)?;
-    from.take(n).map(<[u8]>::to_vec)
+    from.take(n)
+}
+
+fn take_bytes(from: &mut Reader<'_>) -> Option<Vec<u8>> {
+    take_slice(from).map(<[u8]>::to_vec)
 }
 
 /// All items of a part; `None` if it isn't one.
-pub(crate) fn decode_all(part: &[u8]) -> Option<Vec<Item>> {
+pub(crate) fn decode_all(part: &[u8]) -> Option<Vec<Item<'_>>> {
     let mut from = Reader(part);
     let mut items = Vec::new();
     while from.end().is_none() {
@@ -161,8 +181,7 @@ pub(crate) fn decode_all(part: &[u8]) -> Option<Vec<Item>> {
 mod tests {
     use super::*;
 
-    fn sample() -> Vec<Item> {
-        let packed = lz4_block(&[7; 5000]);
+    fn sample(packed: &[u8]) -> Vec<Item<'_>> {
         vec![
             Item::Stated(vec![0; 9], Vec::new()),
             Item::Set(b"12345678\x04hashnamename".to_vec(), Tid(1 << 60), b"value".to_vec()),
@@ -172,7 +191,7 @@ mod tests {
                 77,
                 3,
                 vec![
-                    Span { range: 0..3, bytes: Bytes::Here(Stored::Raw(b"abc".to_vec())) },
+                    Span { range: 0..3, bytes: Bytes::Here(Stored::Raw(b"abc")) },
                     Span { range: 3..5003, bytes: Bytes::Here(Stored::Lz4(packed, 5000)) },
                     Span { range: 60_000..65_536, bytes: Bytes::Shared(76, 1 << 40) },
                 ],
@@ -196,9 +215,9 @@ mod tests {
 
     #[test]
     fn items_come_back_and_hostile_bytes_are_refused_without_a_panic() {
-        let mut bytes = Vec::new();
-        sample().iter().for_each(|item| item.encode(&mut bytes));
-        assert_eq!(decode_all(&bytes), Some(sample()));
+        let (mut bytes, packed) = (Vec::new(), lz4_block(&[7; 5000]));
+        sample(&packed).iter().for_each(|item| item.encode(&mut bytes));
+        assert_eq!(decode_all(&bytes), Some(sample(&packed)));
         let mut rng = fastrand::Rng::with_seed(1);
         let mut refused = 0;
         for _ in 0..200_000 {

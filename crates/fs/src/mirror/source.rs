@@ -6,13 +6,14 @@
 
 use std::collections::HashMap;
 
-use darner_store::{CHUNK, Kind, ObjectId, Stored, Tid, What, split_tail};
+use darner_store::{CHUNK, Kind, ObjectId, Tid, What, split_tail};
 
 use crate::attr::Attr;
+use crate::codec::put_varint;
 use crate::dirent::{Dirent, malformed};
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
-use crate::mirror::item::{Bytes, Item, Span};
+use crate::mirror::item::{Item, LZ4, RAW, put_chunk, put_shared, put_span};
 use crate::mirror::{BOOKS, is_mirrored, tail_of};
 use crate::node::{Inode, MAIN, ROOT};
 
@@ -21,12 +22,22 @@ const BATCH: usize = 512;
 /// Places of which it is known that they were sent, at most.
 const SENT_MAX: usize = 1 << 18;
 
+/// Room for a part that is made at once.
+const OUT_MAX: usize = 4 << 20;
+
 /// What one who follows was sent in this pull: bytes that files share go once.
 #[derive(Default)]
 pub struct Sent {
     /// Where the last part ended: if the next one does not begin there, nothing is known to have arrived.
     end: Option<Vec<u8>>,
     places: HashMap<(u64, u64, u32, u64), (u64, u64)>,
+}
+
+impl Sent {
+    /// Where the part begins that follows the last one; `None`: there was none, or it was the end.
+    pub fn end(&self) -> Option<&[u8]> {
+        self.end.as_deref()
+    }
 }
 
 /// What of a fileset's changes is wanted.
@@ -95,7 +106,8 @@ impl Fs {
         if sent.end.as_ref() != Some(&wanted.from) {
             sent.places.clear();
         }
-        let mut telling = Telling { room: wanted.room, ..Telling::new(self, root, wanted.at, sent)? };
+        let out = Vec::with_capacity(wanted.room.saturating_add(CHUNK as usize).min(OUT_MAX));
+        let mut telling = Telling { room: wanted.room, out, ..Telling::new(self, root, wanted.at, sent)? };
         let first = split_object(&wanted.from);
         let mut next = None;
         for stretch in stretches(root.object).iter().filter(|s| s.to > first && s.from < s.to) {
@@ -190,9 +202,7 @@ impl<'s> Telling<'s> {
                     next = Some(change.tail);
                     break;
                 }
-                if let Some(item) = self.item(change.tail, change.what, &there)? {
-                    item.encode(&mut self.out);
-                }
+                self.tell_one(change.tail, change.what, &there)?;
             }
             for (from, to) in delta.stated {
                 let to = if to.is_empty() { end.clone() } else { to };
@@ -209,8 +219,30 @@ impl<'s> Telling<'s> {
         }
     }
 
-    /// What a mirror gets of a change.
-    pub(super) fn item(&mut self, tail: Vec<u8>, what: What, there: &dyn Fn(&[u8]) -> Vec<u8>) -> Result<Option<Item>> {
+    /// Tells a change, if a mirror gets anything of it.
+    fn tell_one(&mut self, tail: Vec<u8>, what: What, there: &dyn Fn(&[u8]) -> Vec<u8>) -> Result<()> {
+        if let (Some((object, Kind::EXTENT, suffix)), What::Set(tid, value)) = (split_tail(&tail), &what) {
+            let ino = Inode { object, ..self.root };
+            if !is_mirrored(&tail) || !self.is_alive(ino, Kind::EXTENT, &what)? {
+                return Ok(());
+            }
+            let chunk = suffix.try_into().map(u64::from_be_bytes);
+            let chunk = chunk.map_err(|_| FsError::malformed(format!("object {ino} has a chunk without number")))?;
+            return self.tell_chunk(object, split_object(&there(&tail)), chunk, *tid, value);
+        }
+        if let Some(item) = self.item(tail, what, there)? {
+            item.encode(&mut self.out);
+        }
+        Ok(())
+    }
+
+    /// What a mirror gets of a change, but for bytes of files.
+    pub(super) fn item(
+        &mut self,
+        tail: Vec<u8>,
+        what: What,
+        there: &dyn Fn(&[u8]) -> Vec<u8>,
+    ) -> Result<Option<Item<'static>>> {
         let Some((object, kind, suffix)) = split_tail(&tail) else { return Ok(None) };
         let ino = Inode { object, ..self.root };
         if !is_mirrored(&tail) || !self.is_alive(ino, kind, &what)? {
@@ -228,12 +260,6 @@ impl<'s> Telling<'s> {
                         true => Item::Set(to, tid, value.to_vec()),
                         false => Item::Deleted(to),
                     }
-                }
-                Kind::EXTENT => {
-                    let chunk = suffix.try_into().map(u64::from_be_bytes);
-                    let chunk =
-                        chunk.map_err(|_| FsError::malformed(format!("object {ino} has a chunk without number")))?;
-                    self.chunk(object, split_object(&to), chunk, tid, &value)?
                 }
                 _ => Item::Set(to, tid, value.to_vec()),
             },
@@ -267,27 +293,36 @@ impl<'s> Telling<'s> {
         Ok(told.encode(tid))
     }
 
-    fn chunk(&mut self, object: ObjectId, to: u64, chunk: u64, tid: Tid, value: &[u8]) -> Result<Item> {
-        let mut spans = Vec::new();
-        for piece in self.fs.store.pieces_of(object, chunk, tid, value)? {
+    /// Tells a chunk whole: what is stored is read to where it is sent from.
+    fn tell_chunk(&mut self, object: ObjectId, to: u64, chunk: u64, tid: Tid, value: &[u8]) -> Result<()> {
+        let pieces = self.fs.store.pieces_of(object, chunk, tid, value)?;
+        put_chunk(&mut self.out, to, chunk, pieces.len());
+        for piece in pieces {
             let start = (piece.offset - chunk * CHUNK) as u32;
-            let known = piece.identity().and_then(|id| self.sent.places.get(&id));
-            let bytes = match known {
-                Some((object, offset)) => Bytes::Shared(*object, *offset),
+            let range = start..start + piece.len as u32;
+            if let Some((object, offset)) = piece.identity().and_then(|id| self.sent.places.get(&id)) {
+                put_shared(&mut self.out, &range, *object, *offset);
+                continue;
+            }
+            if let Some(id) = piece.identity().filter(|_| self.sent.places.len() < SENT_MAX) {
+                self.sent.places.insert(id, (to, piece.offset));
+            }
+            let read = match piece.packed_len() {
+                Some(n) => {
+                    put_span(&mut self.out, &range, LZ4);
+                    put_varint(&mut self.out, n as u64);
+                    self.fs.store.read_packed(&piece, &mut self.out)
+                }
                 None => {
-                    if let Some(id) = piece.identity().filter(|_| self.sent.places.len() < SENT_MAX) {
-                        self.sent.places.insert(id, (to, piece.offset));
-                    }
-                    let read = self.fs.store.stored(&piece).map_err(FsError::from);
-                    Bytes::Here(read.map_err(|e| self.fs.explain(crate::Node::AsOf(self.inode(object), self.at), e))?)
+                    put_span(&mut self.out, &range, RAW);
+                    let at = self.out.len();
+                    self.out.resize(at + piece.len as usize, 0);
+                    self.fs.store.read(std::slice::from_ref(&piece), &mut self.out[at..])
                 }
             };
-            if let Bytes::Here(Stored::Raw(data)) = &bytes {
-                debug_assert_eq!(data.len() as u64, piece.len);
-            }
-            spans.push(Span { range: start..start + piece.len as u32, bytes });
+            read.map_err(|e| self.fs.explain(crate::Node::AsOf(self.inode(object), self.at), e.into()))?;
         }
-        Ok(Item::Chunk(to, chunk, spans))
+        Ok(())
     }
 
     fn inode(&self, object: ObjectId) -> Inode {
