@@ -25,7 +25,7 @@ struct Gathered {
 }
 
 impl Fs {
-    /// Writes some scattered chunks anew; says whether there were any.
+    /// Writes some scattered chunks anew; says whether any were done with.
     pub fn gather(&self, now_ns: u64) -> Result<bool> {
         if self.head().is_some() {
             return Ok(false);
@@ -39,17 +39,22 @@ impl Fs {
         if usage.free < usage.size / 8 {
             return Ok(true);
         }
-        let mut gathered = Vec::new();
-        for chunk in chunks {
+        let (mut gathered, mut waiting) = (Vec::new(), 0);
+        let taken = chunks.len();
+        for (chunk, seen) in chunks {
             let Some(version) = self.store.chunk_tid(chunk)? else { continue };
             if version.0.saturating_add(RESTLESS) <= now_ns {
                 gathered.push(Gathered { chunk, version, runs: self.runs_of(chunk)? });
+            } else if seen.is_none_or(|seen| seen == version) {
+                self.store.put_back_scattered(chunk, version);
+                waiting += 1;
             }
+            // Else it is written again and again; the next who reads it will tell.
         }
         if let Some(first) = gathered.first() {
             self.write_anew(first.chunk, &gathered, now_ns)?;
         }
-        Ok(true)
+        Ok(waiting < taken)
     }
 
     fn runs_of(&self, (fileset, object, chunk): Chunk) -> Result<Vec<(u64, Vec<u8>)>> {

@@ -97,3 +97,32 @@ fn what_changes_or_dies_meanwhile_is_left_as_it_is() {
     while s.world.fs.gather(s.world.now).unwrap() {}
     assert_eq!(s.world.fs.store().tid(), tid, "nothing is written to what is dead");
 }
+
+#[test]
+fn what_was_read_right_after_it_was_written_is_gathered_when_it_is_old_enough() {
+    let mut s = Scattered::new();
+    s.read("f");
+    for _ in 0..100 {
+        s.world.fs.gather(s.world.now).unwrap();
+    }
+    assert!(s.pieces() > 150, "{}", s.pieces());
+    s.world.now += 10 * SECOND;
+    while s.world.fs.gather(s.world.now).unwrap() {}
+    assert!(s.pieces() <= LEN / (64 << 10), "{} pieces", s.pieces());
+}
+
+#[test]
+fn what_is_written_all_the_time_is_forgotten_until_it_is_read_again() {
+    let mut s = Scattered::new();
+    s.read("f");
+    for _ in 0..4 {
+        for _ in 0..100 {
+            s.world.fs.gather(s.world.now).unwrap();
+        }
+        (0..LEN / BLOCK).for_each(|n| s.write(n * BLOCK, &[n as u8; BLOCK]));
+    }
+    s.world.now += 10 * SECOND;
+    let tid = s.world.fs.store().tid();
+    while s.world.fs.gather(s.world.now).unwrap() {}
+    assert_eq!(s.world.fs.store().tid(), tid);
+}

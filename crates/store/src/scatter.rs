@@ -4,7 +4,9 @@
 //! since it was last in one piece: so rewriting costs at most about as much as was written. (The filesystem does it, when
 //! there is time: what it writes is a version like any other, with the same bytes.)
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Bound;
 
 use crate::extent::{CHUNK, Piece};
 use crate::index::memtable::Found;
@@ -22,7 +24,21 @@ const MOST: usize = 16 << 10;
 pub type Chunk = (FilesetId, ObjectId, u64);
 
 /// See the module.
-pub(crate) type Scattered = BTreeSet<Chunk>;
+#[derive(Default)]
+pub(crate) struct Scattered {
+    /// With each chunk the transaction that it was found to be of when it was last looked at.
+    chunks: BTreeMap<Chunk, Option<Tid>>,
+    /// The last one that was taken: one that is not ready does not keep those behind it waiting.
+    last: Option<Chunk>,
+}
+
+impl Scattered {
+    fn next(&self) -> Option<Chunk> {
+        let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.chunks.range((after, Bound::Unbounded)).next();
+        next.or_else(|| self.chunks.first_key_value()).map(|(chunk, _)| *chunk)
+    }
+}
 
 impl Store {
     /// Notes the scattered chunks among what is about to be read of a live file.
@@ -48,18 +64,31 @@ impl Store {
         }
         if !found.is_empty() {
             let mut all = self.scattered.lock();
-            let room = MOST.saturating_sub(all.len());
-            all.extend(found.into_iter().take(room));
+            for chunk in found {
+                if all.chunks.len() < MOST {
+                    all.chunks.entry(chunk).or_default();
+                }
+            }
         }
     }
 
     /// Takes up to `most` neighbouring chunks that were found scattered.
-    pub fn take_scattered(&self, most: usize) -> Vec<Chunk> {
+    pub fn take_scattered(&self, most: usize) -> Vec<(Chunk, Option<Tid>)> {
         let mut all = self.scattered.lock();
-        let Some(first) = all.first().copied() else { return Vec::new() };
-        let run: Vec<Chunk> = all.iter().take(most).take_while(|c| (c.0, c.1) == (first.0, first.1)).copied().collect();
-        run.iter().for_each(|c| assert!(all.remove(c), "it was just seen"));
+        let Some(first) = all.next() else { return Vec::new() };
+        let of_it = |c: &Chunk| (c.0, c.1) == (first.0, first.1);
+        let run: Vec<_> =
+            all.chunks.range(first..).take(most).take_while(|(c, _)| of_it(c)).map(|(c, t)| (*c, *t)).collect();
+        all.last = run.last().map(|(c, _)| *c);
+        run.iter().for_each(|(c, _)| assert!(all.chunks.remove(c).is_some(), "it was just seen"));
         run
+    }
+
+    /// Remembers one that was taken and is still being written: it was of transaction `tid`.
+    pub fn put_back_scattered(&self, chunk: Chunk, tid: Tid) {
+        if let Entry::Vacant(e) = self.scattered.lock().chunks.entry(chunk) {
+            e.insert(Some(tid));
+        }
     }
 
     /// The transaction that a chunk's live version is of; `None` if there is none, or it is that of a clone's base.
