@@ -526,12 +526,18 @@ pub enum MirrorAction {
         #[arg(long, value_name = "BYTES", value_parser = limit)]
         limit: Option<u64>,
     },
-    /// Have an old source, whose mirror was promoted, follow that; what it has from after that is kept under a label
+    /// Have an old source, whose mirror was promoted, follow that; what it has from after that is kept as a clone
     Return {
         /// The old source's store, which is not mounted
         store: PathBuf,
-        /// The promoted store, which must be mounted: a path, or darner://HOST:PORT#KEY, where this store is admitted
+        /// The promoted store, which must be mounted or served: a path, or darner://HOST:PORT
         promoted: String,
+        /// What `darner serve --ticket` printed there: lets this store in, and says whom to expect
+        #[arg(long)]
+        ticket: Option<String>,
+        /// Instead: the fingerprint of the other store's key, where this store's is admitted
+        #[arg(long, value_name = "FINGERPRINT", conflicts_with = "ticket")]
+        key: Option<String>,
     },
     /// Compare one with its source, by digests, and have the source tell anew what differs; exit code 1 where something does still
     Verify {
@@ -545,6 +551,9 @@ pub enum MirrorAction {
         /// Change nothing
         #[arg(long)]
         dry_run: bool,
+        /// Not now, but this often by itself, without bytes of files: 12h, 7d, or never [24h unless told otherwise]
+        #[arg(long, value_name = "TIME", value_parser = interval, conflicts_with_all = ["data", "dry_run", "json"])]
+        every: Option<u64>,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -585,7 +594,7 @@ pub enum MirrorAction {
 /// `darner serve`
 ///
 /// Without options, shows how others reach the store. It then has a daemon whether it is mounted or not. Nobody is admitted but those
-/// whose keys are named, or who bring a ticket; all of them may read the whole store.
+/// whose keys are named, or who bring a ticket; they may read the whole store, unless --fileset says which part.
 #[derive(Args, Debug)]
 pub struct Serve {
     /// A mount point, or a store
@@ -608,6 +617,9 @@ pub struct Serve {
     /// Admit it no more
     #[arg(long, value_name = "FINGERPRINT")]
     pub remove: Vec<String>,
+    /// With --admit or --ticket: it may see this fileset, and no other (may be given several times)
+    #[arg(long = "fileset", value_name = "NAME")]
+    pub filesets: Vec<String>,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -886,6 +898,24 @@ fn limit(text: &str) -> Result<u64, String> {
     }
 }
 
+/// `90s`, `12h`, `7d`, in seconds; 0 for `never`.
+fn interval(text: &str) -> Result<u64, String> {
+    if text == "never" {
+        return Ok(0);
+    }
+    let bad = || "not a time: use 90s, 30m, 12h, 7d, or never".to_string();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(bad()),
+    };
+    let n: u64 = digits.parse().map_err(|_| bad())?;
+    n.checked_mul(unit).filter(|n| *n > 0).ok_or_else(bad)
+}
+
 /// `10G`, `500M`, `4096`: bytes, with binary suffixes.
 pub fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
@@ -942,6 +972,12 @@ mod tests {
                 && duration("s").is_err()
                 && duration("9999999m").is_err()
         );
+    }
+
+    #[test]
+    fn an_interval_is_a_time_or_never() {
+        assert_eq!((interval("never"), interval("90s"), interval("7d")), (Ok(0), Ok(90), Ok(604_800)));
+        assert!(["0s", "h", "12", "12w", "99999999999999999999d"].iter().all(|text| interval(text).is_err()));
     }
 
     #[test]

@@ -198,6 +198,11 @@ pub enum Request {
         /// Make what differs the same.
         mend: bool,
     },
+    /// How often this mirror compares itself with its source by itself.
+    CompareEvery {
+        /// Seconds; 0: never.
+        seconds: u64,
+    },
     /// Make this mirror a filesystem of its own.
     Promote,
     /// How others reach this store, with changes of that.
@@ -210,6 +215,9 @@ pub enum Request {
         admit: Vec<String>,
         /// Those who may not any more.
         remove: Vec<String>,
+        /// What those who are admitted, or bring the ticket, may see, by name; none: everything.
+        #[serde(default)]
+        filesets: Vec<String>,
         /// Issue a ticket that is good for so long.
         ticket_seconds: Option<u64>,
     },
@@ -364,10 +372,38 @@ pub struct MirrorLine {
     pub lag_seconds: Option<f64>,
     /// Bytes that it was sent since its daemon started.
     pub received_bytes: u64,
+    /// How long the last pull took that brought something.
+    #[serde(default)]
+    pub pull_seconds: Option<f64>,
     /// What it waits for.
     pub waits_for: Option<String>,
     /// What went wrong last.
     pub last_error: Option<String>,
+    /// Seconds that its source's clock is ahead of its own (or, negative, behind).
+    #[serde(default)]
+    pub clock_ahead_seconds: Option<f64>,
+    /// What comparing it with its source found last.
+    #[serde(default)]
+    pub compared: Option<ComparedLine>,
+}
+
+/// What comparing a mirror with its source found last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ComparedLine {
+    /// When it ended, RFC 3339, local.
+    pub ended: String,
+    /// The moment of the source that the end of it was as of, `0x…`.
+    pub at_tid: String,
+    /// The same, RFC 3339, local.
+    pub at: String,
+    /// Keys that were compared.
+    pub keys: u64,
+    /// Places that differed.
+    pub differing: u64,
+    /// How many of them are the same now.
+    pub mended: u64,
+    /// What differed, by path, and what could not be compared or mended; the first ones.
+    pub named: Vec<String>,
 }
 
 /// How a store follows another one.
@@ -381,12 +417,24 @@ pub struct FollowLine {
     pub at: u64,
     /// Bytes that came since the daemon started.
     pub received_bytes: u64,
+    /// How long the last pull took that brought something.
+    #[serde(default)]
+    pub pull_seconds: Option<f64>,
     /// What it waits for.
     pub waits_for: Option<String>,
     /// What went wrong last.
     pub last_error: Option<String>,
     /// When all that the source had was here, by this machine's clock (ns since 1970); 0: not yet.
     pub up_to_date: u64,
+    /// It waits for room in its own store.
+    #[serde(default)]
+    pub is_full: bool,
+    /// Seconds that the source's clock is ahead of this one's.
+    #[serde(default)]
+    pub clock_ahead_seconds: Option<f64>,
+    /// What comparing found last.
+    #[serde(default)]
+    pub compared: Option<ComparedLine>,
 }
 
 /// A fileset.

@@ -98,7 +98,8 @@ pub struct Daemon {
     pub(crate) changed: Condvar,
     /// How it follows another store, if it is a mirror.
     pub(crate) follows: Arc<Follows>,
-    /// How others follow it, and from where.
+    /// How others follow it, who they are, and from where.
+    pub(crate) source: Arc<darner_mirror::Source>,
     pub(crate) followed: Followed,
     pub(crate) door: Door,
 }
@@ -143,7 +144,8 @@ pub fn run(
         let n = fs.reap_orphans(now_ns())?;
         tracing::info!(orphans = n, tid = %store.tid(), "store open");
     }
-    let followed = mirroring::answering(fs.clone())?;
+    let source = Arc::new(darner_mirror::Source::new(fs.clone()).with_clock(now_ns));
+    let followed = mirroring::answering(source.clone())?;
     let daemon = Arc::new(Daemon {
         volumes: Mutex::default(),
         moving: Mutex::default(),
@@ -158,6 +160,7 @@ pub fn run(
         state: Mutex::default(),
         changed: Condvar::new(),
         follows: Arc::default(),
+        source,
         followed,
         door: Door::default(),
     });
@@ -518,6 +521,13 @@ impl Daemon {
             | Request::PauseMirror { .. }
             | Request::Promote) => self.serve_mirrors(request)?,
             request @ Request::VerifyMirror { .. } => self.verify_mirror(&request, tell)?,
+            Request::CompareEvery { seconds } => {
+                self.follow_line()?;
+                self.fs.compare_every(seconds, now_ns())?;
+                self.fs.sync()?;
+                self.follows.wake(false);
+                Response::Done
+            }
             request @ Request::Serve { .. } => self.serve_others(request)?,
             request => Response::Filesets(self.serve_filesets(request)?),
         })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use darner_mirror::SERVICE;
 use darner_syslink::tcp::{self, Remote};
-use darner_syslink::{Config, Fingerprint, Identity, Link, Refuse};
+use darner_syslink::{Config, Fingerprint, Identity, Link, Refuse, Service};
 
 use crate::error::{Context, Failure, Result};
 
@@ -47,11 +47,16 @@ impl Far {
 
     /// Connects to whoever has the key. `ticket`: what lets us in, where we are not known yet.
     pub fn connect(&self, identity: &Identity, ticket: Option<[u8; 32]>) -> Result<Link> {
+        self.connect_with(identity, ticket, Arc::new(Refuse))
+    }
+
+    /// The same; `own` answers what is asked from there.
+    pub fn connect_with(&self, identity: &Identity, ticket: Option<[u8; 32]>, own: Arc<dyn Service>) -> Result<Link> {
         let key = self.key.ok_or_else(|| Failure::new(format!("{self}: it is not known which key it has")))?;
         let mut failed = None;
         for addr in self.host.to_socket_addrs().cant(|| format!("find {}", self.host))? {
             let remote = Remote { addr, key, ticket };
-            match tcp::connect(&remote, identity, SERVICE, &Config::default(), Arc::new(Refuse)) {
+            match tcp::connect(&remote, identity, SERVICE, &Config::default(), own.clone()) {
                 Ok(link) => return Ok(link),
                 Err(e) => failed = Some(e),
             }

@@ -13,6 +13,8 @@ use darner_fs::{
 };
 use darner_fuse::{self as fuse, Ctx, DirBuffer, Handler, Operation, Reply, Request, abi};
 
+use crate::error::Failure;
+use crate::healing::Healer;
 use crate::listing::Listing;
 use crate::nodes::Nodes;
 use crate::reaper::Reaper;
@@ -37,6 +39,7 @@ pub struct Frontend {
     valid: Duration,
     read_only: bool,
     listing: Listing,
+    healer: Healer,
     /// Called where an append did not go where the kernel thought: (node id).
     stale: Box<dyn Fn(u64) + Send + Sync>,
 }
@@ -62,9 +65,10 @@ impl Frontend {
         shared: bool,
         read_only: bool,
         stale: Box<dyn Fn(u64) + Send + Sync>,
-    ) -> Frontend {
+    ) -> Result<Frontend, Failure> {
         let valid = if shared { SHORT } else { LONG };
-        Frontend { fs, nodes, receipts, reaper, valid, read_only, listing: Listing::default(), stale }
+        let healer = Healer::new(fs.clone())?;
+        Ok(Frontend { fs, nodes, receipts, reaper, valid, read_only, listing: Listing::default(), healer, stale })
     }
 
     fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
@@ -197,8 +201,9 @@ impl Frontend {
             if buf.len() < size {
                 buf.resize(size, 0);
             }
-            match self.fs.read_into(node, offset, &mut buf[..size]) {
+            match self.fs.read_unexplained(node, offset, &mut buf[..size]) {
                 Ok(n) => reply.data(&buf[..n]),
+                Err(e) if e.errno() == libc::EIO => self.healer.take(node, offset, size, reply),
                 Err(e) => reply.error(e.errno()),
             }
         });

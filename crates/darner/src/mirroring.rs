@@ -12,10 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Tid};
-use darner_mirror::{Puller, ROOM_WANTED, SERVICE, Source};
+use darner_mirror::{Failure as Cut, Memory, Puller, ROOM_WANTED, SERVICE, Source};
 use darner_store::OpenOptions;
 use darner_syslink::engine::Hello;
-use darner_syslink::{Config, Link, Pool, Refuse, Who, unix};
+use darner_syslink::{Config, Link, Pool, Refuse, Service, Who, unix};
 use parking_lot::{Condvar, Mutex};
 
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
@@ -26,7 +26,7 @@ use crate::frontend::now_ns;
 use crate::keeper;
 use crate::place::{self, Make, Place};
 use crate::serving::{self, Followed};
-use crate::verifying::Asked;
+use crate::verifying::{Asked, Comparing};
 use crate::when::local;
 
 /// How often a mirror looks for something new.
@@ -35,6 +35,8 @@ const EVERY: Duration = Duration::from_millis(200);
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// And of a source that is far away, at most, after it went wrong again and again.
 const AFTER_FAILURES: Duration = Duration::from_secs(60);
+/// And of room in its own store, at most.
+const FOR_ROOM: Duration = Duration::from_secs(8);
 /// Bytes that are asked for at a time at least.
 const ROOM_MIN: u64 = 32 << 10;
 /// Threads that answer those who follow.
@@ -107,8 +109,13 @@ fn admit(who: &Who, hello: &Hello, _: u64) -> std::result::Result<(), String> {
 }
 
 /// Answers those who follow.
-pub(crate) fn answering(fs: Arc<Fs>) -> Result<Followed> {
-    Ok(Arc::new(Pool::new(THREADS, "mirrors", Source::new(fs))?))
+pub(crate) fn answering(source: Arc<Source>) -> Result<Followed> {
+    Ok(Arc::new(Pool::new(THREADS, "mirrors", source)?))
+}
+
+/// Answers what a source asks those who follow it.
+fn remembering(fs: &Arc<Fs>) -> Result<Arc<dyn Service>> {
+    Ok(Arc::new(Pool::new(1, "memory", Memory::new(fs.clone()))?))
 }
 
 impl Daemon {
@@ -157,6 +164,8 @@ impl Daemon {
         let mut link: Option<Arc<Link>> = None;
         let session = session();
         let mut after_failure = AFTER_FAILURE;
+        let mut comparing = Comparing::default();
+        let mut for_room = AFTER_FAILURE;
         while !self.is_closing() {
             let Some(f) = self.fs.following() else { break };
             let mut pause = EVERY;
@@ -173,10 +182,19 @@ impl Daemon {
                         pause = match self.pull(connected.clone(), session) {
                             true => {
                                 self.verify_if_asked(&connected, session);
+                                self.verify_by_itself(&connected, session, &mut comparing);
                                 EVERY
+                            }
+                            // (What is asked for in vain is not asked for all the time.)
+                            false if self.follows.line.lock().is_full => {
+                                for_room = (2 * for_room).min(FOR_ROOM);
+                                for_room
                             }
                             false => AFTER_FAILURE,
                         };
+                        if pause == EVERY {
+                            for_room = AFTER_FAILURE;
+                        }
                         after_failure = AFTER_FAILURE;
                     }
                     Err(e) => {
@@ -199,18 +217,19 @@ impl Daemon {
         }
     }
 
-    /// Connects to a source.
+    /// Connects to a source, which may ask for what it lost.
     pub(crate) fn connect_to(&self, origin: &str) -> Result<Link> {
+        let own = remembering(&self.fs)?;
         match Far::is_meant(origin) {
-            true => origin.parse::<Far>()?.connect(&serving::identity(&self.fs)?, None),
-            false => connect_to(origin),
+            true => origin.parse::<Far>()?.connect_with(&serving::identity(&self.fs)?, None, own),
+            false => connect_to(origin, own),
         }
     }
 
     /// Pulls; says whether that went well.
     fn pull(&self, link: Arc<Link>, session: u64) -> bool {
         let at = self.fs.following().map_or(Tid::ZERO, |f| f.at);
-        let begun = now_ns();
+        let (begun, started) = (now_ns(), Instant::now());
         let number = {
             let mut pulls = self.follows.pulls.lock();
             pulls.0 += 1;
@@ -253,15 +272,31 @@ impl Daemon {
                     if done.complete {
                         line.up_to_date = begun;
                     }
+                    if done.moments > 0 {
+                        line.pull_seconds = Some(started.elapsed().as_secs_f64());
+                    }
                     line.at = done.at.0;
                     (line.state, line.waits_for, line.last_error) = ("follows".into(), None, None);
+                    line.is_full = false;
+                    if let Some((theirs, then)) = done.clock {
+                        let ahead = theirs.saturating_add(then.elapsed().as_nanos() as u64) as f64 - now_ns() as f64;
+                        line.clock_ahead_seconds = Some(ahead / 1e9);
+                    }
                 });
                 true
             }
             Err(e) => {
                 tracing::warn!("the pull was cut: {e}");
                 self.tell(|line| {
-                    let waits = if e.is_passing() { "its source or room" } else { "somebody who sees to it" };
+                    line.is_full = e.is_full();
+                    let waits = match &e {
+                        _ if line.is_full => {
+                            "room: its own store is full (darner volume add, darner retain), and it goes on when there is some"
+                        }
+                        Cut::Source(_) if e.is_passing() => "its source",
+                        Cut::Here(_) => "its own store",
+                        _ => "somebody who sees to it",
+                    };
                     (line.state, line.waits_for) = ("waits".into(), Some(waits.into()));
                     line.last_error = Some(e.to_string());
                 });
@@ -292,7 +327,7 @@ impl Daemon {
     pub(crate) fn follow_line(&self) -> Result<FollowLine> {
         let f = self.fs.following().ok_or_else(|| Failure::new("this store is no mirror"))?;
         let line = self.follows.line.lock().clone();
-        Ok(FollowLine { origin: f.origin, at: f.at.0, ..line })
+        Ok(FollowLine { origin: f.origin, at: f.at.0, compared: self.compared_line()?, ..line })
     }
 
     /// Serves the requests about mirrors.
@@ -381,8 +416,11 @@ impl Daemon {
                 at: None,
                 lag_seconds: None,
                 received_bytes: 0,
+                pull_seconds: None,
                 waits_for: Some("`darner mirror resume`: it is paused, or was ended".into()),
                 last_error: None,
+                clock_ahead_seconds: None,
+                compared: None,
             };
             match asked {
                 Ok(Some(Response::Following(f))) => {
@@ -393,8 +431,9 @@ impl Daemon {
                         let behind = if f.at >= newest.0 { 0 } else { now_ns().saturating_sub(f.at) };
                         line.lag_seconds = Some(behind as f64 / 1e9);
                     }
-                    line.received_bytes = f.received_bytes;
+                    (line.received_bytes, line.pull_seconds) = (f.received_bytes, f.pull_seconds);
                     (line.waits_for, line.last_error) = (f.waits_for, f.last_error);
+                    (line.clock_ahead_seconds, line.compared) = (f.clock_ahead_seconds, f.compared);
                 }
                 Ok(_) => {}
                 Err(e) if e.to_string().contains("no mirror") => {
@@ -422,8 +461,11 @@ impl Daemon {
             at: known.then(|| local(Tid(f.at))),
             lag_seconds: lag,
             received_bytes: f.received_bytes,
+            pull_seconds: f.pull_seconds,
             waits_for: f.waits_for,
             last_error: f.last_error,
+            clock_ahead_seconds: f.clock_ahead_seconds,
+            compared: f.compared,
         })
     }
 }
@@ -433,18 +475,23 @@ pub(crate) fn why(line: &FollowLine) -> String {
     known.unwrap_or_else(|| format!("it {}", if line.state.is_empty() { "begins" } else { &line.state }))
 }
 
-fn connect_to(origin: &str) -> Result<Link> {
+fn connect_to(origin: &str, own: Arc<dyn Service>) -> Result<Link> {
     if origin.is_empty() {
         return Err(Failure::new("it was made by `darner mirror import`, and knows no way to its source"));
     }
-    connect(&Place::at(Path::new(origin))?)
+    connect_with(&Place::at(Path::new(origin))?, own)
 }
 
 /// Connects to the daemon that has a store open, to follow it.
 pub(crate) fn connect(place: &Place) -> Result<Link> {
+    connect_with(place, Arc::new(Refuse))
+}
+
+/// The same; `own` answers what that daemon asks.
+fn connect_with(place: &Place, own: Arc<dyn Service>) -> Result<Link> {
     let mut failed = None;
     for socket in place.sockets() {
-        match unix::connect(&address(&socket)?, SERVICE, &Config::default(), Arc::new(Refuse)) {
+        match unix::connect(&address(&socket)?, SERVICE, &Config::default(), own.clone()) {
             Ok(link) => {
                 let who = &link.peer().who;
                 return match control::is_trusted(who) {

@@ -200,7 +200,7 @@ impl Daemon {
             Box::new(move |id| {
                 let _ = stale.lock().send(id);
             }),
-        );
+        )?;
         let line = MountLine {
             mountpoint: m.mountpoint.clone(),
             fileset: m.fileset.clone().filter(|_| root != ROOT),

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use darner_fs::Fs;
+use darner_fs::{FilesetId, Fs};
 use darner_mirror::{SERVICE, Source};
 use darner_syslink::engine::Hello;
 use darner_syslink::{
-    Admission, Code, Config, Fingerprint, Identity, Known, Message, Peer, Pool, Reason, Refusal, Reply, Service, Who,
-    now_ns as clock, tcp,
+    Admission, Code, Config, Fingerprint, Identity, Known, Message, Peer, Pool, Reason, Refusal, Reply, Scope, Service,
+    Who, now_ns as clock, tcp,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ use crate::when::local;
 
 /// How often to try to listen where that failed: another process may still have the port, or the network is not there yet.
 const RETRY: Duration = Duration::from_millis(500);
+/// Threads that answer.
+const THREADS: usize = 2;
 /// How long a ticket is good for at most.
 const TICKET_MAX: u64 = 7 * 24 * 3600;
 
@@ -50,13 +52,16 @@ pub struct ServeReport {
 pub struct PeerLine {
     /// The fingerprint of its key.
     pub key: String,
+    /// The filesets that it may see; none: all.
+    #[serde(default)]
+    pub filesets: Vec<String>,
     /// Since when it may, RFC 3339, local.
     pub admitted: String,
     /// When it asked for something last, since the daemon listens.
     pub asked_seconds_ago: Option<f64>,
 }
 
-pub(crate) type Followed = Arc<Pool<Source>>;
+pub(crate) type Followed = Arc<Pool<Arc<Source>>>;
 
 /// Who is at the door.
 #[derive(Default)]
@@ -95,27 +100,33 @@ struct Seen {
     over: AtomicBool,
 }
 
-/// Answers those who are known, as long as they are.
+/// Answers those who are known, as long as they are, of what they may see.
 struct Guarded {
-    service: Followed,
+    source: Arc<Source>,
     known: Arc<Known>,
     seen: Arc<Seen>,
 }
 
 impl Service for Guarded {
     fn call(&self, peer: &Peer, command: Message, reply: Reply) {
-        match &peer.who {
-            Who::Key(key) if self.known.knows(key) && !self.seen.over.load(Ordering::Relaxed) => {
+        let Who::Key(key) = &peer.who else { return };
+        match self.known.scope(key).filter(|_| !self.seen.over.load(Ordering::Relaxed)) {
+            Some(scope) => {
                 self.seen.when.lock().insert(*key, Instant::now());
-                self.service.call(peer, command, reply);
+                self.source.serve(peer, &command, reply, scope.as_deref());
             }
-            _ => reply.refuse(Refusal::new(Code::Failed, "this key is not admitted any more")),
+            None => reply.refuse(Refusal::new(Code::Failed, "this key is not admitted any more")),
         }
     }
 
     fn closed(&self, peer: &Peer, reason: &Reason) {
-        self.service.closed(peer, reason);
+        self.source.closed(peer, reason);
     }
+}
+
+/// What may be seen, as syslink keeps it.
+fn scope(filesets: &[FilesetId]) -> Scope {
+    (!filesets.is_empty()).then(|| filesets.iter().map(|id| id.0).collect())
 }
 
 /// The store's key; it gets one, if it has none yet.
@@ -131,19 +142,20 @@ pub(crate) fn identity(fs: &Fs) -> Result<Identity> {
     }
 }
 
-fn open(fs: &Arc<Fs>, service: Followed, address: &str) -> Result<Open> {
+fn open(fs: &Arc<Fs>, source: &Arc<Source>, address: &str) -> Result<Open> {
     let identity = identity(fs)?;
     let addr = address.to_socket_addrs().cant(|| format!("find {address}"))?.next();
     let addr = addr.ok_or_else(|| Failure::new(format!("{address} is no address")))?;
     let keeps = fs.clone();
-    let joined = move |key: &Fingerprint| {
-        let kept = keeps.admit(&key.0, true, now_ns()).and_then(|()| keeps.sync());
+    let joined = move |key: &Fingerprint, scope: &Scope| {
+        let filesets: Vec<FilesetId> = scope.iter().flat_map(|ids| ids.iter().map(|id| FilesetId(*id))).collect();
+        let kept = keeps.admit(&key.0, &filesets, now_ns()).and_then(|()| keeps.sync());
         match kept {
             Ok(_) => tracing::info!(%key, "joined by ticket"),
             Err(e) => tracing::error!(%key, "joined by ticket, until this daemon ends: {e}"),
         }
     };
-    let known = fs.admitted()?.into_iter().map(|a| Fingerprint(a.fingerprint));
+    let known = fs.admitted()?.into_iter().map(|a| (Fingerprint(a.fingerprint), scope(&a.filesets)));
     let known = Arc::new(Known::new(known, joined));
     let seen = Arc::new(Seen::default());
     let asks = known.clone();
@@ -153,7 +165,8 @@ fn open(fs: &Arc<Fs>, service: Followed, address: &str) -> Result<Open> {
         }
         asks.admit(who, hello, now)
     };
-    let guarded = Guarded { service, known: known.clone(), seen: seen.clone() };
+    let guarded = Guarded { source: source.clone(), known: known.clone(), seen: seen.clone() };
+    let guarded = Pool::new(THREADS, "afar", guarded).cant(|| "start threads".into())?;
     let listener = tcp::Listener::bind(addr, &identity, Config::default(), Arc::new(admission), Arc::new(guarded));
     let listener = listener.cant(|| format!("listen at {address}"))?;
     tracing::info!(address = %listener.addr(), key = %identity.fingerprint(), "others may follow");
@@ -180,7 +193,7 @@ impl Daemon {
             {
                 let mut state = self.door.state.lock();
                 if let (Some(address), None) = (state.address.clone(), &state.open) {
-                    match open(&self.fs, self.followed.clone(), &address) {
+                    match open(&self.fs, &self.source, &address) {
                         Ok(open) => (state.open, state.failed) = (Some(open), None),
                         Err(e) => {
                             if state.failed.is_none() {
@@ -201,7 +214,7 @@ impl Daemon {
 
     /// Serves the request.
     pub(crate) fn serve_others(&self, request: Request) -> Result<Response> {
-        let Request::Serve { listen, stop, admit, remove, ticket_seconds } = request else {
+        let Request::Serve { listen, stop, admit, remove, filesets, ticket_seconds } = request else {
             return Err(Failure::new("this daemon does not know the request: it is of another version"));
         };
         if self.store().is_read_only() {
@@ -210,22 +223,23 @@ impl Daemon {
         let key = |text: &String| text.parse::<Fingerprint>().map_err(|e| Failure::new(format!("{text:?}: {e}")));
         let (admit, remove) =
             (admit.iter().map(key).collect::<Result<Vec<_>>>()?, remove.iter().map(key).collect::<Result<Vec<_>>>()?);
+        let filesets = filesets.iter().map(|name| self.fileset_to_serve(name)).collect::<Result<Vec<_>>>()?;
         let report = {
             let mut state = self.door.state.lock();
             if let Some(address) = listen.filter(|address| state.address.as_ref() != Some(address)) {
                 // (It may be the same port, at another address.)
                 state.open = None;
-                state.open = Some(open(&self.fs, self.followed.clone(), &address)?);
+                state.open = Some(open(&self.fs, &self.source, &address)?);
                 self.fs.listen_at(Some(&address), now_ns())?;
                 (state.address, state.failed) = (Some(address), None);
                 self.door.serves.store(true, Ordering::Relaxed);
             }
             for key in &admit {
-                self.fs.admit(&key.0, true, now_ns())?;
-                state.open.iter().for_each(|open| open.known.add(*key));
+                self.fs.admit(&key.0, &filesets, now_ns())?;
+                state.open.iter().for_each(|open| open.known.add(*key, scope(&filesets)));
             }
             for key in &remove {
-                self.fs.admit(&key.0, false, now_ns())?;
+                self.fs.admit_no_more(&key.0, now_ns())?;
                 state.open.iter().for_each(|open| open.known.remove(key));
             }
             if stop {
@@ -241,7 +255,9 @@ impl Daemon {
                     Failure::new(format!("a ticket is of no use while nobody listens: {why}"))
                 })?;
                 let lifetime = Duration::from_secs(seconds.min(TICKET_MAX));
-                Ok::<_, Failure>(open.known.tickets().issue(open.identity.fingerprint(), lifetime, clock()).to_string())
+                let tickets = open.known.tickets();
+                let ticket = tickets.issue(open.identity.fingerprint(), lifetime, clock(), scope(&filesets));
+                Ok::<_, Failure>(ticket.to_string())
             });
             self.tell_door(&state, ticket.transpose()?)?
         };
@@ -249,12 +265,23 @@ impl Daemon {
         Ok(Response::Serving(Box::new(report)))
     }
 
+    fn fileset_to_serve(&self, name: &str) -> Result<FilesetId> {
+        let found = self.fs.filesets().into_iter().find(|(f, _)| f.name == name);
+        found.map(|(f, _)| f.id).ok_or_else(|| Failure::new(format!("there is no fileset {name:?} here")))
+    }
+
+    fn name_of(&self, id: FilesetId) -> String {
+        let found = self.fs.filesets().into_iter().find(|(f, _)| f.id == id);
+        found.map_or_else(|| format!("number {}, which is gone", id.0), |(f, _)| f.name)
+    }
+
     fn tell_door(&self, state: &State, ticket: Option<String>) -> Result<ServeReport> {
         let seen = state.open.as_ref().map(|open| open.seen.when.lock().clone()).unwrap_or_default();
         let peers = self.fs.admitted()?.into_iter().map(|a| {
             let key = Fingerprint(a.fingerprint);
             let seconds = seen.get(&key).map(|at| at.elapsed().as_secs_f64());
-            PeerLine { key: key.to_string(), admitted: local(a.since), asked_seconds_ago: seconds }
+            let filesets = a.filesets.iter().map(|id| self.name_of(*id)).collect();
+            PeerLine { key: key.to_string(), filesets, admitted: local(a.since), asked_seconds_ago: seconds }
         });
         Ok(ServeReport {
             key: identity(&self.fs)?.fingerprint().to_string(),

@@ -1,4 +1,4 @@
-//! What the daemon does so that a mirror is one: compares it with its source on request, and fetches from the other side what a scrub
+//! What the daemon does so that a mirror is one: compares it with its source, on request and slowly by itself, and fetches from the other side what a scrub
 //! finds damaged here.
 
 use std::collections::HashMap;
@@ -7,16 +7,17 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, MAIN, ObjectId, Tid};
-use darner_mirror::{Failure as Cut, Puller, Verified, ask_for_bytes};
+use darner_fs::{Compared, FilesetId, MAIN, ObjectId, Tid};
+use darner_mirror::{Failure as Cut, Puller, Verified, Walk, ask_for_bytes};
 use darner_store::Elsewhere;
 use darner_syslink::{Caller, Link};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Request, Response, Tell};
+use crate::control::{ComparedLine, Request, Response, Tell};
 use crate::daemon::Daemon;
 use crate::error::{Failure, Result};
+use crate::frontend::now_ns;
 use crate::mirroring::{self, why};
 use crate::place::Place;
 use crate::when::local;
@@ -29,6 +30,15 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 const ATTEMPTS: usize = 5;
 /// Answers that are tried for one damaged place.
 const ANSWERS: u64 = 32;
+/// Digests of a step of comparing by itself.
+const STEP: u64 = 4;
+/// After a step the comparison rests for so many times as long as that took, and at least for so long.
+const SHARE: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(200);
+/// Differences that are kept by name.
+const NAMED: usize = 20;
+/// How long all that are asked for one damaged place have.
+const ANSWER: Duration = Duration::from_secs(10);
 /// After a side could not be reached, it is not tried again for so long.
 const AWAY: Duration = Duration::from_secs(10);
 
@@ -95,6 +105,9 @@ impl Daemon {
         let found = self.compare(link, session, &asked);
         if let Ok(found) = &found {
             self.tell_kernels_of(&found.changed);
+            if let Err(e) = self.keep_compared(found) {
+                tracing::warn!("what comparing found is not kept: {e}");
+            }
         }
         let report = found.map(|v| VerifyReport {
             at_tid: format!("{:#x}", v.at.0),
@@ -121,6 +134,74 @@ impl Daemon {
             }
         }
         puller.verify(asked.data, asked.mend)
+    }
+}
+
+/// A comparison by itself, and when it goes on.
+#[derive(Default)]
+pub(crate) struct Comparing {
+    walk: Option<Walk>,
+    not_before: Option<Instant>,
+}
+
+impl Daemon {
+    /// Goes on comparing, if it is time.
+    pub(crate) fn verify_by_itself(&self, link: &Arc<Link>, session: u64, comparing: &mut Comparing) {
+        if comparing.not_before.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let begun = Instant::now();
+        if let Err(e) = self.compare_some(link, session, comparing) {
+            // The moment may be given up by now: the next pull leads to another one.
+            tracing::info!("comparing with the source goes on later: {e}");
+        }
+        comparing.not_before = Some(Instant::now() + (SHARE * begun.elapsed()).max(PAUSE));
+    }
+
+    fn compare_some(&self, link: &Arc<Link>, session: u64, comparing: &mut Comparing) -> Result<()> {
+        if comparing.walk.is_none() && !self.is_comparing_due()? {
+            return Ok(());
+        }
+        let walk = comparing.walk.get_or_insert_default();
+        let puller = Puller::new(self.fs.clone(), link.clone(), session);
+        let more = puller.verify_some(walk, STEP).map_err(Failure::new)?;
+        self.tell_kernels_of(&std::mem::take(&mut walk.found.changed));
+        if !more && let Some(walk) = comparing.walk.take() {
+            self.keep_compared(&walk.found)?;
+        }
+        Ok(())
+    }
+
+    fn is_comparing_due(&self) -> Result<bool> {
+        let every = self.fs.compares_every()?.saturating_mul(1_000_000_000);
+        let last = self.fs.compared()?.ended.max(self.store().birth().0);
+        // (A clock that was set back must not put it off for long.)
+        Ok(every > 0 && now_ns().abs_diff(last) >= every)
+    }
+
+    /// Keeps what comparing found, for those who ask how the mirror is.
+    fn keep_compared(&self, v: &Verified) -> Result<()> {
+        let named = v.differences.iter().chain(&v.failed).take(NAMED).cloned().collect();
+        if v.differing > 0 || !v.failed.is_empty() {
+            tracing::warn!(differing = v.differing, mended = v.mended, ?named, "the mirror differed from its source");
+        }
+        let found =
+            Compared { ended: now_ns(), at: v.at, keys: v.keys, differing: v.differing, mended: v.mended, named };
+        Ok(self.fs.set_compared(&found, now_ns())?)
+    }
+
+    /// What comparing found last; `None`: it was never compared.
+    pub(crate) fn compared_line(&self) -> Result<Option<ComparedLine>> {
+        let c = self.fs.compared()?;
+        Ok((c.ended != 0).then(|| ComparedLine {
+            ended: local(Tid(c.ended)),
+            at_tid: format!("{:#x}", c.at.0),
+            at: local(c.at),
+            keys: c.keys,
+            differing: c.differing,
+            mended: c.mended,
+            named: c.named,
+        }))
     }
 }
 
@@ -155,16 +236,18 @@ impl Others {
     }
 
     /// Everybody who may know, with the fileset and the moment to ask for.
-    fn ask(&self, daemon: &Daemon, tid: Tid) -> Vec<(Arc<Link>, FilesetId, Tid)> {
-        let mut all = Vec::new();
+    fn ask(&self, daemon: &Daemon, tid: Tid) -> Vec<(Arc<dyn Caller>, FilesetId, Tid)> {
+        // Those who follow are there already, wherever they are.
+        let mut all: Vec<(Arc<dyn Caller>, _, _)> =
+            daemon.source.followers().into_iter().map(|follower| (follower, MAIN, tid)).collect();
         for (_, target) in daemon.fs.mirrors().unwrap_or_default() {
             let link = self.link(&target, || mirroring::connect(&Place::at(Path::new(&target))?));
-            all.extend(link.map(|link| (link, MAIN, tid)));
+            all.extend(link.map(|link| (link as Arc<dyn Caller>, MAIN, tid)));
         }
         if let Some(f) = daemon.fs.following() {
             let then = daemon.fs.pulled_from(tid).unwrap_or(tid);
             let link = self.link(&f.origin, || daemon.connect_to(&f.origin));
-            all.extend(link.map(|link| (link, f.fileset, then)));
+            all.extend(link.map(|link| (link as Arc<dyn Caller>, f.fileset, then)));
         }
         all
     }
@@ -182,10 +265,13 @@ impl Elsewhere for Others {
     ) -> bool {
         let Some(daemon) = self.daemon.upgrade() else { return false };
         let place = (object.0, offset, len as u64);
-        self.ask(&daemon, tid).into_iter().any(|(link, fileset, then)| {
-            let caller: &dyn Caller = &*link;
-            let answers = (0..ANSWERS).map_while(|n| ask_for_bytes(caller, fileset, place, then, n).ok().flatten());
-            answers.into_iter().any(|bytes| is_it(&bytes))
+        let until = Instant::now() + ANSWER;
+        self.ask(&daemon, tid).into_iter().any(|(caller, fileset, then)| {
+            let answer = |n| {
+                let left = until.saturating_duration_since(Instant::now());
+                ask_for_bytes(&*caller, fileset, place, then, n, left).ok().flatten()
+            };
+            (0..ANSWERS).map_while(answer).any(|bytes| is_it(&bytes))
         })
     }
 }

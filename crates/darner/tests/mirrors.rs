@@ -342,6 +342,56 @@ fn what_rots_on_either_side_heals_from_the_other_and_comparing_finds_what_differ
     w.darner(&["check", store]);
 }
 
+#[test]
+fn a_read_that_meets_damage_gets_the_bytes_from_the_other_side_and_holds_up_nobody() {
+    let Some(w) = World::new() else { return };
+    let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));
+    let store = target.to_str().unwrap();
+    let mut rng = fastrand::Rng::with_seed(5);
+    let victim: Vec<u8> = (0..300_000).map(|_| rng.u8(..)).collect();
+    // (What packs well is stored as one block.)
+    let text: Vec<u8> = (0..9000u32).flat_map(|n| format!("{n} ").into_bytes()).collect();
+    fs::write(w.path("victim"), &victim).unwrap();
+    fs::write(w.path("text"), &text[..30_000]).unwrap();
+    fs::write(w.path("other"), "words").unwrap();
+    w.darner(&["mirror", "add", &mnt, "copy", store]);
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    // The mirror's, from its source.
+    w.darner(&["mirror", "pause", &mnt, "copy"]);
+    rot(&target, &victim[8192..8208]);
+    w.darner(&["mirror", "resume", &mnt, "copy"]);
+    let copy = w.dir.join("copy");
+    fs::create_dir(&copy).unwrap();
+    w.darner(&["mount", store, copy.to_str().unwrap()]);
+    assert!(fs::read(copy.join("victim")).unwrap() == victim);
+    w.darner(&["unmount", copy.to_str().unwrap()]);
+    // The source's, from its mirror, whose daemon stands still for a while.
+    w.unmount();
+    rot(&w.store, &victim[100_000..100_016]);
+    rot(&w.store, &text[..13]);
+    w.mount();
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    let pid = pids(&w, &target)[0];
+    signal(pid, libc::SIGSTOP);
+    let path = w.path("victim");
+    let reader = std::thread::spawn(move || fs::read(path));
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    for n in 0..8 {
+        fs::write(w.path(&format!("new {n}")), "text").unwrap();
+    }
+    assert_eq!(fs::read(w.path("other")).unwrap(), b"words");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(!reader.is_finished(), "nothing had to be asked for");
+    signal(pid, libc::SIGCONT);
+    assert!(reader.join().unwrap().unwrap() == victim);
+    assert!(fs::read(w.path("text")).unwrap() == text[..30_000]);
+    w.unmount();
+    w.darner(&["mirror", "pause", store]);
+    w.darner(&["check", w.store.to_str().unwrap()]);
+    w.darner(&["check", store]);
+}
+
 /// What a command printed that had an exit code of 1.
 #[track_caller]
 fn refused_json(args: &[&str]) -> Value {
@@ -390,17 +440,105 @@ fn an_old_source_that_returns_is_told_and_follows_and_what_it_had_alone_is_kept(
     p.w.unmount();
     assert!(refused(&["mirror", "return", target, store]).contains("not mounted"));
     let told = p.w.darner(&["mirror", "return", store, target]);
-    let label = told.split_whitespace().find(|word| word.starts_with("before-return-")).unwrap().to_string();
+    let name = told.split([' ', ':']).find(|word| word.starts_with("before-return-")).unwrap().to_string();
     p.w.darner(&["mirror", "sync", "--wait", store]);
     p.w.mount();
     assert_eq!(fs::read(p.w.path("both")).unwrap(), b"two");
     assert_eq!(fs::read(p.w.path("there")).unwrap(), b"new");
     assert!(!p.w.path("orphaned").exists());
-    assert_eq!(fs::read(p.w.path(&format!("@@{label}/orphaned"))).unwrap(), b"words");
-    assert_eq!(fs::read(p.w.path(&format!("@@{label}/both"))).unwrap(), b"alone");
+    let alone = p.w.dir.join("alone");
+    fs::create_dir(&alone).unwrap();
+    p.w.darner(&["mount", "--fileset", &name, store, alone.to_str().unwrap()]);
+    assert_eq!(fs::read(alone.join("orphaned")).unwrap(), b"words");
+    assert_eq!(fs::read(alone.join("both")).unwrap(), b"alone");
+    fs::write(alone.join("both"), "mine").unwrap();
     fs::write(p.copy.join("both"), "three").unwrap();
     soon("it follows", || fs::read(p.w.path("both")).is_ok_and(|b| b == b"three"));
+    assert_eq!(fs::read(alone.join("both")).unwrap(), b"mine");
+    p.w.darner(&["unmount", alone.to_str().unwrap()]);
+    let list = p.w.darner(&["fileset", "list", p.w.mnt.to_str().unwrap()]);
+    assert!(list.contains(&name), "{list}");
+    p.w.darner(&["fileset", "remove", "--force", p.w.mnt.to_str().unwrap(), &name]);
     p.w.darner(&["mirror", "pause", store]);
     p.w.unmount();
     p.w.darner(&["check", store]);
+}
+
+#[test]
+fn a_mirror_compares_itself_with_its_source_and_its_list_tells_what_came_of_it() {
+    let Some(p) = Pair::new() else { return };
+    fs::write(p.w.path("a"), "text").unwrap();
+    p.sync();
+    assert_eq!(p.line()["compared"], Value::Null);
+    p.mirror("verify", &["--every", "1s"]);
+    soon("it was compared", || !p.line()["compared"].is_null());
+    let first = p.line()["compared"].clone();
+    assert_eq!((first["differing"].as_u64(), &first["named"]), (Some(0), &serde_json::json!([])), "{first}");
+    assert!(first["keys"].as_u64() > Some(3) && first["at_tid"].as_str() <= p.line()["at_tid"].as_str(), "{first}");
+    fs::write(p.w.path("b"), "text").unwrap();
+    soon("it goes on", || p.line()["compared"]["at_tid"].as_str() > first["at_tid"].as_str());
+    p.mirror("verify", &["--every", "never"]);
+    // What was found is kept with the store, and shown to people.
+    p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
+    p.mirror("pause", &[]);
+    p.mirror("resume", &[]);
+    let list = p.w.darner(&["mirror", "list", p.w.mnt.to_str().unwrap()]);
+    assert!(list.contains("compared: ") && list.contains(" 0 differed"), "{list}");
+    let clock = p.line()["clock_ahead_seconds"].as_f64();
+    assert!(clock.is_none_or(|ahead| ahead.abs() < 2.0) && !list.contains("clock:"), "{clock:?}");
+}
+
+#[test]
+fn a_mirror_whose_store_is_full_says_so_and_goes_on_when_there_is_room() {
+    let Some(p) = Pair::new() else { return };
+    let mut rng = fastrand::Rng::with_seed(6);
+    let mut random = |len: usize| -> Vec<u8> { (0..len).map(|_| rng.u8(..)).collect() };
+    fs::write(p.w.path("before"), "here").unwrap();
+    p.sync();
+    let copy = p.copy.to_str().unwrap();
+    p.w.darner(&["volume", "resize", copy, "0", "64M"]);
+    let large = random(100 << 20);
+    fs::write(p.w.path("large"), &large).unwrap();
+    soon("it is full", || p.line()["waits_for"].as_str().is_some_and(|why| why.starts_with("room")));
+    let line = p.line();
+    assert!(line["state"] == "waits" && line["last_error"].is_string(), "{line}");
+    // What it had, it shows.
+    assert_eq!(fs::read(p.copy.join("before")).unwrap(), b"here");
+    assert!(!p.copy.join("large").exists());
+    p.w.darner(&["volume", "resize", copy, "0", "1G"]);
+    soon("it goes on", || fs::read(p.copy.join("large")).is_ok_and(|there| there == large));
+    assert_eq!(p.line()["state"], "follows");
+    p.w.darner(&["unmount", copy]);
+    p.mirror("pause", &[]);
+    p.w.darner(&["check", p.target.to_str().unwrap()]);
+}
+
+#[test]
+fn a_mount_in_the_foreground_of_a_store_that_follows_stays_until_it_is_unmounted() {
+    let Some(w) = World::new() else { return };
+    let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));
+    fs::write(w.path("a"), "text").unwrap();
+    w.darner(&["mirror", "add", &mnt, "copy", target.to_str().unwrap()]);
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    let copy = w.dir.join("copy");
+    fs::create_dir(&copy).unwrap();
+    let stays = || {
+        let args = ["mount", "--foreground", target.to_str().unwrap(), copy.to_str().unwrap()];
+        let child = Command::new(common::DARNER).args(args).spawn().unwrap();
+        soon("it is mounted", || copy.join("a").exists());
+        child
+    };
+    let mut child = stays();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it returned");
+    w.darner(&["unmount", copy.to_str().unwrap()]);
+    assert!(child.wait().unwrap().success());
+    // Told to end, it takes the mount away; the store goes on following.
+    let mut child = stays();
+    signal(child.id() as i32, libc::SIGTERM);
+    assert!(child.wait().unwrap().success());
+    assert!(!copy.join("a").exists());
+    fs::write(w.path("a"), "more").unwrap();
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    w.darner(&["mirror", "pause", &mnt, "copy"]);
 }

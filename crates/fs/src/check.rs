@@ -44,7 +44,7 @@ impl Fs {
             all.objects += found.objects;
             let within = if fileset.id == MAIN { String::new() } else { format!("fileset {:?}: ", fileset.name) };
             all.findings.extend(found.findings.into_iter().map(|finding| format!("{within}{finding}")));
-            if self.fileset_named(&fileset.name, Tid::MAX).ok() != Some(fileset.inode()) {
+            if self.is_apart(&fileset)? && self.head().is_none() {
                 all.findings.push(format!("fileset {:?} is not in the main root", fileset.name));
             }
         }

@@ -41,6 +41,11 @@ impl FsError {
         self.errno
     }
 
+    /// Whether there is no room for it.
+    pub fn is_full(&self) -> bool {
+        [libc::ENOSPC, libc::EDQUOT].contains(&self.errno())
+    }
+
     /// What the store said, if it came from there.
     pub fn cause(&self) -> Option<&StoreError> {
         self.cause.as_deref()

@@ -52,13 +52,23 @@ impl Fs {
 
     /// Reads into `buf` and returns how many bytes there were; fewer than asked for only at the end.
     pub fn read_into(&self, node: Node, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.read_unexplained(node, offset, buf).map_err(|error| self.explain(node, error))
+    }
+
+    /// The same for who can do something about damage: nothing is said of it yet.
+    pub fn read_unexplained(&self, node: Node, offset: u64, buf: &mut [u8]) -> Result<usize> {
         // Between the look and the read the bytes may have been superseded, collapsed and cleaned away: then a second look
         // finds others. Damage is there the second time too.
-        let read = match self.try_read(node, offset, buf) {
+        match self.try_read(node, offset, buf) {
             Err(error) if error.errno() == libc::EIO => self.try_read(node, offset, buf),
             read => read,
-        };
-        read.map_err(|error| self.explain(node, error))
+        }
+    }
+
+    /// Fetches from elsewhere (`Store::heal_from`) what of a range is damaged; says whether any of it was, and is not any more. May wait long.
+    pub fn heal(&self, node: Node, offset: u64, len: usize) -> Result<bool> {
+        let (pieces, _) = self.locate(node, offset, len)?;
+        Ok(self.store.heal_pieces(node.inode().fileset, &pieces)?)
     }
 
     fn try_read(&self, node: Node, offset: u64, buf: &mut [u8]) -> Result<usize> {

@@ -5,6 +5,9 @@
 //! directory. The entry and the catalogue's record are written in one transaction, and only here: to everybody else a
 //! fileset's root is busy. A clone (`clone.rs`) is a fileset with a base.
 //!
+//! Of a store whose main fileset follows another one, the main root is that one's: filesets from before are *apart*, in the
+//! catalogue only, and reached by their names, until the store is promoted.
+//!
 //! The catalogue in memory is under the lock of the live tree: whoever plans a change sees the limits and filesets that
 //! hold until it is done.
 
@@ -195,7 +198,19 @@ impl Fs {
         if name == MAIN_NAME {
             return Ok(ROOT);
         }
-        self.fileset_below(name.as_bytes(), at)
+        match self.fileset_below(name.as_bytes(), at) {
+            Err(e) if e.errno() == libc::ENOENT => {
+                let apart = self.filesets_at(at)?.into_iter().find(|f| f.name == name);
+                apart.map(|f| f.inode()).ok_or(e)
+            }
+            found => found,
+        }
+    }
+
+    /// Whether a fileset has no directory in the main root, since that follows another store.
+    pub(crate) fn is_apart(&self, fileset: &Fileset) -> Result<bool> {
+        let found = self.dirent(ROOT, fileset.name.as_bytes(), Tid::MAX)?;
+        Ok(fileset.id != MAIN && found.is_none_or(|found| found.ino != fileset.inode()))
     }
 
     /// The root of the fileset that a name in the main root led to at a moment.
@@ -239,7 +254,7 @@ impl Fs {
     /// Ends a fileset: nothing of it is live any more; its past stays, as far as its grid keeps it. ENOTEMPTY if it has
     /// anything in it, unless `force`; EBUSY while a clone shows it.
     pub fn remove_fileset(&self, now_ns: u64, name: &str, force: bool) -> Result<Fileset> {
-        let plan = self.plan(MAIN, 0)?;
+        let (plan, apart) = self.plan_named(name, 0)?;
         let fileset = plan.live.named_not_main(name)?.clone();
         if let Some(clone) = plan.live.all().find(|clone| clone.base.is_some_and(|(base, _)| base == fileset.id)) {
             return Err(FsError::told(libc::EBUSY, format!("the fileset {:?} is a clone of it", clone.name)));
@@ -249,8 +264,10 @@ impl Fs {
         }
         let count = self.store.counted(fileset.id);
         let mut change = plan.begin(now_ns)?;
-        change.delete_name(ROOT, name.as_bytes());
-        change.mend_dir(ROOT, -1, -1)?;
+        if !apart {
+            change.delete_name(ROOT, name.as_bytes());
+            change.mend_dir(ROOT, -1, -1)?;
+        }
         change.commit_catalogue(
             |tx| {
                 tx.turn(CATALOGUE, 0, 0);
@@ -269,16 +286,42 @@ impl Fs {
 
     /// Gives a fileset another name.
     pub fn rename_fileset(&self, now_ns: u64, name: &str, new_name: &str) -> Result<Fileset> {
-        let mut plan = self.plan(MAIN, SMALL)?;
+        let (mut plan, apart) = self.plan_named(name, SMALL)?;
         let fileset = plan.live.named_not_main(name)?.clone();
         plan.check_fileset_name(new_name, now_ns)?;
         let fileset = Fileset { name: new_name.into(), ..fileset };
         let mut change = plan.begin(now_ns)?;
-        change.delete_name(ROOT, name.as_bytes());
-        change.put_name(ROOT, new_name.as_bytes(), entry(&fileset));
-        change.mend_dir(ROOT, 0, 0)?;
+        if !apart {
+            change.delete_name(ROOT, name.as_bytes());
+            change.put_name(ROOT, new_name.as_bytes(), entry(&fileset));
+            change.mend_dir(ROOT, 0, 0)?;
+        }
         change.commit_catalogue(|tx| put_record(tx, &fileset), |live| live.insert(fileset.clone()))?;
         Ok(fileset)
+    }
+
+    /// A change of a fileset's entry in the catalogue, and whether that is all there is of its name.
+    fn plan_named(&self, name: &str, grows: u64) -> Result<(Plan<'_>, bool)> {
+        let plan = self.plan_own(MAIN, grows)?;
+        let apart = self.is_apart(plan.live.named_not_main(name)?)?;
+        if !apart {
+            self.check_not_following(MAIN)?;
+        }
+        Ok((plan, apart))
+    }
+
+    /// Gives filesets that are apart their directories, where their names are free.
+    pub(crate) fn bring_in(&self, now_ns: u64) -> Result<()> {
+        for (fileset, _) in self.filesets() {
+            let mut plan = self.plan(MAIN, SMALL)?;
+            plan.dir(ROOT)?;
+            if self.is_apart(&fileset)? && self.dirent(ROOT, fileset.name.as_bytes(), Tid::MAX)?.is_none() {
+                let mut change = plan.begin(now_ns)?;
+                change.show(&fileset)?;
+                change.commit()?;
+            }
+        }
+        Ok(())
     }
 
     /// Sets what a fileset may come to. What it holds already stays, whatever the limits.
@@ -336,6 +379,9 @@ impl Plan<'_> {
         }
         if name == MAIN_NAME {
             return refuse(libc::EEXIST, "the main fileset has this name");
+        }
+        if self.live.all().any(|fileset| fileset.name == name) {
+            return refuse(libc::EEXIST, "there is a fileset of this name");
         }
         self.dir(ROOT)?;
         self.check_free(ROOT, name.as_bytes(), now_ns, FsError::new(libc::EEXIST, "the name exists"))

@@ -62,7 +62,7 @@ pub use mirror::{Digest, Digesting, Digests, Following, Part, Sent, Wanted, Was}
 pub use name::NAME_MAX;
 pub use node::{Inode, MAIN, Node, ROOT};
 pub use op::{Caller, Op, Reply};
-pub use peer::Admitted;
+pub use peer::{Admitted, Compared};
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};

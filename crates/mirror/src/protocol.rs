@@ -59,3 +59,4 @@ pub(crate) const WAS_SOURCE: Tag = Tag(27);
 pub(crate) const WAS_FILESET: Tag = Tag(28);
 pub(crate) const WAS_AT: Tag = Tag(29);
 pub(crate) const WAS_SHOWN: Tag = Tag(30);
+pub(crate) const NOW: Tag = Tag(31);

@@ -1,15 +1,15 @@
 //! The side that follows.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Tid, Wanted, Was};
 use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
 use crate::parts::Parts;
 use crate::protocol::{
-    END, FILESET, HASH_KEY, LOOK, NAME, NEWEST, NOT_KEPT, OBJECTS, POINT, SESSION, SINCE, UUID, WAS_AT, WAS_FILESET,
-    WAS_SHOWN, WAS_SOURCE,
+    END, FILESET, HASH_KEY, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, SESSION, SINCE, UUID, WAS_AT,
+    WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
 };
 
 /// How long one answer may take.
@@ -42,6 +42,11 @@ impl Failure {
     /// Whether the source does not keep the moment (any more): then a pull leads to one that it does.
     pub fn is_not_kept(&self) -> bool {
         matches!(self, Failure::Source(CallError::Refused(no)) if no.code == Code::Other(NOT_KEPT))
+    }
+
+    /// Whether there is no room here.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Failure::Here(e) if e.is_full())
     }
 
     /// Whether trying again soon may help.
@@ -90,6 +95,8 @@ pub struct Looked {
     pub points: Vec<Tid>,
     /// What it followed, if it was promoted.
     pub was: Option<Was>,
+    /// Its clock, nanoseconds since 1970.
+    pub now: Option<u64>,
 }
 
 /// What a pull did.
@@ -105,6 +112,8 @@ pub struct Pulled {
     pub moments: u64,
     /// Whether all is there that the source had when it was asked.
     pub complete: bool,
+    /// The source's clock (ns since 1970), if it told, and when it did.
+    pub clock: Option<(u64, Instant)>,
 }
 
 /// Follows a fileset over a link.
@@ -170,6 +179,7 @@ impl Puller {
             hash_key: told.array(HASH_KEY)?,
             objects: ObjectId(told.uint(OBJECTS)?),
             points,
+            now: told.uint_opt(NOW)?,
         })
     }
 
@@ -188,7 +198,8 @@ impl Puller {
             return Err(Failure::Other("the source orders its directories by another key than this store".into()));
         }
         self.fs.store().raise_objects(ObjectId(looked.objects.0.min(1 << 44)));
-        let mut done = Pulled { at: f.at, ..Pulled::default() };
+        let clock = looked.now.map(|now| (now, Instant::now()));
+        let mut done = Pulled { at: f.at, clock, ..Pulled::default() };
         if looked.newest <= f.at && f.is_whole() {
             return Ok(Pulled { complete: true, ..done });
         }

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, Node, ObjectId, ROOT, Sent, Tid, Wanted};
+use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, MAIN, Node, ObjectId, ROOT, Sent, Tid, Wanted};
 use darner_store::Pin;
-use darner_syslink::{Code, Element, Message, Peer, Refusal, Reply, Service, Tag};
+use darner_syslink::{Caller, Code, Element, Message, Peer, Reason, Refusal, Reply, Service, Tag, Who};
 use parking_lot::Mutex;
 
 use crate::protocol::{
     AT, ATTEMPT, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
-    NO_FILESET, NO_NEXT, NOT_KEPT, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE, TID,
-    TO, UUID, VERSIONS, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
+    NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE,
+    TID, TO, UUID, VERSIONS, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
 };
 
 /// Who is silent for so long has to begin his pull anew (where he was cut).
@@ -26,11 +26,49 @@ const ROOM_MAX: u64 = 2 << 20;
 /// Bytes of a tail.
 const TAIL_MAX: usize = 1 << 10;
 
+/// Pulls under way, by whose they are and the number that he drew.
+type Sessions = HashMap<(Who, u64), Arc<Mutex<Session>>>;
+
 /// Answers those who follow filesets of a filesystem.
 pub struct Source {
     fs: Arc<Fs>,
-    sessions: Mutex<HashMap<u64, Arc<Mutex<Session>>>>,
+    sessions: Mutex<Sessions>,
+    /// Those who looked lately, and the way to them.
+    followers: Mutex<Vec<Follower>>,
+    /// What time it is here (ns since 1970), for those who want to know how their clock differs.
+    clock: Option<fn() -> u64>,
 }
+
+struct Follower {
+    peer: Peer,
+    caller: Arc<dyn Caller>,
+    looked: Instant,
+}
+
+/// Answers what a source asks those who follow it: what they remember of it.
+pub struct Memory {
+    fs: Arc<Fs>,
+}
+
+impl Memory {
+    /// Of a mirror.
+    pub fn new(fs: Arc<Fs>) -> Memory {
+        Memory { fs }
+    }
+}
+
+impl Service for Memory {
+    fn call(&self, _: &Peer, command: Message, reply: Reply) {
+        reply.finish(match (command.tag(), self.fs.following()) {
+            // Nothing else that may be here is the source's affair.
+            (READ, Some(_)) if command.root().uint(FILESET) == Ok(MAIN.0.into()) => remembered(&self.fs, &command),
+            _ => Err(Refusal::new(Code::Unknown, "a mirror is asked for bytes of what it follows, and nothing else")),
+        });
+    }
+}
+
+/// Followers that are remembered, at most.
+const FOLLOWERS_MAX: usize = 64;
 
 struct Session {
     root: Inode,
@@ -39,6 +77,10 @@ struct Session {
     /// Keeps the moment while it is pulled.
     _pin: Option<Pin>,
     used: Instant,
+}
+
+fn no_fileset() -> Refusal {
+    Refusal::new(Code::Other(NO_FILESET), "there is no such fileset (any more)")
 }
 
 fn failed(e: &FsError) -> Refusal {
@@ -55,22 +97,73 @@ fn tail(asked: &Element<'_>, tag: Tag) -> Result<Vec<u8>, Refusal> {
 impl Source {
     /// For the filesets of `fs`.
     pub fn new(fs: Arc<Fs>) -> Source {
-        Source { fs, sessions: Mutex::default() }
+        Source { fs, sessions: Mutex::default(), followers: Mutex::default(), clock: None }
     }
 
-    /// Answers a command.
+    /// Tells the time as well.
+    pub fn with_clock(self, clock: fn() -> u64) -> Source {
+        Source { clock: Some(clock), ..self }
+    }
+
+    /// Ways to those who follow, and are there: they may have what is lost here ([`crate::ask_for_bytes`], of fileset [`MAIN`]).
+    pub fn followers(&self) -> Vec<Arc<dyn Caller>> {
+        let followers = self.followers.lock();
+        followers.iter().filter(|f| f.looked.elapsed() < PATIENCE).map(|f| f.caller.clone()).collect()
+    }
+
+    fn note_follower(&self, peer: &Peer, reply: &Reply) {
+        let mut followers = self.followers.lock();
+        followers.retain(|f| f.peer != *peer && f.looked.elapsed() < PATIENCE);
+        followers.truncate(FOLLOWERS_MAX - 1);
+        followers.push(Follower { peer: peer.clone(), caller: reply.caller(), looked: Instant::now() });
+    }
+
+    /// Answers a command of somebody in this process.
     pub fn answer(&self, command: &Message) -> Result<Message, Refusal> {
+        self.answer_to(&Who::Memory, command, None)
+    }
+
+    /// Answers a command. `within`: to whom there are no other filesets than these; `None`: all.
+    pub fn answer_to(&self, who: &Who, command: &Message, within: Option<&[u32]>) -> Result<Message, Refusal> {
+        if let Some(within) = within {
+            self.check_within(command, within)?;
+        }
         match command.tag() {
             LOOK => self.look(command),
-            PULL => self.pull(command),
+            PULL => self.pull(who, command),
             END => {
-                self.sessions.lock().remove(&command.root().uint(SESSION)?);
+                self.sessions.lock().remove(&(who.clone(), command.root().uint(SESSION)?));
                 Ok(Message::new(END))
             }
-            DIGEST => self.digest(command),
-            READ => self.read(command),
-            PROVE => self.prove(),
+            DIGEST => self.digest(who, command),
+            READ => remembered(&self.fs, command),
+            PROVE => self.prove(within.is_none()),
             tag => Err(Refusal::new(Code::Unknown, format!("there is no command {}", tag.0))),
+        }
+    }
+
+    /// As [`Service::call`], with what the peer may see.
+    pub fn serve(&self, peer: &Peer, command: &Message, reply: Reply, within: Option<&[u32]>) {
+        let answer = self.answer_to(&peer.who, command, within);
+        // (Whoever asks by a name may only want to know.)
+        if command.tag() == LOOK && command.root().find(FILESET).is_some() && answer.is_ok() {
+            self.note_follower(peer, &reply);
+        }
+        reply.finish(answer);
+    }
+
+    fn check_within(&self, command: &Message, within: &[u32]) -> Result<(), Refusal> {
+        let asked = command.root();
+        let named =
+            |name: &str| self.fs.filesets().into_iter().find(|(f, _)| f.name == name).map(|(f, _)| f.id.0.into());
+        let fileset = match (command.tag(), asked.uint_opt(FILESET)?) {
+            (LOOK, None) => asked.text_opt(NAME)?.and_then(named),
+            (LOOK | PULL | DIGEST | READ, fileset) => fileset,
+            _ => return Ok(()),
+        };
+        match fileset.is_some_and(|fileset: u64| within.iter().any(|id| u64::from(*id) == fileset)) {
+            true => Ok(()),
+            false => Err(no_fileset()),
         }
     }
 
@@ -84,8 +177,7 @@ impl Source {
             None => Some(f.name.as_str()) == name,
         };
         let found = self.fs.filesets().into_iter().map(|(f, _)| f).find(is_it);
-        let found =
-            found.ok_or_else(|| Refusal::new(Code::Other(NO_FILESET), "there is no such fileset (any more)"))?;
+        let found = found.ok_or_else(no_fileset)?;
         let root = found.inode();
         let store = self.fs.store();
         // What a power failure could take back must not be followed.
@@ -96,6 +188,9 @@ impl Source {
         let mut reply = Message::new(LOOK);
         reply.bytes(UUID, &store.uuid()).uint(FILESET, root.fileset.0.into()).text(NAME, &found.name);
         reply.uint(NEWEST, newest.0).bytes(HASH_KEY, &store.hash_key()).uint(OBJECTS, store.objects_end().0);
+        if let Some(clock) = self.clock {
+            reply.uint(NOW, clock());
+        }
         if let Some(was) = self.fs.was().map_err(|e| failed(&e))?.filter(|_| root == ROOT) {
             reply.bytes(WAS_SOURCE, &was.source).uint(WAS_FILESET, was.fileset.0.into());
             reply.uint(WAS_AT, was.at.0).uint(WAS_SHOWN, was.shown.0);
@@ -117,7 +212,8 @@ impl Source {
         Ok(reply)
     }
 
-    fn session(&self, id: u64, fileset: FilesetId, at: Tid) -> Result<Arc<Mutex<Session>>, Refusal> {
+    fn session(&self, who: &Who, id: u64, fileset: FilesetId, at: Tid) -> Result<Arc<Mutex<Session>>, Refusal> {
+        let id = (who.clone(), id);
         let mut sessions = self.sessions.lock();
         sessions.retain(|_, s| s.try_lock().is_none_or(|s| s.used.elapsed() < PATIENCE));
         if let Some(found) = sessions.get(&id) {
@@ -130,7 +226,7 @@ impl Source {
             return Err(Refusal::new(Code::Busy, "too many mirrors pull at the same time"));
         }
         let known = self.fs.filesets().into_iter().map(|(f, _)| f.inode()).find(|root| root.fileset == fileset);
-        let root = known.ok_or_else(|| Refusal::new(Code::Other(NO_FILESET), "the fileset has been removed"))?;
+        let root = known.ok_or_else(no_fileset)?;
         if at > self.fs.followable() {
             return Err(Refusal::new(Code::Other(NOT_KEPT), "this moment has not been yet"));
         }
@@ -142,7 +238,7 @@ impl Source {
         Ok(session)
     }
 
-    fn digest(&self, command: &Message) -> Result<Message, Refusal> {
+    fn digest(&self, who: &Who, command: &Message) -> Result<Message, Refusal> {
         let asked = command.root();
         let digesting = Digesting {
             from: tail(&asked, FROM)?,
@@ -152,7 +248,7 @@ impl Source {
             max: asked.uint(MAX)?,
             data: asked.uint(DATA)? != 0,
         };
-        let session = self.session(asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), digesting.at)?;
+        let session = self.session(who, asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), digesting.at)?;
         let mut session = session.lock();
         let found = self.fs.digests(session.root, &digesting).map_err(|e| failed(&e))?;
         session.used = Instant::now();
@@ -161,40 +257,31 @@ impl Source {
         Ok(reply)
     }
 
-    fn read(&self, command: &Message) -> Result<Message, Refusal> {
-        let asked = command.root();
-        let fileset = FilesetId(asked.number(FILESET)?);
-        let root = self.fs.filesets().into_iter().map(|(f, _)| f.inode()).find(|root| root.fileset == fileset);
-        let root = root.ok_or_else(|| Refusal::new(Code::Other(NO_FILESET), "there is no such fileset (any more)"))?;
-        let (object, offset, len) = (ObjectId(asked.uint(OBJECT)?), asked.uint(OFFSET)?, asked.uint(LEN)?);
-        if len > ROOM_MAX || offset.checked_add(len).is_none() {
-            return Err(Refusal::new(Code::BadRequest, "no extent is so long"));
-        }
-        let (tid, attempt) = (Tid(asked.uint(TID)?), asked.uint(ATTEMPT)?);
-        let bytes = self.fs.remembered(root, object, offset..offset + len, tid, attempt).map_err(|e| failed(&e))?;
-        let mut reply = Message::new(READ);
-        if let Some(bytes) = bytes {
-            reply.attach(ITEMS, bytes);
-        }
-        Ok(reply)
-    }
-
-    fn prove(&self) -> Result<Message, Refusal> {
+    /// `all`: whoever asks may see the keys of all filesets.
+    fn prove(&self, all: bool) -> Result<Message, Refusal> {
         let (versions, wrong) = self.fs.store().prove_newest().map_err(|e| failed(&e.into()))?;
         let mut reply = Message::new(PROVE);
         reply.uint(VERSIONS, versions);
-        for what in &wrong {
-            reply.text(FOUND, what);
+        match all {
+            true => {
+                for what in &wrong {
+                    reply.text(FOUND, what);
+                }
+            }
+            false if wrong.is_empty() => {}
+            false => {
+                reply.text(FOUND, &format!("{} blocks of its index claim to be older than they are", wrong.len()));
+            }
         }
         Ok(reply)
     }
 
-    fn pull(&self, command: &Message) -> Result<Message, Refusal> {
+    fn pull(&self, who: &Who, command: &Message) -> Result<Message, Refusal> {
         let asked = command.root();
         let from = asked.find(FROM).map(|_| tail(&asked, FROM)).transpose()?;
         let (to, since, at) = (tail(&asked, TO)?, Tid(asked.uint(SINCE)?), Tid(asked.uint(AT)?));
         let room = asked.uint(ROOM)?.min(ROOM_MAX) as usize;
-        let session = self.session(asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), at)?;
+        let session = self.session(who, asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), at)?;
         let mut session = session.lock();
         session.used = Instant::now();
         let root = session.root;
@@ -212,8 +299,31 @@ impl Source {
     }
 }
 
+/// Bytes of the past or present that somebody has lost.
+fn remembered(fs: &Fs, command: &Message) -> Result<Message, Refusal> {
+    let asked = command.root();
+    let fileset = FilesetId(asked.number(FILESET)?);
+    let root = fs.filesets().into_iter().map(|(f, _)| f.inode()).find(|root| root.fileset == fileset);
+    let root = root.ok_or_else(no_fileset)?;
+    let (object, offset, len) = (ObjectId(asked.uint(OBJECT)?), asked.uint(OFFSET)?, asked.uint(LEN)?);
+    if len > ROOM_MAX || offset.checked_add(len).is_none() {
+        return Err(Refusal::new(Code::BadRequest, "no extent is so long"));
+    }
+    let (tid, attempt) = (Tid(asked.uint(TID)?), asked.uint(ATTEMPT)?);
+    let bytes = fs.remembered(root, object, offset..offset + len, tid, attempt).map_err(|e| failed(&e))?;
+    let mut reply = Message::new(READ);
+    if let Some(bytes) = bytes {
+        reply.attach(ITEMS, bytes);
+    }
+    Ok(reply)
+}
+
 impl Service for Source {
-    fn call(&self, _: &Peer, command: Message, reply: Reply) {
-        reply.finish(self.answer(&command));
+    fn call(&self, peer: &Peer, command: Message, reply: Reply) {
+        self.serve(peer, &command, reply, None);
+    }
+
+    fn closed(&self, peer: &Peer, _: &Reason) {
+        self.followers.lock().retain(|f| f.peer != *peer);
     }
 }

@@ -43,6 +43,15 @@ pub struct Verified {
     pub proven: u64,
 }
 
+/// A comparison that goes on in steps, each as of the moment that is shown then, so that pulls can come in between.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Walk {
+    /// Tails up to here are compared.
+    pos: Vec<u8>,
+    /// What was found so far.
+    pub found: Verified,
+}
+
 struct Verifying<'p> {
     puller: &'p Puller,
     following: Following,
@@ -52,11 +61,26 @@ struct Verifying<'p> {
 }
 
 impl Puller {
+    /// Goes on with a comparison, for so many times 4096 keys, without bytes of files; mends what differs. Says whether there is more.
+    /// Fails as [`Puller::verify`] does; then the same step can be tried again.
+    pub fn verify_some(&self, walk: &mut Walk, digests: u64) -> Result<bool, Failure> {
+        let found = Verified { at: self.whole()?.at, ..walk.found.clone() };
+        let mut v = Verifying { puller: self, following: self.whole()?, data: false, mend: true, found };
+        let mut pos = walk.pos.clone();
+        let more = v.some(&mut pos, &[], 0, digests)?;
+        *walk = Walk { pos, found: v.found };
+        Ok(more)
+    }
+
+    fn whole(&self) -> Result<Following, Failure> {
+        let following = self.fs.following().filter(|f| f.is_whole() && f.at != Tid::ZERO);
+        following.ok_or_else(|| Failure::Other("there is no whole pull to compare".into()))
+    }
+
     /// Compares a mirror that is as of a whole pull with its source, bytes of files too (`data`), and mends what differs (`mend`).
     /// `Failure::Source` with the code of a moment that is not kept: pull again first.
     pub fn verify(&self, data: bool, mend: bool) -> Result<Verified, Failure> {
-        let following = self.fs.following().filter(|f| f.is_whole() && f.at != Tid::ZERO);
-        let following = following.ok_or_else(|| Failure::Other("there is no whole pull to compare".into()))?;
+        let following = self.whole()?;
         let found = Verified { at: following.at, ..Verified::default() };
         let mut v = Verifying { puller: self, following, data, mend, found };
         v.descend(&[], &[], 0)?;
@@ -68,43 +92,40 @@ impl Puller {
 impl Verifying<'_> {
     fn descend(&mut self, from: &[u8], to: &[u8], level: usize) -> Result<(), Failure> {
         let mut pos = from.to_vec();
-        loop {
-            let asked = Digesting {
-                from: pos.clone(),
-                to: to.to_vec(),
-                at: self.following.at,
-                run: RUNS[level],
-                max: DIGESTS,
-                data: self.data,
-            };
-            let told = digests(&*self.puller.source, self.puller.session, self.following.fileset, &asked)?;
-            for d in told.digests {
-                let ahead = d.end.is_empty() || d.end > pos;
-                if !ahead || !to.is_empty() && (d.end.is_empty() || *d.end > *to) {
-                    return Err(Failure::Answer("digests of other keys than was asked for".into()));
-                }
-                // What can't be read here is not the same.
-                let own = self.own(&pos, &d.end);
-                if level == 0 {
-                    self.found.keys += d.keys;
-                }
-                if own.is_err() || own.is_ok_and(|own| own != (d.keys, d.hash)) {
-                    match level + 1 < RUNS.len() {
-                        true => self.descend(&pos, &d.end, level + 1)?,
-                        false => self.differs(&pos, &d)?,
-                    }
-                }
-                pos = d.end;
-                if !(self.puller.between)(0) {
-                    return Err(Failure::Other("it was told to stop".into()));
+        while self.some(&mut pos, to, level, DIGESTS)? {}
+        Ok(())
+    }
+
+    /// Compares so many digests from `pos` on; says whether there is more.
+    fn some(&mut self, pos: &mut Vec<u8>, to: &[u8], level: usize, max: u64) -> Result<bool, Failure> {
+        let (from, at) = (pos.clone(), self.following.at);
+        let asked = Digesting { from, to: to.to_vec(), at, run: RUNS[level], max, data: self.data };
+        let told = digests(&*self.puller.source, self.puller.session, self.following.fileset, &asked)?;
+        for d in told.digests {
+            let ahead = d.end.is_empty() || d.end > *pos;
+            if !ahead || !to.is_empty() && (d.end.is_empty() || *d.end > *to) {
+                return Err(Failure::Answer("digests of other keys than was asked for".into()));
+            }
+            // What can't be read here is not the same.
+            let own = self.own(pos, &d.end);
+            if level == 0 {
+                self.found.keys += d.keys;
+            }
+            if own.is_err() || own.is_ok_and(|own| own != (d.keys, d.hash)) {
+                match level + 1 < RUNS.len() {
+                    true => self.descend(pos, &d.end, level + 1)?,
+                    false => self.differs(pos, &d)?,
                 }
             }
-            match told.more {
-                true if pos.is_empty() => return Err(Failure::Answer("more digests, behind the end".into())),
-                true => {}
-                false if *pos == *to => return Ok(()),
-                false => return Err(Failure::Answer("too few digests".into())),
+            *pos = d.end;
+            if !(self.puller.between)(0) {
+                return Err(Failure::Other("it was told to stop".into()));
             }
+        }
+        match told.more {
+            true if pos.is_empty() => Err(Failure::Answer("more digests, behind the end".into())),
+            false if **pos != *to => Err(Failure::Answer("too few digests".into())),
+            more => Ok(more),
         }
     }
 
@@ -184,18 +205,19 @@ fn digests(source: &dyn Caller, session: u64, fileset: FilesetId, asked: &Digest
 }
 
 /// Asks for bytes of an object of a fileset, as transactions soon after `tid` had them. `attempt`: of several answers, which;
-/// `None`: there are no more. What comes is to be verified by whoever has the checksum.
+/// `None`: there are no more. What comes is to be verified by whoever has the checksum. Waits no longer than `patience`.
 pub fn ask_for_bytes(
     source: &dyn Caller,
     fileset: FilesetId,
     (object, offset, len): (u64, u64, u64),
     tid: Tid,
     attempt: u64,
+    patience: Duration,
 ) -> Result<Option<Vec<u8>>, Failure> {
     let mut ask = Message::new(READ);
     ask.uint(FILESET, fileset.0.into()).uint(OBJECT, object).uint(OFFSET, offset).uint(LEN, len);
     ask.uint(TID, tid.0).uint(ATTEMPT, attempt);
-    let mut reply = source.call(ask, Some(PATIENCE))?;
+    let mut reply = source.call(ask, Some(patience))?;
     if reply.root().find(ITEMS).is_none() {
         return Ok(None);
     }

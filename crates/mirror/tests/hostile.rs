@@ -12,7 +12,7 @@ use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
 use darner_store::{CreateOptions, Store};
 use darner_syslink::sim::{Pair, Side};
-use darner_syslink::{Message, Peer, Refuse, Reply, Service, Tag};
+use darner_syslink::{CallError, Code, Message, Peer, Refuse, Reply, Service, Tag, Who};
 use parking_lot::Mutex;
 
 fn source() -> Arc<Fs> {
@@ -199,4 +199,61 @@ fn a_stream_brings_what_changed_wherever_it_is_cut_and_damage_is_refused() {
     assert!(read_in(&copy, &second).unwrap());
     assert!(file(&copy, 1).unwrap().starts_with(b"changed") && file(&copy, 5).is_none());
     assert_eq!(copy.check().unwrap().findings, Vec::<String>::new());
+}
+
+/// As somebody who may see one fileset gets answers.
+struct Restricted(Arc<Source>, u32);
+
+impl Service for Restricted {
+    fn call(&self, peer: &Peer, command: Message, reply: Reply) {
+        self.0.serve(peer, &command, reply, Some(&[self.1]));
+    }
+}
+
+#[test]
+fn who_may_see_one_fileset_finds_no_other_whatever_is_asked() {
+    let fs = source();
+    let docs = fs.create_fileset(&Caller::default(), START + 100, "docs").unwrap();
+    let secret = fs.create_fileset(&Caller::default(), START + 101, "secret").unwrap();
+    let service = Arc::new(Source::new(fs.clone()));
+    let pair = Pair::perfect(Arc::new(Refuse), Arc::new(Restricted(service.clone(), docs.id.0)));
+    let caller = pair.caller(Side::A);
+    let is_hidden = |ask: Message| match caller.call(ask, None) {
+        Err(CallError::Refused(no)) => no.code == Code::Other(257) && no.why.contains("no such fileset"),
+        _ => false,
+    };
+    assert_eq!(Puller::look(&*caller, Which::Named("docs"), None).unwrap().fileset, docs.id);
+    let other = Puller::look(&*caller, Which::Named("nothing"), None).unwrap_err().to_string();
+    for name in ["secret", "main"] {
+        assert_eq!(Puller::look(&*caller, Which::Named(name), None).unwrap_err().to_string(), other);
+    }
+    let newest = fs.store().tid().0;
+    for fileset in [1, secret.id.0, 99] {
+        assert!(is_hidden(Message::new(Tag(1)).uint(Tag(3), fileset.into()).text(Tag(1), "docs").clone()));
+        for tag in [2, 4, 5] {
+            let mut ask = Message::new(Tag(tag));
+            ask.uint(Tag(3), fileset.into()).uint(Tag(10), 1).bytes(Tag(11), &[]).bytes(Tag(12), &[]);
+            ask.uint(Tag(8), 0).uint(Tag(13), newest).uint(Tag(14), 1000).uint(Tag(17), 1).uint(Tag(18), 1);
+            ask.uint(Tag(19), 0).uint(Tag(20), 1).uint(Tag(21), 0).uint(Tag(22), 1).uint(Tag(23), 0).uint(Tag(24), 0);
+            assert!(is_hidden(ask), "command {tag} of fileset {fileset}");
+        }
+    }
+    // Another's pull is not in reach.
+    let pull = |who: &Who, fileset: u32, from: Option<&[u8]>| {
+        let mut ask = Message::new(Tag(2));
+        ask.uint(Tag(3), fileset.into()).uint(Tag(10), 7).bytes(Tag(12), &[]);
+        ask.uint(Tag(8), 0).uint(Tag(13), newest).uint(Tag(14), 1);
+        if let Some(from) = from {
+            ask.bytes(Tag(11), from);
+        }
+        service.answer_to(who, &ask, None)
+    };
+    let first = pull(&Who::Memory, 1, Some(&[])).unwrap();
+    assert!(first.root().find(Tag(16)).is_some(), "there is more");
+    let stranger = Who::Process { pid: 1, uid: 1, gid: 1 };
+    let mut end = Message::new(Tag(3));
+    end.uint(Tag(10), 7);
+    service.answer_to(&stranger, &end, None).unwrap();
+    assert_eq!(pull(&stranger, 1, None).unwrap_err().code, Code::Other(258));
+    assert!(pull(&Who::Memory, 1, None).is_ok());
 }

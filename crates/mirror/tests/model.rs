@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use common::{SECOND, START};
 use darner_fs::{Attr, Caller, FilesetId, Found, Fs, Inode, MAIN, Node, ROOT, Tid};
-use darner_mirror::{Failure, Puller, Source, Which};
+use darner_mirror::{Failure, Puller, Source, Walk, Which};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
 use darner_store::{CHUNK, CreateOptions, Grid, Kind, OpenOptions, Step, Store, split_tail};
@@ -197,7 +197,11 @@ impl World<'_> {
         let seed = self.rng.u64(..);
         let (disk, fs) = new_mirror(source.store().hash_key(), seed);
         fs.follow(source.store().uuid(), root.fileset, name, "", START + 2).unwrap();
-        let skew = self.rng.i64(-5_000_000_000..5_000_000_000);
+        // Seconds, hours, or years. (Of the first one seconds: it is followed, and who follows what jumps ahead pulls the moments
+        // between, of which this model does not know.)
+        let sizes = [5, 20_000, 200_000_000];
+        let most = if self.mirrors.is_empty() { sizes[0] } else { sizes[self.rng.usize(..3)] } * SECOND as i64;
+        let skew = self.rng.i64(-most..most);
         let had = BTreeMap::from([(fs.store().tid(), dump(&fs, Node::Live(ROOT), self.h.now))]);
         self.mirrors.push(Mirror { disk, fs, of, root, had, skew, gone: false, spoiled: false });
     }
@@ -279,7 +283,18 @@ impl World<'_> {
         let source = Arc::new(Source::new(self.source_fs(of)));
         let pair = Pair::new(self.rng.u64(..), Faults::default(), &Config::default(), Arc::new(Refuse), source);
         let puller = Puller::new(fs.clone(), pair.caller(Side::A), 1 << 40);
-        let verified = match puller.verify(true, true) {
+        // Bytes of files are compared only at once; in steps, where nothing of them was tampered with.
+        let in_steps = !tampered && self.rng.bool();
+        let outcome = match in_steps {
+            true => {
+                let mut walk = Walk::default();
+                let steps = std::iter::repeat_with(|| puller.verify_some(&mut walk, 1));
+                let last = steps.take(10_000).find(|more| !matches!(more, Ok(true))).expect("it ends");
+                last.map(|_| walk.found)
+            }
+            false => puller.verify(true, true),
+        };
+        let verified = match outcome {
             Ok(verified) => verified,
             // The source does not keep the moment any more: what is left then is to pull.
             Err(Failure::Source(_)) if tampered => {
@@ -381,8 +396,8 @@ impl World<'_> {
         let alone = dump(&old, Node::Live(ROOT), now);
         let was = new.was().unwrap().expect("it was promoted");
         let kept = old.shown(MAIN, was.at).unwrap() == Some(was.at);
-        let label = match old.turn_back(new.store().uuid(), &was, "", "alone", now + 20) {
-            Ok(label) => label,
+        let apart = match old.turn_back(new.store().uuid(), &was, "", "alone", now + 20) {
+            Ok(apart) => apart.inode(),
             Err(e) => {
                 assert!(!kept && e.errno() == libc::ESTALE, "{e}");
                 return;
@@ -391,7 +406,20 @@ impl World<'_> {
         assert_eq!(pull(&old, &new).was, Some(was));
         let due = dump(&new, Node::Live(ROOT), now);
         assert_same(&dump(&old, Node::Live(ROOT), now), &due, "an old source that turned back");
-        assert_same(&dump(&old, Node::AsOf(ROOT, label), now), &alone, "what an old source had alone");
+        assert_same(&dump(&old, Node::Live(apart), now), &alone, "what an old source had alone");
+        assert_eq!(old.fileset_named("alone", Tid::MAX).unwrap(), apart);
+        assert_eq!(old.check().unwrap().findings, Vec::<String>::new());
+        // It can be written to, goes on being there when what it follows changes, and has a directory once more when that ends.
+        let _ = old.mkdir(&caller, now + 30, Node::Live(apart), b"later", 0o755);
+        let alone = dump(&old, Node::Live(apart), now);
+        change(&new, "newer");
+        pull(&old, &new);
+        assert_same(&dump(&old, Node::Live(ROOT), now), &dump(&new, Node::Live(ROOT), now), "an old source, later");
+        assert_same(&dump(&old, Node::Live(apart), now), &alone, "what it had alone, later");
+        old.promote(now + 40).unwrap();
+        assert_eq!(old.check().unwrap().findings, Vec::<String>::new());
+        assert_eq!(old.lookup(old.root(), b"alone", now + 41).unwrap().node.inode(), apart);
+        old.remove_fileset(now + 42, "alone", true).unwrap();
         assert_eq!(old.check().unwrap().findings, Vec::<String>::new());
         self.counts.back += 1;
     }

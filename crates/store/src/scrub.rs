@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use crate::codec::{Reader, is_sealed, put_varint};
-use crate::extent::{BLOCK, Codec};
+use crate::extent::{self, BLOCK, Codec, Piece};
 use crate::fileset::MAIN;
 use crate::frame::{self, Body, Content, Record};
 use crate::heal::{Elsewhere, Sides, heal};
@@ -350,9 +350,47 @@ fn next_frame(region: &Arc<dyn Region>, s: &Segment, damaged: u64) -> Result<u64
 }
 
 impl Store {
-    /// From now on scrubs ask there for what is damaged here.
+    /// From now on scrubs, and [`Store::heal_pieces`], ask there for what is damaged here.
     pub fn heal_from(&self, elsewhere: Arc<dyn Elsewhere>) {
         *self.elsewhere.lock() = Some(elsewhere);
+    }
+
+    /// Fetches from elsewhere what is damaged of the stored bytes of pieces of a fileset's object, and writes it anew; says whether there
+    /// was anything like that. Waits for whoever is asked: not for those who answer others.
+    pub fn heal_pieces(&self, fileset: FilesetId, pieces: &[Piece]) -> Result<bool> {
+        let mut healed = false;
+        for piece in pieces {
+            let Some(place) = piece.place else { continue };
+            let Some(region) = self.regions.read().get(&place.region).cloned() else { continue };
+            let (at, n) = extent::needed(&place, piece.len as usize);
+            let mut stored = vec![0; n];
+            self.read_stored(None, place.region, at, &mut stored)?;
+            let len = match place.codec {
+                Codec::Raw => n - 4 * n.div_ceil(BLOCK + 4),
+                Codec::Lz4 => place.extent_len as usize,
+            };
+            for part in damaged_blocks(&*region, at, &stored, place.codec, len) {
+                let start = at + part.start as u64;
+                // Of the extent, from where on; and what that is of the object.
+                let (from, n) = match place.codec {
+                    Codec::Raw => ((start - place.offset) / (BLOCK as u64 + 4) * BLOCK as u64, part.len() - 4),
+                    Codec::Lz4 => (0, len),
+                };
+                let Some(offset) = (piece.offset + from).checked_sub(place.skip.into()) else { continue };
+                let lost = Lost { fileset, object: ObjectId(piece.object), offset, len: n, tid: place.tid };
+                healed |= self.fetch(&*region, start, &stored[part], place.codec, &lost);
+            }
+        }
+        Ok(healed)
+    }
+
+    /// Has damaged stored bytes come from elsewhere; says whether they did.
+    fn fetch(&self, region: &dyn Region, at: u64, damaged: &[u8], codec: Codec, lost: &Lost) -> bool {
+        let elsewhere = self.elsewhere.lock().clone();
+        elsewhere.is_some_and(|elsewhere| {
+            let mut is_it = |plain: &[u8]| put_back(region, at, damaged, codec, plain);
+            elsewhere.bytes(lost.fileset, lost.object, lost.offset, lost.tid, lost.len, &mut is_it)
+        })
     }
 
     /// Verifies the stored bytes of a record.
@@ -373,11 +411,8 @@ impl Store {
             let from = part.start as u64 / (BLOCK as u64 + 4) * BLOCK as u64;
             let n = unit.min(len.saturating_sub(from));
             let at = start + part.start as u64;
-            let asked = self.elsewhere.lock().clone().is_some_and(|elsewhere| {
-                let mut is_it = |plain: &[u8]| put_back(region, at, &bytes[part.clone()], codec, plain);
-                elsewhere.bytes(r.fileset, r.object, offset + from, tid, n as usize, &mut is_it)
-            });
-            if asked {
+            let lost = Lost { fileset: r.fileset, object: r.object, offset: offset + from, len: n as usize, tid };
+            if self.fetch(region, at, &bytes[part.clone()], codec, &lost) {
                 report.healed += 1;
                 continue;
             }
@@ -385,6 +420,15 @@ impl Store {
             report.add(Damage { region: region.place().id, offset: at, len: part.len() as u64, rot });
         }
     }
+}
+
+/// Bytes that a transaction wrote, and that can't be read.
+struct Lost {
+    fileset: FilesetId,
+    object: ObjectId,
+    offset: u64,
+    len: usize,
+    tid: Tid,
 }
 
 /// Writes what a damaged block holds, if it has the checksum that is stored with it; says whether it did.

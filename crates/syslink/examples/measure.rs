@@ -197,7 +197,7 @@ fn unix_link() -> Exchange {
 
 fn tcp_link() -> Exchange {
     let (a, b) = (Identity::generate(), Identity::generate());
-    let known = Arc::new(Known::new([a.fingerprint()], |_| ()));
+    let known = Arc::new(Known::new([(a.fingerprint(), None)], |_, _| ()));
     let any = "127.0.0.1:0".parse().unwrap();
     let listener = tcp::Listener::bind(any, &b, Config::default(), known, service()).unwrap();
     let remote = tcp::Remote { addr: listener.addr(), key: b.fingerprint(), ticket: None };

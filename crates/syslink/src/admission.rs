@@ -1,8 +1,9 @@
 //! Who may be here: nobody, unless somebody said so.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -40,11 +41,14 @@ impl<F: Fn(&Who, &Hello, u64) -> Result<(), String> + Send + Sync> Admission for
     }
 }
 
-type Joined = dyn Fn(&Fingerprint) + Send + Sync;
+/// What a key may see, as numbers of the service's own; `None`: everything.
+pub type Scope = Option<Arc<[u32]>>;
+
+type Joined = dyn Fn(&Fingerprint, &Scope) + Send + Sync;
 
 /// Those whose keys are known, and those who bring a ticket, who are known from then on.
 pub struct Known {
-    keys: Mutex<HashSet<Fingerprint>>,
+    keys: Mutex<HashMap<Fingerprint, Scope>>,
     tickets: Tickets,
     joined: Box<Joined>,
 }
@@ -52,8 +56,8 @@ pub struct Known {
 impl Known {
     /// `joined` is told of everybody who joins by ticket, before that peer is let in: to keep it for the next start.
     pub fn new(
-        keys: impl IntoIterator<Item = Fingerprint>,
-        joined: impl Fn(&Fingerprint) + Send + Sync + 'static,
+        keys: impl IntoIterator<Item = (Fingerprint, Scope)>,
+        joined: impl Fn(&Fingerprint, &Scope) + Send + Sync + 'static,
     ) -> Known {
         Known { keys: Mutex::new(keys.into_iter().collect()), tickets: Tickets::default(), joined: Box::new(joined) }
     }
@@ -63,14 +67,14 @@ impl Known {
         &self.tickets
     }
 
-    /// Whether a key is let in.
-    pub fn knows(&self, key: &Fingerprint) -> bool {
-        self.keys.lock().contains(key)
+    /// What a key that is let in may see; `None`: it is not.
+    pub fn scope(&self, key: &Fingerprint) -> Option<Scope> {
+        self.keys.lock().get(key).cloned()
     }
 
-    /// Lets a key in from now on.
-    pub fn add(&self, key: Fingerprint) {
-        self.keys.lock().insert(key);
+    /// Lets a key in from now on, to see so much.
+    pub fn add(&self, key: Fingerprint, scope: Scope) {
+        self.keys.lock().insert(key, scope);
     }
 
     /// And not any more; links that are open stay.
@@ -82,13 +86,13 @@ impl Known {
 impl Admission for Known {
     fn admit(&self, who: &Who, hello: &Hello, now_ns: u64) -> Result<(), String> {
         let Who::Key(key) = who else { return Err(stranger(who)) };
-        if self.keys.lock().contains(key) {
+        if self.keys.lock().contains_key(key) {
             return Ok(());
         }
         let secret = hello.ticket.as_ref().ok_or_else(|| stranger(who))?;
-        self.tickets.redeem(secret, now_ns)?;
-        (self.joined)(key);
-        self.add(*key);
+        let scope = self.tickets.redeem(secret, now_ns)?;
+        (self.joined)(key, &scope);
+        self.add(*key, scope);
         Ok(())
     }
 }
@@ -128,28 +132,28 @@ impl FromStr for Ticket {
 }
 
 /// Tickets that were issued here and not used: hash of the secret (so that looking one up tells nothing by the time it
-/// takes) → when it ends. They end with the process too.
+/// takes) → when it ends, and what its bearer may see. They end with the process too.
 #[derive(Default)]
-pub struct Tickets(Mutex<HashMap<[u8; 32], u64>>);
+pub struct Tickets(Mutex<HashMap<[u8; 32], (u64, Scope)>>);
 
 impl Tickets {
     /// One for somebody who may come within `lifetime` and doubts of no one but `issuer`, this side's key.
-    pub fn issue(&self, issuer: Fingerprint, lifetime: Duration, now_ns: u64) -> Ticket {
+    pub fn issue(&self, issuer: Fingerprint, lifetime: Duration, now_ns: u64, scope: Scope) -> Ticket {
         let ticket = Ticket { issuer, secret: random() };
         let ends = now_ns.saturating_add(lifetime.as_nanos() as u64);
         let mut all = self.0.lock();
-        all.retain(|_, ends| *ends > now_ns);
-        all.insert(sha256(&ticket.secret), ends);
+        all.retain(|_, (ends, _)| *ends > now_ns);
+        all.insert(sha256(&ticket.secret), (ends, scope));
         ticket
     }
 
-    /// Uses one up.
-    pub fn redeem(&self, secret: &[u8; 32], now_ns: u64) -> Result<(), String> {
-        let ends = self.0.lock().remove(&sha256(secret)).ok_or("this ticket was never issued, or is used")?;
+    /// Uses one up; returns what its bearer may see.
+    pub fn redeem(&self, secret: &[u8; 32], now_ns: u64) -> Result<Scope, String> {
+        let (ends, scope) = self.0.lock().remove(&sha256(secret)).ok_or("this ticket was never issued, or is used")?;
         if ends <= now_ns {
             return Err("this ticket has expired".into());
         }
-        Ok(())
+        Ok(scope)
     }
 }
 
@@ -163,15 +167,18 @@ mod tests {
 
     #[test]
     fn a_ticket_lets_one_in_once_and_only_in_time() {
-        let known = Known::new([], |_| ());
+        let known = Known::new([], |_, _| ());
         let key = |n| Who::Key(Fingerprint([n; 32]));
-        let issue = || known.tickets().issue(Fingerprint([0; 32]), Duration::from_nanos(100), 1000);
+        let scope: Scope = Some(Arc::from([7]));
+        let issue =
+            || known.tickets().issue(Fingerprint([0; 32]), Duration::from_nanos(100), 1000, Some(Arc::from([7])));
         let (first, second) = (issue(), issue());
         assert_eq!(first.to_string().parse(), Ok(first.clone()));
         assert!(known.admit(&key(1), &hello(None), 1001).is_err());
         assert_eq!(known.admit(&key(1), &hello(Some(&first)), 1099), Ok(()));
         assert!(known.admit(&key(2), &hello(Some(&first)), 1099).unwrap_err().contains("used"));
         assert_eq!(known.admit(&key(1), &hello(None), 2000), Ok(()), "known from then on");
+        assert_eq!((known.scope(&Fingerprint([1; 32])), known.scope(&Fingerprint([2; 32]))), (Some(scope), None));
         assert!(known.admit(&key(2), &hello(Some(&second)), 1100).unwrap_err().contains("expired"));
         known.remove(&Fingerprint([1; 32]));
         assert!(known.admit(&key(1), &hello(None), 2000).is_err());

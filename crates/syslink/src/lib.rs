@@ -28,7 +28,7 @@ mod tls;
 pub mod unix;
 mod wire;
 
-pub use admission::{Admission, Known, Nobody, Ticket, Tickets};
+pub use admission::{Admission, Known, Nobody, Scope, Ticket, Tickets};
 pub use element::{Element, ReadError, Tag};
 pub use engine::{CallId, Config, Engine};
 pub use error::{CallError, Code, ConnectError, Reason, Refusal, Why};

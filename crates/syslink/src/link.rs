@@ -379,7 +379,10 @@ impl Shared {
         if !wait && !inlet.has_more() {
             self.wait_for_events(inlet.wants_bulk(), stuck, until);
         }
-        self.read(inlet, wait);
+        // (What was said before the end is taken in first.)
+        if !self.read(inlet, wait) && !inlet.wants_bulk() && self.bulk.is_some_and(poll::is_gone) {
+            self.lose(bulk_is_gone());
+        }
         self.flush();
         let state = self.state.lock();
         if !state.commands.is_empty() {
@@ -389,10 +392,11 @@ impl Shared {
     }
 
     fn wait_for_events(&self, bulk: bool, stuck: bool, until: Option<u64>) {
-        let control = [(self.control, stuck)];
-        let outcome = match self.bulk.filter(|_| bulk || stuck) {
-            Some(fd) => poll::wait(&[control[0], (fd, stuck)], until),
-            None => poll::wait(&control, until),
+        let control = (self.control, stuck);
+        let outcome = match self.bulk {
+            Some(fd) if bulk || stuck => poll::wait(&[control, (fd, stuck)], until),
+            Some(fd) => poll::wait_or_gone(control, fd, until),
+            None => poll::wait(&[control], until),
         };
         if let Err(e) = outcome {
             self.lose(Reason::lost(&e));
@@ -657,7 +661,7 @@ impl Shared {
             }
             // While nobody expects bulk nobody would notice by reading.
             if ready & 1 << (BULK + GONE) != 0 && !inlet.wants_bulk() {
-                self.lose(Reason::new(Why::Lost, "the bulk connection is gone"));
+                self.lose(bulk_is_gone());
             }
         } else {
             // A caller reads, and was not quick enough to say so.
@@ -700,6 +704,10 @@ impl Shared {
         self.outlet.lock().end();
         self.service.closed(&self.peer, reason);
     }
+}
+
+fn bulk_is_gone() -> Reason {
+    Reason::new(Why::Lost, "the bulk connection is gone")
 }
 
 fn wake(waiters: &[Arc<Condvar>]) {

@@ -30,12 +30,30 @@ pub(crate) fn wait(fds: &[(RawFd, bool)], until: Option<u64>) -> io::Result<bool
     for (p, f) in polled.iter_mut().zip(fds) {
         *p = one(f);
     }
-    // SAFETY: `n` structures are there.
-    match check(unsafe { libc::poll(polled.as_mut_ptr(), n as libc::nfds_t, millis(until)) }) {
+    wait_for(&mut polled[..n], until)
+}
+
+/// The same of one, or until the connection of another is gone.
+pub(crate) fn wait_or_gone((fd, write): (RawFd, bool), other: RawFd, until: Option<u64>) -> io::Result<bool> {
+    let events = if write { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
+    let first = libc::pollfd { fd, events, revents: 0 };
+    wait_for(&mut [first, libc::pollfd { fd: other, events: libc::POLLRDHUP, revents: 0 }], until)
+}
+
+fn wait_for(polled: &mut [libc::pollfd], until: Option<u64>) -> io::Result<bool> {
+    // SAFETY: so many structures are there.
+    match check(unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis(until)) }) {
         Ok(n) => Ok(n > 0),
         Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(false),
         Err(e) => Err(e),
     }
+}
+
+/// Whether the other side of a connection has ended it.
+pub(crate) fn is_gone(fd: RawFd) -> bool {
+    let mut polled = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one structure is there.
+    unsafe { libc::poll(&mut polled, 1, 0) > 0 }
 }
 
 /// Waits until one of two descriptors can be read; says whether the second one can.

@@ -9,7 +9,7 @@ use crate::identity::Fingerprint;
 use crate::message::Message;
 
 /// Who is at the other end, as far as it is proven.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
     /// The same process.
     Memory,
@@ -47,6 +47,16 @@ pub trait Service: Send + Sync {
 
     /// The link is over. Replies that are still owed have no effect.
     fn closed(&self, _peer: &Peer, _reason: &Reason) {}
+}
+
+impl<S: Service + ?Sized> Service for Arc<S> {
+    fn call(&self, peer: &Peer, command: Message, reply: Reply) {
+        (**self).call(peer, command, reply);
+    }
+
+    fn closed(&self, peer: &Peer, reason: &Reason) {
+        (**self).closed(peer, reason);
+    }
 }
 
 /// Makes calls.

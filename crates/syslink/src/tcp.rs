@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender as Hand, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender as Hand, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -103,6 +103,9 @@ pub struct Listener {
 /// Links that wait for their bulk connection: by token, whose, and where to give it.
 type Expected = Mutex<HashMap<[u8; 16], (Fingerprint, Hand<(Channel, Raw)>)>>;
 
+/// How often to look whether a peer whose bulk connection is awaited is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 struct House {
     tls: Arc<ServerConfig>,
     config: Config,
@@ -188,8 +191,15 @@ impl House {
             self.expected.lock().insert(token, (key, hand.clone()));
             Ok(Some(token))
         });
-        let left = Duration::from_nanos(until.saturating_sub(now_ns()));
-        let bulk = greeted.map(|_| arrives.recv_timeout(left));
+        let bulk = greeted.map(|_| {
+            loop {
+                let left = Duration::from_nanos(until.saturating_sub(now_ns()));
+                match arrives.recv_timeout(left.min(LOOK_EVERY)) {
+                    Err(RecvTimeoutError::Timeout) if !left.is_zero() && !poll::is_gone(control.fd()) => {}
+                    outcome => break outcome,
+                }
+            }
+        });
         self.expected.lock().remove(&token);
         let Ok(bulk) = bulk.map_err(ConnectError::Ended)? else {
             control.end();

@@ -154,3 +154,62 @@ fn the_bulk_token_of_one_peer_is_of_no_use_to_another() {
     poll::wait(&[(thief.fd(), false)], Some(until)).unwrap();
     assert_eq!(thief.read(&mut Raw::default(), &mut [0; 1]).unwrap_or(Some(0)), Some(0));
 }
+
+/// The bulk connection is made, and cut on its way: the side that connects believes in a link, the other one never sees it.
+#[test]
+fn a_bulk_connection_that_is_cut_before_it_is_known_ends_a_call_at_once() {
+    let inn = inn();
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let remote = Remote { addr: proxy.local_addr().unwrap(), ..inn.remote() };
+    let to = inn.listener.addr();
+    let pass = |mut from: TcpStream, mut into: TcpStream| thread::spawn(move || io::copy(&mut from, &mut into));
+    let passing = thread::spawn(move || {
+        let near = proxy.accept().unwrap().0;
+        let far = TcpStream::connect(to).unwrap();
+        pass(near.try_clone().unwrap(), far.try_clone().unwrap());
+        pass(far, near);
+        // Of the second one the handshake gets through, and the token does not.
+        let (mut near, mut far) = (proxy.accept().unwrap().0, TcpStream::connect(to).unwrap());
+        let back = pass(far.try_clone().unwrap(), near.try_clone().unwrap());
+        let (mut buffer, mut records) = (vec![0; 64 << 10], 0);
+        loop {
+            let n = io::Read::read(&mut near, &mut buffer).unwrap();
+            // Its first flight, and its answer to the other side's; then comes the token.
+            records += 1;
+            if n == 0 || records == 3 {
+                break;
+            }
+            io::Write::write_all(&mut far, &buffer[..n]).unwrap();
+        }
+        let _ = near.shutdown(std::net::Shutdown::Both);
+        let _ = far.shutdown(std::net::Shutdown::Both);
+        drop(back);
+    });
+    let start = std::time::Instant::now();
+    let quiet = Arc::new(Answering(|_: &Peer, m| Ok(m)));
+    // (The token may have come along with what is before it: then there is a link, and nothing to see.)
+    if let Ok(link) = connect(&remote, &Identity::generate(), "t", &Config::default(), quiet) {
+        let _ = link.call(Message::new(Tag(5)), None);
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    drop(passing);
+    inn.still_works();
+}
+
+#[test]
+fn who_goes_between_the_hello_and_the_bulk_connection_is_not_waited_for() {
+    let inn = inn();
+    let (me, until) = (Identity::generate(), now_ns() + 5 * SECOND);
+    let control = Arc::new(dial(&inn.remote(), &me, Purpose::Control, until).unwrap());
+    let mut engine = Engine::connect(Config::default(), Hello::default(), now_ns());
+    let hello = greet(&mut engine, &mut half(control.clone()), until, &mut |_| Ok(None)).unwrap();
+    control.end();
+    drop(control);
+    thread::sleep(4 * LOOK_EVERY);
+    // Nobody is there any more who could be given it.
+    let late = dial(&inn.remote(), &me, Purpose::Bulk, until).unwrap();
+    say(&late, &hello.bulk_token.unwrap());
+    poll::wait(&[(late.fd(), false)], Some(until)).unwrap();
+    assert_eq!(late.read(&mut Raw::default(), &mut [0; 1]).unwrap_or(Some(0)), Some(0));
+    inn.still_works();
+}

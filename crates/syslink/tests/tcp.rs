@@ -40,7 +40,7 @@ struct Friends {
 
 fn friends() -> Friends {
     let (me, host) = (Identity::generate(), Identity::generate());
-    let listener = listen(&host, Arc::new(Known::new([me.fingerprint()], |_| ())));
+    let listener = listen(&host, Arc::new(Known::new([(me.fingerprint(), None)], |_, _| ())));
     let remote = Remote { addr: listener.addr(), key: host.fingerprint(), ticket: None };
     Friends { me, listener, remote }
 }
@@ -110,12 +110,12 @@ fn a_ticket_lets_in_once_and_its_bearer_is_known_from_then_on() {
     let joined = Arc::new(Mutex::new(Vec::new()));
     let known = {
         let joined = joined.clone();
-        Arc::new(Known::new([], move |key| joined.lock().unwrap().push(*key)))
+        Arc::new(Known::new([], move |key, _| joined.lock().unwrap().push(*key)))
     };
     let listener = listen(&host, known.clone());
     // The clock is the kernel's: what is issued at time 0 has expired.
-    let expired = known.tickets().issue(host.fingerprint(), Duration::from_nanos(1), 0);
-    let good = known.tickets().issue(host.fingerprint(), Duration::from_secs(1 << 30), 0);
+    let expired = known.tickets().issue(host.fingerprint(), Duration::from_nanos(1), 0, None);
+    let good = known.tickets().issue(host.fingerprint(), Duration::from_secs(1 << 30), 0, None);
     let (me, other) = (Identity::generate(), Identity::generate());
     let outcome = |ticket: &_, who: &_| match go(&Remote::with_ticket(listener.addr(), ticket), who) {
         Ok(link) => link.call(echo(1, &[]), long()).map(drop).map_err(|e| e.to_string()),
@@ -194,7 +194,7 @@ fn a_recorded_conversation_played_again_reaches_no_service() {
         Ok(m)
     }));
     let config = Config { handshake_ns: SECOND / 2, ..Config::default() };
-    let admission = Arc::new(Known::new([me.fingerprint()], |_| ()));
+    let admission = Arc::new(Known::new([(me.fingerprint(), None)], |_, _| ()));
     let listener = Listener::bind(any(), &host, config, admission, service).unwrap();
     let (addr, tapes) = tap(listener.addr());
     let link = go(&Remote { addr, key: host.fingerprint(), ticket: None }, &me).unwrap();

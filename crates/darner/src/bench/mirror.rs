@@ -63,10 +63,12 @@ impl Copy {
         Ok(())
     }
 
-    fn received(&self) -> Result<u64> {
+    /// Bytes that were sent, and how long the last pull took.
+    fn received(&self) -> Result<(f64, f64)> {
         let lines: Value = serde_json::from_str(&self.command(&["mirror", "list", "--json"], &self.store)?)?;
         let own = lines.as_array().and_then(|lines| lines.iter().find(|line| line["name"] == ""));
-        own.and_then(|line| line["received_bytes"].as_u64()).ok_or_else(|| Failure::new("mirror list tells no bytes"))
+        let own = own.and_then(|line| Some((line["received_bytes"].as_f64()?, line["pull_seconds"].as_f64()?)));
+        own.ok_or_else(|| Failure::new("mirror list tells no bytes or no time"))
     }
 }
 
@@ -100,6 +102,8 @@ fn add(source: &Darner, room: &Room, name: &str) -> Result<Copy> {
 /// One that is pulled from.
 struct Pulled {
     seconds: f64,
+    /// Without the two processes.
+    itself: f64,
     read: f64,
     received: f64,
 }
@@ -321,7 +325,7 @@ fn pull(source: &mut Darner, copy: &Copy, files: u64, round: u64) -> Result<Pull
     change(source.dir(), files, round)?;
     source.command(&["clean".as_ref(), "--wait".as_ref(), source.dir().as_os_str()])?;
     source.remount()?;
-    let before = copy.received()?;
+    let before = copy.received()?.0;
     // What it does after opening.
     thread::sleep(Duration::from_millis(500));
     let (read, start) = (bytes_read(source)?, Instant::now());
@@ -331,8 +335,9 @@ fn pull(source: &mut Darner, copy: &Copy, files: u64, round: u64) -> Result<Pull
     let read = bytes_read(source)? - read;
     let mnt = copy.mnt.as_ref().ok_or_else(|| Failure::new("the mirror is not mounted"))?;
     let (there, due) = (fs::read(path(mnt, round % files))?, fs::read(path(source.dir(), round % files))?);
+    let (received, itself) = copy.received()?;
     match there == due {
-        true => Ok(Pulled { seconds, read, received: (copy.received()? - before) as f64 }),
+        true => Ok(Pulled { seconds, itself, read, received: received - before }),
         false => Err(Failure::new("the mirror does not show what its source has")),
     }
 }
@@ -521,7 +526,7 @@ fn report(bytes: u64, first: &[Vec<f64>; 3], lags: &[f64], trees: &[Tree]) -> (S
     let mut lines = Vec::new();
     for t in trees {
         let of = |what: fn(&Pulled) -> f64| median(t.pulls.iter().map(what));
-        let (read, received) = (of(|p| p.read), of(|p| p.received));
+        let (read, received, itself) = (of(|p| p.read), of(|p| p.received), of(|p| p.itself));
         let _ = writeln!(text, "\n{CHANGED} of {} files changed; first copy {:.1} s", t.files, t.first_seconds);
         t.skipped.iter().for_each(|why| text.extend(["without ", why, "\n"]));
         let _ = writeln!(text, "{:<22}{:>10}{:>14}", "", "s", "× darner");
@@ -530,17 +535,24 @@ fn report(bytes: u64, first: &[Vec<f64>; 3], lags: &[f64], trees: &[Tree]) -> (S
             let _ = writeln!(text, "{name:<22}{:>10}{:>14}", show(mid(seconds), 4), show(times, 1));
         }
         let kib = |v: Option<f64>| show(v.map(|v| v / 1024.0), 0);
-        let _ = writeln!(text, "the source's daemon read {} KiB, {} KiB were sent", kib(read), kib(received));
+        let _ = writeln!(
+            text,
+            "the pull itself took {} s; the source's daemon read {} KiB, {} KiB were sent",
+            show(itself, 4),
+            kib(read),
+            kib(received)
+        );
         let seconds: serde_json::Map<String, Value> =
             SYSTEMS.iter().zip(&t.seconds).map(|(name, s)| (name.to_string(), json!(s))).collect();
         lines.push(json!({ "files": t.files, "first_copy_seconds": t.first_seconds, "seconds": seconds,
+            "pull_seconds": t.pulls.iter().map(|p| p.itself).collect::<Vec<_>>(),
             "bytes_read": t.pulls.iter().map(|p| p.read).collect::<Vec<_>>(),
             "bytes_sent": t.pulls.iter().map(|p| p.received).collect::<Vec<_>>(), "skipped": t.skipped }));
     }
     if let [small, large] = trees {
         let of = |t: &Tree, what: fn(&Pulled) -> f64| median(t.pulls.iter().map(what)).unwrap_or(f64::NAN);
         let (time, read) =
-            (of(large, |p| p.seconds) / of(small, |p| p.seconds), of(large, |p| p.read) / of(small, |p| p.read));
+            (of(large, |p| p.itself) / of(small, |p| p.itself), of(large, |p| p.read) / of(small, |p| p.read));
         let _ = writeln!(
             text,
             "\n{} files against {}: {time:.2} × the time, {read:.2} × the bytes read",
@@ -563,7 +575,7 @@ mod tests {
         let tree = |files, seconds: f64| Tree {
             files,
             first_seconds: 1.0,
-            pulls: vec![Pulled { seconds, read: 2048.0 * seconds, received: 1024.0 }],
+            pulls: vec![Pulled { seconds, itself: seconds, read: 2048.0 * seconds, received: 1024.0 }],
             seconds: [vec![seconds], vec![30.0], vec![], vec![seconds * 3.0]],
             skipped: vec!["borg is not installed".into()],
         };

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::cli::Mount;
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::Place;
+use crate::syslog::Syslog;
 use crate::{daemon, keeper, supervisor};
 
 /// The descriptor on which a worker that is started for a mount tells how that went; its number is in this variable.
@@ -157,6 +159,12 @@ fn serve(c: &Mount, request: &MountRequest, ready: &dyn Fn()) -> Result<()> {
     daemon::run(|| Place::at(&c.store), &c.volumes, &options, first, ready)
 }
 
+/// Whether a descriptor leads to `/dev/null`.
+fn is_null(fd: &impl AsFd) -> bool {
+    let meta = fd.as_fd().try_clone_to_owned().map(File::from).and_then(|file| file.metadata());
+    meta.is_ok_and(|meta| meta.file_type().is_char_device() && meta.rdev() == libc::makedev(1, 3))
+}
+
 pub fn start_log(path: Option<&Path>) -> Result<()> {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
@@ -166,6 +174,11 @@ pub fn start_log(path: Option<&Path>) -> Result<()> {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
             log.with_writer(std::sync::Mutex::new(file.cant(|| format!("open the log {}", path.display()))?)).init();
         }
+        // In the background: what nobody would see goes to the system's log.
+        None if is_null(&std::io::stderr()) => match Syslog::find() {
+            Some(syslog) => log.without_time().with_level(false).with_writer(syslog).init(),
+            None => log.with_writer(std::io::stderr).init(),
+        },
         None => log.with_writer(std::io::stderr).init(),
     }
     Ok(())

@@ -21,6 +21,8 @@ use crate::place::{self, Make, Place};
 use crate::verifying::VerifyReport;
 use crate::{mirroring, mounts, serving};
 
+/// Seconds of difference between clocks that are worth telling.
+const SKEW: f64 = 2.0;
 /// How long to wait for a daemon that has a store and does not answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -43,10 +45,13 @@ pub fn run(c: &Mirror) -> Result<()> {
         A::Follow { store, source, ticket, key, limit } => {
             follow(store, source.parse()?, ticket.as_deref(), key.as_deref(), *limit)
         }
-        A::Return { store, promoted } => turn_back(store, promoted),
-        A::Verify { mnt, name, data, dry_run, json } => {
+        A::Return { store, promoted, ticket, key } => turn_back(store, promoted, ticket.as_deref(), key.as_deref()),
+        A::Verify { mnt, name, data, dry_run, every, json } => {
             let mirror = mirror(mnt, name.as_deref())?;
             daemon::stay(&mirror.path)?;
+            if let Some(seconds) = *every {
+                return control::must_call(&mirror, &Request::CompareEvery { seconds }).map(drop);
+            }
             let request = Request::VerifyMirror { data: *data, mend: !dry_run };
             let Response::Verified(found) = super::call_showing_progress(&mirror, &request)? else {
                 return Err(super::other_answer());
@@ -155,17 +160,23 @@ fn pause(mirror: &Place, paused: bool, limit: Option<u64>) -> Result<()> {
     call_or_open(mirror, &Request::PauseMirror { paused, limit }, here).map(drop)
 }
 
-/// Makes a store that follows one on another machine.
-fn follow(store: &Path, mut far: Far, ticket: Option<&str>, key: Option<&str>, limit: Option<u64>) -> Result<()> {
-    let store = mounts::absolute(store)?;
+/// Completes an address by whom to expect there.
+fn expecting(mut far: Far, ticket: Option<&str>, key: Option<&str>) -> Result<(Far, Option<Ticket>)> {
     let ticket = ticket.map(|t| t.trim().parse::<Ticket>().map_err(Failure::new)).transpose()?;
     let key = key.map(|key| key.parse().map_err(Failure::new)).transpose()?;
     far.key = key.or(ticket.as_ref().map(|t| t.issuer)).or(far.key);
-    if far.key.is_none() {
-        return Err(Failure::new(
+    match far.key {
+        Some(_) => Ok((far, ticket)),
+        None => Err(Failure::new(
             "whom to expect there? Use --ticket (`darner serve MNT --ticket` there prints one), or --key",
-        ));
+        )),
     }
+}
+
+/// Makes a store that follows one on another machine.
+fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit: Option<u64>) -> Result<()> {
+    let store = mounts::absolute(store)?;
+    let (far, ticket) = expecting(far, ticket, key)?;
     let known = store.exists() && Place::at(&store)?.holds_store()?;
     let identity = match known {
         true => opened(&Place::at(&store)?, |fs| {
@@ -210,12 +221,12 @@ fn follow(store: &Path, mut far: Far, ticket: Option<&str>, key: Option<&str>, l
 }
 
 /// Has an old source follow the store that was its mirror.
-fn turn_back(store: &Path, promoted: &str) -> Result<()> {
+fn turn_back(store: &Path, promoted: &str, ticket: Option<&str>, key: Option<&str>) -> Result<()> {
     let place = Place::at(store)?;
     let (link, origin) = match Far::is_meant(promoted) {
         true => {
-            let far: Far = promoted.parse()?;
-            (opened(&place, |fs| far.connect(&serving::identity(fs)?, None))?, far.to_string())
+            let (far, ticket) = expecting(promoted.parse()?, ticket, key)?;
+            (opened(&place, |fs| far.connect(&serving::identity(fs)?, ticket.map(|t| t.secret)))?, far.to_string())
         }
         false => {
             let other = mounts::store_of(Path::new(promoted))?;
@@ -225,12 +236,12 @@ fn turn_back(store: &Path, promoted: &str) -> Result<()> {
     };
     let looked = Puller::look(&link, Which::Named("main"), None).map_err(Failure::new)?;
     let was = looked.was.ok_or_else(|| Failure::new(format!("{promoted} is no mirror that was promoted")))?;
-    let label = format!("before-return-{}", now_ns() / 1_000_000_000);
-    let at = opened(&place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &label, now_ns())?))?;
+    let name = format!("before-return-{}", now_ns() / 1_000_000_000);
+    opened(&place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
     daemon::stay(&place.path)?;
+    let store = place.path.display();
     super::print(&format!(
-        "{} follows {origin}, from {} on; what it was at {at} is kept as the label {label}\n",
-        place.path.display(),
+        "{store} follows {origin}, from {} on; what it had become is the fileset {name}: darner mount --fileset {name} {store} MNT\n",
         was.at
     ))
 }
@@ -319,6 +330,21 @@ fn table(lines: &[MirrorLine]) -> String {
         let name = if line.name.is_empty() { "(this store)" } else { &line.name };
         let _ =
             writeln!(out, "{name:<16} {:<12} {lag:>9} {received:>10}  {at:<26} {}", line.state, line.target.display());
+        let ahead = line.clock_ahead_seconds.filter(|ahead| ahead.abs() > SKEW);
+        let ahead = ahead.map(|ahead| {
+            let which = if ahead > 0.0 { "ahead of" } else { "behind" };
+            format!("its source's is {:.0} s {which} its own: times of the past are the source's", ahead.abs())
+        });
+        let compared = line.compared.as_ref().map(|c| {
+            let mended = if c.differing > 0 { format!(", {} of them mended", c.mended) } else { String::new() };
+            format!("{}, as of {} ({}): {} keys, {} differed{mended}", c.ended, c.at, c.at_tid, c.keys, c.differing)
+        });
+        for (what, text) in [("clock", &ahead), ("compared", &compared)] {
+            text.iter().for_each(|text| out.extend(["    ", what, ": ", text.as_str(), "\n"]));
+        }
+        for differed in line.compared.iter().flat_map(|c| &c.named) {
+            let _ = writeln!(out, "        {differed}");
+        }
         for (what, text) in [("source", &line.source), ("waits for", &line.waits_for), ("last error", &line.last_error)]
         {
             if let Some(text) = text {

@@ -1,12 +1,16 @@
 //! `darner mount`: asks the daemon that has the store, or starts one.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
 use darner_fuse::MountOptions;
 
 use crate::cli::{Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
-use crate::{mounts, systemd, xattr};
+use crate::{keeper, mounts, supervisor, systemd, xattr};
 
 use super::daemon;
 
@@ -50,6 +54,34 @@ pub fn run(c: Mount) -> Result<()> {
     answers(&request)?;
     if started {
         tell_of_promoted(&place);
+    }
+    // Another daemon has the store already, and the mount as well now.
+    if c.foreground { stay(&place, &request.mountpoint) } else { Ok(()) }
+}
+
+/// Returns when a mount that another process serves is gone; told to end, has it taken away.
+fn stay(place: &Place, mountpoint: &Path) -> Result<()> {
+    let signals = supervisor::block_end_signals();
+    // SAFETY: a valid set; the descriptor is ours.
+    let told = unsafe { keeper::own(libc::signalfd(-1, &signals, libc::SFD_CLOEXEC)) };
+    let told = told.ok_or_else(std::io::Error::last_os_error)?;
+    let table = File::open("/proc/self/mountinfo")?;
+    systemd::Store::find().0.ready();
+    while mounts::all()?.iter().any(|m| m.mountpoint == *mountpoint && m.kind.starts_with("fuse")) {
+        let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
+        // The kernel marks changes of the table so.
+        let mut polled = [poll(table.as_raw_fd(), libc::POLLPRI), poll(told.as_raw_fd(), libc::POLLIN)];
+        // SAFETY: two structures are there.
+        if unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) } < 0 {
+            let e = std::io::Error::last_os_error();
+            if e.kind() != std::io::ErrorKind::Interrupted {
+                return Err(e.into());
+            }
+        }
+        if polled[1].revents != 0 {
+            let request = Request::Unmount { mountpoint: mountpoint.to_path_buf(), lazy: true };
+            return control::must_call(place, &request).map(drop);
+        }
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ pub fn run(c: &Serve) -> Result<()> {
         stop: c.stop,
         admit: c.admit.clone(),
         remove: c.remove.clone(),
+        filesets: c.filesets.clone(),
         ticket_seconds: c.ticket.then_some(c.seconds),
     };
     let answer = match (mirror::call(&place, &request)?, &listen) {
@@ -52,7 +53,9 @@ fn table(r: &ServeReport) -> String {
     let _ = writeln!(out, "{:<10} {listens}\n{:<10} {}", "listens", "key", r.key);
     for peer in &r.peers {
         let asked = peer.asked_seconds_ago.map_or("not seen since the start".into(), |s| format!("asked {s:.0} s ago"));
-        let _ = writeln!(out, "{:<10} {} since {}, {asked}", "admits", peer.key, peer.admitted);
+        let what =
+            if peer.filesets.is_empty() { String::new() } else { format!(", to {} only", peer.filesets.join(", ")) };
+        let _ = writeln!(out, "{:<10} {} since {}{what}, {asked}", "admits", peer.key, peer.admitted);
     }
     if r.peers.is_empty() {
         let _ = writeln!(out, "{:<10} nobody: --ticket, or --admit", "admits");

@@ -155,6 +155,7 @@ impl Fs {
         drop(live);
         self.load_orphans(MAIN)?;
         self.reap_orphans(now_ns)?;
+        self.bring_in(now_ns)?;
         self.sync()?;
         Ok(f)
     }

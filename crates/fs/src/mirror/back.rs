@@ -1,13 +1,14 @@
 //! The return of an old source: its mirror was promoted, and went on; it follows that now, from the moment that they have in common.
-//! What it has from after that is kept under a label.
+//! What it has from after that is kept as a clone, which is apart (`fileset.rs`): the root is the other side's from then on.
 
 use darner_store::Tid;
 
 use crate::change::SMALL;
 use crate::error::{FsError, Result, refuse};
+use crate::fileset::Fileset;
 use crate::fs::Fs;
 use crate::mirror::{Following, put_books};
-use crate::node::MAIN;
+use crate::node::{MAIN, ROOT};
 
 /// What a promoted mirror was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,19 +31,13 @@ impl Fs {
     }
 
     /// Has this store follow the one that was its mirror: `other` (reached at `origin`), of which `was` tells. Everything is again what it
-    /// was at the moment that they have in common; what it is now is kept as `label`. Nothing may be mounted. Returns that label's moment.
-    pub fn turn_back(&self, other: [u8; 16], was: &Was, origin: &str, label: &str, now_ns: u64) -> Result<Tid> {
+    /// was at the moment that they have in common; what it is now is kept as the fileset `name`, which is returned. Nothing may be mounted.
+    pub fn turn_back(&self, other: [u8; 16], was: &Was, origin: &str, name: &str, now_ns: u64) -> Result<Fileset> {
         if self.following().is_some() {
             return refuse(libc::EINVAL, "this store follows another one already");
         }
         if was.source != self.store.uuid() {
             return refuse(libc::EINVAL, "the other store was a mirror, but not of this one");
-        }
-        if was.fileset != MAIN || self.filesets().len() > 1 {
-            return refuse(
-                libc::EOPNOTSUPP,
-                "only a store without other filesets can follow its mirror: make a new mirror",
-            );
         }
         if self.shown(MAIN, was.at)? != Some(was.at) {
             let at = was.at;
@@ -51,7 +46,19 @@ impl Fs {
                 format!("the moment {at}, which both had, is not kept here any more: make a new mirror"),
             ));
         }
-        let label = self.add_label(MAIN, label, None, now_ns)?.tid;
+        let mut others = Vec::new();
+        for fileset in self.filesets_at(was.at)? {
+            let found = self.dirent(ROOT, fileset.name.as_bytes(), was.at)?;
+            others.extend(found.filter(|found| found.ino.fileset != MAIN));
+        }
+        if was.fileset != MAIN || !others.is_empty() {
+            return refuse(
+                libc::EOPNOTSUPP,
+                "only a store that had no other filesets then can follow its mirror: make a new mirror",
+            );
+        }
+        // (Those made since lose their names in the root, as this one does.)
+        let alone = self.clone_fileset(now_ns, ROOT, None, name)?;
         self.rewind(was.at, now_ns)?;
         self.store.admit(SMALL)?;
         let live = self.live.write();
@@ -76,6 +83,6 @@ impl Fs {
         drop(live);
         self.show(tid)?;
         self.sync()?;
-        Ok(label)
+        Ok(alone)
     }
 }

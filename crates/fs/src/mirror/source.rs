@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use darner_store::{CHUNK, Kind, ObjectId, Tid, What, split_tail};
+use darner_store::{CHUNK, Kind, ObjectId, Piece, Tid, What, split_tail};
 
 use crate::attr::Attr;
 use crate::codec::put_varint;
@@ -307,22 +307,32 @@ impl<'s> Telling<'s> {
             if let Some(id) = piece.identity().filter(|_| self.sent.places.len() < SENT_MAX) {
                 self.sent.places.insert(id, (to, piece.offset));
             }
-            let read = match piece.packed_len() {
-                Some(n) => {
-                    put_span(&mut self.out, &range, LZ4);
-                    put_varint(&mut self.out, n as u64);
-                    self.fs.store.read_packed(&piece, &mut self.out)
-                }
-                None => {
-                    put_span(&mut self.out, &range, RAW);
-                    let at = self.out.len();
-                    self.out.resize(at + piece.len as usize, 0);
-                    self.fs.store.read(std::slice::from_ref(&piece), &mut self.out[at..])
-                }
-            };
-            read.map_err(|e| self.fs.explain(crate::Node::AsOf(self.inode(object), self.at), e.into()))?;
+            let start = self.out.len();
+            let mut told = self.tell_piece(&piece, &range);
+            // A mirror may have what is damaged here, perhaps the one that asks.
+            if told.is_err() && self.fs.store.heal_pieces(self.root.fileset, std::slice::from_ref(&piece))? {
+                self.out.truncate(start);
+                told = self.tell_piece(&piece, &range);
+            }
+            told.map_err(|e| self.fs.explain(crate::Node::AsOf(self.inode(object), self.at), e.into()))?;
         }
         Ok(())
+    }
+
+    fn tell_piece(&mut self, piece: &Piece, range: &std::ops::Range<u32>) -> darner_store::Result<()> {
+        match piece.packed_len() {
+            Some(n) => {
+                put_span(&mut self.out, range, LZ4);
+                put_varint(&mut self.out, n as u64);
+                self.fs.store.read_packed(piece, &mut self.out)
+            }
+            None => {
+                put_span(&mut self.out, range, RAW);
+                let at = self.out.len();
+                self.out.resize(at + piece.len as usize, 0);
+                self.fs.store.read(std::slice::from_ref(piece), &mut self.out[at..])
+            }
+        }
     }
 
     fn inode(&self, object: ObjectId) -> Inode {

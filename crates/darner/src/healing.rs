@@ -1,0 +1,51 @@
+//! Reads that meet damage wait for the other side of a mirror, on a thread of their own: those who serve requests go on.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use darner_fs::{Fs, Node};
+use darner_fuse::{DeferredReply, Reply};
+use parking_lot::Mutex;
+
+use crate::error::Result;
+
+/// A read that could not be answered.
+struct Wounded {
+    node: Node,
+    offset: u64,
+    size: usize,
+    reply: DeferredReply,
+}
+
+/// Heals what reads of a mount find damaged, and answers them; ends when it is dropped, and all are answered.
+pub struct Healer(Mutex<Sender<Wounded>>);
+
+impl Healer {
+    /// Starts the thread.
+    pub fn new(fs: Arc<Fs>) -> Result<Healer> {
+        let (sender, jobs) = channel::<Wounded>();
+        thread::Builder::new().name("healer".into()).spawn(move || jobs.into_iter().for_each(|job| heal(&fs, job)))?;
+        Ok(Healer(Mutex::new(sender)))
+    }
+
+    /// Sees to a read that failed because of damage.
+    pub fn take(&self, node: Node, offset: u64, size: usize, reply: Reply<'_>) {
+        // (Without its thread the reply is dropped, which answers.)
+        let _ = self.0.lock().send(Wounded { node, offset, size, reply: reply.defer() });
+    }
+}
+
+fn heal(fs: &Fs, job: Wounded) {
+    let Wounded { node, offset, size, reply } = job;
+    match fs.heal(node, offset, size) {
+        Ok(true) => tracing::warn!(inode = node.inode().number(), offset, "damaged: healed from the other side"),
+        Ok(false) => {}
+        Err(e) => tracing::warn!(inode = node.inode().number(), offset, "damaged, and not healed: {e}"),
+    }
+    let mut data = vec![0; size];
+    match fs.read_into(node, offset, &mut data) {
+        Ok(n) => reply.answer(|reply| reply.data(&data[..n])),
+        Err(e) => reply.answer(|reply| reply.error(e.errno())),
+    }
+}
