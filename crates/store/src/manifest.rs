@@ -127,22 +127,25 @@ impl Manifest {
     /// Reads it back from its region; where it is damaged, its copy.
     pub fn read(region: &dyn Region, len: u64) -> Result<Manifest> {
         let first = Manifest::read_at(region, 0, len);
-        let copy = copy_at(len);
         match &first {
-            // (Earlier darners wrote no copy.)
-            Err(Error::Corrupt { .. } | Error::Io { .. }) if region.place().size >= Manifest::room(len) => {
-                Manifest::read_at(region, copy, len).or(first)
+            Err(Error::Corrupt { .. } | Error::Io { .. }) if Manifest::has_copy(region, len) => {
+                Manifest::read_at(region, copy_at(len), len).or(first)
             }
             _ => first,
         }
     }
 
+    /// Earlier darners wrote none. (A length that makes no sense has none either.)
+    fn has_copy(region: &dyn Region, len: u64) -> bool {
+        let size = region.place().size;
+        len <= size && Manifest::room(len) <= size
+    }
+
     /// Whether it and its copy can be read. (Before version 4 there was no copy.)
     pub fn both_read(region: &dyn Region, len: u64) -> Result<bool> {
-        let copies = [0, copy_at(len)];
-        let there = if region.place().size >= Manifest::room(len) { 2 } else { 1 };
-        for at in &copies[..there] {
-            match Manifest::read_at(region, *at, len) {
+        let copy = Manifest::has_copy(region, len).then(|| copy_at(len));
+        for at in [Some(0), copy].into_iter().flatten() {
+            match Manifest::read_at(region, at, len) {
                 Err(Error::Corrupt { .. }) => return Ok(false),
                 read => drop(read?),
             }

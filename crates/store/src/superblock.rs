@@ -13,6 +13,8 @@ const MAGIC: &[u8; 8] = b"DARNER\r\n";
 pub const VERSION: u32 = 5;
 /// The oldest version that can be read; opening for writing makes it the newest.
 const VERSION_MIN: u32 = 1;
+/// More than any store gets to; up to there sums don't overflow.
+const GENERATIONS: u64 = 1 << 62;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +102,7 @@ impl Superblock {
             return Some(Err(version));
         }
         let attempt = r.u32()?;
-        let generation = r.u64()?;
+        let generation = r.u64().filter(|g| *g < GENERATIONS)?;
         let uuid = r.take(16)?.try_into().ok()?;
         let hash_key = r.take(16)?.try_into().ok()?;
         let (birth, size_limit) = (Tid(r.u64()?), r.u64()?);
@@ -135,7 +137,8 @@ impl Superblock {
             next_volume,
             volumes,
         };
-        superblock.entry(number).is_some().then_some(Ok(OnVolume { number, superblock }))
+        let sense = superblock.volumes.iter().all(|v| v.away.is_none_or(|since| since <= generation));
+        (sense && superblock.entry(number).is_some()).then_some(Ok(OnVolume { number, superblock }))
     }
 
     /// What the store knows of a volume.

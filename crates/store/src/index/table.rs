@@ -601,16 +601,18 @@ impl<'c> Cursor<'c> {
     }
 }
 
-/// Makes the checksums of filter, block list, footer and first block right, where the footer leads to them.
+/// Makes the checksums of filter, block list, ghosts and footer right, where the footer leads to them, and that of a block that is
+/// the only one.
 #[cfg(any(test, fuzzing))]
 pub fn reseal(bytes: &mut [u8], region: u64) {
-    let footer = bytes.len() - FOOTER;
+    let Some(footer) = bytes.len().checked_sub(FOOTER) else { return };
     let number = |bytes: &[u8], i: usize| {
         u64::from_le_bytes(bytes[footer + 8 + 8 * i..footer + 16 + 8 * i].try_into().expect("8 bytes")) as usize
     };
     let (filter, list, ghosts) = (number(bytes, 0), number(bytes, 1), number(bytes, 6));
-    for (from, to) in [(filter, list), (list, ghosts), (ghosts, footer), (footer, bytes.len())] {
-        if from + 4 <= to && to <= bytes.len() {
+    let block = if filter <= BLOCK_TARGET { (0, filter) } else { (0, 0) };
+    for (from, to) in [block, (filter, list), (list, ghosts), (ghosts, footer), (footer, bytes.len())] {
+        if from < to && to - from >= 4 && to <= bytes.len() {
             let crc = crc_at(region, from as u64, &bytes[from..to - 4]);
             bytes[to - 4..to].copy_from_slice(&crc.to_le_bytes());
         }
