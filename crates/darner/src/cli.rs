@@ -153,6 +153,9 @@ pub struct Mount {
     /// Of a daemon: mount nothing (whatever MNT is), for a store that has something to do without
     #[arg(long, hide = true)]
     pub without_mount: bool,
+    /// Where s3://BUCKET/PREFIX has its open segment, index and what is read much here: a new or empty directory, or the one of before
+    #[arg(long, value_name = "DIR")]
+    pub local: Option<PathBuf>,
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
@@ -166,7 +169,7 @@ pub struct Mount {
     /// Filesystem type, as mount(8) passes it
     #[arg(short = 't', hide = true)]
     pub kind: Option<String>,
-    /// The store
+    /// The store; or s3://BUCKET/PREFIX: what has reached a bucket, which is taken over from the machine that put it there
     pub store: PathBuf,
     /// Where
     pub mountpoint: PathBuf,
@@ -372,7 +375,11 @@ pub struct Volume {
 /// What to do with volumes.
 #[derive(Subcommand, Debug)]
 pub enum VolumeAction {
-    /// Add a new or empty directory, an image file, or a block device
+    /// Add a new or empty directory, an image file, a block device, or s3://BUCKET/PREFIX
+    ///
+    /// How a bucket is reached the variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, … say, when it is
+    /// added, and when the store is mounted. Adding it again reaches it by what they say now. All that is sealed is put there as well, from
+    /// time to time with what makes it a whole; where room gets short here, what was not read for longest stays there only.
     Add {
         /// A mount point
         mnt: PathBuf,
@@ -387,6 +394,9 @@ pub enum VolumeAction {
         /// Overwrite what is on the file or device
         #[arg(long)]
         force: bool,
+        /// hot: for all that is new. cold: for what is not read much, when room gets short on the others; buckets always are
+        #[arg(long, value_parser = ["hot", "cold"])]
+        tier: Option<String>,
     },
     /// All volumes, and how full they are
     List {
@@ -395,6 +405,11 @@ pub enum VolumeAction {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Have all that is there now reach the bucket, from which it could be opened elsewhere; returns when it has
+    Push {
+        /// A mount point
+        mnt: PathBuf,
     },
     /// Move one segment, pack or table, or all that is on a volume now
     Move {
@@ -772,6 +787,9 @@ pub struct Inspect {
     /// Records too, not only the structures around them
     #[arg(long)]
     pub records: bool,
+    /// Where s3://BUCKET/PREFIX has its open segment, index and what is read much here: a new or empty directory, or the one of before
+    #[arg(long, value_name = "DIR")]
+    pub local: Option<PathBuf>,
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
@@ -785,6 +803,9 @@ pub struct Inspect {
 pub struct Check {
     /// The store
     pub store: PathBuf,
+    /// Where s3://BUCKET/PREFIX has its open segment, index and what is read much here: a new or empty directory, or the one of before
+    #[arg(long, value_name = "DIR")]
+    pub local: Option<PathBuf>,
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
@@ -818,6 +839,9 @@ pub struct Scrub {
 pub struct Rebuild {
     /// The store
     pub store: PathBuf,
+    /// Where s3://BUCKET/PREFIX has its open segment, index and what is read much here: a new or empty directory, or the one of before
+    #[arg(long, value_name = "DIR")]
+    pub local: Option<PathBuf>,
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,

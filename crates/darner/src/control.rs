@@ -129,7 +129,19 @@ pub enum Request {
         image: bool,
         /// Whatever is there.
         force: bool,
+        /// For what is not read much.
+        #[serde(default)]
+        cold: bool,
     },
+    /// Make an empty place in a bucket a volume; of one that is one already, reach it anew.
+    AddBucket {
+        /// `s3://…`.
+        name: String,
+        /// How it is reached.
+        variables: std::collections::BTreeMap<String, String>,
+    },
+    /// Have all that is there now reach the bucket.
+    Push,
     /// Move a region, or all that is on a volume now.
     MoveSegments {
         /// Which, unless all.
@@ -285,6 +297,7 @@ impl Request {
                 | Request::RemoveFileset { .. }
                 | Request::RenameFileset { .. }
                 | Request::AddVolume { .. }
+                | Request::AddBucket { .. }
                 | Request::RemoveVolume { .. }
                 | Request::LoseVolume { .. }
                 | Request::AddMirror { .. }
@@ -569,16 +582,40 @@ pub struct VolumeLine {
     pub id: u32,
     /// Where.
     pub path: String,
-    /// `directory` or `raw`: an image file or block device.
+    /// `directory`; `raw`: an image file or block device; or `bucket`.
     pub kind: String,
-    /// Bytes there are.
+    /// Bytes there are; of a bucket, those in use.
     pub size_bytes: u64,
     /// Bytes in use.
     pub used_bytes: u64,
     /// Bytes that are not in use.
     pub free_bytes: u64,
-    /// `active`; `leaving`: it is being emptied; `missing`; or `failed`: it is not used any more.
+    /// `active`; `leaving`: it is being emptied; `missing`; `failed`: it is not used any more; of a bucket `unreachable`, or `fenced`:
+    /// another machine has taken the store over.
     pub state: String,
+    /// `hot`: what is new goes there; or `cold`.
+    #[serde(default)]
+    pub tier: String,
+    /// How a bucket is.
+    #[serde(default)]
+    pub bucket: Option<BucketLine>,
+}
+
+/// What is in a bucket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BucketLine {
+    /// The tid up to which everything could be opened from there alone.
+    pub reached: Option<String>,
+    /// The same as a time, RFC 3339, local.
+    pub reached_when: Option<String>,
+    /// Bytes on their way there.
+    pub left_bytes: u64,
+    /// Bytes that are nowhere else.
+    pub only_there_bytes: u64,
+    /// Bytes that were fetched since the store was opened.
+    pub fetched_bytes: u64,
+    /// Why it can't be reached, or who has taken the store over.
+    pub trouble: Option<String>,
 }
 
 /// How the copies of a store are.
@@ -605,7 +642,7 @@ pub struct Status {
     pub durable_tid: String,
     /// When it was made, RFC 3339, local.
     pub created: String,
-    /// Bytes there are.
+    /// Bytes there are; of a bucket, those in use.
     pub size_bytes: u64,
     /// Bytes in use.
     pub used_bytes: u64,

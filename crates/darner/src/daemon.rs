@@ -26,6 +26,7 @@ use crate::nodes::Nodes;
 use crate::place::{self, Place};
 use crate::reaper::Reaper;
 use crate::retention::Wanted;
+use crate::s3;
 use crate::scrub::Scrubbing;
 use crate::serving::{Door, Followed};
 use crate::supervisor::{LISTENER, block_end_signals};
@@ -128,6 +129,8 @@ pub fn run(
         Some(found) => found,
         None => (place()?, others.to_vec()),
     };
+    s3::go_on(&mut items)?;
+    s3::keep(&keeper)?;
     let shelter = shelter(&keeper, &mut items, options.read_only)?;
     let listeners = take_listeners(&mut items);
     let mut told = Instant::now();
@@ -195,6 +198,7 @@ pub fn run(
         daemon.wait_for_the_end();
     }
     daemon.state.lock().closing = true;
+    s3::give_up();
     for worker in workers {
         store.wake();
         daemon.reaper.wake();
@@ -343,12 +347,13 @@ impl Daemon {
             return Ok(Vec::new());
         }
         let (writer, upkeep, reaper, scrubber) = (self.clone(), self.clone(), self.clone(), self.clone());
-        let door = self.clone();
+        let (door, bucket) = (self.clone(), self.clone());
         Ok(vec![
             thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap())?,
             thread::Builder::new().name("log-writer".into()).spawn(move || writer.write_log())?,
             thread::Builder::new().name("upkeep".into()).spawn(move || upkeep.keep_up())?,
             thread::Builder::new().name("scrubber".into()).spawn(move || scrubber.scrub_by_itself())?,
+            thread::Builder::new().name("bucket".into()).spawn(move || bucket.keep_bucket())?,
             thread::Builder::new().name("door".into()).spawn(move || door.keep_the_door())?,
         ])
     }
@@ -415,7 +420,7 @@ impl Daemon {
         match upkeep {
             Progress::Worked => Ok((upkeep, false)),
             Progress::Idle => {
-                if self.go_on_leaving()? || self.go_on_copying()? {
+                if self.go_on_leaving(false)? || self.go_on_copying()? {
                     return Ok((Progress::Worked, true));
                 }
                 self.fs.limit_history(now_ns())?;
@@ -508,6 +513,8 @@ impl Daemon {
             Request::Usage => Response::Usage(self.usage()?),
             request @ (Request::Volumes
             | Request::AddVolume { .. }
+            | Request::AddBucket { .. }
+            | Request::Push
             | Request::MoveSegments { .. }
             | Request::RemoveVolume { .. }
             | Request::LoseVolume { .. }

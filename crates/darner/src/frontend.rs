@@ -12,7 +12,9 @@ use darner_fs::{
     Seek, SetAttr, SetTime, SetXattr, Time,
 };
 use darner_fuse::{self as fuse, Ctx, DirBuffer, Handler, Operation, Reply, Request, abi};
+use darner_store::volume::without_waiting;
 
+use crate::cold;
 use crate::error::Failure;
 use crate::healing::Healer;
 use crate::listing::Listing;
@@ -195,14 +197,15 @@ impl Frontend {
         }
     }
 
-    fn read(&self, node: Node, offset: u64, size: u32, reply: Reply<'_>) {
+    fn read(&self, node: Node, offset: u64, size: u32, reply: Reply<'_>, ctx: &Ctx<'_>) {
         DATA.with_borrow_mut(|buf| {
             let size = size as usize;
             if buf.len() < size {
                 buf.resize(size, 0);
             }
-            match self.fs.read_unexplained(node, offset, &mut buf[..size]) {
+            match without_waiting(|| self.fs.read_unexplained(node, offset, &mut buf[..size])) {
                 Ok(n) => reply.data(&buf[..n]),
+                Err(e) if e.cold().is_some() => cold::read(&self.fs, node, offset, size, reply, ctx),
                 Err(e) if e.errno() == libc::EIO => self.healer.take(node, offset, size, reply),
                 Err(e) => reply.error(e.errno()),
             }
@@ -253,7 +256,7 @@ impl Frontend {
         }
     }
 
-    fn write(&self, id: u64, node: Node, w: &WriteRequest<'_>, caller: &Caller, reply: Reply<'_>) {
+    fn write(&self, id: u64, node: Node, w: &WriteRequest<'_>, caller: &Caller, reply: Reply<'_>, ctx: &Ctx<'_>) {
         let WriteRequest { offset, data, flags, write_flags } = *w;
         if matches!(node, Node::AsOf(..)) {
             // A mapped page, or one gathered by the kernel, is not to be shown as the past.
@@ -264,7 +267,16 @@ impl Frontend {
         let append = flags & libc::O_APPEND as u32 != 0 && write_flags & abi::flags::WRITE_CACHE == 0;
         let kill_suidgid = write_flags & abi::flags::WRITE_KILL_SUIDGID != 0;
         let at = if append { None } else { Some(offset) };
-        match self.run(caller, Op::Write { node, offset: at, data, kill_suidgid }) {
+        let op = Op::Write { node, offset: at, data, kill_suidgid };
+        let outcome = match without_waiting(|| self.run(caller, op)) {
+            // What reaches the bucket makes room: that takes a while.
+            Err(e) if e.errno() == libc::ENOSPC && self.fs.store().may_gain_room() => {
+                ctx.will_block();
+                self.run(caller, op)
+            }
+            outcome => outcome,
+        };
+        match outcome {
             Ok(Answer::Written(w)) => {
                 reply.written(w.len as u32);
                 if w.offset != offset {
@@ -465,9 +477,9 @@ impl Frontend {
                 let Some(old) = self.nodes.node(oldnode) else { return reply.error(libc::ESTALE) };
                 self.answer_entry(self.run(&caller, Op::Link { node: old, dir: node, name }), reply);
             }
-            O::Read { offset, size, .. } => self.read(node, offset, size, reply),
+            O::Read { offset, size, .. } => self.read(node, offset, size, reply, ctx),
             O::Write { offset, data, write_flags, flags, .. } => {
-                self.write(id, node, &WriteRequest { offset, data, flags, write_flags }, &caller, reply);
+                self.write(id, node, &WriteRequest { offset, data, flags, write_flags }, &caller, reply, ctx);
             }
             O::Fsync { .. } | O::Fsyncdir { .. } | O::Syncfs => {
                 ctx.will_block();

@@ -2,8 +2,10 @@
 
 mod attachments;
 pub mod bench;
+mod buckets;
 pub mod cli;
 pub mod cmd;
+mod cold;
 pub mod control;
 pub mod copy;
 pub mod daemon;
@@ -24,6 +26,7 @@ pub mod place;
 mod reaper;
 pub mod receipts;
 mod retention;
+pub mod s3;
 mod scrub;
 pub mod serving;
 mod supervisor;

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Tid};
 use darner_mirror::{Failure as Cut, Memory, Puller, ROOM_WANTED, SERVICE, Source};
-use darner_store::OpenOptions;
 use darner_syslink::engine::Hello;
 use darner_syslink::{Config, Link, Pool, Refuse, Service, Who, unix};
 use parking_lot::{Condvar, Mutex};
@@ -395,7 +394,7 @@ impl Daemon {
         let origin = std::fs::canonicalize(self.path())?;
         let make = Make { hash_key: Some(self.store().hash_key()), ..Make::default() };
         let place = place::create(target, &make)?;
-        let (store, _held) = place.open(&[], &OpenOptions::default(), &mut |_| ())?;
+        let (store, _held) = place.open(&[], &place::options(), &mut |_| ())?;
         let fs = Fs::open(store.clone())?;
         fs.follow(self.store().uuid(), of.id, &of.name, &origin.to_string_lossy(), now_ns())?;
         Ok(store.close()?)

@@ -24,6 +24,7 @@ use rustc_hash::FxHasher;
 
 use crate::error::{Context, Failure, Result};
 use crate::mounts::Mounted;
+use crate::s3;
 
 /// A store's place: that of one of its volumes.
 #[derive(Clone, Debug)]
@@ -108,7 +109,9 @@ impl Place {
             newest = newer(newest, id);
         }
         loop {
-            let missing = newest.volumes.iter().find_map(|entry| {
+            // (Buckets are opened with the store.)
+            let here = newest.volumes.iter().filter(|entry| entry.kind != VolumeKind::Bucket);
+            let missing = here.into_iter().find_map(|entry| {
                 let is_there = found.iter().any(|f| f.number == entry.number);
                 (!is_there).then(|| self.look_for(entry, &newest, number, write)).flatten()
             });
@@ -187,6 +190,13 @@ impl Place {
         Ok(false)
     }
 
+    /// Whether nothing else is in a directory.
+    fn has_only_regions(&self) -> Result<bool> {
+        let mut entries = fs::read_dir(&self.path).cant(|| format!("list {}", self.path.display()))?;
+        let is_region = |e: fs::DirEntry| e.file_name().as_bytes().starts_with(b"region-");
+        Ok(entries.all(|e| e.is_ok_and(is_region)))
+    }
+
     /// Takes the store for this process, or says who has it.
     pub fn lock(&self, exclusive: bool) -> Result<File> {
         if let Some(file) = inherited(&self.path) {
@@ -227,6 +237,43 @@ impl Place {
         let meta = fs::metadata(&self.path)?;
         let (a, b) = if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) };
         Ok(SocketAddr::from_abstract_name(format!("darner/{a:x}/{b:x}"))?)
+    }
+}
+
+/// Options that reach buckets too.
+pub fn options() -> OpenOptions {
+    OpenOptions { buckets: Some(s3::buckets()), ..OpenOptions::default() }
+}
+
+/// Makes a store in a new or empty directory (or whatever is there, if that is empty) of what has reached a bucket.
+pub fn take_over(name: &str, local: &Path, memory: u64, each: &mut dyn FnMut(Advance)) -> Result<()> {
+    let options = OpenOptions { memory, ..options() };
+    prepare(local, &Make::default(), |path, make, exists| {
+        let place = Place::at(path)?;
+        // (Regions without a superblock are what an interrupted try has left.)
+        let _lock = match exists && place.is_dir && !place.holds_store()? && place.has_only_regions()? {
+            true => place.lock(true)?,
+            false => place.take(make, exists)?.0,
+        };
+        let store = Store::take_over(name, place.volume(true)?, &crate::buckets::who(), &options, each)?;
+        Ok(store.close()?)
+    })
+}
+
+/// Whether a store here is that of a bucket, and nobody has taken it over since.
+pub fn must_have_bucket(place: &Place, name: &str) -> Result<()> {
+    let id = identify(&*place.volume(false)?)?;
+    let entry = id.volumes.iter().find(|e| e.kind == VolumeKind::Bucket && e.name() == name);
+    let path = place.path.display();
+    let entry =
+        entry.ok_or_else(|| Failure::new(format!("{path} holds a store that has nothing to do with {name}")))?;
+    // (Out of reach, it can be mounted.)
+    match darner_store::taken_over(&*s3::buckets().0(name), entry.epoch) {
+        Ok(Some(who)) => Err(Failure::new(format!(
+            "{name} was taken over by {who} since {path} was used: name another directory to take it over from there; what {path} alone has \
+             can still be mounted as darner mount {path} MNT"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -322,7 +369,7 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
         &*volume,
         &CreateOptions { now_ns, size_limit, hash_key: make.hash_key, ..CreateOptions::default() },
     )?;
-    let store = Arc::new(Store::open(volume, &OpenOptions::default())?);
+    let store = Arc::new(Store::open(volume, &options())?);
     // SAFETY: these calls can't fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let fs = darner_fs::Fs::create(store.clone(), uid, gid, 0o755, crate::frontend::now_ns())?;

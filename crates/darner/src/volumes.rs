@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_store::volume::{Copies, VolumeKind};
-use darner_store::{Move, Progress, VolumeUsage};
+use darner_store::volume::{Copies, Tier, VolumeKind};
+use darner_store::{BucketState, Move, Progress, VolumeUsage};
 use darner_syslink::unix;
 
 use crate::control::{self, CopyLine, Request, Response, Tell, VolumeLine};
@@ -129,9 +129,12 @@ impl Daemon {
         }
         let _one_at_a_time = self.moving.lock();
         let changed = match request {
-            Request::AddVolume { path, size, image, force } => {
-                self.add_volume(&path, &Make { size, image, force, existing_is_fine: false, ..Make::default() })?
+            Request::AddVolume { path, size, image, force, cold } => {
+                let tier = if cold { Tier::Cold } else { Tier::Hot };
+                self.add_volume(&path, tier, &Make { size, image, force, existing_is_fine: false, ..Make::default() })?
             }
+            Request::AddBucket { name, variables } => self.add_bucket(&name, variables)?,
+            Request::Push => return self.push(tell),
             Request::MoveSegments { region, from, to } => return self.move_segments(region, from, to, tell),
             Request::RemoveVolume { id } => return self.remove_volume(id, tell),
             Request::LoseVolume { id } => {
@@ -151,10 +154,11 @@ impl Daemon {
     }
 
     pub(crate) fn volume_lines(&self) -> Result<Vec<VolumeLine>> {
-        Ok(self.store().volumes()?.iter().map(line).collect())
+        let bucket = self.store().bucket();
+        Ok(self.store().volumes()?.iter().map(|v| line(v, bucket.as_ref())).collect())
     }
 
-    fn add_volume(self: &Arc<Daemon>, path: &Path, make: &Make) -> Result<u16> {
+    fn add_volume(self: &Arc<Daemon>, path: &Path, tier: Tier, make: &Make) -> Result<u16> {
         let mountpoints: Vec<PathBuf> = self.state.lock().mounts.keys().cloned().collect();
         let real = std::fs::canonicalize(path).or_else(|_| {
             // It is to be made.
@@ -174,7 +178,7 @@ impl Daemon {
         place::prepare(path, make, |path, make, exists| {
             let place = Place::at(path)?;
             let (lock, size_limit) = place.take(make, exists)?;
-            let number = self.store().add_volume(place.volume(true)?, size_limit)?;
+            let number = self.store().add_volume_for(place.volume(true)?, size_limit, tier)?;
             let member = Member::new(self, Held { place, number, lock });
             match member {
                 Ok(member) => self.volumes.lock().push(member),
@@ -255,6 +259,7 @@ impl Daemon {
             let how = if v.missing { "is missing" } else { "has failed, and is not used until the next mount" };
             all.push(format!("volume {} ({}) {how}: {only}", v.entry.number, v.entry.name()));
         }
+        all.extend(self.bucket_warnings());
         let lacking = self.store().copies().lacking;
         if lacking > 0 {
             all.push(format!("{} MiB have one copy only, and are to have two", lacking.div_ceil(1 << 20)));
@@ -279,7 +284,7 @@ impl Daemon {
     }
 
     /// Moves until there is nothing left; those who use the filesystem keep most of the time.
-    fn drive(
+    pub(crate) fn drive(
         &self,
         left: &dyn Fn() -> (u64, u64),
         tell: &mut Tell<'_>,
@@ -305,10 +310,12 @@ impl Daemon {
         Err(Failure::new("the filesystem was unmounted meanwhile"))
     }
 
-    /// Goes on emptying what is leaving, unless a command does; says whether there was anything to do.
-    pub(crate) fn go_on_leaving(&self) -> Result<bool> {
+    /// Goes on emptying what is leaving, the bucket or others, unless a command does; says whether there was anything to do.
+    pub(crate) fn go_on_leaving(&self, bucket: bool) -> Result<bool> {
         let Some(_one_at_a_time) = self.moving.try_lock() else { return Ok(false) };
-        if self.store().leaving().is_none() || self.leave_not_before.lock().is_some_and(|at| at > Instant::now()) {
+        let number = self.store().bucket().map(|b| b.number);
+        let is_due = self.store().leaving().is_some_and(|m| (Some(m.from) == number) == bucket);
+        if !is_due || self.leave_not_before.lock().is_some_and(|at| at > Instant::now()) {
             return Ok(false);
         }
         match self.store().step_leave(BUDGET) {
@@ -363,10 +370,12 @@ fn copies_name(copies: Copies) -> &'static str {
     }
 }
 
-fn line(v: &VolumeUsage) -> VolumeLine {
+fn line(v: &VolumeUsage, bucket: Option<&BucketState>) -> VolumeLine {
+    let bucket = bucket.filter(|b| b.number == v.entry.number);
     let kind = match v.entry.kind {
         VolumeKind::Directory => "directory",
         VolumeKind::Raw => "raw",
+        VolumeKind::Bucket => "bucket",
     };
     VolumeLine {
         id: v.entry.number.into(),
@@ -379,8 +388,12 @@ fn line(v: &VolumeUsage) -> VolumeLine {
             VolumeUsage { missing: true, .. } => "missing",
             VolumeUsage { failed: true, .. } => "failed",
             VolumeUsage { entry, .. } if entry.leaving => "leaving",
+            _ if bucket.is_some_and(|b| b.fenced.is_some()) => "fenced",
+            _ if bucket.is_some_and(|b| b.trouble.is_some()) => "unreachable",
             _ => "active",
         }
         .into(),
+        tier: if v.entry.tier == Tier::Cold { "cold" } else { "hot" }.into(),
+        bucket: bucket.map(crate::buckets::line),
     }
 }

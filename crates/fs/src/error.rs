@@ -51,6 +51,11 @@ impl FsError {
         self.cause.as_deref()
     }
 
+    /// What has to be fetched from a bucket first.
+    pub fn cold(&self) -> Option<&darner_store::volume::Cold> {
+        self.cause()?.cold()
+    }
+
     /// The same, saying in which file it happened.
     pub(crate) fn in_file(mut self, path: &str) -> FsError {
         self.sentence = Cow::Owned(format!("{path}: {}", self.sentence));

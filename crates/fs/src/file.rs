@@ -60,6 +60,7 @@ impl Fs {
         // Between the look and the read the bytes may have been superseded, collapsed and cleaned away: then a second look
         // finds others. Damage is there the second time too.
         match self.try_read(node, offset, buf) {
+            Err(error) if error.cold().is_some() => Err(error),
             Err(error) if error.errno() == libc::EIO => self.try_read(node, offset, buf),
             read => read,
         }

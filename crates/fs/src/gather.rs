@@ -4,6 +4,7 @@
 //! made of goes when the retention lets it. Invariant: between the look and the write nobody changed the chunk (its
 //! version is compared under the lock), so no write is lost.
 
+use darner_store::volume::without_waiting;
 use darner_store::{CHUNK, Chunk, Tid};
 
 use crate::change::SMALL;
@@ -44,7 +45,11 @@ impl Fs {
         for (chunk, seen) in chunks {
             let Some(version) = self.store.chunk_tid(chunk)? else { continue };
             if version.0.saturating_add(RESTLESS) <= now_ns {
-                gathered.push(Gathered { chunk, version, runs: self.runs_of(chunk)? });
+                match without_waiting(|| self.runs_of(chunk)) {
+                    // In a bucket it may lie as it lies.
+                    Err(e) if e.cold().is_some() => {}
+                    runs => gathered.push(Gathered { chunk, version, runs: runs? }),
+                }
             } else if seen.is_none_or(|seen| seen == version) {
                 self.store.put_back_scattered(chunk, version);
                 waiting += 1;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::manifest::Manifest;
 use crate::superblock::{OnVolume, Superblock};
-use crate::volume::{RegionRef, Volume, VolumeEntry, Volumes};
+use crate::volume::{BucketVolume, Buckets, RegionRef, Volume, VolumeEntry, VolumeKind, Volumes};
 use crate::{Error, Result};
 
 /// What a volume says of its store.
@@ -40,7 +40,7 @@ pub(crate) struct Candidate {
 
 /// The superblocks on these volumes, newest first, as the first of them has to do with them. Volumes of other stores are of
 /// no account, but for the first.
-pub(crate) fn assemble(found: &[Arc<dyn Volume>]) -> Result<Vec<Candidate>> {
+pub(crate) fn assemble(found: &[Arc<dyn Volume>], reach: &Reach) -> Result<Vec<Candidate>> {
     let (first, others) = found.split_first().expect("a store is opened by a volume");
     let mut known = vec![(first.clone(), Superblock::read(&**first)?)];
     let uuid = known[0].1[0].superblock.uuid;
@@ -65,18 +65,33 @@ pub(crate) fn assemble(found: &[Arc<dyn Volume>]) -> Result<Vec<Candidate>> {
             names(&newest)
         )));
     }
-    let mut candidates = vec![candidate(newest, &known)?];
+    let mut candidates = vec![candidate(newest, &known, reach)?];
     // What the older ones need may be gone.
     let newest = &all[0];
     let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
     // And one that knows nothing of a volume that was left behind would take what that has for the present.
     let knows = |sb: &Superblock| newest.volumes.iter().all(|e| e.away.is_none() || is_away(sb, e.number));
     let older = all.iter().skip(1).filter(|sb| sb.generation + 1 >= newest.generation && knows(sb));
-    candidates.extend(older.filter_map(|sb| candidate(sb.clone(), &known).ok()));
+    candidates.extend(older.filter_map(|sb| candidate(sb.clone(), &known, reach).ok()));
     Ok(candidates)
 }
 
-fn candidate(sb: Superblock, known: &[(Arc<dyn Volume>, Vec<OnVolume>)]) -> Result<Candidate> {
+/// How the store's bucket is reached, and how much memory there is for what is read of it.
+pub(crate) struct Reach {
+    pub buckets: Option<Buckets>,
+    pub memory: u64,
+}
+
+impl Reach {
+    /// The bucket of a superblock. Nothing is asked of it.
+    pub fn bucket(&self, sb: &Superblock) -> Option<Arc<BucketVolume>> {
+        let entry = sb.volumes.iter().find(|e| e.kind == VolumeKind::Bucket)?;
+        let bucket = self.buckets.as_ref()?.0(&entry.name());
+        Some(Arc::new(BucketVolume::new(bucket, entry.number, entry.epoch, self.memory)))
+    }
+}
+
+fn candidate(sb: Superblock, known: &[(Arc<dyn Volume>, Vec<OnVolume>)], reach: &Reach) -> Result<Candidate> {
     let mut there: HashMap<u16, Arc<dyn Volume>> = HashMap::new();
     for entry in &sb.volumes {
         let claims = known.iter().filter(|(_, s)| s[0].number == entry.number);
@@ -104,8 +119,9 @@ fn candidate(sb: Superblock, known: &[(Arc<dyn Volume>, Vec<OnVolume>)]) -> Resu
         }
         there.insert(entry.number, volume.clone());
     }
-    let missing = sb.volumes.iter().filter(|e| !there.contains_key(&e.number)).cloned().collect();
-    Ok(Candidate { volumes: Volumes::new(&sb, &there), superblock: sb, missing })
+    let volumes = Volumes::new(&sb, &there, reach.bucket(&sb));
+    let missing = sb.volumes.iter().filter(|e| !volumes.is_there(e.number)).cloned().collect();
+    Ok(Candidate { volumes, superblock: sb, missing })
 }
 
 /// A volume that the superblock of one that was away `since` a generation has left behind, and that was not in fact.

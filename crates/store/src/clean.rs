@@ -17,6 +17,7 @@ use std::sync::Arc;
 use parking_lot::MutexGuard;
 
 use crate::collapse::Advance;
+use crate::forget::Forgotten;
 use crate::maintain::{Progress, State};
 use crate::mark::Needed;
 use crate::pack::{self, Packed, Writer};
@@ -194,13 +195,16 @@ impl Store {
     }
 
     fn containers(&self, state: &State) -> Vec<Container> {
+        // What is in the bucket would have to be fetched first.
+        let cold = self.cold_regions();
         let segments = self.segments.lock();
         let regions = self.regions.read();
         let mut by_region: HashMap<u64, Container> = HashMap::new();
-        for (i, s) in segments.iter().enumerate().take_while(|(_, s)| s.at.id != state.log.region) {
+        let sealed = segments.iter().enumerate().take_while(|(_, s)| s.at.id != state.log.region);
+        for (i, s) in sealed.filter(|(_, s)| !cold.contains(&s.container())) {
             let kept = if s.pack.is_some() { regions[&s.at.id].bytes_kept() } else { s.end };
             let needed = if s.live == LIVE_UNKNOWN { kept } else { (s.live + s.slack).min(kept) };
-            let c = by_region.entry(s.pack.unwrap_or(s.at.id)).or_insert_with(|| Container {
+            let c = by_region.entry(s.container()).or_insert_with(|| Container {
                 segments: Vec::new(),
                 kept: 0,
                 needed: 0,
@@ -500,28 +504,42 @@ impl Store {
         self.bury(state)
     }
 
+    /// Whether a segment holds records of what is to be forgotten, or that no index has any more.
+    fn holds_forgotten(&self, s: &Segment, forgotten: &Forgotten) -> Result<bool> {
+        let mut holds = false;
+        let searched = self.each_transaction(s, &mut |frame| {
+            let tid = frame.frame.header.tid;
+            for r in frame.records {
+                holds = holds || is_forgotten(forgotten, r, tid) || self.has_lapsed(r, tid)?;
+            }
+            Ok(())
+        });
+        match searched {
+            // What can't be read may hold some of it: whoever forgets is told.
+            Err(Error::Corrupt { .. }) => Ok(true),
+            searched => searched.map(|()| holds),
+        }
+    }
+
     /// Cleans the segments that still hold records of what is to be forgotten, or that no index has any more: whose they
     /// were, nobody knows. (What a segment holds beside what is needed is only estimated.)
     pub(crate) fn clean_remains(&self) -> Result<()> {
         let forgotten = self.forgotten()?;
+        // What holds some of it comes back from the bucket first, with no lock held.
+        let cold = self.cold_regions();
+        let segments = self.segments.lock().clone();
+        for s in segments.iter().filter(|s| cold.contains(&s.container())) {
+            if self.holds_forgotten(s, &forgotten)? {
+                self.bring_back(s.container())?;
+            }
+        }
+        let cold = self.cold_regions();
         let mut state = self.maintenance.lock();
         let segments = self.segments.lock().clone();
         let newest = state.log.region;
-        for s in segments.iter().take_while(|s| s.at.id != newest) {
-            let mut holds = false;
-            let searched = self.each_transaction(s, &mut |frame| {
-                let tid = frame.frame.header.tid;
-                for r in frame.records {
-                    holds = holds || is_forgotten(&forgotten, r, tid) || self.has_lapsed(r, tid)?;
-                }
-                Ok(())
-            });
-            match searched {
-                // What can't be read may hold some of it: whoever forgets is told.
-                Err(Error::Corrupt { .. }) => holds = true,
-                searched => searched?,
-            }
-            if holds {
+        let sealed = segments.iter().take_while(|s| s.at.id != newest);
+        for s in sealed.filter(|s| !cold.contains(&s.container())) {
+            if self.holds_forgotten(s, &forgotten)? {
                 state.forgotten.insert(s.at.id);
             }
         }

@@ -10,7 +10,7 @@ use crate::maintain::{Progress, State};
 use crate::manifest::Manifest;
 use crate::moving::Aim;
 use crate::store::{SEGMENT_MIN, Store, reserve_of};
-use crate::volume::{Copies, For, Region, RegionRef};
+use crate::volume::{Copies, For, Region, RegionRef, Tier, VolumeEntry};
 use crate::{Error, Result};
 
 /// How the copies of a store are.
@@ -36,7 +36,8 @@ impl Store {
         self.must_be_writable()?;
         let sound = |number| self.volumes.is_sound(number);
         let entries = self.volumes.superblock().volumes;
-        let open = entries.iter().filter(|e| !e.leaving && sound(e.number)).count();
+        let is_open = |e: &&VolumeEntry| !e.leaving && sound(e.number) && e.tier == Tier::Hot;
+        let open = entries.iter().filter(is_open).count();
         if copies != Copies::One && open < 2 {
             return Err(Error::Refused("two copies need two volumes: add another first".into()));
         }
@@ -72,10 +73,14 @@ impl Store {
         if self.volumes.copies() != Copies::Two {
             return 0;
         }
-        m.regions().filter(|at| at.second.is_none()).map(|at| at.size).sum()
+        m.regions().filter(|at| at.second.is_none() && !self.volumes.is_cold(*at)).map(|at| at.size).sum()
     }
 
     fn sound_places(&self, at: RegionRef) -> usize {
+        // What is in the bucket need not be here, let alone twice.
+        if self.volumes.is_cold(at) {
+            return 2;
+        }
         at.places().filter(|at| self.volumes.is_sound(at.volume)).count()
     }
 
@@ -91,7 +96,8 @@ impl Store {
     /// Goes on with making copies that are missing, or giving up those that are too many, `budget` bytes at most at a time.
     /// [`Progress::Idle`]: all are as they should be, or that can't be now.
     pub fn step_copies(&self, budget: u64) -> Result<Progress> {
-        if self.read_only {
+        // (Who moves something may wait for a bucket; upkeep does not wait for him.)
+        if self.read_only || self.moving.is_locked() {
             return Ok(Progress::Idle);
         }
         match self.give_up_copies()? {

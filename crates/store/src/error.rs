@@ -87,6 +87,9 @@ pub enum Error {
         /// Segments.
         left: usize,
     },
+    /// What was asked for is in a bucket, and whoever asked does not wait.
+    #[error("{0:?} are in a bucket")]
+    Cold(crate::volume::Cold),
     /// An earlier write to the log failed; nothing more is accepted, so that nothing synced is lost.
     #[error("the store stopped accepting writes after: {0}")]
     Stopped(Box<Error>),
@@ -99,6 +102,14 @@ impl Error {
             Error::Corrupt { .. } => true,
             Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             _ => false,
+        }
+    }
+
+    /// What has to be fetched from a bucket first.
+    pub fn cold(&self) -> Option<&crate::volume::Cold> {
+        match self {
+            Error::Cold(cold) => Some(cold),
+            _ => None,
         }
     }
 }

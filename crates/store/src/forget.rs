@@ -129,6 +129,8 @@ impl Store {
         }
         // The cleaner may have moved it before, and given back where it was.
         self.volumes.wipe_given_back()?;
+        // What is in the bucket goes with the next checkpoint.
+        self.want_push();
         for (fileset, _) in self.filesets() {
             let done: Vec<_> = self.forget_records(fileset)?.into_iter().map(|(suffix, _)| suffix).collect();
             self.change_forget_records(fileset, &done, now_ns, |tx, suffix| {
@@ -143,6 +145,10 @@ impl Store {
     fn outlast_readers(&self) -> Result<usize> {
         let start = Instant::now();
         loop {
+            if let Some(mut pushing) = self.pushing.try_lock() {
+                // What is on its way to the bucket keeps what it is made of: it begins anew.
+                *pushing = None;
+            }
             let mut state = self.maintenance.lock();
             self.bury(&mut state)?;
             let left = state.doomed.len() + state.doomed_regions.len();
@@ -171,7 +177,7 @@ impl Store {
 
     /// Gives a region back; while something is being forgotten, overwritten.
     pub(crate) fn give_back(&self, at: RegionRef) -> Result<()> {
-        if self.wiping.load(Ordering::Relaxed) {
+        if self.wiping.load(Ordering::Relaxed) && !self.volumes.is_cold(at) {
             self.wipe(at)?;
         }
         self.volumes.remove(at)

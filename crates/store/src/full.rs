@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use crate::clean::Effort;
 use crate::retain::WhenFull;
 use crate::store::Store;
+use crate::volume::may_wait;
 use crate::{Result, Tid};
 
 /// How long after a fruitless collapse the next one is tried, nanoseconds.
@@ -19,14 +20,24 @@ impl Store {
         if self.read_only {
             return Ok(false);
         }
-        let mut not_before = self.making_room.lock();
+        let waits = may_wait();
+        let Some(mut not_before) = (if waits { Some(self.making_room.lock()) } else { self.making_room.try_lock() })
+        else {
+            return Ok(false);
+        };
         loop {
             // Somebody else may have made it meanwhile.
             if self.usage()?.free >= bytes {
                 return Ok(true);
             }
-            if self.reclaim(Effort::Steady)? {
+            if self.give_way(bytes.saturating_sub(self.usage()?.free))? || self.reclaim(Effort::Steady)? {
                 continue;
+            }
+            if self.may_gain_room() && (!waits || self.outwait_push()) {
+                match waits {
+                    true => continue,
+                    false => return Ok(false),
+                }
             }
             let now = self.clock();
             // A collapse may find what pays better than the dregs.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::assemble::assemble;
+use crate::assemble::{Reach, assemble};
 use crate::frame::{self, Body, Content, Record};
 use crate::index::levels::RunRef;
 use crate::index::table::Table;
@@ -39,7 +39,7 @@ type Visit<'v> = &'v mut dyn FnMut(Item);
 
 /// Visits superblocks, volumes, manifest, segments with their frames, and tables. `found`: as for [`crate::Store::open_volumes`].
 pub fn inspect(found: &[Arc<dyn Volume>], wanted: &Wanted, visit: Visit<'_>) -> Result<()> {
-    let store = assemble(found)?.swap_remove(0);
+    let store = assemble(found, &Reach { buckets: None, memory: 0 })?.swap_remove(0);
     let (sb, volumes) = (&store.superblock, &store.volumes);
     for volume in found {
         Superblock::read(&**volume).unwrap_or_default().iter().for_each(|on| visit(superblock(&volume.name(), on)));

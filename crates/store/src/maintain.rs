@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use crate::clean::Batch;
 use crate::collapse::{Account, Ageing, Lapses, Pass};
 use crate::counts::Counts;
@@ -15,6 +17,7 @@ use crate::index::ghost::Ghost;
 use crate::index::levels::{Levels, Run};
 use crate::index::merge::{Divider, Merged, Source, run_source};
 use crate::index::table::{Builder, Table};
+use crate::log::Tail;
 use crate::manifest::{Manifest, Position};
 use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{For, Region, RegionRef, VolumeEntry};
@@ -273,7 +276,11 @@ impl Store {
     }
 
     pub(crate) fn flush_locked(&self, state: &mut State) -> Result<()> {
-        let tail = self.log.tail();
+        self.flush_from(state, self.log.tail())
+    }
+
+    /// As [`Store::flush_locked`], for who holds the log's tail.
+    pub(crate) fn flush_from(&self, state: &mut State, tail: MutexGuard<'_, Tail>) -> Result<()> {
         let (log, tid) = (tail.position(), tail.last);
         if (log, tid) == (state.log, state.tid) && self.index.read().frozen.is_none() {
             return Ok(());
@@ -334,20 +341,9 @@ impl Store {
             state.doomed_regions.append(&mut state.outdated);
             return Ok(());
         }
-        let name = |runs: &[Run]| runs.iter().map(Run::reference).collect();
         // First its own number: others are handed out meanwhile, and all that it names are below the next one.
         let id = self.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let manifest = Manifest {
-            tid: state.tid,
-            next_region: self.next_region.load(std::sync::atomic::Ordering::Relaxed),
-            next_object: state.next_object,
-            counts: state.counts.clone(),
-            log: state.log,
-            segments: self.segments_for(state.log),
-            packs: self.packs.lock().iter().map(|p| p.place()).collect(),
-            live: name(&levels.live),
-            history: name(&levels.history),
-        };
+        let manifest = self.manifest_of(state, levels);
         let bytes = manifest.encode(id);
         let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), For::Index, false)?;
         Manifest::write(&*region, &bytes)?;
@@ -364,6 +360,29 @@ impl Store {
             self.give_back_or_leave(old);
         }
         Ok(())
+    }
+
+    /// What is to be told of the store as it is.
+    pub(crate) fn manifest_of(&self, state: &State, levels: &Levels) -> Manifest {
+        let name = |runs: &[Run]| runs.iter().map(Run::reference).collect();
+        Manifest {
+            tid: state.tid,
+            next_region: self.next_region.load(std::sync::atomic::Ordering::Relaxed),
+            next_object: state.next_object,
+            counts: state.counts.clone(),
+            log: state.log,
+            segments: self.segments_for(state.log),
+            packs: self.packs.lock().iter().map(|p| p.place()).collect(),
+            live: name(&levels.live),
+            history: name(&levels.history),
+        }
+    }
+
+    /// Writes the manifest of what there is.
+    pub(crate) fn write_manifest_now(&self) -> Result<()> {
+        let mut state = self.maintenance.lock();
+        let levels = self.index.read().levels.clone();
+        self.write_manifest(&mut state, &levels)
     }
 
     /// The segments up to a position; later ones are found by following the seals.

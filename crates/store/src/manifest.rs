@@ -106,10 +106,15 @@ impl Manifest {
 
     /// Forgets the places that `gone` says, but of what is in none else.
     pub fn drop_places(&mut self, gone: &dyn Fn(u16) -> bool) {
-        let segments = self.segments.iter_mut().map(|s| &mut s.at);
+        self.place(&|at| at.without(gone));
+    }
+
+    /// Puts each region that it names where `place` says.
+    pub fn place(&mut self, place: &dyn Fn(RegionRef) -> RegionRef) {
+        let segments = self.segments.iter_mut().filter(|s| s.pack.is_none()).map(|s| &mut s.at);
         let runs = self.live.iter_mut().chain(&mut self.history);
         let tables = runs.flat_map(|run| run.tables.iter_mut().map(|t| &mut t.region));
-        segments.chain(&mut self.packs).chain(tables).for_each(|at| *at = at.without(gone));
+        segments.chain(&mut self.packs).chain(tables).for_each(|at| *at = place(*at));
     }
 
     /// Bytes of the region for a manifest of `len` bytes and its copy.
@@ -168,6 +173,11 @@ impl Manifest {
             return Err(corrupt("another checksum"));
         }
         Manifest::decode(&bytes[..bytes.len() - 4]).ok_or_else(|| corrupt("fields that make no sense"))
+    }
+
+    /// Of bytes that [`Manifest::encode`] made for this region.
+    pub fn of_bytes(bytes: &[u8], region: u64) -> Option<Manifest> {
+        is_sealed(bytes, region, 0).then(|| Manifest::decode(&bytes[..bytes.len() - 4])).flatten()
     }
 
     fn decode(body: &[u8]) -> Option<Manifest> {

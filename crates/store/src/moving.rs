@@ -111,13 +111,16 @@ impl Store {
     /// Regions that are still to be moved, and their bytes.
     pub fn left_to_move(&self, wanted: &Move) -> (u64, u64) {
         let state = self.maintenance.lock();
-        let left = self.regions_now(&state).into_iter().filter(|(_, at)| wanted.wants(*at));
+        let left = self.regions_now(&state).into_iter().filter(|(what, at)| self.is_due(wanted, *what, *at));
         left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
     }
 
     /// Copies, verifies or switches over a region, `budget` bytes of it at most at a time. [`Progress::Idle`]: nothing is left,
     /// or only what still has readers elsewhere.
     pub fn step_move(&self, wanted: &Move, budget: u64) -> Result<Progress> {
+        if self.volumes.bucket().is_some_and(|b| wanted.to == Some(b.number())) {
+            return self.step_to_bucket(wanted);
+        }
         self.step_towards(Aim::Move(wanted), budget)
     }
 
@@ -173,7 +176,10 @@ impl Store {
             return self.begin_copy(What::Segment, aim, source, s.end).map(Next::Copy);
         }
         if segments[open..].iter().any(is_due) {
-            self.seal_open(&mut state, aim)?;
+            if matches!(aim, Aim::Copies) {
+                self.make_spare_of_all_copies()?;
+            }
+            self.seal_open(&mut state, &|at| self.wants(aim, For::Data, at))?;
             return Ok(Next::Worked);
         }
         let packs = self.packs.lock().clone();
@@ -203,14 +209,11 @@ impl Store {
         Ok(Next::Idle)
     }
 
-    /// The log goes on in a new segment, and no replay begins before it.
-    fn seal_open(&self, state: &mut State, aim: Aim<'_>) -> Result<()> {
-        if matches!(aim, Aim::Copies) {
-            self.make_spare_of_all_copies()?;
-        }
+    /// The log goes on in a new segment, if `due` says so of the open one, and no replay begins before it.
+    pub(crate) fn seal_open(&self, state: &mut State, due: &dyn Fn(RegionRef) -> bool) -> Result<()> {
         let mut tail = self.log.tail();
         tail.check()?;
-        if self.wants(aim, For::Data, tail.segment.place()) {
+        if due(tail.segment.place()) {
             self.next_segment(&mut tail, SEGMENT_MIN)?;
         }
         drop(tail);
@@ -331,12 +334,16 @@ impl Store {
             return Ok(None);
         }
         let target = self.volumes.open(to)?;
-        let parts = pack::read(&*target, &self.uuid)?;
+        let is_cold = self.volumes.is_cold(to);
+        let parts = if is_cold { Vec::new() } else { pack::read(&*target, &self.uuid)? };
         let segments = self.segments.lock();
         let mut regions = self.regions.write();
         let mut packs = self.packs.lock();
         let Some(p) = packs.iter_mut().find(|p| p.place().is(from)) else { return Ok(None) };
         let old = std::mem::replace(p, target.clone());
+        for s in segments.iter().filter(|s| is_cold && s.pack == Some(from.id)) {
+            regions.insert(s.at.id, Arc::new(Packed::unread(target.clone(), s.at, self.uuid)));
+        }
         for part in parts {
             if segments.iter().any(|s| s.at.id == part.number && s.pack == Some(from.id)) {
                 regions.insert(part.number, Arc::new(Packed::new(target.clone(), part)));

@@ -8,7 +8,7 @@
 //! Tried and dropped: new places for moved extents. Every chunk map of every moment that leads to one would have to be
 //! rewritten, and records of shared extents in other segments would name what is no more.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::codec::{Reader, crc_at, is_sealed, put_varint};
 use crate::heal::{heal, read_good};
@@ -293,30 +293,58 @@ fn not_writable(region: u64, offset: u64) -> Error {
 /// A cleaned segment: reads as it was, but for what was dropped, which reads as zeroes.
 pub struct Packed {
     pack: Arc<dyn Region>,
-    part: Arc<Part>,
+    /// The segment.
+    at: RegionRef,
+    /// Of a pack whose directory was not read yet, whose it is.
+    unread: Option<[u8; 16]>,
+    part: OnceLock<Arc<Part>>,
 }
 
 impl Packed {
     pub fn new(pack: Arc<dyn Region>, part: Part) -> Packed {
-        Packed { pack, part: Arc::new(part) }
+        let at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0, second: None };
+        Packed { pack, at, unread: None, part: Arc::new(part).into() }
     }
 
-    /// Where in the pack what is left of a range is, and how many bytes; `None` if nothing is.
-    fn stored(&self, offset: u64, len: u64) -> Option<(u64, u64)> {
-        let runs = || self.part.runs.within(offset, len);
-        let (first, last) = (runs().next()?, runs().last()?);
-        Some((self.part.base + first.1, last.1 + last.2 - first.1))
+    /// One of a pack whose directory is read when somebody reads of it: what is in a bucket opens without.
+    pub fn unread(pack: Arc<dyn Region>, at: RegionRef, store: [u8; 16]) -> Packed {
+        Packed { pack, at, unread: Some(store), part: OnceLock::new() }
     }
+
+    fn part(&self) -> Result<&Arc<Part>> {
+        if let (Some(store), None) = (&self.unread, self.part.get()) {
+            let mut all = read(&*self.pack, store)?.into_iter();
+            let part = all.find(|part| part.number == self.at.id).ok_or_else(|| Error::Corrupt {
+                place: format!("region {:x}", self.pack.place().id),
+                what: "pack",
+                expected: format!("what is left of segment {:x}", self.at.id),
+                found: "other segments".into(),
+            })?;
+            self.part.get_or_init(|| Arc::new(part));
+        }
+        Ok(self.part.get().expect("just read"))
+    }
+
+    /// Where in the pack what is left of a range is, and how many bytes; `None` if nothing is, or that is not known yet.
+    fn stored(&self, offset: u64, len: u64) -> Option<(u64, u64)> {
+        stored(self.part.get()?, offset, len)
+    }
+}
+
+fn stored(part: &Part, offset: u64, len: u64) -> Option<(u64, u64)> {
+    let runs = || part.runs.within(offset, len);
+    let (first, last) = (runs().next()?, runs().last()?);
+    Some((part.base + first.1, last.1 + last.2 - first.1))
 }
 
 impl Region for Packed {
     fn place(&self) -> RegionRef {
-        RegionRef { id: self.part.number, start: 0, size: self.part.end, volume: 0, second: None }
+        self.at
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = buf.len() as u64;
-        let Some((start, bytes)) = self.stored(offset, len) else {
+        let (part, len) = (self.part()?, buf.len() as u64);
+        let Some((start, bytes)) = stored(part, offset, len) else {
             buf.fill(0);
             return Ok(());
         };
@@ -328,7 +356,7 @@ impl Region for Packed {
         let mut from = buf.len() - bytes as usize;
         self.pack.read_at(&mut buf[from..], start)?;
         let mut done = 0;
-        for (at, _, n) in self.part.runs.within(offset, len) {
+        for (at, _, n) in part.runs.within(offset, len) {
             let (to, n) = ((at - offset) as usize, n as usize);
             buf.copy_within(from..from + n, to);
             buf[done..to].fill(0);
@@ -340,9 +368,10 @@ impl Region for Packed {
 
     /// What was damaged is written anew: what was dropped stays so.
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.part.runs.within(offset, bytes.len() as u64).try_for_each(|(at, within, n)| {
+        let part = self.part()?;
+        part.runs.within(offset, bytes.len() as u64).try_for_each(|(at, within, n)| {
             let from = (at - offset) as usize;
-            self.pack.write_at(&bytes[from..from + n as usize], self.part.base + within)
+            self.pack.write_at(&bytes[from..from + n as usize], part.base + within)
         })
     }
 
@@ -351,7 +380,9 @@ impl Region for Packed {
     }
 
     fn copies(&self) -> Vec<Arc<dyn Region>> {
-        let of = |pack| -> Arc<dyn Region> { Arc::new(Packed { pack, part: self.part.clone() }) };
+        let of = |pack| -> Arc<dyn Region> {
+            Arc::new(Packed { pack, at: self.at, unread: self.unread, part: self.part.clone() })
+        };
         self.pack.copies().into_iter().map(of).collect()
     }
 
@@ -366,13 +397,14 @@ impl Region for Packed {
     }
 
     fn in_memory(&self) -> Result<Option<Arc<dyn Region>>> {
-        if self.part.runs.len() > IN_MEMORY_MAX {
+        let part = self.part()?;
+        if part.runs.len() > IN_MEMORY_MAX {
             return Ok(None);
         }
-        let mut bytes = vec![0; self.part.runs.len() as usize];
-        self.pack.read_at(&mut bytes, self.part.base)?;
-        let pack = Arc::new(Copied { of: self.pack.clone(), bytes, at: self.pack.place(), base: self.part.base });
-        Ok(Some(Arc::new(Packed { pack, part: self.part.clone() })))
+        let mut bytes = vec![0; part.runs.len() as usize];
+        self.pack.read_at(&mut bytes, part.base)?;
+        let pack = Arc::new(Copied { of: self.pack.clone(), bytes, at: self.pack.place(), base: part.base });
+        Ok(Some(Arc::new(Packed { pack, at: self.at, unread: None, part: self.part.clone() })))
     }
 
     fn will_need(&self, offset: u64, len: u64) {
@@ -382,11 +414,12 @@ impl Region for Packed {
     }
 
     fn bytes_kept(&self) -> u64 {
-        self.part.runs.len()
+        self.part.get().map_or(self.at.size, |part| part.runs.len())
     }
 
+    /// (Where that can't be read, whoever reads there is told.)
     fn next_kept(&self, offset: u64) -> u64 {
-        self.part.runs.next(offset).unwrap_or(self.part.end)
+        self.part().map_or(offset, |part| part.runs.next(offset).unwrap_or(part.end))
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::assemble::assemble;
+use crate::assemble::{Reach, assemble};
 use crate::collapse::{Advance, Lapses};
 use crate::counts::Counts;
 use crate::fileset::Filesets;
@@ -31,7 +31,7 @@ use crate::segment::{self, Segment};
 use crate::store::{Index, Store};
 use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
-use crate::volume::{Copies, RawVolume, Region, RegionRef, Volume, VolumeEntry, Volumes};
+use crate::volume::{Buckets, Copies, RawVolume, Region, RegionRef, Tier, Volume, VolumeEntry, Volumes};
 use crate::{Error, Result, Shelter, Tid};
 
 /// How a store is made.
@@ -62,11 +62,26 @@ pub struct OpenOptions {
     /// Whether to open where volumes are missing. What is on them only can't be read then; if the end of the log is, the store
     /// is opened for reading, as it was at the last checkpoint.
     pub degraded: bool,
+    /// How buckets are reached. Opening does not wait for one; without this one counts as missing.
+    pub buckets: Option<Buckets>,
 }
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { memory: 256 << 20, read_only: false, index: IndexFrom::default(), shelter: None, degraded: false }
+        OpenOptions {
+            memory: 256 << 20,
+            read_only: false,
+            index: IndexFrom::default(),
+            shelter: None,
+            degraded: false,
+            buckets: None,
+        }
+    }
+}
+
+impl OpenOptions {
+    pub(crate) fn reach(&self) -> Reach {
+        Reach { buckets: self.buckets.clone(), memory: (self.memory / 4).max(8 << 20) }
     }
 }
 
@@ -121,7 +136,7 @@ impl Store {
             version: VERSION,
             copies: Copies::One,
             next_volume: 1,
-            volumes: vec![entry(volume, 0, options.size_limit)],
+            volumes: vec![entry(volume, 0, options.size_limit, Tier::Hot)],
         };
         sb.write(volume, 0)
     }
@@ -153,7 +168,7 @@ impl Store {
     ) -> Result<Store> {
         let mut failed = None;
         let mut newest = None;
-        for candidate in assemble(found)? {
+        for candidate in assemble(found, &options.reach())? {
             // The older superblock serves only where the newer one's manifest was never completed; its regions may
             // have been given back since, so it is tried in full before it is believed.
             match candidate.manifest(options.degraded) {
@@ -192,8 +207,17 @@ pub(crate) fn clear_supers(volume: &dyn Volume) -> Result<()> {
 }
 
 /// The entry of a new volume.
-pub(crate) fn entry(volume: &dyn Volume, number: u16, size_limit: u64) -> VolumeEntry {
-    VolumeEntry { number, kind: volume.kind(), leaving: false, size_limit, hint: volume.hint(), away: None }
+pub(crate) fn entry(volume: &dyn Volume, number: u16, size_limit: u64, tier: Tier) -> VolumeEntry {
+    VolumeEntry {
+        number,
+        kind: volume.kind(),
+        leaving: false,
+        size_limit,
+        hint: volume.hint(),
+        away: None,
+        tier,
+        epoch: 0,
+    }
 }
 
 fn open_runs(volumes: &Volumes, runs: &[RunRef]) -> Result<Vec<Run>> {
@@ -218,6 +242,12 @@ pub(crate) fn open_segments(
     for at in &m.packs {
         let region = volumes.open(*at)?;
         packs.push(region.clone());
+        if volumes.is_cold(*at) {
+            for s in m.segments.iter().filter(|s| s.pack == Some(at.id)) {
+                regions.insert(s.at.id, Arc::new(Packed::unread(region.clone(), s.at, *uuid)));
+            }
+            continue;
+        }
         for part in pack::read(&*region, uuid)? {
             // Only those that the manifest says are here: others were packed anew since.
             if m.segments.iter().any(|s| s.at.id == part.number && s.pack == Some(at.id)) {
@@ -260,7 +290,7 @@ fn open_levels(volumes: &Volumes, options: &OpenOptions, m: &Manifest) -> Result
     }
 }
 
-fn open_with(
+pub(crate) fn open_with(
     volumes: Volumes,
     options: &OpenOptions,
     sb: Superblock,
@@ -290,7 +320,7 @@ fn open_with(
         counts: m.counts.clone(),
         next_object: m.next_object,
         appended: 0,
-        manifest: Some(sb.manifest.without(|number| volumes.is_outdated(number))),
+        manifest: (sb.manifest_len > 0).then(|| sb.manifest.without(|number| volumes.is_outdated(number))),
         pending: None,
         doomed: Vec::new(),
         doomed_regions: Vec::new(),
@@ -344,6 +374,9 @@ fn open_with(
         work: (Mutex::new(false), Condvar::new()),
         idle: false.into(),
         moving: Mutex::default(),
+        pushing: Mutex::default(),
+        reach: Mutex::default(),
+        heat: Mutex::default(),
         elsewhere: Mutex::default(),
         volumes,
     };
@@ -610,13 +643,17 @@ impl Store {
         let mut all: Vec<RegionRef> =
             self.regions_now(&self.maintenance.lock()).into_iter().map(|(_, at)| at).collect();
         all.extend(replayed.unbegun);
-        self.settle_superblock()?;
+        // (Of a store that is just being taken over there is none yet.)
+        let is_new = self.maintenance.lock().manifest.is_none();
+        if !is_new {
+            self.settle_superblock()?;
+        }
         // What a forgetting had replaced, but not yet overwritten when the power failed, is among what is not named.
         self.volumes.keep_only(&all, self.is_forgetting()?)?;
         let is_back =
             self.volumes.superblock().volumes.iter().any(|e| e.away.is_some() && self.volumes.is_there(e.number));
         if replayed.frames == 0 && !replayed.dirty_end && !derived && !is_back {
-            return Ok(());
+            return if is_new { self.write_manifest_now() } else { Ok(()) };
         }
         // What was replayed, the segments before the last one too.
         let replayed_from = self.maintenance.lock().log.region;

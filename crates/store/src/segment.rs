@@ -35,6 +35,11 @@ pub struct Segment {
 pub const LIVE_UNKNOWN: u64 = u64::MAX;
 
 impl Segment {
+    /// The number of the region that it is in.
+    pub fn container(&self) -> u64 {
+        self.pack.unwrap_or(self.at.id)
+    }
+
     /// A segment to be appended to.
     pub fn open(at: RegionRef, after: Tid) -> Segment {
         Segment { at, end: 0, after, trimmed: false, live: LIVE_UNKNOWN, slack: 0, tombstones: 0, pack: None }

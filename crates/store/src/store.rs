@@ -117,6 +117,10 @@ pub struct Store {
     pub(crate) scattered: Mutex<crate::scatter::Scattered>,
     /// The region that is being copied to another volume.
     pub(crate) moving: Mutex<Option<crate::moving::Copying>>,
+    /// What is on its way to the bucket, and how that is.
+    pub(crate) pushing: Mutex<Option<crate::push::Push>>,
+    pub(crate) reach: Mutex<crate::push::Reached>,
+    pub(crate) heat: Mutex<crate::tier::Heat>,
     /// Whom to ask for what is damaged here.
     pub(crate) elsewhere: Mutex<Option<Arc<dyn crate::heal::Elsewhere>>>,
     /// Held while something is forgotten: one at a time.
@@ -701,6 +705,7 @@ impl Store {
         let open = self.regions.read().get(&region).cloned();
         match open {
             Some(r) => {
+                self.note_read(region, out.len() as u64);
                 self.readahead.note(&*r, at, out.len() as u64);
                 r.read_at(out, at)
             }

@@ -5,12 +5,12 @@
 //! crash has kept from the others is written again at the next open.
 
 use crate::codec::{Reader, crc_at};
-use crate::volume::{Copies, RegionRef, SLOT_SIZE, SUPER_SIZE, Spot, Volume, VolumeEntry, VolumeKind};
+use crate::volume::{Copies, RegionRef, SLOT_SIZE, SUPER_SIZE, Spot, Tier, Volume, VolumeEntry, VolumeKind};
 use crate::{Error, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
 /// The version of the whole format, as it is written.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// The oldest version that can be read; opening for writing makes it the newest.
 const VERSION_MIN: u32 = 1;
 /// More than any store gets to; up to there sums don't overflow.
@@ -109,7 +109,16 @@ impl Superblock {
         let mut manifest = RegionRef { id: r.u64()?, start: r.u64()?, size: r.u64()?, volume: 0, second: None };
         let manifest_len = r.u64()?;
         let (mut number, mut next_volume) = (0, 1);
-        let mut volumes = vec![VolumeEntry { number, kind, leaving: false, size_limit, hint: Vec::new(), away: None }];
+        let mut volumes = vec![VolumeEntry {
+            number,
+            kind,
+            leaving: false,
+            size_limit,
+            hint: Vec::new(),
+            away: None,
+            tier: Tier::Hot,
+            epoch: 0,
+        }];
         let mut copies = Copies::One;
         if version >= 3 {
             let mut short = || Some(u16::from_le_bytes(r.take(2)?.try_into().ok()?));

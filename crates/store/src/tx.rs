@@ -7,6 +7,7 @@ use crate::fold::Fold;
 use crate::frame::{self, Body, Heads, Record};
 use crate::log::Tail;
 use crate::store::{FRAME_MAX, SEAL_ROOM, Store};
+use crate::volume::without_waiting;
 use crate::{Count, Error, FilesetId, Kind, ObjectId, Result, Tid};
 
 /// Writes of this size are a stream: their bytes are compressed only while the volume is slower than the processor.
@@ -157,7 +158,11 @@ impl<'s> Tx<'s> {
             let mut at = 0;
             for p in run {
                 let end = at + p.len as usize;
-                self.store.read_piece(Some(&self.tail), p, &mut data[at..end])?;
+                match without_waiting(|| self.store.read_piece(Some(&self.tail), p, &mut data[at..end])) {
+                    // Commits wait for us: it stays in pieces.
+                    Err(Error::Cold(_)) => return Ok(()),
+                    read => read?,
+                }
                 at = end;
             }
             self.write_extent(object, run[0].offset, &data)?;

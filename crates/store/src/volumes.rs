@@ -10,7 +10,7 @@ use crate::maintain::Progress;
 use crate::moving::Move;
 use crate::recover::{SIZE_MIN, clear_supers, entry};
 use crate::store::{Store, reserve_of};
-use crate::volume::{Copies, RegionRef, Volume, VolumeEntry, VolumeKind};
+use crate::volume::{Copies, RegionRef, Tier, Volume, VolumeEntry, VolumeKind};
 use crate::{Error, Result};
 
 /// A volume of an open store.
@@ -59,6 +59,11 @@ impl Store {
     /// Makes an empty volume part of the store, durably; what was there is lost. `size_limit`: bytes that may be used of it, 0
     /// for all. Returns its number.
     pub fn add_volume(&self, volume: Arc<dyn Volume>, size_limit: u64) -> Result<u16> {
+        self.add_volume_for(volume, size_limit, Tier::Hot)
+    }
+
+    /// As [`Store::add_volume`], of a tier.
+    pub fn add_volume_for(&self, volume: Arc<dyn Volume>, size_limit: u64, tier: Tier) -> Result<u16> {
         self.must_be_writable()?;
         let (_, size) = volume.usage(size_limit)?;
         if size < SIZE_MIN {
@@ -74,7 +79,7 @@ impl Store {
         volume.numbered(number);
         clear_supers(&*volume)?;
         volume.keep_only(&[], false)?;
-        let entry = entry(&*volume, number, size_limit);
+        let entry = entry(&*volume, number, size_limit, tier);
         self.volumes.write_super(Some((&*volume, number)), |sb| {
             sb.next_volume = next + 1;
             sb.volumes.push(entry.clone());
@@ -93,11 +98,13 @@ impl Store {
             return Ok(());
         }
         let (regions, bytes) = self.left_to_move(&Move::emptying(number));
-        let staying = self.volumes.superblock().volumes.iter().filter(|v| !v.leaving && v.number != number).count();
+        let is_hot = |v: &VolumeEntry| v.tier == Tier::Hot;
+        let all = self.volumes.superblock().volumes;
+        let staying = all.iter().filter(|v| !v.leaving && v.number != number && is_hot(v)).count();
         if staying == 0 {
-            return Err(Error::Refused(format!("volume {number} is the only one: add another first")));
+            return Err(Error::Refused(format!("volume {number} is the only one for what is new: add another first")));
         }
-        if staying < 2 && self.volumes.copies() != Copies::One {
+        if staying < 2 && self.volumes.copies() != Copies::One && is_hot(&entry) {
             return Err(Error::Refused(format!(
                 "without volume {number} two copies have no place: add another first, or have one copy of everything"
             )));
@@ -147,7 +154,8 @@ impl Store {
     pub fn lose_volume(&self, number: u16) -> Result<(u64, u64)> {
         self.must_be_writable()?;
         self.volume_entry(number)?;
-        if self.volumes.is_sound(number) {
+        let unreachable = || self.volumes.bucket().filter(|b| b.number() == number).and_then(|b| b.objects().trouble());
+        if self.volumes.is_sound(number) && unreachable().is_none() {
             return Err(Error::Refused(format!("volume {number} is there: it can be emptied, and nothing is lost")));
         }
         let lost = self.only_on(number);
@@ -197,7 +205,15 @@ impl Store {
         drop(tail);
         self.volumes.write_super(None, |sb| sb.volumes.retain(|v| v.number != number))?;
         let volume = self.volumes.get(number)?;
+        let bucket = self.volumes.bucket().filter(|b| b.number() == number);
         self.volumes.forget(number);
+        if let Some(bucket) = bucket {
+            drop((state, moving));
+            if let Err(e) = self.clear_bucket(&bucket) {
+                tracing::warn!("{} is no volume any more, but can't be cleared: {e}", volume.name());
+            }
+            return Ok(true);
+        }
         if let Err(e) = volume.keep_only(&[], false).and_then(|()| volume.wipe_super()) {
             tracing::warn!("{} is no volume any more, but can't be cleared: {e}", volume.name());
         }

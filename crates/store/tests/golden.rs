@@ -14,10 +14,12 @@ const FS: FilesetId = FilesetId(1);
 /// A clone, since version 2.
 const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5.bin");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v6.bin");
 /// Its second volume, on which regions are scattered.
-const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5-second.bin");
+const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v6-second.bin");
 const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
+const VERSION_5: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5.bin");
+const VERSION_5_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5-second.bin");
 const VERSION_4: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4.bin");
 const VERSION_4_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4-second.bin");
 const VERSION_3: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v3.bin");
@@ -125,6 +127,7 @@ fn the_golden_images_open_and_show_every_moment() {
         (vec![VERSION_2], 2),
         (vec![VERSION_3, VERSION_3_SECOND], 2),
         (vec![VERSION_4, VERSION_4_SECOND], 2),
+        (vec![VERSION_5, VERSION_5_SECOND], 2),
         (vec![FIXTURE, SECOND], 2),
         (vec![SECOND, FIXTURE], 2),
     ] {

@@ -8,13 +8,13 @@ use darner_store::{Error, IndexFrom, OpenOptions, Store};
 use super::{human, progress_bar};
 use crate::cli::Check;
 use crate::error::{Failure, Result};
-use crate::place::Place;
+use crate::place::{self, Place};
 
 pub fn run(c: &Check) -> Result<()> {
     let place = Place::at(&c.store)?;
     let (volumes, _held) = place.hold(&c.volumes, false)?;
     let open = |index| {
-        Store::open_volumes(&volumes, &OpenOptions { read_only: true, index, ..OpenOptions::default() }).map(Arc::new)
+        Store::open_volumes(&volumes, &OpenOptions { read_only: true, index, ..place::options() }).map(Arc::new)
     };
     let mut lost = None;
     let store = match open(IndexFrom::Tables) {

@@ -15,7 +15,7 @@ use super::mount::{arguments, settle};
 use crate::cli::Mount;
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::syslog::Syslog;
 use crate::{daemon, keeper, supervisor};
 
@@ -153,8 +153,7 @@ fn close_by_replacing(pipe: &File) {
 }
 
 fn serve(c: &Mount, request: &MountRequest, ready: &dyn Fn()) -> Result<()> {
-    let options =
-        OpenOptions { memory: c.memory, read_only: c.read_only, degraded: c.degraded, ..OpenOptions::default() };
+    let options = OpenOptions { memory: c.memory, read_only: c.read_only, degraded: c.degraded, ..place::options() };
     let first = (!c.without_mount).then_some(request);
     daemon::run(|| Place::at(&c.store), &c.volumes, &options, first, ready)
 }

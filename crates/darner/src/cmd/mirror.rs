@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Node, ROOT, Tid};
 use darner_mirror::{Header, Puller, Which, export, import};
-use darner_store::OpenOptions;
 use darner_syslink::{Identity, Ticket};
 
 use super::{daemon, human};
@@ -124,7 +123,7 @@ pub(super) fn call(place: &Place, request: &Request) -> Result<Option<Response>>
 
 /// Opens a store that no daemon has.
 pub(super) fn opened<T>(place: &Place, act: impl FnOnce(&Fs) -> Result<T>) -> Result<T> {
-    let (store, _held) = place.open(&[], &OpenOptions::default(), &mut |_| ())?;
+    let (store, _held) = place.open(&[], &place::options(), &mut |_| ())?;
     let fs = Fs::open(store.clone())?;
     let outcome = act(&fs);
     drop(fs);
@@ -276,7 +275,7 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
     if new {
         place::create(target, &Make { hash_key: Some(header.hash_key), ..Make::default() })?;
     }
-    let (store, _held) = Place::at(target)?.open(&[], &OpenOptions::default(), &mut |_| ())?;
+    let (store, _held) = Place::at(target)?.open(&[], &place::options(), &mut |_| ())?;
     let fs = Fs::open(store.clone())?;
     if new {
         fs.follow(header.uuid, header.fileset, &header.name, "", now_ns())?;

@@ -10,7 +10,7 @@ use crate::cli::{Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
-use crate::{keeper, mounts, supervisor, systemd, xattr};
+use crate::{keeper, mounts, s3, supervisor, systemd, xattr};
 
 use super::daemon;
 
@@ -18,7 +18,10 @@ pub fn run(c: Mount) -> Result<()> {
     if c.options.iter().any(|o| o == "remount") {
         return remount(&c);
     }
-    let (c, request) = settle(c)?;
+    let (mut c, request) = settle(c)?;
+    if let Some(name) = c.store.to_str().filter(|s| s.starts_with(s3::SCHEME)) {
+        c.store = from_bucket(&s3::name(name)?, &c)?;
+    }
     if c.foreground && systemd::has_passed() {
         // (Whoever looks at the mount point now waits for us.)
         let mountpoint = std::path::absolute(&c.mountpoint)?;
@@ -86,6 +89,28 @@ fn stay(place: &Place, mountpoint: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Where the store of a bucket is here: if it is not yet, it is taken over.
+fn from_bucket(name: &str, c: &Mount) -> Result<std::path::PathBuf> {
+    let local = c.local.clone().ok_or_else(|| {
+        Failure::new(
+            "--local DIR says where its open segment, its index, and what is read much are to be on this machine",
+        )
+    })?;
+    let local = std::path::absolute(&local)?;
+    if local.exists() && Place::at(&local)?.is_volume() {
+        place::must_have_bucket(&Place::at(&local)?, name)?;
+        return Ok(local);
+    }
+    let bar = super::progress_bar("{bar:40} {percent}% eta {eta} ({elapsed})");
+    place::take_over(name, &local, c.memory, &mut |a| {
+        bar.set_length(a.total);
+        bar.set_position(a.done);
+    })?;
+    bar.finish_and_clear();
+    eprintln!("darner: taken over from the machine that put it there, which can put nothing more into {name}");
+    Ok(local)
+}
+
 /// While this store was away, its mirror may have become what is used.
 fn tell_of_promoted(place: &Place) {
     let Ok(Some(Response::Mirrors(lines))) = control::call(place, &Request::Mirrors) else { return };
@@ -147,6 +172,7 @@ pub(crate) fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
             "volume" => c.volumes.push(value.into()),
             "as_of" => c.as_of = Some(value.to_string()),
             "create" => c.create = true,
+            "local" => c.local = Some(value.into()),
             "size" => c.size = Some(size(value).map_err(bad)?),
             "memory" => c.memory = size(value).map_err(bad)?,
             "threads" => r.threads = value.parse().map_err(|e| bad(format!("{e}")))?,

@@ -7,11 +7,11 @@ use darner_store::{IndexFrom, OpenOptions};
 use super::{human, progress_bar};
 use crate::cli::Rebuild;
 use crate::error::Result;
-use crate::place::Place;
+use crate::place::{self, Place};
 
 pub fn run(c: &Rebuild) -> Result<()> {
     let place = Place::at(&c.store)?;
-    let options = OpenOptions { memory: c.memory, index: IndexFrom::Segments, ..OpenOptions::default() };
+    let options = OpenOptions { memory: c.memory, index: IndexFrom::Segments, ..place::options() };
     let bar = progress_bar("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");
     let start = Instant::now();
     let mut read = 0;

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use super::{call_showing_progress, human, other_answer, region_number};
 use crate::cli::{Volume, VolumeAction};
-use crate::control::{CopyLine, Request, Response, VolumeLine};
-use crate::error::{Context, Result};
-use crate::mounts;
+use crate::control::{BucketLine, CopyLine, Request, Response, VolumeLine};
+use crate::error::{Context, Failure, Result};
+use crate::{mounts, s3};
 
 pub fn run(c: &Volume) -> Result<()> {
     use VolumeAction as A;
@@ -16,9 +16,18 @@ pub fn run(c: &Volume) -> Result<()> {
             Response::Volumes(lines) => super::print(&table(&lines)),
             _ => Err(other_answer()),
         },
-        A::Add { mnt, path, size, image, force } => {
+        A::Add { mnt, path, tier, .. } if path.to_str().is_some_and(|p| p.starts_with(s3::SCHEME)) => {
+            let name = s3::name(&path.to_string_lossy())?;
+            if tier.as_deref() == Some("hot") {
+                return Err(Failure::new("what is new can't go to a bucket: only what is never written again"));
+            }
+            lines(&ask(mnt, Request::AddBucket { name, variables: s3::variables() })?)
+        }
+        A::Push { mnt } => lines(&ask(mnt, Request::Push)?),
+        A::Add { mnt, path, size, image, force, tier } => {
+            let cold = tier.as_deref() == Some("cold");
             let path = std::path::absolute(path).cant(|| format!("find {}", path.display()))?;
-            match ask(mnt, Request::AddVolume { path, size: *size, image: *image, force: *force })? {
+            match ask(mnt, Request::AddVolume { path, size: *size, image: *image, force: *force, cold })? {
                 Response::Volumes(lines) => super::print(&table(&lines)),
                 _ => Err(other_answer()),
             }
@@ -50,6 +59,13 @@ pub fn run(c: &Volume) -> Result<()> {
             Response::Volumes(lines) => super::print(&table(&lines)),
             _ => Err(other_answer()),
         },
+    }
+}
+
+fn lines(answer: &Response) -> Result<()> {
+    match answer {
+        Response::Volumes(lines) => super::print(&table(lines)),
+        _ => Err(other_answer()),
     }
 }
 
@@ -85,9 +101,24 @@ fn table(lines: &[VolumeLine]) -> String {
     let widest = lines.iter().map(|line| line.path.chars().count()).max().unwrap_or(0);
     for v in lines {
         let state = if v.state == "active" { String::new() } else { format!("  {}", v.state) };
+        let tier = if v.tier == "cold" && v.bucket.is_none() { "  cold" } else { "" };
         let (used, size) = (human(v.used_bytes), human(v.size_bytes));
-        writeln!(out, "{:>5}  {:<widest$}  {:<9}  {used:>10} of {size:>10}{state}", v.id, v.path, v.kind)
+        let size = match &v.bucket {
+            None => format!("of {size:>10}"),
+            Some(b) => of_bucket(b),
+        };
+        writeln!(out, "{:>5}  {:<widest$}  {:<9}  {used:>10} {size}{tier}{state}", v.id, v.path, v.kind)
             .expect("strings take all");
     }
     out
+}
+
+/// How far what is in a bucket goes, and what is nowhere else.
+fn of_bucket(b: &BucketLine) -> String {
+    let reached = b.reached_when.as_ref().map_or("nothing to be opened yet".into(), |when| format!("all up to {when}"));
+    let only =
+        if b.only_there_bytes > 0 { format!(", {} only there", human(b.only_there_bytes)) } else { String::new() };
+    let left = if b.left_bytes > 0 { format!(", {} on their way", human(b.left_bytes)) } else { String::new() };
+    let why = b.trouble.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+    format!("{reached}{only}{left}{why}")
 }

@@ -4,23 +4,28 @@
 //! never reused; a region that moves to another volume keeps its number. A volume has two superblock slots besides. All
 //! I/O of the store passes through these traits; nothing is mapped into memory.
 
+mod bucket;
 mod dir;
 mod disk;
 mod raw;
 mod set;
 pub mod sim;
+mod simbucket;
 mod space;
 mod table;
 mod twice;
 
 use std::sync::Arc;
 
+pub use bucket::{Bucket, BucketVolume, Buckets, Cold, OpenBucket, PART, without_waiting};
+pub(crate) use bucket::{Kept, REGIONS, list_all, may_wait, of_part, part_name, part_names};
 pub use dir::DirVolume;
 pub use disk::{Disk, FileDisk};
 pub use raw::RawVolume;
 pub(crate) use raw::UNIT;
 pub(crate) use set::{For, Volumes};
-pub use table::{Copies, VolumeEntry, VolumeKind};
+pub use simbucket::SimBucket;
+pub use table::{Copies, Tier, VolumeEntry, VolumeKind};
 
 use crate::Result;
 use crate::codec::{Reader, put_varint};
@@ -35,7 +40,7 @@ pub const SLOT_SIZE: usize = 64 << 10;
 pub struct RegionRef {
     /// Its number.
     pub id: u64,
-    /// On a raw volume, the first byte; of a scattered region (docs/format.md §Raw volume), that of its map, plus 1. In a
+    /// In a bucket, the epoch under which it was put. On a raw volume, the first byte; of a scattered region (docs/format.md §Raw volume), that of its map, plus 1. In a
     /// directory 0.
     pub start: u64,
     /// Bytes reserved for it.

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::raw::UNIT;
 use super::twice::{Absent, Health, Side, Twice};
-use super::{Copies, Region, RegionRef, Volume, VolumeEntry};
+use super::{BucketVolume, Copies, Region, RegionRef, Tier, Volume, VolumeEntry, VolumeKind};
 use crate::codec::mix;
 use crate::superblock::Superblock;
 use crate::{Error, Result};
@@ -33,13 +33,24 @@ struct Member {
     /// Bytes that may be used of it; 0: all there are.
     limit: u64,
     leaving: bool,
+    tier: Tier,
     health: Arc<Health>,
 }
 
 impl Member {
     /// Whether something new may go there.
     fn is_open(&self) -> bool {
-        !self.leaving && !self.health.has_failed()
+        !self.leaving && !self.health.has_failed() && !self.is_bucket()
+    }
+
+    /// Whether what is new goes there by itself.
+    fn takes_new(&self) -> bool {
+        self.is_open() && self.tier == Tier::Hot
+    }
+
+    /// What is in one is there besides, or because it is not needed here: its room is none of the store's.
+    fn is_bucket(&self) -> bool {
+        self.volume.kind() == VolumeKind::Bucket
     }
 
     /// (bytes in use, bytes there are for us).
@@ -61,6 +72,7 @@ pub struct Volumes(Arc<Inner>);
 
 pub struct Inner {
     members: RwLock<Vec<Member>>,
+    bucket: RwLock<Option<Arc<BucketVolume>>>,
     superblock: Mutex<Superblock>,
     /// Attempts at the next superblock that failed.
     attempts: AtomicU32,
@@ -71,10 +83,16 @@ pub struct Inner {
 
 impl Volumes {
     /// Those of a superblock's volumes that are there.
-    pub fn new(sb: &Superblock, there: &HashMap<u16, Arc<dyn Volume>>) -> Volumes {
-        let member = |e: &VolumeEntry| there.get(&e.number).map(|volume| member(e, volume.clone()));
+    pub fn new(sb: &Superblock, there: &HashMap<u16, Arc<dyn Volume>>, bucket: Option<Arc<BucketVolume>>) -> Volumes {
+        let of_bucket = |e: &VolumeEntry| {
+            let bucket = bucket.clone().filter(|b| b.number() == e.number)?;
+            Some(Arc::new(bucket) as Arc<dyn Volume>)
+        };
+        let volume = |e: &VolumeEntry| there.get(&e.number).cloned().or_else(|| of_bucket(e));
+        let member = |e: &VolumeEntry| volume(e).map(|volume| member(e, volume));
         Volumes(Arc::new(Inner {
             members: RwLock::new(sb.volumes.iter().filter_map(member).collect()),
+            bucket: RwLock::new(bucket.clone()),
             superblock: Mutex::new(sb.clone()),
             attempts: 0.into(),
             lacking: 0.into(),
@@ -84,11 +102,59 @@ impl Volumes {
 
     /// What users call the first of them.
     pub fn name(&self) -> String {
-        self.0.members.read().first().map_or_else(String::new, |m| m.volume.name())
+        self.0.members.read().iter().find(|m| !m.is_bucket()).map_or_else(String::new, |m| m.volume.name())
     }
 
     fn members(&self) -> Vec<Member> {
         self.0.members.read().clone()
+    }
+
+    /// All that have superblocks.
+    fn with_super(&self) -> Vec<Member> {
+        self.members().into_iter().filter(|m| !m.is_bucket()).collect()
+    }
+
+    /// The bucket, if the store has one.
+    pub fn bucket(&self) -> Option<Arc<BucketVolume>> {
+        self.0.bucket.read().clone()
+    }
+
+    /// Makes a bucket, which is in the newest superblock, part of this.
+    pub fn add_bucket(&self, entry: &VolumeEntry, bucket: Arc<BucketVolume>) {
+        self.add(entry, Arc::new(bucket.clone()));
+        *self.0.bucket.write() = Some(bucket);
+    }
+
+    /// The volume of the cold tier with the most room that is no bucket, if there is one.
+    pub fn cold_volume(&self) -> Option<u16> {
+        let members = self.0.members.read();
+        let cold = members.iter().filter(|m| m.is_open() && m.tier == Tier::Cold);
+        cold.max_by_key(|m| m.free()).map(|m| m.number)
+    }
+
+    /// Of what tier a volume is.
+    pub fn tier(&self, number: u16) -> Tier {
+        self.0.members.read().iter().find(|m| m.number == number).map_or(Tier::Hot, |m| m.tier)
+    }
+
+    /// Whether something is for what is not read much.
+    pub fn has_tiers(&self) -> bool {
+        self.has_bucket() || self.0.members.read().iter().any(|m| m.tier == Tier::Cold)
+    }
+
+    /// Whether the store has a bucket.
+    pub fn has_bucket(&self) -> bool {
+        self.0.bucket.read().is_some()
+    }
+
+    /// Whether a volume is not to be emptied.
+    pub fn takes(&self, number: u16) -> bool {
+        self.0.members.read().iter().any(|m| m.number == number && !m.leaving)
+    }
+
+    /// Whether a region's only place is in the bucket.
+    pub fn is_cold(&self, at: RegionRef) -> bool {
+        at.second.is_none() && self.bucket().is_some_and(|b| b.number() == at.volume)
     }
 
     /// A volume by its number.
@@ -128,6 +194,7 @@ impl Volumes {
     /// Lets go of a volume that holds nothing any more.
     pub fn forget(&self, number: u16) {
         self.0.members.write().retain(|m| m.number != number);
+        self.0.bucket.write().take_if(|b| b.number() == number);
     }
 
     /// The newest superblock.
@@ -138,7 +205,10 @@ impl Volumes {
     /// Writes the superblock as it is to every volume once more; durable on return.
     pub fn rewrite_super(&self) -> Result<()> {
         let sb = self.0.superblock.lock();
-        self.members().iter().filter(|m| sb.entry(m.number).is_some()).try_for_each(|m| sb.write(&*m.volume, m.number))
+        self.with_super()
+            .iter()
+            .filter(|m| sb.entry(m.number).is_some())
+            .try_for_each(|m| sb.write(&*m.volume, m.number))
     }
 
     /// Writes the next superblock, with a change, to all volumes; `first` gets it before all others. On failure nothing has
@@ -150,7 +220,7 @@ impl Volumes {
     /// How many volumes don't have this superblock as they should.
     pub fn without_super(&self, sb: &Superblock) -> Result<u64> {
         let mut without = 0;
-        for m in self.members().iter().filter(|m| sb.entry(m.number).is_some() && !m.health.has_failed()) {
+        for m in self.with_super().iter().filter(|m| sb.entry(m.number).is_some() && !m.health.has_failed()) {
             let newest = match Superblock::read(&*m.volume) {
                 Err(Error::NotAStore(_)) => None,
                 read => read?.into_iter().next(),
@@ -182,7 +252,7 @@ impl Volumes {
 
     /// How many copies of such regions there are to be, as far as there are volumes for them.
     pub fn copies_of(&self, what: For) -> usize {
-        self.copies().number(what).min(self.0.members.read().iter().filter(|m| m.is_open()).count())
+        self.copies().number(what).min(self.0.members.read().iter().filter(|m| m.takes_new()).count())
     }
 
     /// Reserves a region of `size` bytes somewhere, and again elsewhere if there are to be two copies; [`Error::NoSpace`] if no
@@ -218,7 +288,7 @@ impl Volumes {
     fn create_one(&self, id: u64, size: u64, what: For, beside: Option<RegionRef>) -> Result<Arc<dyn Region>> {
         let twice = beside.is_none() && self.copies_of(what) == 2;
         let members = self.0.members.read();
-        let is_free = |m: &&Member| m.is_open() && beside.is_none_or(|at| at.on(m.number).is_none());
+        let is_free = |m: &&Member| m.takes_new() && beside.is_none_or(|at| at.on(m.number).is_none());
         let mut order: Vec<(&Member, u64)> = members.iter().filter(is_free).map(|m| (m, m.free())).collect();
         order.sort_by_key(|(_, free)| std::cmp::Reverse(*free));
         let sum = order.iter().map(|(_, free)| free).sum::<u64>();
@@ -334,7 +404,7 @@ impl Volumes {
     /// The regions that there are, if all volumes know.
     pub fn list(&self) -> Result<Option<Vec<RegionRef>>> {
         let lists: Option<Vec<Vec<RegionRef>>> =
-            self.members().iter().map(|m| m.volume.list()).collect::<Result<_>>()?;
+            self.with_super().iter().map(|m| m.volume.list()).collect::<Result<_>>()?;
         Ok(lists.map(|lists| lists.concat()))
     }
 
@@ -369,7 +439,7 @@ impl Volumes {
         let (mut used, mut free, mut most) = (0, 0, 0);
         // (free bytes as the volumes of a pool count them, the most that one of them sees, how many there are)
         let mut pools: HashMap<u64, (u64, u64, u64)> = HashMap::new();
-        for m in members.iter().filter(|m| Some(m.number) != without && !m.health.has_failed()) {
+        for m in members.iter().filter(|m| Some(m.number) != without && !m.health.has_failed() && m.tier == Tier::Hot) {
             let (here, size) = m.usage()?;
             used += here;
             match m.volume.pool().filter(|_| members.len() > 1 && m.is_open()) {
@@ -425,7 +495,8 @@ impl Inner {
         let mut next = Superblock { generation: sb.generation + 1, ..sb.clone() };
         change(&mut next);
         loop {
-            let members = self.members.read().clone();
+            let mut members = self.members.read().clone();
+            members.retain(|m| !m.is_bucket());
             let has_failed = |number| members.iter().any(|m| m.number == number && m.health.has_failed());
             for e in next.volumes.iter_mut().filter(|e| has_failed(e.number)) {
                 e.away.get_or_insert(sb.generation);
@@ -478,5 +549,5 @@ impl Inner {
 
 fn member(e: &VolumeEntry, volume: Arc<dyn Volume>) -> Member {
     volume.numbered(e.number);
-    Member { number: e.number, volume, limit: e.size_limit, leaving: e.leaving, health: Arc::default() }
+    Member { number: e.number, volume, limit: e.size_limit, leaving: e.leaving, tier: e.tier, health: Arc::default() }
 }

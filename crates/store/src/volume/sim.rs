@@ -76,7 +76,7 @@ struct State {
 
 /// What the disks of a machine have in common.
 #[derive(Default)]
-struct Machine {
+pub(super) struct Machine {
     record: AtomicBool,
     events: AtomicU64,
     operations: AtomicU64,
@@ -108,6 +108,10 @@ impl SimDisk {
     /// An empty disk in the same machine: events and operations of all its disks are counted together.
     pub fn beside(&self, len: u64) -> SimDisk {
         SimDisk { machine: self.machine.clone(), ..SimDisk::new(len) }
+    }
+
+    pub(super) fn machine(&self) -> Arc<Machine> {
+        self.machine.clone()
     }
 
     /// From now on, remembers every write and flush for [`SimDisk::crashed`], on all disks of the machine.
@@ -212,7 +216,7 @@ fn alive() -> Arc<AtomicU64> {
 }
 
 impl Machine {
-    fn operate(&self) -> Result<()> {
+    pub(super) fn operate(&self) -> Result<()> {
         let now = self.operations.fetch_add(1, Ordering::SeqCst) + 1;
         match *self.fail_at.lock() {
             Some((at, fault)) if at == now => Err(match fault {
@@ -223,9 +227,13 @@ impl Machine {
         }
     }
 
+    /// The number of an event, if they are recorded.
+    pub(super) fn event(&self) -> Option<u64> {
+        self.record.load(Ordering::SeqCst).then(|| self.events.fetch_add(1, Ordering::SeqCst))
+    }
+
     fn note(&self, state: &mut State, event: impl FnOnce() -> Event) {
-        if self.record.load(Ordering::SeqCst) {
-            let at = self.events.fetch_add(1, Ordering::SeqCst);
+        if let Some(at) = self.event() {
             state.events.push((at, event()));
         }
     }

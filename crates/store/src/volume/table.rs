@@ -10,6 +10,8 @@ pub enum VolumeKind {
     Directory,
     /// An image file or block device.
     Raw,
+    /// Objects in a bucket.
+    Bucket,
 }
 
 /// Of what a store has two copies, on two volumes.
@@ -46,6 +48,16 @@ impl Copies {
     }
 }
 
+/// What a volume is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tier {
+    /// For all that is new.
+    #[default]
+    Hot,
+    /// For what is not read much and gives way when room gets short on the others. Buckets always are.
+    Cold,
+}
+
 /// What a store knows of one of its volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeEntry {
@@ -62,6 +74,10 @@ pub struct VolumeEntry {
     /// The store was written to without it, from this generation of its superblock on: where what is on it has a copy
     /// elsewhere, only that counts.
     pub away: Option<u64>,
+    /// What it is for.
+    pub tier: Tier,
+    /// Of a bucket: what the store puts there is put under this epoch; who takes the store over begins the next one. Else 0.
+    pub epoch: u32,
 }
 
 impl VolumeEntry {
@@ -70,11 +86,16 @@ impl VolumeEntry {
         out.push(match self.kind {
             VolumeKind::Directory => 0,
             VolumeKind::Raw => 1,
+            VolumeKind::Bucket => 2,
         });
         out.push(self.leaving.into());
         put_varint(out, self.size_limit);
         put_bytes(out, &self.hint);
         put_varint(out, self.away.map_or(0, |generation| generation.wrapping_add(1)));
+        out.push(u8::from(self.tier == Tier::Cold));
+        if self.kind == VolumeKind::Bucket {
+            put_varint(out, self.epoch.into());
+        }
     }
 
     /// `version`: that of the format.
@@ -83,6 +104,7 @@ impl VolumeEntry {
         let kind = match r.take(1)?[0] {
             0 => VolumeKind::Directory,
             1 => VolumeKind::Raw,
+            2 if version >= 6 => VolumeKind::Bucket,
             _ => return None,
         };
         let leaving = match r.take(1)?[0] {
@@ -92,7 +114,12 @@ impl VolumeEntry {
         };
         let (size_limit, hint) = (r.varint()?, r.bytes()?.to_vec());
         let away = if version >= 5 { r.varint()?.checked_sub(1) } else { None };
-        Some(VolumeEntry { number, kind, leaving, size_limit, hint, away })
+        let tier = match version {
+            ..6 => Tier::Hot,
+            _ => [Tier::Hot, Tier::Cold].get(usize::from(r.take(1)?[0])).copied()?,
+        };
+        let epoch = if kind == VolumeKind::Bucket { u32::try_from(r.varint()?).ok()? } else { 0 };
+        Some(VolumeEntry { number, kind, leaving, size_limit, hint, away, tier, epoch })
     }
 
     /// What users call it.

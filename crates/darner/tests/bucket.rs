@@ -1,0 +1,290 @@
+//! A bucket as a volume, through the real program, the real kernel, and a real server of the S3 protocol, which is a process of its own:
+//! stopped, killed and started again while the filesystem is in use.
+
+mod common;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{DARNER, World, eventually};
+use serde_json::Value;
+
+const SERVE: &str = "DARNER_TEST_BUCKET";
+const KEY: [(&str, &str); 3] =
+    [("AWS_ACCESS_KEY_ID", "an-access-key"), ("AWS_SECRET_ACCESS_KEY", "a-very-secret-key"), ("AWS_REGION", "here")];
+
+/// A server, and the directory with its buckets.
+struct Server {
+    dir: PathBuf,
+    port: u16,
+    process: Child,
+}
+
+impl Server {
+    fn new(dir: &Path) -> Server {
+        let dir = dir.join("server");
+        std::fs::create_dir_all(dir.join("bucket")).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let process = Server::start(&dir, port);
+        Server { dir, port, process }
+    }
+
+    fn start(dir: &Path, port: u16) -> Child {
+        let mut server = Command::new(std::env::current_exe().unwrap());
+        server.args(["--exact", "serve", "--ignored", "--nocapture"]).env(SERVE, format!("{port} {}", dir.display()));
+        let process = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        eventually("the server answers", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        process
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a plain system call; the process is our child.
+        assert_eq!(unsafe { libc::kill(self.process.id() as i32, signal) }, 0);
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.process = Server::start(&self.dir, self.port);
+    }
+
+    /// Files of objects.
+    fn objects(&self) -> usize {
+        let find = Command::new("find").arg(self.dir.join("bucket")).args(["-type", "f"]).output().unwrap();
+        String::from_utf8(find.stdout).unwrap().lines().count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// No test: what [`Server`] runs.
+#[test]
+#[ignore]
+fn serve() {
+    let Ok(what) = std::env::var(SERVE) else { return };
+    let (port, dir) = what.split_once(' ').unwrap();
+    let service = {
+        let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(dir).unwrap());
+        builder.set_auth(s3s::auth::SimpleAuth::from_single(KEY[0].1, KEY[1].1));
+        builder.build()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port.parse().unwrap())).await.unwrap();
+        let http = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let connection = http.serve_connection(hyper_util::rt::TokioIo::new(socket), service.clone()).into_owned();
+            tokio::spawn(connection);
+        }
+    });
+}
+
+/// Runs a script in the world's directory that may reach the server.
+fn run(w: &World, server: &Server, script: &str) -> Output {
+    let mut command = Command::new("bash");
+    command.args(["-euc", script]).current_dir(&w.dir).envs(KEY);
+    command.env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", server.port));
+    command.env("MNT", &w.mnt).env("DARNER", DARNER).env("DIR", &w.dir).env("DARNER_BUCKET_SECONDS", "3600");
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn sh(w: &World, server: &Server, script: &str) -> String {
+    let out = run(w, server, script);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{script}: {said}");
+    String::from_utf8(out.stdout).unwrap().trim_end().to_owned()
+}
+
+fn bucket(w: &World) -> Value {
+    let all = w.sh_outside("$DARNER volume list $MNT --json");
+    let all: Value = serde_json::from_str(&all).unwrap();
+    all.as_array().unwrap().iter().find(|v| v["kind"] == "bucket").expect("there is one").clone()
+}
+
+/// Files, of which all but the last few are in a bucket only.
+fn with_cold(w: &World, server: &Server) -> u64 {
+    sh(w, server, "$DARNER mount --create --log daemon.log store $MNT; $DARNER volume add $MNT s3://bucket/some/where");
+    w.sh("mkdir a; for i in $(seq 1 24); do head -c 1M /dev/urandom > a/$i; done; md5sum a/* > $DIR/sums; sync -f .");
+    let id = bucket(w)["id"].as_u64().unwrap();
+    w.sh_outside(&format!("$DARNER volume push $MNT; $DARNER volume move $MNT --from 0 --to {id}"));
+    w.sh("for i in 1 2 3; do head -c 1M /dev/urandom > hot$i; done; md5sum hot* > $DIR/hot; sync hot*");
+    let b = bucket(w);
+    assert!(b["bucket"]["only_there_bytes"].as_u64().unwrap() > 24 << 20, "{b}");
+    id
+}
+
+#[test]
+fn what_is_in_a_bucket_reads_as_it_did_and_comes_back_when_the_bucket_leaves() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let server = Server::new(&w.dir);
+    let id = with_cold(&w, &server);
+    let local = w.sh_outside("du -sm --apparent-size store | cut -f1").parse::<u64>().unwrap();
+    // Whoever looks at the past sees what is in the bucket too.
+    let then = w.sh_outside("$DARNER status $MNT --json | grep -m1 '\"tid\"' | cut -d'\"' -f4");
+    w.sh("rm a/1; echo other > a/2");
+    w.sh(&format!("md5sum -c --quiet <(sed 's, a, a@@{then},' $DIR/sums)"));
+    // The daemon is killed; the next one reaches the bucket as this one did, though nothing of how is on any disk.
+    w.sh_outside("kill -9 $($DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9)");
+    w.sh(&format!("echo 3 > /proc/sys/vm/drop_caches; md5sum -c --quiet <(sed 's, a, a@@{then},' $DIR/sums)"));
+    w.sh_outside("sync -f $MNT; ! grep -rqa a-very-secret-key store; ! grep -rqa an-access-key store server");
+    w.sh_outside("$DARNER unmount $MNT");
+    sh(&w, &server, "$DARNER mount --log daemon.log store $MNT");
+    w.sh(&format!("md5sum -c --quiet $DIR/hot; md5sum -c --quiet <(sed 's, a, a@@{then},' $DIR/sums)"));
+    let refused = run(
+        &w,
+        &server,
+        "$DARNER create other; mkdir m; $DARNER mount other m; $DARNER volume add m s3://bucket/some/where",
+    );
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("holds a store already"), "{refused:?}");
+    w.sh_outside("$DARNER unmount m");
+    assert!(server.objects() > 0);
+    w.sh_outside(&format!("$DARNER volume remove $MNT {id}"));
+    assert_eq!(server.objects(), 0);
+    drop(server);
+    w.sh_outside("$DARNER unmount $MNT; $DARNER check store; $DARNER mount store $MNT");
+    w.sh(&format!("md5sum -c --quiet $DIR/hot; md5sum -c --quiet <(sed 's, a, a@@{then},' $DIR/sums)"));
+    let back = w.sh_outside("du -sm --apparent-size store | cut -f1").parse::<u64>().unwrap();
+    assert!(back >= local + 20, "{local} MiB, then {back}");
+    w.unmount();
+}
+
+#[test]
+fn a_lost_machine_s_store_is_opened_elsewhere_from_its_bucket_and_the_old_one_is_fenced() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let server = Server::new(&w.dir);
+    with_cold(&w, &server);
+    w.sh("$DARNER snapshot . before; echo new > a/1; rm a/2; sync -f .");
+    w.sh_outside("$DARNER volume push $MNT");
+    w.sh("echo too late > late; sync late");
+    // The machine is lost.
+    w.kill();
+    sh(
+        &w,
+        &server,
+        "mv store lost; mkdir elsewhere; $DARNER mount --log daemon.log --local here s3://bucket/some/where elsewhere",
+    );
+    w.sh_outside(
+        "cd elsewhere; md5sum -c --quiet <(sed 's, a, a@@before,' $DIR/sums); md5sum -c --quiet $DIR/hot; test $(cat a/1) = new; \
+         test ! -e a/2; test ! -e late; echo more > more; sync -f .; $DARNER volume push .",
+    );
+    // It comes back, and finds that it was taken over; that harms nobody.
+    sh(&w, &server, "$DARNER mount --log old.log lost $MNT");
+    w.sh("grep -q late late; echo old > old; sync -f .");
+    let said = run(&w, &server, "$DARNER volume push $MNT");
+    assert!(String::from_utf8_lossy(&said.stderr).contains("was taken over by"), "{said:?}");
+    assert_eq!(bucket(&w)["state"], "fenced");
+    let status = w.sh_outside("$DARNER status $MNT");
+    assert!(status.contains("taken over by"), "{status}");
+    w.sh_outside("$DARNER unmount $MNT; $DARNER unmount elsewhere");
+    // The new place is mounted by either name; the old one only as what it is.
+    sh(
+        &w,
+        &server,
+        "$DARNER mount --local here s3://bucket/some/where elsewhere; grep -q more elsewhere/more; $DARNER unmount elsewhere",
+    );
+    let refused = run(&w, &server, "$DARNER mount --local lost s3://bucket/some/where elsewhere");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("was taken over by"), "{refused:?}");
+    // And once more.
+    sh(&w, &server, "$DARNER mount --local third s3://bucket/some/where elsewhere");
+    w.sh_outside("cd elsewhere; md5sum -c --quiet $DIR/hot; md5sum -c --quiet <(sed 's, a, a@@before,' $DIR/sums); grep -q more more");
+    w.sh_outside("$DARNER unmount elsewhere; cd $DIR");
+}
+
+#[test]
+fn a_bucket_that_hangs_or_dies_fails_reads_of_what_is_there_only_and_heals() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let mut server = Server::new(&w.dir);
+    let id = with_cold(&w, &server);
+    for round in 0..2 {
+        // (What was read may be in a cache, or have come back.)
+        w.sh_outside(&format!("$DARNER volume move $MNT --from 0 --to {id}; $DARNER unmount $MNT"));
+        sh(&w, &server, "$DARNER mount --log daemon.log store $MNT");
+        w.sh("for i in 1 2 3; do head -c 1M /dev/urandom > hot$i; done; md5sum hot* > $DIR/hot");
+        match round {
+            0 => server.signal(libc::SIGSTOP),
+            _ => server.kill(),
+        }
+        // Many wait for the bucket; what is here goes on.
+        let cold: Vec<Child> = (1..=24)
+            .map(|i| {
+                let mut read = Command::new("timeout");
+                read.args(["60", "cat"]).arg(w.path(&format!("a/{i}")));
+                read.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+            })
+            .collect();
+        let mut longest = Duration::ZERO;
+        let start = Instant::now();
+        for i in 0..200 {
+            let began = Instant::now();
+            std::fs::write(w.path("written"), format!("{i}")).unwrap();
+            std::fs::File::open(w.path("written")).unwrap().sync_all().unwrap();
+            std::fs::metadata(w.path(&format!("no-{round}-{i}"))).unwrap_err();
+            longest = longest.max(began.elapsed());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        println!("round {round}: 200 writes with fsync in {:?}, the longest {longest:?}", start.elapsed());
+        assert!(longest < Duration::from_secs(3), "{longest:?}");
+        for mut read in cold {
+            assert!(!read.wait().unwrap().success(), "it was answered");
+        }
+        println!("reads of what is in the bucket failed after {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        assert_eq!(bucket(&w)["state"], "unreachable");
+        // Mounting needs none.
+        w.sh_outside("$DARNER unmount $MNT");
+        sh(&w, &server, "timeout 10 $DARNER mount --log daemon.log store $MNT");
+        w.sh("md5sum -c --quiet $DIR/hot; ls a | wc -l | grep -qx 24");
+        match round {
+            0 => server.signal(libc::SIGCONT),
+            _ => server.restart(),
+        }
+        eventually("the bucket is reached again", || std::fs::read(w.path("a/3")).is_ok());
+        w.sh("md5sum -c --quiet $DIR/sums $DIR/hot");
+        w.sh_outside("$DARNER volume push $MNT");
+        assert_eq!(bucket(&w)["state"], "active");
+    }
+    w.unmount();
+}
+
+#[test]
+fn a_filesystem_is_larger_than_its_disk() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let server = Server::new(&w.dir);
+    sh(
+        &w,
+        &server,
+        "$DARNER mount --create --size 256M --log daemon.log store $MNT; $DARNER volume add $MNT s3://bucket/larger",
+    );
+    w.sh("for i in $(seq 1 45); do head -c 10M /dev/urandom | tee $i | md5sum | sed \"s, -, $i,\" >> $DIR/sums; done; sync -f .");
+    let only = bucket(&w)["bucket"]["only_there_bytes"].as_u64().unwrap();
+    assert!(only > 200 << 20, "{only}");
+    let local = w.sh_outside("du -sm store | cut -f1").parse::<u64>().unwrap();
+    assert!(local <= 256, "{local} MiB");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    // What is read again and again is here.
+    let fetched = || bucket(&w)["bucket"]["fetched_bytes"].as_u64().unwrap();
+    let read = || w.sh("for i in 1 2 3; do dd if=$i of=/dev/null bs=1M iflag=direct status=none; done");
+    read();
+    eventually("what is hot comes back", || {
+        let before = fetched();
+        read();
+        fetched() == before
+    });
+    w.unmount();
+}

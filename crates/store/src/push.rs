@@ -1,0 +1,617 @@
+//! What has been sealed goes to the bucket too; and from time to time a *checkpoint* says which regions there are a whole: an exact
+//! prefix of the history, which can be opened from the bucket alone (`takeover.rs`). docs/format.md §Bucket.
+//!
+//! Invariants: a checkpoint is put when all that it names is there. An object is deleted only if neither the newest checkpoint nor
+//! anything here names it, and if after that checkpoint was put nobody had taken the store over: so whoever takes it over after that
+//! finds that checkpoint or a newer one, whole. Nothing here holds a lock that others wait for while it waits for the bucket.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::codec::{Reader, crc_at, is_sealed, put_bytes, put_varint};
+use crate::index::levels::Levels;
+use crate::maintain::{Progress, State};
+use crate::manifest::Manifest;
+use crate::segment;
+use crate::store::{SEGMENT_MIN, Store};
+use crate::volume::{
+    Bucket, BucketVolume, Kept, PART, REGIONS, Region, RegionRef, Tier, VolumeEntry, VolumeKind, list_all, of_part,
+    part_name, part_names,
+};
+use crate::{Error, Result, Tid};
+
+/// Parts that are put at a time.
+const PARALLEL: u64 = 4;
+/// With so much that is new, a checkpoint is due in any case.
+const DUE: u64 = 64 << 20;
+/// Without anything new but what upkeep has changed, one is due so many times more seldom.
+const SELDOM: u64 = 12;
+/// Who needs room waits so long for something to get there.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Names in one request to delete.
+const BATCH: usize = 1000;
+
+const CHECKPOINTS: &str = "c/";
+pub(crate) const EPOCHS: &str = "e/";
+const MAGIC: &[u8; 8] = b"DARNCKP1";
+
+/// How a store's bucket is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BucketState {
+    /// The number of its volume.
+    pub number: u16,
+    /// All up to here could be opened from there alone.
+    pub reached: Option<Tid>,
+    /// Bytes that are on their way there.
+    pub left: u64,
+    /// Bytes that are nowhere else.
+    pub cold: u64,
+    /// Bytes that were fetched since the open.
+    pub fetched: u64,
+    /// Why it can't be reached.
+    pub trouble: Option<String>,
+    /// Who has taken the store over: nothing is put there any more.
+    pub fenced: Option<String>,
+}
+
+/// What the bucket has, and what it is to have.
+#[derive(Default)]
+pub(crate) struct Reached {
+    /// Whether it was looked at since the open.
+    known: bool,
+    fenced: Option<String>,
+    /// Of the newest checkpoint: up to where, its generation, when it was put (by callers' clocks), and how much had been appended.
+    tid: Option<Tid>,
+    generation: u64,
+    at: u64,
+    appended: u64,
+    /// The generation of the last one that was tried to be put.
+    tried: u64,
+    /// Checkpoints that the next one replaces.
+    old: Vec<String>,
+    /// Whether objects that nothing names were looked for since the open.
+    swept: bool,
+    /// Somebody wants a checkpoint.
+    wanted: bool,
+    /// Somebody goes on with it by himself; bytes that were put since the open.
+    attended: bool,
+    put: u64,
+    left: u64,
+}
+
+/// Regions on their way.
+pub(crate) struct Push {
+    /// What is to be said once they are there; `None`: nothing.
+    manifest: Option<(Manifest, u64)>,
+    /// Keeps tables.
+    _levels: Arc<Levels>,
+    todo: VecDeque<Item>,
+    appended: u64,
+}
+
+pub(crate) struct Item {
+    region: Arc<dyn Region>,
+    id: u64,
+    len: u64,
+    /// Bytes that are there.
+    put: u64,
+}
+
+/// A checkpoint, as it is in the bucket.
+pub(crate) struct Checkpoint {
+    pub uuid: [u8; 16],
+    pub hash_key: [u8; 16],
+    pub birth: Tid,
+    /// The number that the bucket has, and the number that the next volume gets.
+    pub number: u16,
+    pub next_volume: u32,
+    /// Of the superblock.
+    pub generation: u64,
+    /// Without the open segment; all places are in the bucket.
+    pub manifest: Manifest,
+}
+
+impl Checkpoint {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend_from_slice(&self.uuid);
+        out.extend_from_slice(&self.hash_key);
+        out.extend_from_slice(&self.birth.0.to_le_bytes());
+        for v in [self.number.into(), self.next_volume.into(), self.generation] {
+            put_varint(&mut out, v);
+        }
+        put_bytes(&mut out, &self.manifest.encode(0));
+        let crc = crc_at(0, 0, &out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Checkpoint> {
+        let body = is_sealed(bytes, 0, 0).then(|| &bytes[..bytes.len() - 4])?;
+        let mut r = Reader::new(body);
+        if r.take(8)? != MAGIC {
+            return None;
+        }
+        let (uuid, hash_key) = (r.take(16)?.try_into().ok()?, r.take(16)?.try_into().ok()?);
+        let birth = Tid(r.u64()?);
+        let (number, next_volume) = (u16::try_from(r.varint()?).ok()?, u32::try_from(r.varint()?).ok()?);
+        let generation = r.varint()?;
+        let manifest = Manifest::of_bytes(r.bytes()?, 0)?;
+        r.is_empty().then_some(Checkpoint { uuid, hash_key, birth, number, next_volume, generation, manifest })
+    }
+
+    pub fn name(epoch: u32, generation: u64) -> String {
+        format!("{CHECKPOINTS}{epoch:08x}.{generation:016x}")
+    }
+
+    fn epoch_of(name: &str) -> Option<u32> {
+        let (epoch, _) = name.strip_prefix(CHECKPOINTS)?.split_once('.')?;
+        u32::from_str_radix(epoch, 16).ok()
+    }
+
+    /// The newest one of a bucket that was put under this epoch or an earlier one, if there is one, and the names of all such.
+    pub fn newest(bucket: &BucketVolume, epoch: u32) -> Result<(Option<Checkpoint>, Vec<String>)> {
+        let all = list_all(bucket.objects(), CHECKPOINTS)?.into_iter().map(|(name, _)| name);
+        let all: Vec<String> = all.filter(|name| Checkpoint::epoch_of(name).is_some_and(|e| e <= epoch)).collect();
+        let Some(newest) = all.last() else { return Ok((None, all)) };
+        let found = Checkpoint::decode(&bucket.objects().get(newest, None)?).ok_or_else(|| Error::Corrupt {
+            place: format!("{}, object {newest}", bucket.objects().name()),
+            what: "checkpoint",
+            expected: "fields with a valid checksum".into(),
+            found: "other bytes".into(),
+        })?;
+        Ok((Some(found), all))
+    }
+
+    /// The regions that it names.
+    pub fn kept(&self) -> HashMap<u64, Kept> {
+        self.manifest.regions().map(|at| (at.id, Kept { epoch: at.start as u32, len: at.size })).collect()
+    }
+}
+
+/// The object that says who has an epoch.
+pub(crate) fn epoch_name(epoch: u32) -> String {
+    format!("{EPOCHS}{epoch:08x}")
+}
+
+/// What it says: whose store, something that nobody else has written, and who it is.
+pub(crate) fn claim(uuid: &[u8; 16], who: &str) -> Result<Vec<u8>> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(|e| Error::NotAStore(format!("no random numbers: {e}")))?;
+    Ok([&uuid[..], &nonce[..], who.as_bytes()].concat())
+}
+
+/// Puts an object that must be new; says whether it is ours, also where the answer to an earlier try was lost.
+pub(crate) fn put_ours(bucket: &BucketVolume, name: &str, bytes: &[u8]) -> Result<bool> {
+    Ok(bucket.objects().put_new(name, bytes.to_vec())? || bucket.objects().get(name, None)? == bytes)
+}
+
+fn is_a_copy(bucket: &BucketVolume) -> Error {
+    Error::Refused(format!(
+        "{} has a checkpoint that is not of this store as it is here: this is a copy, or older than what is there, and puts nothing",
+        bucket.objects().name()
+    ))
+}
+
+/// Who has begun an epoch after this one, if somebody has.
+pub fn taken_over(bucket: &dyn Bucket, epoch: u32) -> Result<Option<String>> {
+    let newer = bucket.list(EPOCHS, &epoch_name(epoch))?;
+    let Some((name, _)) = newer.last() else { return Ok(None) };
+    let said = bucket.get(name, None)?;
+    Ok(Some(String::from_utf8_lossy(said.get(32..).unwrap_or_default()).into_owned()))
+}
+
+impl Store {
+    /// How the bucket is, if there is one.
+    pub fn bucket(&self) -> Option<BucketState> {
+        let bucket = self.volumes.bucket()?;
+        let cold = {
+            let state = self.maintenance.lock();
+            let all = self.regions_now(&state).into_iter().map(|(_, at)| at);
+            all.filter(|at| self.volumes.is_cold(*at)).map(|at| at.size).sum()
+        };
+        let reach = self.reach.lock();
+        Some(BucketState {
+            number: bucket.number(),
+            reached: reach.tid,
+            left: reach.left,
+            cold,
+            fetched: bucket.fetched().1,
+            trouble: bucket.objects().trouble(),
+            fenced: reach.fenced.clone(),
+        })
+    }
+
+    /// Has a checkpoint put to the bucket as soon as can be.
+    pub fn want_push(&self) {
+        self.reach.lock().wanted = true;
+    }
+
+    /// Whether somebody calls [`Store::step_push`] again and again: then who needs room waits for that rather than fail.
+    pub fn attend_push(&self, attended: bool) {
+        self.reach.lock().attended = attended;
+    }
+
+    /// Whether room may come by what reaches the bucket.
+    pub fn may_gain_room(&self) -> bool {
+        let Some(bucket) = self.volumes.bucket() else { return false };
+        let reach = self.reach.lock();
+        reach.attended && reach.fenced.is_none() && bucket.objects().trouble().is_none()
+    }
+
+    /// Waits until something more can give way; says whether it can. Not as long as nothing gets there.
+    pub(crate) fn outwait_push(&self) -> bool {
+        let Some(bucket) = self.volumes.bucket() else { return false };
+        let (regions, mut put, mut since) = (bucket.kept().len(), self.reach.lock().put, Instant::now());
+        self.want_push();
+        while since.elapsed() < PATIENCE && self.may_gain_room() {
+            std::thread::sleep(Duration::from_millis(10));
+            if bucket.kept().len() > regions {
+                return true;
+            }
+            let now = self.reach.lock().put;
+            if now != put {
+                (put, since) = (now, Instant::now());
+            }
+        }
+        false
+    }
+
+    /// Goes on with what the bucket is to have: puts what has been sealed, and a checkpoint of it every `every_ns` where something has
+    /// changed, and deletes what nothing names any more. Waits for the bucket, holding up nobody else.
+    pub fn step_push(&self, now_ns: u64, every_ns: u64) -> Result<Progress> {
+        let mut pushing = self.pushing.lock();
+        let Some(bucket) = self.volumes.bucket().filter(|b| !self.read_only && self.volumes.takes(b.number())) else {
+            *pushing = None;
+            return Ok(Progress::Idle);
+        };
+        if !self.learn(&bucket)? {
+            *pushing = None;
+            return Ok(Progress::Idle);
+        }
+        if pushing.is_none() && self.push_is_due(now_ns, every_ns) {
+            *pushing = self.begin_push(&bucket)?;
+        }
+        let Some(push) = pushing.as_mut() else { return self.sweep(&bucket) };
+        if self.put_some(&bucket, push)? {
+            return Ok(Progress::Worked);
+        }
+        let push = pushing.take().expect("it is there");
+        if let Some((manifest, generation)) = push.manifest
+            && let Err(e) = self.put_checkpoint(&bucket, manifest, generation, now_ns, push.appended)
+        {
+            self.reach.lock().wanted = true;
+            return Err(e);
+        }
+        Ok(Progress::Worked)
+    }
+
+    /// Looks at what the bucket has; says whether it still is this store's to put something there.
+    pub(crate) fn learn(&self, bucket: &BucketVolume) -> Result<bool> {
+        {
+            let reach = self.reach.lock();
+            if reach.known {
+                return Ok(reach.fenced.is_none());
+            }
+        }
+        let is_ours = self.is_ours(bucket)?;
+        let (newest, names) = Checkpoint::newest(bucket, bucket.epoch())?;
+        let newest = newest.filter(|c| c.uuid == self.uuid);
+        if newest.as_ref().is_some_and(|c| c.generation > self.volumes.superblock().generation) {
+            return Err(is_a_copy(bucket));
+        }
+        let mut reach = self.reach.lock();
+        if let Some(c) = newest {
+            c.kept().into_iter().for_each(|(id, kept)| bucket.note(id, kept));
+            (reach.tid, reach.generation) = (Some(c.manifest.tid), c.generation);
+        }
+        (reach.known, reach.old) = (true, names);
+        Ok(is_ours)
+    }
+
+    /// Whether nobody has taken the store over.
+    fn is_ours(&self, bucket: &BucketVolume) -> Result<bool> {
+        let Some(who) = taken_over(bucket.objects(), bucket.epoch())? else { return Ok(true) };
+        let mut reach = self.reach.lock();
+        if reach.fenced.is_none() {
+            tracing::error!(
+                "{} was taken over by {who}: nothing of what is written here goes there any more",
+                bucket.objects().name()
+            );
+        }
+        (reach.fenced, reach.left) = (Some(who), 0);
+        Ok(false)
+    }
+
+    fn push_is_due(&self, now_ns: u64, every_ns: u64) -> bool {
+        let (tid, appended) = {
+            let tail = self.log.tail();
+            (tail.last, tail.appended)
+        };
+        let generation = self.volumes.superblock().generation;
+        let mut reach = self.reach.lock();
+        if reach.at == 0 {
+            reach.at = now_ns;
+        }
+        let waited = now_ns.saturating_sub(reach.at);
+        let is_new = reach.tid != Some(tid);
+        std::mem::take(&mut reach.wanted)
+            || is_new && (waited >= every_ns || appended.saturating_sub(reach.appended) >= DUE)
+            || generation != reach.generation && waited >= every_ns.saturating_mul(SELDOM)
+    }
+
+    /// Ends the open segment, and takes note of all there is at that moment.
+    fn begin_push(&self, bucket: &BucketVolume) -> Result<Option<Push>> {
+        let mut state = self.maintenance.lock();
+        if state.deriving || self.wiping.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        if self.index.read().frozen.is_some() {
+            self.flush_locked(&mut state)?;
+        }
+        let is_whole = match self.seal_and_flush(&mut state) {
+            // What has been sealed before goes there all the same, and may then give way.
+            Err(Error::NoSpace { .. }) => false,
+            outcome => outcome.map(|()| true)?,
+        };
+        let levels = self.index.read().levels.clone();
+        let (put, tried) = {
+            let reach = self.reach.lock();
+            (reach.tid.map(|_| reach.generation), reach.tried)
+        };
+        if put == Some(self.volumes.superblock().generation) {
+            return match self.reach.lock().tid == Some(state.tid) {
+                true => Ok(None),
+                false => Err(is_a_copy(bucket)),
+            };
+        }
+        if tried == self.volumes.superblock().generation {
+            // Whether that one was put, nobody knows.
+            self.write_manifest(&mut state, &levels)?;
+        }
+        let generation = self.volumes.superblock().generation;
+        let appended = state.appended;
+        let mut manifest = self.manifest_of(&state, &levels);
+        manifest.segments.pop();
+        let todo = self.items(&manifest, &levels, bucket);
+        drop(state);
+        let push = Push { manifest: is_whole.then_some((manifest, generation)), _levels: levels, todo, appended };
+        self.reach.lock().left = push.left();
+        Ok(Some(push))
+    }
+
+    /// A checkpoint behind which the log has nothing.
+    fn seal_and_flush(&self, state: &mut State) -> Result<()> {
+        let mut tail = self.log.tail();
+        tail.check()?;
+        if tail.end() > segment::HEADER {
+            self.next_segment(&mut tail, SEGMENT_MIN)?;
+        }
+        self.flush_from(state, tail)
+    }
+
+    /// What of a manifest the bucket does not have.
+    fn items(&self, m: &Manifest, levels: &Levels, bucket: &BucketVolume) -> VecDeque<Item> {
+        let regions = self.regions.read();
+        let item = |region: &Arc<dyn Region>, len| Item { id: region.place().id, region: region.clone(), len, put: 0 };
+        let own = m.segments.iter().filter(|s| s.pack.is_none()).map(|s| item(&regions[&s.at.id], s.end));
+        let packs: Vec<Item> = self.packs.lock().iter().map(|p| item(p, p.place().size)).collect();
+        let tables = levels.tables().map(|t| item(t.region(), t.len()));
+        own.chain(packs).chain(tables).filter(|item| bucket.place_of(item.id).is_none()).collect()
+    }
+
+    /// Puts some parts; says whether there were any.
+    fn put_some(&self, bucket: &BucketVolume, push: &mut Push) -> Result<bool> {
+        while push.todo.front().is_some_and(|item| bucket.place_of(item.id).is_some()) {
+            push.todo.pop_front();
+        }
+        let Some(item) = push.todo.front_mut() else { return Ok(false) };
+        let mut objects = Vec::new();
+        let mut at = item.put;
+        while objects.len() < PARALLEL as usize && (at < item.len || item.len == 0 && objects.is_empty()) {
+            let mut bytes = vec![0; PART.min(item.len - at) as usize];
+            item.region.read_at(&mut bytes, at)?;
+            objects.push((part_name(item.id, bucket.epoch(), at / PART), bytes));
+            at += PART;
+        }
+        bucket.objects().put(objects)?;
+        self.reach.lock().put += at.min(item.len) - item.put;
+        item.put = at.min(item.len);
+        if item.put == item.len {
+            bucket.note(item.id, Kept { epoch: bucket.epoch(), len: item.len });
+            push.todo.pop_front();
+        }
+        self.reach.lock().left = push.left();
+        Ok(true)
+    }
+
+    /// Puts one region that is not there yet before all others; says whether it is there now.
+    pub(crate) fn put_first(&self, bucket: &BucketVolume, region: Arc<dyn Region>, len: u64) -> Result<bool> {
+        let id = region.place().id;
+        let mut pushing = self.pushing.lock();
+        let levels = || self.index.read().levels.clone();
+        let push = pushing.get_or_insert_with(|| Push {
+            manifest: None,
+            _levels: levels(),
+            todo: VecDeque::new(),
+            appended: 0,
+        });
+        if push.todo.front().is_none_or(|first| first.id != id) {
+            push.todo.push_front(Item { region, id, len, put: 0 });
+        }
+        self.put_some(bucket, push)?;
+        // (What nobody goes on with must not keep tables.)
+        pushing.take_if(|push| push.todo.is_empty() && push.manifest.is_none());
+        Ok(bucket.place_of(id).is_some())
+    }
+
+    /// Puts the checkpoint of regions that are all there, and deletes what it makes superfluous.
+    fn put_checkpoint(
+        &self,
+        bucket: &BucketVolume,
+        mut manifest: Manifest,
+        generation: u64,
+        now_ns: u64,
+        appended: u64,
+    ) -> Result<()> {
+        let kept = bucket.kept();
+        if manifest.regions().any(|at| !kept.contains_key(&at.id)) {
+            return Err(Error::Refused("some of what was put was given up meanwhile: it is put again".into()));
+        }
+        manifest.place(&|at: RegionRef| kept.get(&at.id).map_or(at, |k| bucket.place(at.id, *k)));
+        manifest.log.region = 0;
+        let sb = self.volumes.superblock();
+        let checkpoint = Checkpoint {
+            uuid: self.uuid,
+            hash_key: self.hash_key,
+            birth: self.birth,
+            number: bucket.number(),
+            next_volume: sb.next_volume,
+            generation,
+            manifest,
+        };
+        if !self.is_ours(bucket)? {
+            return Ok(());
+        }
+        let name = Checkpoint::name(bucket.epoch(), generation);
+        self.reach.lock().tried = generation;
+        if !put_ours(bucket, &name, &checkpoint.encode())? {
+            return Err(is_a_copy(bucket));
+        }
+        let old = {
+            let mut reach = self.reach.lock();
+            (reach.tid, reach.generation) = (Some(checkpoint.manifest.tid), generation);
+            (reach.at, reach.appended) = (now_ns, appended);
+            let old = std::mem::take(&mut reach.old);
+            reach.old.push(name.clone());
+            old
+        };
+        if !self.is_ours(bucket)? {
+            return Ok(());
+        }
+        let mut gone: Vec<String> = old.into_iter().filter(|other| *other != name).collect();
+        gone.extend(self.give_up_unnamed(bucket, &checkpoint.kept()).into_iter().flat_map(|(id, k)| part_names(id, k)));
+        let outcome = gone.chunks(BATCH).try_for_each(|names| bucket.objects().delete(names));
+        if outcome.is_err() {
+            // They are found by looking.
+            self.reach.lock().swept = false;
+        }
+        outcome
+    }
+
+    /// What neither a checkpoint that names `named` nor anything here needs: nobody can rely on it any more.
+    fn give_up_unnamed(&self, bucket: &BucketVolume, named: &HashMap<u64, Kept>) -> Vec<(u64, Kept)> {
+        let state = self.maintenance.lock();
+        let here: HashSet<u64> = self.regions_now(&state).into_iter().map(|(_, at)| at.id).collect();
+        let unnamed: Vec<(u64, Kept)> =
+            bucket.kept().into_iter().filter(|(id, _)| !named.contains_key(id) && !here.contains(id)).collect();
+        unnamed.iter().for_each(|(id, _)| bucket.drop_note(*id));
+        unnamed
+    }
+
+    /// Deletes objects that nothing names: a crash leaves such.
+    fn sweep(&self, bucket: &BucketVolume) -> Result<Progress> {
+        {
+            let reach = self.reach.lock();
+            // (Before there is a checkpoint, nothing tells what may be needed.)
+            if reach.swept || reach.tid.is_none() {
+                return Ok(Progress::Idle);
+            }
+        }
+        let mut gone = {
+            // All but the newest checkpoint: a crash came before they were deleted.
+            let mut reach = self.reach.lock();
+            let newest = reach.old.pop();
+            std::mem::replace(&mut reach.old, newest.into_iter().collect())
+        };
+        for (name, _) in list_all(bucket.objects(), REGIONS)? {
+            let is_needed = |(id, epoch)| bucket.kept().get(&id).is_some_and(|kept| kept.epoch == epoch);
+            if !of_part(&name).is_some_and(is_needed) {
+                gone.push(name);
+            }
+        }
+        if !self.is_ours(bucket)? {
+            return Ok(Progress::Idle);
+        }
+        gone.chunks(BATCH).try_for_each(|names| bucket.objects().delete(names))?;
+        self.reach.lock().swept = true;
+        Ok(Progress::Worked)
+    }
+
+    /// Makes an empty place in a bucket part of the store; `who`: what others are told of this machine. Returns its number.
+    pub fn add_bucket(&self, name: &str, who: &str, options: &crate::OpenOptions) -> Result<u16> {
+        self.must_be_writable()?;
+        let _one_at_a_time = self.moving.lock();
+        let _nothing_on_its_way = self.pushing.lock();
+        let mut sb = self.volumes.superblock();
+        if let Some(there) = self.volumes.bucket() {
+            return Err(Error::Refused(format!("the store has a bucket, {}: remove it first", there.objects().name())));
+        }
+        let number = u16::try_from(sb.next_volume)
+            .map_err(|_| Error::Refused("all 65536 numbers of volumes have been given in this store's life".into()))?;
+        let entry = VolumeEntry {
+            number,
+            kind: VolumeKind::Bucket,
+            leaving: false,
+            size_limit: 0,
+            hint: name.as_bytes().to_vec(),
+            away: None,
+            tier: Tier::Cold,
+            epoch: 1,
+        };
+        sb.volumes.push(entry.clone());
+        let bucket =
+            options.reach().bucket(&sb).ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;
+        self.claim_first(&bucket, who)?;
+        self.volumes.write_super(None, |sb| {
+            sb.next_volume += 1;
+            sb.volumes.push(entry.clone());
+        })?;
+        *self.reach.lock() = Reached { wanted: true, ..Reached::default() };
+        self.volumes.add_bucket(&entry, bucket);
+        Ok(number)
+    }
+
+    fn claim_first(&self, bucket: &BucketVolume, who: &str) -> Result<()> {
+        let objects = bucket.objects();
+        if objects.list(CHECKPOINTS, "")?.is_empty() {
+            if put_ours(bucket, &epoch_name(1), &claim(&self.uuid, who)?)? {
+                return Ok(());
+            }
+            // A try of ours that was interrupted.
+            let others = !objects.list(EPOCHS, &epoch_name(1))?.is_empty();
+            if !others && objects.get(&epoch_name(1), None)?.starts_with(&self.uuid) {
+                return Ok(());
+            }
+        }
+        Err(Error::Refused(format!("{0} holds a store already: darner mount {0} opens it", objects.name())))
+    }
+
+    /// Deletes all that is in a bucket that is no volume any more, if it is this store's.
+    pub(crate) fn clear_bucket(&self, bucket: &BucketVolume) -> Result<()> {
+        *self.pushing.lock() = None;
+        if taken_over(bucket.objects(), bucket.epoch())?.is_some() {
+            return Ok(());
+        }
+        // First what can be opened; last what says whose it is.
+        for prefix in [CHECKPOINTS, REGIONS, EPOCHS] {
+            loop {
+                let some: Vec<String> = bucket.objects().list(prefix, "")?.into_iter().map(|(name, _)| name).collect();
+                if some.is_empty() {
+                    break;
+                }
+                some.chunks(BATCH).try_for_each(|names| bucket.objects().delete(names))?;
+            }
+        }
+        *self.reach.lock() = Reached::default();
+        Ok(())
+    }
+}
+
+impl Push {
+    fn left(&self) -> u64 {
+        self.todo.iter().map(|item| item.len - item.put).sum()
+    }
+}

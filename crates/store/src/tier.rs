@@ -1,0 +1,229 @@
+//! Tiers: what is not read much gives way on hot volumes when room gets short, and comes back when it is read much. docs/format.md §Bucket.
+//!
+//! What is in the bucket too gives way without a copy: a manifest names the place there instead of the one here. Without a bucket it moves to a
+//! cold volume. Segments and packs do; the open segment,
+//! the index and manifests are always here.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::maintain::{Progress, State};
+use crate::moving::Move;
+use crate::store::Store;
+use crate::volume::{BucketVolume, For, RegionRef, Tier};
+use crate::{Error, Result};
+
+/// With less than 1/n free, something gives way, until 1/n is.
+const LOW: u64 = 8;
+const HIGH: u64 = 5;
+/// A region of which 1/n was fetched comes back, if more than 1/HIGH stays free.
+const HOT: u64 = 2;
+
+/// When segments were read last, by callers' clocks, and how many bytes since the open.
+#[derive(Default)]
+pub(crate) struct Heat(HashMap<u64, (u64, u64)>);
+
+impl Store {
+    /// Takes note that a segment is read.
+    pub(crate) fn note_read(&self, segment: u64, bytes: u64) {
+        if self.volumes.has_tiers() {
+            let now = self.clock();
+            let mut heat = self.heat.lock();
+            let (last, sum) = heat.0.entry(segment).or_default();
+            (*last, *sum) = (now, *sum + bytes);
+        }
+    }
+
+    /// Whether there is more than one tier.
+    pub fn has_tiers(&self) -> bool {
+        self.volumes.has_tiers()
+    }
+
+    /// Lets something give way that is in the bucket, or brings something back, where that is due.
+    pub fn step_tier(&self) -> Result<Progress> {
+        if self.read_only {
+            return Ok(Progress::Idle);
+        }
+        let Some(bucket) = self.volumes.bucket() else { return self.step_local_tier() };
+        let u = self.usage()?;
+        if u.free < u.size / LOW {
+            return Ok(if self.give_way(u.size / HIGH - u.free)? { Progress::Worked } else { Progress::Idle });
+        }
+        let (fetched, _) = bucket.fetched();
+        let is_hot = |id: &u64| {
+            let at = bucket.place_of(*id);
+            at.is_some_and(|at| fetched[id] >= (at.size / HOT).max(1) && u.free > u.size / HIGH + at.size)
+        };
+        let Some(id) = fetched.keys().copied().find(is_hot) else { return Ok(Progress::Idle) };
+        self.bring_back(id)?;
+        Ok(Progress::Worked)
+    }
+
+    /// Moves a region to the cold volume or back, if that is due.
+    fn step_local_tier(&self) -> Result<Progress> {
+        let Some(cold) = self.volumes.cold_volume() else { return Ok(Progress::Idle) };
+        let u = self.usage()?;
+        let chosen = {
+            let state = self.maintenance.lock();
+            let all = self.regions_now(&state);
+            let heat = self.heat.lock();
+            let segments = self.segments.lock();
+            let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
+            let may_move = |what: &For, at: &RegionRef| {
+                *what == For::Data && at.second.is_none() && segments[open..].iter().all(|s| s.at.id != at.id)
+            };
+            let read = |at: &RegionRef| {
+                let of = segments.iter().filter(|s| s.container() == at.id).filter_map(|s| heat.0.get(&s.at.id));
+                of.fold((0, 0), |(last, sum), (at, bytes)| (*at.max(&last), sum + bytes))
+            };
+            let here = all.iter().filter(|(what, at)| may_move(what, at)).map(|(_, at)| (read(at), *at));
+            let is_hot = |at: &RegionRef| self.volumes.tier(at.volume) == Tier::Hot;
+            match u.free < u.size / LOW {
+                true => {
+                    let hot = here.filter(|(_, at)| is_hot(at));
+                    hot.min_by_key(|((last, _), at)| (*last, at.id)).map(|(_, at)| (at, Some(cold)))
+                }
+                false => {
+                    let fits = |at: &RegionRef| u.free > u.size / HIGH + at.size;
+                    let mut back = here.filter(|(_, at)| !is_hot(at) && fits(at));
+                    back.find(|((_, sum), at)| *sum >= (at.size / HOT).max(1)).map(|(_, at)| (at, None))
+                }
+            }
+        };
+        let Some((at, to)) = chosen else { return Ok(Progress::Idle) };
+        // From now on it counts anew.
+        for s in self.segments.lock().iter().filter(|s| s.container() == at.id) {
+            self.heat.lock().0.remove(&s.at.id);
+        }
+        let wanted = Move { from: at.volume, to, only: Some(at.id), below: u64::MAX };
+        while self.step_move(&wanted, 16 << 20)? == Progress::Worked {}
+        Ok(Progress::Worked)
+    }
+
+    /// Segments and packs that are in the bucket only.
+    pub(crate) fn cold_regions(&self) -> HashSet<u64> {
+        let mut all = HashSet::new();
+        if self.volumes.has_bucket() {
+            let segments = self.segments.lock().iter().filter(|s| s.pack.is_none()).map(|s| s.at).collect::<Vec<_>>();
+            let packs = self.packs.lock().iter().map(|p| p.place()).collect::<Vec<_>>();
+            all.extend(segments.into_iter().chain(packs).filter(|at| self.volumes.is_cold(*at)).map(|at| at.id));
+        }
+        all
+    }
+
+    /// Brings a region back from the bucket.
+    pub(crate) fn bring_back(&self, id: u64) -> Result<()> {
+        let Some(bucket) = self.volumes.bucket() else { return Ok(()) };
+        bucket.cool(id);
+        let back = Move { only: Some(id), ..Move::emptying(bucket.number()) };
+        while self.step_move(&back, 16 << 20)? == Progress::Worked {}
+        Ok(())
+    }
+
+    /// Lets what has not been read for longest give way until so many bytes more are free here; says whether anything did. Waits for
+    /// nothing: only what is in the bucket already can.
+    pub(crate) fn give_way(&self, bytes: u64) -> Result<bool> {
+        let Some(bucket) = self.volumes.bucket() else { return Ok(false) };
+        let mut state = self.maintenance.lock();
+        if state.deriving || self.wiping.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        self.trim_segments()?;
+        let mut all: Vec<(u64, RegionRef)> = {
+            let now = self.regions_now(&state).into_iter().filter(|(what, at)| {
+                *what == For::Data && bucket.place_of(at.id).is_some() && !self.volumes.is_cold(*at)
+            });
+            let due: Vec<_> = now.collect();
+            let heat = self.heat.lock();
+            let segments = self.segments.lock();
+            let last_read = |at: &RegionRef| {
+                let in_it = segments.iter().filter(|s| s.pack == Some(at.id)).map(|s| s.at.id);
+                in_it.chain([at.id]).filter_map(|id| heat.0.get(&id)).map(|(last, _)| *last).max().unwrap_or(0)
+            };
+            due.into_iter().map(|(_, at)| (last_read(&at), at)).collect()
+        };
+        // (Of those that were never read, the oldest.)
+        all.sort_by_key(|(read, at)| (*read, at.id));
+        let mut sum = 0;
+        for (_, at) in all {
+            if sum >= bytes {
+                break;
+            }
+            if self.to_bucket(&mut state, &bucket, at)? {
+                sum += at.size;
+            }
+        }
+        if sum > 0 {
+            let levels = self.index.read().levels.clone();
+            self.write_manifest(&mut state, &levels)?;
+            self.bury(&mut state)?;
+        }
+        Ok(sum > 0)
+    }
+
+    /// Has a region that is in the bucket be there only, from the next manifest on; says whether it is.
+    fn to_bucket(&self, state: &mut State, bucket: &BucketVolume, from: RegionRef) -> Result<bool> {
+        let Some(to) = bucket.place_of(from.id).filter(|_| !state.waits(from.id)) else { return Ok(false) };
+        let sealed = {
+            let segments = self.segments.lock();
+            let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
+            segments[open..].iter().all(|s| s.at.id != from.id)
+        };
+        if !sealed {
+            return Ok(false);
+        }
+        let old = match self.switch_segment(from, to)? {
+            None => self.switch_pack(from, to)?,
+            old => old,
+        };
+        let Some(old) = old else { return Ok(false) };
+        state.outdated.push((old, from));
+        Ok(true)
+    }
+
+    /// Moves a region to the bucket, some of it at a time. [`Progress::Idle`]: all are there.
+    pub(crate) fn step_to_bucket(&self, wanted: &Move) -> Result<Progress> {
+        let Some(bucket) = self.volumes.bucket() else {
+            return Err(Error::Refused("the bucket is no volume any more".into()));
+        };
+        if !self.learn(&bucket)? {
+            return Err(Error::Refused(format!("{} was taken over by somebody else", bucket.objects().name())));
+        }
+        let (region, len) = {
+            let mut state = self.maintenance.lock();
+            self.trim_segments()?;
+            self.bury(&mut state)?;
+            let due = |(what, at): &(For, RegionRef)| self.is_due(wanted, *what, *at) && !state.waits(at.id);
+            let Some((_, at)) = self.regions_now(&state).into_iter().find(due) else { return Ok(Progress::Idle) };
+            let segments = self.segments.lock().clone();
+            let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
+            if segments[open..].iter().any(|s| s.at.id == at.id) {
+                self.seal_open(&mut state, &|at| wanted.wants(at))?;
+                return Ok(Progress::Worked);
+            }
+            if self.to_bucket(&mut state, &bucket, at)? {
+                let levels = self.index.read().levels.clone();
+                self.write_manifest(&mut state, &levels)?;
+                self.bury(&mut state)?;
+                return Ok(Progress::Worked);
+            }
+            let segment = segments.iter().find(|s| s.at.id == at.id && s.pack.is_none());
+            let region = match segment {
+                Some(_) => self.regions.read().get(&at.id).cloned(),
+                None => self.packs.lock().iter().find(|p| p.place().id == at.id).cloned(),
+            };
+            let Some(region) = region else { return Ok(Progress::Worked) };
+            let len = segment.map_or(region.place().size, |s| s.end);
+            (region, len)
+        };
+        self.put_first(&bucket, Arc::clone(&region), len)?;
+        Ok(Progress::Worked)
+    }
+
+    /// Whether a region is to be moved.
+    pub(crate) fn is_due(&self, wanted: &Move, what: For, at: RegionRef) -> bool {
+        let to_bucket = self.volumes.bucket().is_some_and(|b| wanted.to == Some(b.number()));
+        wanted.wants(at) && (!to_bucket || what == For::Data && !self.volumes.is_cold(at))
+    }
+}

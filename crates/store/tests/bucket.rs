@@ -1,0 +1,549 @@
+//! A bucket as a volume, against the model by tid: what is there, comes back and gives way, and what can be opened from it alone,
+//! across reopening, power failures at every write, failing operations, and other owners.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{FS, Run, new_disk};
+use darner_store::volume::sim::{Fault, SimDisk};
+use darner_store::volume::{Bucket, Buckets, RawVolume, SimBucket, Tier, Volume, without_waiting};
+use darner_store::{CreateOptions, Error, Key, Kind, Move, ObjectId, OpenOptions, Progress, Store, Tid};
+
+const SIZE: u64 = 128 << 20;
+/// Nothing is due by itself.
+const NEVER: u64 = u64::MAX;
+
+fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
+    Arc::new(RawVolume::new(Arc::new(disk.clone())))
+}
+
+fn options(bucket: &SimBucket) -> OpenOptions {
+    let bucket = bucket.clone();
+    let buckets = Buckets(Arc::new(move |_| -> Arc<dyn Bucket> { Arc::new(bucket.clone()) }));
+    OpenOptions { memory: 16 << 20, buckets: Some(buckets), ..OpenOptions::default() }
+}
+
+fn open(disk: &SimDisk, bucket: &SimBucket) -> Result<Store, Error> {
+    Store::open(volume(disk), &options(bucket))
+}
+
+fn create(disk: &SimDisk) {
+    let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
+    Store::create(&*volume(disk), &options).unwrap();
+}
+
+/// A store with a bucket.
+fn with_bucket(disk: &SimDisk) -> (Store, SimBucket) {
+    let bucket = SimBucket::beside(disk);
+    create(disk);
+    let store = open(disk, &bucket).unwrap();
+    store.add_bucket("s3://simulated", "the first", &options(&bucket)).unwrap();
+    (store, bucket)
+}
+
+fn number(store: &Store) -> u16 {
+    store.bucket().expect("it has one").number
+}
+
+/// Opens what has reached the bucket, on an empty disk.
+fn take_over(bucket: &SimBucket, disk: &SimDisk) -> Result<Store, Error> {
+    Store::take_over("s3://simulated", volume(disk), "another", &options(bucket), &mut |_| ())
+}
+
+/// Everything that is there now reaches the bucket.
+fn push(store: &Store, now: u64) -> Result<(), Error> {
+    store.want_push();
+    while store.step_push(now, NEVER)? == Progress::Worked {}
+    Ok(())
+}
+
+/// Nothing but what must be stays here.
+fn to_bucket(store: &Store) -> Result<(), Error> {
+    let wanted = store.all_on(0, Some(number(store)));
+    while store.step_move(&wanted, 1 << 20)? == Progress::Worked {}
+    assert_eq!(store.left_to_move(&wanted), (0, 0));
+    Ok(())
+}
+
+fn to_here(store: &Store) -> Result<(), Error> {
+    let wanted = Move { to: None, ..store.all_on(number(store), None) };
+    while store.step_move(&wanted, 1 << 20)? == Progress::Worked {}
+    assert_eq!(store.bucket().unwrap().cold, 0);
+    Ok(())
+}
+
+/// One step of whatever there is.
+fn act(run: &mut Run, store: &Store) -> Result<(), Error> {
+    match run.rng.u8(0..40) {
+        0 => drop(store.sync()?),
+        1..=2 => store.checkpoint()?,
+        3..=4 => drop(store.step()?),
+        5..=6 => drop(store.step_clean(run.now)?),
+        7 => drop(store.clean(run.now, &mut |_| ())?),
+        8 => push(store, run.now)?,
+        9 => store.want_push(),
+        10..=16 => drop(store.step_push(run.now, NEVER)?),
+        17 => to_bucket(store)?,
+        18 => to_here(store)?,
+        19..=20 => drop(store.step_tier()?),
+        21 => run.kill(store)?,
+        22 => {
+            store.want_collapse();
+            store.step_clean(run.now)?;
+        }
+        _ => run.transaction(store)?,
+    }
+    Ok(())
+}
+
+/// What the bucket alone has is what was, up to a moment; and that goes on.
+fn check_alone(run: &Run, bucket: &SimBucket, reached: Option<Tid>, seed: u64) {
+    let disk = SimDisk::new(SIZE);
+    let bucket = bucket.fork(&disk);
+    let store = match take_over(&bucket, &disk) {
+        Ok(store) => store,
+        Err(e) => return assert!(reached.is_none(), "{e}"),
+    };
+    let last = store.tid();
+    assert!(reached.is_none_or(|r| last >= r), "{reached:?} had reached it, {last} is there");
+    let mut there = Run::new(seed);
+    (there.model, there.now, there.next) = (run.model.clone(), run.now + 1, run.next);
+    there.objects.clone_from(&run.objects);
+    there.model.cut(last);
+    there.compare_some(&store, 3);
+    for _ in 0..5 {
+        there.transaction(&store).unwrap();
+    }
+    push(&store, there.now).unwrap();
+    there.compare_some(&store, 1);
+    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    store.close().unwrap();
+    drop(store);
+    there.compare_some(&open(&disk, &bucket).unwrap(), 1);
+}
+
+#[test]
+fn what_comes_and_goes_between_here_and_a_bucket_stays_as_it_was_and_a_prefix_of_it_is_in_the_bucket_alone() {
+    let rounds: u64 = std::env::var("DARNER_VOLUME_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(3);
+    for seed in 0..rounds {
+        println!("seed {seed}");
+        let disk = new_disk(SIZE, seed);
+        let (mut store, bucket) = with_bucket(&disk);
+        let mut run = Run::new(seed + 600);
+        for step in 0..400 {
+            act(&mut run, &store).unwrap();
+            if run.rng.u8(0..60) == 0 {
+                if run.rng.bool() {
+                    store.close().unwrap();
+                } else {
+                    store.sync().unwrap();
+                }
+                drop(store);
+                store = open(&disk, &bucket).unwrap();
+            }
+            if step % 40 == 0 {
+                run.compare_some(&store, 2);
+                check_alone(&run, &bucket, store.bucket().unwrap().reached, seed);
+            }
+        }
+        push(&store, run.now).unwrap();
+        assert_eq!(store.bucket().unwrap().reached, Some(store.tid()));
+        check_alone(&run, &bucket, Some(store.tid()), seed);
+        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        // Nothing is there that nobody needs.
+        store.clean(run.now, &mut |_| ()).unwrap();
+        push(&store, run.now).unwrap();
+        let before = bucket.objects();
+        store.close().unwrap();
+        drop(store);
+        let store = open(&disk, &bucket).unwrap();
+        push(&store, run.now).unwrap();
+        let left = bucket.objects();
+        assert!(left.len() <= before.len() + 1, "{} objects, then {}", before.len(), left.len());
+        // And it can leave.
+        store.leave_volume(number(&store)).unwrap();
+        while store.leaving().is_some() {
+            assert_eq!(store.step_leave(1 << 20).unwrap(), Progress::Worked);
+        }
+        assert!(bucket.objects().is_empty(), "{:?}", bucket.objects().keys());
+        run.compare_some(&store, 10);
+        store.close().unwrap();
+        drop(store);
+        run.compare_some(&Store::open(volume(&disk), &OpenOptions::default()).unwrap(), 3);
+    }
+}
+
+#[test]
+fn a_power_failure_at_any_event_leaves_all_that_was_synced_here_and_a_whole_prefix_in_the_bucket() {
+    let seeds: u64 = std::env::var("DARNER_CRASH_SEEDS").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
+    for seed in 0..seeds {
+        let base = new_disk(SIZE, seed);
+        create(&base);
+        let disk = base.fork();
+        let bucket = SimBucket::beside(&disk);
+        let store = open(&disk, &bucket).unwrap();
+        let mut run = Run::new(seed + 40);
+        disk.record();
+        let (mut synced, mut reached) = (vec![], vec![]);
+        for i in 0..70 {
+            run.transaction(&store).unwrap();
+            match i {
+                2 => drop(store.add_bucket("s3://simulated", "the first", &options(&bucket)).unwrap()),
+                3.. => match i % 20 {
+                    5 | 15 => push(&store, run.now).unwrap(),
+                    8 => to_bucket(&store).unwrap(),
+                    11 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
+                    12 => to_here(&store).unwrap(),
+                    17 => store.checkpoint().unwrap(),
+                    _ => {}
+                },
+                _ => {}
+            }
+            if run.rng.u8(0..8) == 0 {
+                let tid = store.sync().unwrap();
+                synced.push((disk.events(), tid));
+            }
+            reached.push((disk.events(), store.bucket().and_then(|b| b.reached)));
+        }
+        println!("seed {seed}: {} events", disk.events());
+        let full = run.model.clone();
+        let step = if seeds > 2 { 1 } else { 1 + disk.events() / 100 };
+        for n in (0..=disk.events()).step_by(step) {
+            let mode = (n / step + seed as usize) % 3;
+            let mut rng = fastrand::Rng::with_seed(seed * 1000 + n as u64);
+            let mut keep = |_| if mode == 2 { rng.bool() } else { mode == 1 };
+            let crashed = SimDisk::crashed(&base, &disk, n, &mut keep);
+            let there = bucket.crashed(n, &crashed);
+            let must = |of: &[(usize, Tid)]| of.iter().rev().find(|(at, _)| *at <= n).map_or(Tid(0), |(_, t)| *t);
+            run.model = full.clone();
+            let had = reached.iter().rev().find(|(at, _)| *at <= n).and_then(|(_, tid)| *tid);
+            check_alone(&run, &there, had, seed);
+            let store = open(&crashed, &there).unwrap_or_else(|e| panic!("seed {seed}, event {n}, mode {mode}: {e}"));
+            let last = store.tid();
+            assert!(last >= must(&synced), "seed {seed}, event {n}: the log ends at {last}");
+            run.model.cut(last);
+            run.compare_some(&store, 1);
+            if n % 5 == 0 && store.bucket().is_some() {
+                // It goes on, and what the crash left there goes.
+                push(&store, run.now).unwrap();
+                push(&store, run.now).unwrap();
+                run.compare_some(&store, 1);
+                assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+                let parts = there.objects().keys().filter(|name| name.starts_with("c/")).count();
+                assert_eq!(parts, 1);
+            }
+        }
+        run.model = full;
+    }
+}
+
+#[test]
+fn when_the_nth_operation_fails_nothing_visible_changes_and_it_goes_on() {
+    for seed in 0..2 {
+        for n in 1.. {
+            let disk = new_disk(SIZE, seed);
+            create(&disk);
+            let bucket = SimBucket::beside(&disk);
+            let store = open(&disk, &bucket).unwrap();
+            let mut run = Run::new(11);
+            for _ in 0..25 {
+                run.transaction(&store).unwrap();
+            }
+            store.checkpoint().unwrap();
+            store.clean(run.now, &mut |_| ()).unwrap();
+            run.transaction(&store).unwrap();
+            let change = |store: &Store, now: u64| -> Result<(), Error> {
+                if store.bucket().is_none() {
+                    store.add_bucket("s3://simulated", "the first", &options(&bucket))?;
+                }
+                push(store, now)?;
+                to_bucket(store)?;
+                push(store, now)?;
+                to_here(store)?;
+                push(store, now)
+            };
+            let before = disk.operations();
+            disk.fail_nth(n, Fault::Io);
+            let outcome = change(&store, run.now);
+            let over = disk.operations() - before < n;
+            disk.fail_nth(u64::MAX / 2, Fault::Io);
+            run.compare(&store, Tid::MAX);
+            let again = change(&store, run.now);
+            if outcome.is_ok() {
+                again.unwrap();
+            }
+            run.compare(&store, Tid::MAX);
+            drop(store);
+            let store = open(&disk, &bucket).unwrap();
+            run.model.cut(store.tid());
+            run.compare(&store, Tid::MAX);
+            change(&store, run.now).unwrap_or_else(|e| panic!("operation {n}: {e}"));
+            run.compare_some(&store, 2);
+            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            if n % 7 == 0 {
+                check_alone(&run, &bucket, Some(store.tid()), seed);
+            }
+            if over {
+                println!("{n} operations");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bucket_out_of_reach_fails_only_reads_of_what_is_there_alone() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut run = Run::new(5);
+    for _ in 0..40 {
+        run.transaction(&store).unwrap();
+    }
+    push(&store, run.now).unwrap();
+    to_bucket(&store).unwrap();
+    let cold = store.bucket().unwrap().cold;
+    assert!(cold > 0);
+    bucket.set_reachable(false);
+    let write = |store: &Store, now: u64, bytes: &[u8]| {
+        let mut tx = store.begin(FS, now).unwrap();
+        tx.write(ObjectId(77), 0, bytes).unwrap();
+        tx.put(ObjectId(77), Kind::DIRENT, b"hot", bytes);
+        tx.commit().unwrap()
+    };
+    let read = |store: &Store, object: u64| -> Result<Vec<u8>, Error> {
+        let pieces = store.map(FS, ObjectId(object), 0, common::FILE_MAX, Tid::MAX)?;
+        let mut bytes = vec![0; common::FILE_MAX as usize];
+        store.read(&pieces, &mut bytes)?;
+        Ok(bytes)
+    };
+    let object =
+        *run.model.files.iter().find(|(_, v)| v.values().next_back().is_some_and(|c| c.len() > 5000)).unwrap().0;
+    let all_but_cold = |store: &Store, now: u64| {
+        write(store, now, b"written while it is away");
+        store.sync().unwrap();
+        store.checkpoint().unwrap();
+        store.step().unwrap();
+        store.step_tier().unwrap();
+        assert!(read(store, 77).unwrap().starts_with(b"written while it is away"));
+        let key = Key::new(FS, ObjectId(77), Kind::DIRENT, b"hot");
+        assert_eq!(store.get(&key, Tid::MAX).unwrap().unwrap().value[..], b"written while it is away"[..]);
+        let failed = read(store, object).unwrap_err();
+        assert!(matches!(failed, Error::Io { .. }), "{failed}");
+        assert!(matches!(without_waiting(|| read(store, object)).unwrap_err(), Error::Cold(_)));
+        assert!(matches!(store.step_push(now, 0), Err(Error::Io { .. })), "it says so");
+    };
+    // (What was verified may be in the cache.)
+    store.close().unwrap();
+    drop(store);
+    let store = open(&disk, &bucket).unwrap();
+    all_but_cold(&store, run.now + 100);
+    store.close().unwrap();
+    drop(store);
+    let store = open(&disk, &bucket).unwrap();
+    all_but_cold(&store, run.now + 200);
+    // It heals by itself.
+    bucket.set_reachable(true);
+    push(&store, run.now + 300).unwrap();
+    run.compare_some(&store, 5);
+    assert_eq!(store.bucket().unwrap().reached, Some(store.tid()));
+    // Who does not wait fetches, and asks again.
+    drop(store);
+    let store = open(&disk, &bucket).unwrap();
+    let mut tries = 0;
+    let bytes = loop {
+        match without_waiting(|| read(&store, object)) {
+            Err(Error::Cold(cold)) => cold.fetch().unwrap(),
+            read => break read.unwrap(),
+        }
+        tries += 1;
+        assert!(tries < 100);
+    };
+    assert!(tries > 0);
+    assert!(bytes == read(&store, object).unwrap());
+}
+
+#[test]
+fn one_of_two_owners_is_fenced_says_so_and_harms_nothing() {
+    let disk = SimDisk::new(SIZE);
+    let (old, bucket) = with_bucket(&disk);
+    let mut run = Run::new(6);
+    for _ in 0..30 {
+        run.transaction(&old).unwrap();
+    }
+    push(&old, run.now).unwrap();
+    to_bucket(&old).unwrap();
+    let other_disk = SimDisk::new(SIZE);
+    for round in 0..20 {
+        // The old one may be anywhere in a push.
+        run.transaction(&old).unwrap();
+        old.want_push();
+        for _ in 0..round % 5 {
+            old.step_push(run.now, NEVER).unwrap();
+        }
+        if round == 10 {
+            break;
+        }
+    }
+    let new = take_over(&bucket, &other_disk).unwrap();
+    let mut there = Run::new(7);
+    (there.model, there.now, there.next) = (run.model.clone(), run.now + 1, run.next);
+    there.model.cut(new.tid());
+    for i in 0..40 {
+        run.transaction(&old).unwrap();
+        there.transaction(&new).unwrap();
+        old.want_push();
+        for _ in 0..5 {
+            old.step_push(run.now, NEVER).unwrap();
+        }
+        if i % 10 == 3 {
+            push(&new, there.now).unwrap();
+            new.clean(there.now, &mut |_| ()).unwrap();
+            old.clean(run.now, &mut |_| ()).unwrap();
+            to_bucket(&new).unwrap();
+        }
+        there.compare_some(&new, 1);
+    }
+    assert_eq!(old.bucket().unwrap().fenced.as_deref(), Some("another"));
+    assert_eq!(new.bucket().unwrap().fenced, None);
+    assert!(matches!(to_bucket(&old).unwrap_err(), Error::Refused(_)));
+    push(&new, there.now).unwrap();
+    // What the old one does when it leaves harms nobody either.
+    drop(new);
+    old.checkpoint().unwrap();
+    let new = open(&other_disk, &bucket).unwrap();
+    there.compare_some(&new, 10);
+    check_alone(&there, &bucket, Some(new.tid()), 1);
+    // Nor does a copy of what is here go on unnoticed.
+    let copy = open(&other_disk.fork(), &bucket).unwrap();
+    let mut of_copy = Run::new(8);
+    (of_copy.now, of_copy.objects) = (there.now, vec![900, 901, 902, 903, 904]);
+    for _ in 0..3 {
+        of_copy.transaction(&copy).unwrap();
+    }
+    for _ in 0..3 {
+        there.transaction(&new).unwrap();
+    }
+    push(&new, there.now).unwrap();
+    assert!(matches!(push(&copy, of_copy.now).unwrap_err(), Error::Refused(_)));
+}
+
+#[test]
+fn a_full_volume_gives_way_to_what_is_written_and_what_is_read_much_comes_back() {
+    let disk = SimDisk::new(SIZE);
+    let (store, _bucket) = with_bucket(&disk);
+    let mut now = 10;
+    let block: Vec<u8> = {
+        let mut rng = fastrand::Rng::with_seed(1);
+        std::iter::repeat_with(|| rng.u8(..)).take(1 << 20).collect()
+    };
+    let files = 400;
+    for i in 0..files {
+        now += 1;
+        store.admit(1 << 20).unwrap();
+        let mut tx = store.begin(FS, now).unwrap();
+        let bytes: Vec<u8> = block.iter().map(|b| b ^ i as u8).collect();
+        tx.write(ObjectId(10 + i), 0, &bytes).unwrap();
+        tx.commit().unwrap();
+        store.step().unwrap();
+        store.want_push();
+        while store.step_push(now, NEVER).unwrap() == Progress::Worked {}
+        store.step_tier().unwrap();
+    }
+    let state = store.bucket().unwrap();
+    assert!(state.cold > 2 * SIZE, "{} bytes are in the bucket only", state.cold);
+    let read = |i: u64| {
+        let pieces = store.map(FS, ObjectId(10 + i), 0, 1 << 20, Tid::MAX).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        store.read(&pieces, &mut bytes).unwrap();
+        assert!(bytes.iter().zip(&block).all(|(b, a)| *b == a ^ i as u8), "file {i}");
+    };
+    (0..files).for_each(read);
+    // One is read, and then it is here: reading it once more fetches nothing.
+    let before = store.bucket().unwrap().cold;
+    while store.step_tier().unwrap() == Progress::Worked {}
+    let back = store.bucket().unwrap().cold;
+    assert!(back < before, "{before} bytes, then {back}");
+    store.close().unwrap();
+}
+
+#[test]
+fn what_is_not_read_moves_to_a_cold_volume_when_room_gets_short_and_back_when_it_is() {
+    let disk = SimDisk::new(SIZE);
+    let cold_disk = disk.beside(4 * SIZE);
+    create(&disk);
+    let store = Store::open(volume(&disk), &OpenOptions::default()).unwrap();
+    let cold = store.add_volume_for(volume(&cold_disk), 0, Tier::Cold).unwrap();
+    let mut rng = fastrand::Rng::with_seed(2);
+    let mut now = 10;
+    let used = |store: &Store| store.volumes().unwrap()[usize::from(cold)].used;
+    let files: Vec<Vec<u8>> = (0..200).map(|_| std::iter::repeat_with(|| rng.u8(..)).take(1 << 20).collect()).collect();
+    assert!(store.usage().unwrap().size <= SIZE, "its room is none for what is new");
+    for (i, bytes) in files.iter().enumerate() {
+        now += 1;
+        if i == 50 {
+            assert!(used(&store) < 2 << 20, "nothing goes there by itself");
+        }
+        store.admit(1 << 20).unwrap();
+        let mut tx = store.begin(FS, now).unwrap();
+        tx.write(ObjectId(10 + i as u64), 0, bytes).unwrap();
+        tx.commit().unwrap();
+        store.step().unwrap();
+        if i % 10 == 0 {
+            store.checkpoint().unwrap();
+        }
+        while store.step_tier().unwrap() == Progress::Worked {}
+    }
+    assert!(used(&store) > 80 << 20, "{}", used(&store));
+    let read = |store: &Store, i: usize| {
+        let pieces = store.map(FS, ObjectId(10 + i as u64), 0, 1 << 20, Tid::MAX).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        store.read(&pieces, &mut bytes).unwrap();
+        assert!(bytes == files[i], "file {i}");
+    };
+    (0..files.len()).for_each(|i| read(&store, i));
+    store.close().unwrap();
+    drop(store);
+    let store = Store::open_volumes(&[volume(&cold_disk), volume(&disk)], &OpenOptions::default()).unwrap();
+    // Room comes.
+    let extra = store.add_volume(volume(&disk.beside(SIZE)), 0).unwrap();
+    assert!(extra > cold);
+    let before = used(&store);
+    (0..8).for_each(|i| read(&store, i));
+    while store.step_tier().unwrap() == Progress::Worked {}
+    assert!(used(&store) < before, "{before} bytes, then {}", used(&store));
+    (0..files.len()).for_each(|i| read(&store, i));
+    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+}
+
+#[test]
+fn what_is_forgotten_leaves_the_bucket_with_the_next_checkpoint() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut run = Run::new(9);
+    let mut rng = fastrand::Rng::with_seed(4);
+    let data: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(200_000).collect();
+    let secret = ObjectId(900);
+    for _ in 0..10 {
+        run.transaction(&store).unwrap();
+    }
+    let mut tx = store.begin(FS, run.now).unwrap();
+    tx.put(secret, Kind::ATTR, &[], b"attributes");
+    tx.write(secret, 0, &data).unwrap();
+    tx.commit().unwrap();
+    push(&store, run.now).unwrap();
+    to_bucket(&store).unwrap();
+    let is_there = || {
+        let holds = |bytes: &[u8]| bytes.windows(400).step_by(1).any(|w| w == &data[2000..2400]);
+        bucket.objects().values().any(|bytes| holds(bytes))
+    };
+    assert!(is_there());
+    let mut tx = store.begin(FS, run.now).unwrap();
+    tx.delete(secret, Kind::ATTR, &[]);
+    tx.commit().unwrap();
+    store.forget(&[(FS, secret)], &[], store.tid(), run.now, &mut |_| ()).unwrap();
+    while store.step_push(run.now, NEVER).unwrap() == Progress::Worked {}
+    assert!(!is_there());
+    run.compare_some(&store, 5);
+    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+}
