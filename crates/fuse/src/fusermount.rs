@@ -73,6 +73,9 @@ fn explain_helper(said: &str) -> String {
     let hint = match said {
         _ if said.contains("busy") => "; it is in use: unmount lazily to detach it now",
         _ if said.contains("user_allow_other") => "; or mount without allow_other",
+        _ if said.contains("access mountpoint") => {
+            "; if it lies in an ordinary user's mount, that must be made with -o allow_other"
+        }
         _ if said.contains("/dev/fuse") => "; is the module loaded (`modprobe fuse`)?",
         _ => "",
     };

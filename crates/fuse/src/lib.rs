@@ -24,7 +24,6 @@ mod mount;
 mod negotiate;
 mod notify;
 mod operation;
-mod pace;
 mod refuse;
 mod reply;
 mod request;

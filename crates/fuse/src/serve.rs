@@ -22,12 +22,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use darner_pace::Pace;
+
 use crate::{
     Reply, Request,
     abi::opcode,
     awake::Awake,
     buffer::Buffer,
-    pace::Pace,
     request::Malformed,
     session::{Session, read, sleep},
     token::Token,
@@ -176,14 +177,12 @@ impl<H: Handler> Server<'_, H> {
             if self.session.stop.is_set() {
                 return Ok(Received::Ended(Ended::Stopped));
             }
-            if let Some(received) = self.try_receive()? {
+            if let Some(received) = try_receive(self.session, &mut self.buffer)? {
                 return Ok(received);
             }
-            if self.pace.polls()
-                && let Some(received) = self.poll()?
-            {
-                self.pace.hit();
-                return Ok(received);
+            let Server { session, buffer, pace, .. } = self;
+            if let Some(received) = pace.poll(|| try_receive(session, buffer).transpose()) {
+                return received;
             }
             let asleep = Instant::now();
             if !sleep(&self.session.fd, Some(&self.session.stop), self.awake.patience())? {
@@ -192,33 +191,17 @@ impl<H: Handler> Server<'_, H> {
             self.pace.woke(asleep.elapsed());
         }
     }
+}
 
-    fn poll(&mut self) -> io::Result<Option<Received>> {
-        let start = Instant::now();
-        let mut last = start;
-        loop {
-            thread::yield_now();
-            if let Some(received) = self.try_receive()? {
-                return Ok(Some(received));
-            }
-            let now = Instant::now();
-            if !self.pace.goes_on(now - start, now - last) {
-                return Ok(None);
-            }
-            last = now;
-        }
-    }
-
-    fn try_receive(&mut self) -> io::Result<Option<Received>> {
-        match read(&self.session.fd, self.buffer.space()) {
-            Ok(len) => Ok(Some(Received::Message(len))),
-            Err(error) => match error.raw_os_error() {
-                // ENOENT: the request was interrupted while it was being read.
-                Some(libc::EAGAIN | libc::EINTR | libc::ENOENT) => Ok(None),
-                Some(libc::ENODEV | libc::ECONNABORTED) => Ok(Some(Received::Ended(Ended::Unmounted))),
-                _ => Err(error),
-            },
-        }
+fn try_receive(session: &Session, buffer: &mut Buffer) -> io::Result<Option<Received>> {
+    match read(&session.fd, buffer.space()) {
+        Ok(len) => Ok(Some(Received::Message(len))),
+        Err(error) => match error.raw_os_error() {
+            // ENOENT: the request was interrupted while it was being read.
+            Some(libc::EAGAIN | libc::EINTR | libc::ENOENT) => Ok(None),
+            Some(libc::ENODEV | libc::ECONNABORTED) => Ok(Some(Received::Ended(Ended::Unmounted))),
+            _ => Err(error),
+        },
     }
 }
 

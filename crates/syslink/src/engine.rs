@@ -31,6 +31,9 @@ pub struct Config {
     /// With calls in flight: silence after which the peer is asked whether it lives, and after which it is given up.
     /// `None` where the transport tells.
     pub quiet_ns: Option<u64>,
+    /// Between processes: for how long who waits for a message polls before it sleeps, if that pays, nanoseconds. For links
+    /// that carry many small calls one after the other.
+    pub poll_ns: u64,
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -43,6 +46,7 @@ impl Default for Config {
             message_ns: 10 * SECOND,
             bulk_ns: 60 * SECOND,
             quiet_ns: None,
+            poll_ns: 0,
         }
     }
 }

@@ -12,6 +12,7 @@ const SERVICE: Tag = Tag(3);
 const LIMITS: Tag = Tag(4);
 const TICKET: Tag = Tag(5);
 const BULK_TOKEN: Tag = Tag(6);
+const RING: Tag = Tag(7);
 
 /// What one side says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -24,6 +25,8 @@ pub struct Hello {
     pub ticket: Option<[u8; 32]>,
     /// What the connecting side shall begin its bulk connection with.
     pub bulk_token: Option<[u8; 16]>,
+    /// It has memory in which messages can wait; both must.
+    pub ring: bool,
 }
 
 impl Hello {
@@ -36,6 +39,9 @@ impl Hello {
         }
         if let Some(token) = &self.bulk_token {
             m.bytes(BULK_TOKEN, token);
+        }
+        if self.ring {
+            m.uint(RING, 1);
         }
         m
     }
@@ -55,6 +61,7 @@ impl Hello {
             limits: limits(&root.group(LIMITS)?)?,
             ticket: root.find(TICKET).map(|_| root.array(TICKET)).transpose()?,
             bulk_token: root.find(BULK_TOKEN).map(|_| root.array(BULK_TOKEN)).transpose()?,
+            ring: root.uint_opt(RING)?.unwrap_or(0) != 0,
         })
     }
 }

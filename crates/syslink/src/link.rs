@@ -6,14 +6,16 @@
 //! is not armed in epoll, so that the link's thread sleeps on; who leaves without passing the reading on arms it again,
 //! or, while the peer has never commanded and no other reply is due, leaves that to the link's thread for when calls have paused. Who reads never
 //! blocks in a write: what the socket does not take stays in `outbox`, which the limits of both sides bound, until epoll
-//! (or a reading caller) finds it writable; or, while the link's thread is deaf, until who wrote it finds room.
+//! (or a reading caller) finds it writable; or, while the link's thread is deaf, until who wrote it finds room. Where the
+//! configuration says so, who reads polls before it sleeps ([`Pace`]), without any lock but `inlet`.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use darner_pace::Pace;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::engine::{Action, CallId, Engine, Packet};
@@ -89,12 +91,22 @@ pub(crate) struct Shared {
     peer: Peer,
     service: Arc<dyn Service>,
     state: Mutex<State>,
-    inlet: Mutex<Box<dyn Inlet>>,
+    inlet: Mutex<Reading>,
     outlet: Mutex<Box<dyn Outlet>>,
     control: i32,
     bulk: Option<i32>,
+    /// Messages may come past the descriptors.
+    ring: bool,
     epoll: Epoll,
     bell: Bell,
+}
+
+/// The right to read.
+struct Reading {
+    inlet: Box<dyn Inlet>,
+    /// For who waits for a reply, and who for commands.
+    replies: Pace,
+    commands: Pace,
 }
 
 /// A call that is under way. Dropping it takes the command back.
@@ -137,10 +149,15 @@ impl Link {
             peer,
             service,
             state: Mutex::new(state),
-            inlet: Mutex::new(wire.inlet),
+            inlet: Mutex::new(Reading {
+                inlet: wire.inlet,
+                replies: Pace::new(wire.poll),
+                commands: Pace::new(wire.poll),
+            }),
             outlet: Mutex::new(wire.outlet),
             control: wire.control,
             bulk: wire.bulk,
+            ring: wire.ring,
             epoll,
             bell,
         });
@@ -346,8 +363,8 @@ impl Shared {
             if until.is_some_and(|t| t <= now_ns()) {
                 break None;
             }
-            if let Some(mut inlet) = self.inlet.try_lock().filter(|_| state.closed.is_none()) {
-                state = self.lead(state, &mut inlet, until);
+            if let Some(mut reading) = self.inlet.try_lock().filter(|_| state.closed.is_none()) {
+                state = self.lead(state, &mut reading, until);
             } else {
                 state = self.follow(state, until, call);
             }
@@ -360,9 +377,11 @@ impl Shared {
     fn lead<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        inlet: &mut Box<dyn Inlet>,
+        reading: &mut Reading,
         until: Option<u64>,
     ) -> MutexGuard<'a, State> {
+        let Reading { inlet, replies, .. } = reading;
+        inlet.wake();
         state.turns.0 += 1;
         if state.armed {
             self.arm(&mut state, false);
@@ -374,14 +393,20 @@ impl Shared {
         let stuck = state.stuck;
         let until = [until, state.engine.next_timeout(), inlet.late_at()].into_iter().flatten().min();
         drop(state);
-        let far = until.is_none_or(|t| t > now_ns() + WAIT_MAX);
-        let wait = !stuck && far && inlet.can_wait();
-        if !wait && !inlet.has_more() {
-            self.wait_for_events(inlet.wants_bulk(), stuck, until);
-        }
-        // (What was said before the end is taken in first.)
-        if !self.read(inlet, wait) && !inlet.wants_bulk() && self.bulk.is_some_and(poll::is_gone) {
-            self.lose(bulk_is_gone());
+        if stuck || inlet.has_more() || !self.poll(inlet, replies) {
+            let asleep = Instant::now();
+            let far = until.is_none_or(|t| t > now_ns() + WAIT_MAX);
+            let wait = !stuck && far && inlet.can_wait();
+            if !wait && !inlet.has_more() && inlet.sleep() {
+                self.wait_for_events(inlet.wants_bulk(), stuck, until);
+                inlet.wake();
+            }
+            let some = self.read(inlet, wait);
+            replies.woke(asleep.elapsed());
+            // (What was said before the end is taken in first.)
+            if !some && !inlet.wants_bulk() && self.bulk.is_some_and(poll::is_gone) {
+                self.lose(bulk_is_gone());
+            }
         }
         self.flush();
         let state = self.state.lock();
@@ -441,6 +466,10 @@ impl Shared {
 
     fn arm(&self, state: &mut State, armed: bool) {
         state.armed = armed;
+        if armed && self.ring {
+            // The link's thread says in the ring that it sleeps.
+            self.bell.ring();
+        }
         self.set_events(state);
     }
 
@@ -467,33 +496,55 @@ impl Shared {
         self.perform(state);
     }
 
-    /// Takes in everything that is here.
-    /// Says whether there was something.
+    /// Polls for what comes, if that promises to pay; says whether something did.
+    fn poll(&self, inlet: &mut Box<dyn Inlet>, pace: &mut Pace) -> bool {
+        let got = pace.poll(|| match inlet.glance(&mut |bytes| self.state.lock().engine.announce(now_ns(), bytes)) {
+            Ok(Got::Nothing) => None,
+            got => Some(got),
+        });
+        let Some(got) = got else { return false };
+        if self.take_in(inlet, got) {
+            self.read(inlet, false);
+        }
+        true
+    }
+
+    /// Takes in everything that is here. Says whether there was something.
     fn read(&self, inlet: &mut Box<dyn Inlet>, mut wait: bool) -> bool {
         let mut some = false;
         loop {
-            let got = inlet.receive(wait, &mut |bytes| self.state.lock().engine.announce(now_ns(), bytes));
+            let got = self.receive(inlet, wait);
             wait = false;
-            let mut state = self.state.lock();
-            let mut more = false;
-            match got {
-                Ok(Got::Message((announced, bulk))) => {
-                    state.engine.arrive(now_ns(), announced, bulk);
-                    (some, more) = (true, inlet.has_more());
-                }
-                Ok(Got::Nothing | Got::Ended) => {}
-                Err(reason) if reason.why == Why::Lost => state.engine.lost(reason),
-                Err(reason) => state.engine.close(reason),
-            }
-            if state.bulk_armed != inlet.wants_bulk() {
-                state.bulk_armed = inlet.wants_bulk();
-                self.set_events(&mut state);
-            }
-            self.pass_time(&mut state);
-            if !more || state.closed.is_some() {
+            some |= matches!(got, Ok(Got::Message(_)));
+            if !self.take_in(inlet, got) {
                 return some;
             }
         }
+    }
+
+    fn receive(&self, inlet: &mut Box<dyn Inlet>, wait: bool) -> Result<Got, Reason> {
+        inlet.receive(wait, &mut |bytes| self.state.lock().engine.announce(now_ns(), bytes))
+    }
+
+    /// Says whether there may be more.
+    fn take_in(&self, inlet: &mut Box<dyn Inlet>, got: Result<Got, Reason>) -> bool {
+        let mut state = self.state.lock();
+        let mut more = false;
+        match got {
+            Ok(Got::Message((announced, bulk))) => {
+                state.engine.arrive(now_ns(), announced, bulk);
+                more = inlet.has_more();
+            }
+            Ok(Got::Nothing | Got::Ended) => {}
+            Err(reason) if reason.why == Why::Lost => state.engine.lost(reason),
+            Err(reason) => state.engine.close(reason),
+        }
+        if state.bulk_armed != inlet.wants_bulk() {
+            state.bulk_armed = inlet.wants_bulk();
+            self.set_events(&mut state);
+        }
+        self.pass_time(&mut state);
+        more && state.closed.is_none()
     }
 
     fn lose(&self, reason: Reason) {
@@ -600,7 +651,7 @@ impl Shared {
         loop {
             let until = self.plan();
             if !self.listen(until) {
-                match self.epoll.wait(until) {
+                match self.epoll.wait(if self.may_sleep() { until } else { Some(0) }) {
                     Ok(ready) => self.look(ready),
                     Err(e) => self.lose(Reason::lost(&e)),
                 }
@@ -615,17 +666,27 @@ impl Shared {
 
     /// While only the peer calls: waits in the inlet, which costs less than epoll. False: nothing came, or it can't be.
     fn listen(&self, until: Option<u64>) -> bool {
-        let Some(mut inlet) = self.inlet.try_lock() else { return false };
+        let Some(mut reading) = self.inlet.try_lock() else { return false };
+        let Reading { inlet, commands, .. } = &mut *reading;
         let far = until.is_none_or(|t| t > now_ns() + WAIT_MAX);
-        {
-            let mut state = self.state.lock();
-            if !far || state.calls || state.stuck || state.closed.is_some() || !inlet.can_wait() {
-                return false;
-            }
-            state.deaf = true;
+        let may = |state: &State| far && !state.calls && !state.stuck && state.closed.is_none();
+        if !inlet.can_wait() || !may(&self.state.lock()) {
+            return false;
         }
-        let some = self.read(&mut inlet, true);
-        drop(inlet);
+        let mut some = self.poll(inlet, commands);
+        if !some {
+            {
+                let mut state = self.state.lock();
+                if !may(&state) {
+                    return false;
+                }
+                state.deaf = true;
+            }
+            let asleep = Instant::now();
+            some = self.read(inlet, true);
+            commands.woke(asleep.elapsed());
+        }
+        drop(reading);
         let mut state = self.state.lock();
         state.deaf = false;
         // A caller that came meanwhile waits for somebody to read.
@@ -637,10 +698,14 @@ impl Shared {
         some
     }
 
+    /// Whether nothing has come past the descriptors; what does from now on wakes us, unless a caller reads.
+    fn may_sleep(&self) -> bool {
+        !self.ring || self.inlet.try_lock().is_none_or(|mut r| !self.state.lock().armed || r.inlet.sleep())
+    }
+
     fn plan(&self) -> Option<u64> {
         // What is here already, the descriptors know nothing of.
-        let inlet = |inlet: MutexGuard<'_, Box<dyn Inlet>>| if inlet.has_more() { Some(0) } else { inlet.late_at() };
-        let late = self.inlet.try_lock().and_then(inlet);
+        let late = self.inlet.try_lock().and_then(|r| if r.inlet.has_more() { Some(0) } else { r.inlet.late_at() });
         let mut state = self.state.lock();
         let arm = (!state.armed).then(|| now_ns() + state.patience);
         let until = [late, state.engine.next_timeout(), arm].into_iter().flatten().min();
@@ -653,11 +718,13 @@ impl Shared {
             self.bell.hush();
         }
         let mut free = false;
-        if let Some(mut inlet) = self.inlet.try_lock() {
+        if let Some(mut reading) = self.inlet.try_lock() {
+            let inlet = &mut reading.inlet;
+            inlet.wake();
             free = true;
             let late = inlet.late_at().is_some_and(|t| t <= now_ns());
             if ready & (1 << CONTROL | 1 << BULK) != 0 || late || inlet.has_more() {
-                self.read(&mut inlet, false);
+                self.read(inlet, false);
             }
             // While nobody expects bulk nobody would notice by reading.
             if ready & 1 << (BULK + GONE) != 0 && !inlet.wants_bulk() {

@@ -234,7 +234,14 @@ fn half(control: Arc<Channel>) -> Wire {
     let fd = control.fd();
     let outlet = Sender { control: control.clone(), bulk: None, queue: VecDeque::new(), at: 0 };
     let inlet = Receiver::new(control, None, &Config::default());
-    Wire { outlet: Box::new(outlet), inlet: Box::new(inlet), control: fd, bulk: None }
+    Wire {
+        outlet: Box::new(outlet),
+        inlet: Box::new(inlet),
+        control: fd,
+        bulk: None,
+        poll: Duration::ZERO,
+        ring: false,
+    }
 }
 
 /// The wire for all that follows.

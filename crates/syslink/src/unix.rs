@@ -7,7 +7,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -15,10 +17,11 @@ use crate::admission::Admission;
 use crate::engine::{Config, Engine, Hello, Packet};
 use crate::error::{ConnectError, Reason, Why};
 use crate::greet::{Places, greet};
-use crate::header::{self, Limits};
+use crate::header;
 use crate::link::Link;
 use crate::memfd::{self, Shared, Stock};
 use crate::poll::{self, Bell, check, now_ns};
+use crate::ring::{self, Reader, Writer};
 use crate::service::{Peer, Service, Who};
 use crate::wire::{Announce, Got, Inlet, Outlet, Wire};
 
@@ -35,29 +38,47 @@ pub fn connect(addr: &SocketAddr, service: &str, config: &Config, own: Arc<dyn S
     connect_over(socket, service, config, own)
 }
 
+/// What a link between two processes runs over.
+pub struct Ends {
+    /// An end of a socket pair.
+    pub socket: OwnedFd,
+    /// Memory that both have, and from where on: [`crate::RING`] bytes, all zero, that can't go away.
+    pub ring: Option<(OwnedFd, u64)>,
+}
+
+impl From<OwnedFd> for Ends {
+    fn from(socket: OwnedFd) -> Ends {
+        Ends { socket, ring: None }
+    }
+}
+
 /// As [`connect`], over an end of a socket pair of this kind whose other end has [`accept_over`].
 pub fn connect_over(
-    socket: OwnedFd,
+    ends: impl Into<Ends>,
     service: &str,
     config: &Config,
     own: Arc<dyn Service>,
 ) -> Result<Link, ConnectError> {
-    let peer = Peer { who: peer_of(&socket)?, service: service.into() };
-    let hello = Hello { service: service.into(), ..Hello::default() };
+    let ends = ends.into();
+    let peer = Peer { who: peer_of(&ends.socket)?, service: service.into() };
+    let hello = Hello { service: service.into(), ring: ends.ring.is_some(), ..Hello::default() };
     let mut engine = Engine::connect(config.clone(), hello, now_ns());
-    let mut wire = wire(socket, &config.limits)?;
-    greet(&mut engine, &mut wire, now_ns() + config.handshake_ns, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
+    let (mut wire, rings) = wire(ends, config, true)?;
+    let until = now_ns() + config.handshake_ns;
+    let theirs = greet(&mut engine, &mut wire, until, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
+    wire.ring &= theirs.ring;
+    rings.store(wire.ring, Ordering::Relaxed);
     Ok(Link::start(engine, wire, peer, own)?.owned())
 }
 
 /// Accepts who has the other end of a socket pair of this kind, as [`Listener`] does. The link ends with its last clone.
 pub fn accept_over(
-    socket: OwnedFd,
+    ends: impl Into<Ends>,
     config: &Config,
     admission: &dyn Admission,
     service: Arc<dyn Service>,
 ) -> Result<Link, ConnectError> {
-    Ok(welcome(socket, config, admission, service)?.owned())
+    Ok(welcome(ends.into(), config, admission, service)?.owned())
 }
 
 /// Listens until it is dropped.
@@ -131,7 +152,7 @@ impl Listener {
                     Ok(None) => return,
                     Ok(Some(peer)) => places.give({
                         let (config, admission, service) = (config.clone(), admission.clone(), service.clone());
-                        move || drop(welcome(peer, &config, &*admission, service))
+                        move || drop(welcome(peer.into(), &config, &*admission, service))
                     }),
                     Err(e) if is_passing(&e) => {}
                     Err(_) => return,
@@ -156,7 +177,7 @@ impl Drop for Listener {
 pub(crate) fn is_passing(e: &io::Error) -> bool {
     match e.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
-            thread::sleep(std::time::Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(50));
             true
         }
         Some(libc::EINTR | libc::EAGAIN | libc::ECONNABORTED | libc::EPROTO | libc::EPERM) => true,
@@ -165,19 +186,22 @@ pub(crate) fn is_passing(e: &io::Error) -> bool {
 }
 
 fn welcome(
-    socket: OwnedFd,
+    ends: Ends,
     config: &Config,
     admission: &dyn Admission,
     service: Arc<dyn Service>,
 ) -> Result<Link, ConnectError> {
-    let mut peer = Peer { who: peer_of(&socket)?, service: String::new() };
-    let mut engine = Engine::accept(config.clone(), Hello::default(), now_ns());
-    let mut wire = wire(socket, &config.limits)?;
-    greet(&mut engine, &mut wire, now_ns() + config.handshake_ns, &mut |hello| {
+    let mut peer = Peer { who: peer_of(&ends.socket)?, service: String::new() };
+    let hello = Hello { ring: ends.ring.is_some(), ..Hello::default() };
+    let mut engine = Engine::accept(config.clone(), hello, now_ns());
+    let (mut wire, rings) = wire(ends, config, false)?;
+    let theirs = greet(&mut engine, &mut wire, now_ns() + config.handshake_ns, &mut |hello| {
         peer.service = hello.service.clone();
         admission.admit(&peer.who, hello, now_ns()).map(|()| None)
     })
     .map_err(ConnectError::Ended)?;
+    wire.ring &= theirs.ring;
+    rings.store(wire.ring, Ordering::Relaxed);
     Ok(Link::start(engine, wire, peer, service)?)
 }
 
@@ -225,8 +249,9 @@ fn peer_of(socket: &OwnedFd) -> io::Result<Who> {
     Ok(Who::Process { pid: peer.pid, uid: peer.uid, gid: peer.gid })
 }
 
-fn wire(socket: OwnedFd, limits: &Limits) -> io::Result<Wire> {
-    let socket = Arc::new(socket);
+/// And whether the ring is used, which the hellos tell.
+fn wire(ends: Ends, config: &Config, connects: bool) -> io::Result<(Wire, Arc<AtomicBool>)> {
+    let socket = Arc::new(ends.socket);
     let control = socket.as_raw_fd();
     let second = libc::timeval { tv_sec: 1, tv_usec: 0 };
     let (at, len) = ((&raw const second).cast(), size_of::<libc::timeval>() as libc::socklen_t);
@@ -234,15 +259,27 @@ fn wire(socket: OwnedFd, limits: &Limits) -> io::Result<Wire> {
     check(unsafe { libc::setsockopt(control, libc::SOL_SOCKET, libc::SO_RCVTIMEO, at, len) })?;
     // One byte more than is accepted, so that what is longer is noticed.
     let stock = Arc::new(Mutex::new(Stock::default()));
-    let buffer = vec![0; limits.message as usize + 1];
-    let inlet = Box::new(Receiver { socket: socket.clone(), stock: stock.clone(), buffer });
-    Ok(Wire { outlet: Box::new(Sender { socket, stock }), inlet, control, bulk: None })
+    let buffer = vec![0; config.limits.message as usize + 1];
+    let rings = Arc::new(AtomicBool::new(false));
+    let ring = ends.ring.map(|(fd, offset)| ring::open(&fd, offset, connects)).transpose()?;
+    let has_ring = ring.is_some();
+    let (writer, reader) = ring.map(|(w, r)| ((w, rings.clone()), (r, rings.clone()))).unzip();
+    let received = Received { most: config.limits.message as usize, next: 1, ring: None, packet: None };
+    let inlet = Box::new(Receiver { socket: socket.clone(), stock: stock.clone(), buffer, ring: reader, received });
+    let poll = Duration::from_nanos(config.poll_ns);
+    let outlet = Box::new(Sender { socket, stock, ring: writer });
+    Ok((Wire { outlet, inlet, control, bulk: None, poll, ring: has_ring }, rings))
 }
 
 struct Sender {
     socket: Arc<OwnedFd>,
     stock: Arc<Mutex<Stock>>,
+    /// And whether it is used.
+    ring: Option<(Writer, Arc<AtomicBool>)>,
 }
+
+/// A packet that is no message: there is one in the ring.
+const BELL: &[u8] = &[0];
 
 /// Room for one descriptor beside a packet.
 #[repr(align(8))]
@@ -259,6 +296,15 @@ fn beside_len(fds: usize) -> usize {
 impl Outlet for Sender {
     fn send(&mut self, packet: Packet) -> io::Result<Option<Packet>> {
         let len: usize = packet.bulk.iter().map(Vec::len).sum();
+        if let Some((ring, _)) = self.ring.as_mut().filter(|(_, used)| len == 0 && used.load(Ordering::Relaxed))
+            && ring.put(&packet.bytes)
+        {
+            return match if ring.is_to_wake() { send(&self.socket, BELL, None) } else { Ok(()) } {
+                // (A full socket wakes as well.)
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+                _ => Ok(None),
+            };
+        }
         let shared = match len {
             0 => None,
             _ => Some(self.stock.lock().filled(&packet.bulk)?),
@@ -312,6 +358,48 @@ struct Receiver {
     socket: Arc<OwnedFd>,
     stock: Arc<Mutex<Stock>>,
     buffer: Vec<u8>,
+    /// And whether it is used.
+    ring: Option<(Reader, Arc<AtomicBool>)>,
+    received: Received,
+}
+
+/// A message and the descriptors beside it.
+type Parcel = (Vec<u8>, Vec<OwnedFd>);
+
+/// What has come by ring and by socket. Whichever has the next number is next: what did not fit into the ring came by the
+/// socket.
+struct Received {
+    /// Bytes of a message at most.
+    most: usize,
+    /// The number of the next message.
+    next: u64,
+    ring: Option<Vec<u8>>,
+    packet: Option<Parcel>,
+}
+
+impl Received {
+    fn is_next(&self, bytes: &[u8]) -> bool {
+        bytes.len() < header::HEADER || header::seq(bytes) <= self.next
+    }
+
+    /// Whether the next message is here.
+    fn has_next(&self) -> bool {
+        let packet = self.packet.as_ref().is_some_and(|(bytes, _)| self.is_next(bytes));
+        packet || self.ring.as_ref().is_some_and(|bytes| self.is_next(bytes))
+    }
+
+    /// The next message, if it is here.
+    fn take(&mut self) -> Option<Parcel> {
+        let taken = match &self.ring {
+            Some(bytes) if self.is_next(bytes) => (self.ring.take()?, Vec::new()),
+            _ if self.has_next() => self.packet.take()?,
+            _ => return None,
+        };
+        if taken.0.len() >= header::HEADER {
+            self.next = header::seq(&taken.0).saturating_add(1).max(self.next);
+        }
+        Some(taken)
+    }
 }
 
 impl Receiver {
@@ -357,18 +445,54 @@ fn descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
     fds
 }
 
-impl Inlet for Receiver {
-    fn can_wait(&self) -> bool {
-        true
+impl Receiver {
+    fn reader(&mut self) -> Option<&mut Reader> {
+        self.ring.as_mut().filter(|(_, used)| used.load(Ordering::Relaxed)).map(|(reader, _)| reader)
     }
 
-    fn receive(&mut self, wait: bool, announce: &mut Announce<'_>) -> Result<Got, Reason> {
-        let malformed = |what: &str| Reason::new(Why::Malformed, what);
-        let Some((n, mut fds)) = self.packet(wait).map_err(|e| Reason::lost(&e))? else { return Ok(Got::Nothing) };
-        if n == 0 {
-            return Err(Reason::new(Why::Lost, "the peer is gone"));
+    fn look_into_the_ring(&mut self) -> Result<(), Reason> {
+        if self.received.ring.is_none() {
+            let most = self.received.most;
+            self.received.ring = self.reader().map_or(Ok(None), |reader| reader.take(most))?;
         }
-        let Some(announced) = announce(self.buffer[..n].to_vec()) else { return Ok(Got::Ended) };
+        Ok(())
+    }
+
+    /// The next message and its descriptors. `None`: there is none.
+    fn next(&mut self, wait: bool) -> Result<Option<Parcel>, Reason> {
+        loop {
+            self.look_into_the_ring()?;
+            if let Some(next) = self.received.take() {
+                return Ok(Some(next));
+            }
+            // What was sent before a packet is in the ring by now: what is missing never comes, as the engine will say.
+            if let Some(packet) = self.received.packet.take() {
+                return Ok(Some(packet));
+            }
+            if wait && !self.sleep() {
+                continue;
+            }
+            let packet = self.packet(wait);
+            self.wake();
+            match packet.map_err(|e| Reason::lost(&e))? {
+                Some((0, _)) => {
+                    // The last words before its end.
+                    self.look_into_the_ring()?;
+                    return self.received.take().map(Some).ok_or(Reason::new(Why::Lost, "the peer is gone"));
+                }
+                Some((n, fds)) if self.buffer[..n] == *BELL && fds.is_empty() && self.reader().is_some() => {
+                    self.look_into_the_ring()?;
+                    return Ok(self.received.take());
+                }
+                Some((n, fds)) => self.received.packet = Some((self.buffer[..n].to_vec(), fds)),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn taken(&mut self, bytes: Vec<u8>, mut fds: Vec<OwnedFd>, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+        let malformed = |what: &str| Reason::new(Why::Malformed, what);
+        let Some(announced) = announce(bytes) else { return Ok(Got::Ended) };
         self.stock.lock().seen(announced.seen());
         let wants = announced.bulks().iter().any(|n| *n > 0);
         let bulk = match (wants, fds.pop(), fds.is_empty()) {
@@ -377,6 +501,46 @@ impl Inlet for Receiver {
             _ => return Err(malformed("other descriptors came along than the message says")),
         };
         Ok(Got::Message((announced, bulk)))
+    }
+}
+
+impl Inlet for Receiver {
+    fn can_wait(&self) -> bool {
+        true
+    }
+
+    fn receive(&mut self, wait: bool, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+        match self.next(wait)? {
+            Some((bytes, fds)) => self.taken(bytes, fds, announce),
+            None => Ok(Got::Nothing),
+        }
+    }
+
+    fn glance(&mut self, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+        if self.reader().is_none() {
+            return self.receive(false, announce);
+        }
+        self.look_into_the_ring()?;
+        match self.received.take() {
+            Some((bytes, fds)) => self.taken(bytes, fds, announce),
+            None => Ok(Got::Nothing),
+        }
+    }
+
+    fn sleep(&mut self) -> bool {
+        // (While one is here that is not the next, that comes by the socket.)
+        self.received.ring.is_some() || self.reader().is_none_or(|reader| reader.sleep())
+    }
+
+    fn wake(&mut self) {
+        if let Some(reader) = self.reader() {
+            reader.wake();
+        }
+    }
+
+    fn has_more(&self) -> bool {
+        let waits = |(reader, used): &(Reader, Arc<AtomicBool>)| used.load(Ordering::Relaxed) && reader.has();
+        self.received.has_next() || self.received.ring.is_none() && self.ring.as_ref().is_some_and(waits)
     }
 }
 

@@ -47,7 +47,7 @@ impl Inn {
         let (raw, len) = raw_address(&self.addr).unwrap();
         check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), len) }).unwrap();
         let mut engine = Engine::connect(Config::default(), Hello::default(), now_ns());
-        let mut wire = wire(socket.try_clone().unwrap(), &Limits::default()).unwrap();
+        let mut wire = wire(socket.try_clone().unwrap().into(), &Config::default(), true).unwrap().0;
         greet(&mut engine, &mut wire, now_ns() + 5_000_000_000, &mut |_| Ok(None)).unwrap();
         socket
     }

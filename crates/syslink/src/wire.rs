@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use crate::engine::{Announced, Packet};
 use crate::error::Reason;
@@ -47,6 +48,19 @@ pub(crate) trait Inlet: Send {
         false
     }
 
+    /// Takes in what can be had without asking the kernel.
+    fn glance(&mut self, announce: &mut Announce<'_>) -> Result<Got, Reason> {
+        self.receive(false, announce)
+    }
+
+    /// To be called before waiting for the descriptors. False: there is something already.
+    fn sleep(&mut self) -> bool {
+        true
+    }
+
+    /// Not any more: see [`Inlet::sleep`].
+    fn wake(&mut self) {}
+
     /// Whether [`Inlet::receive`] may have more although the descriptors are silent.
     fn has_more(&self) -> bool {
         false
@@ -76,4 +90,8 @@ pub(crate) struct Wire {
     pub control: RawFd,
     /// Of what carries bulk, if that is another.
     pub bulk: Option<RawFd>,
+    /// How long who waits polls before it sleeps.
+    pub poll: Duration,
+    /// Messages may come past the descriptors: see [`Inlet::sleep`].
+    pub ring: bool,
 }

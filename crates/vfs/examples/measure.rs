@@ -1,6 +1,8 @@
 //! What a plug-in costs: the same filesystem, of one file, answered by the process that has the mount, and by a plug-in (without
-//! a sandbox) behind it. As root: `cargo run --release -p darner-vfs --example measure [ROUNDS]`. docs/vfs.md §Measured has the outcome.
+//! a sandbox) behind it. As root: `cargo run --release -p darner-vfs --example measure [ROUNDS [busy]]`, `busy`: while both CPUs have something
+//! else to do. docs/vfs.md §Measured has the outcome.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -9,6 +11,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -146,15 +149,78 @@ fn mounted<T>(at: &Path, handler: impl Handler + Sync, during: impl FnOnce() -> 
     })
 }
 
-/// Microseconds of a round trip.
-fn round_trip(at: &Path) -> f64 {
-    let path = std::ffi::CString::new(at.as_os_str().as_bytes()).expect("a path");
+/// Round trips of each kind and thread.
+const TRIPS: usize = 2000;
+
+/// What one thread asks again and again; the kernel remembers none of it.
+#[derive(Clone, Copy)]
+enum Ask {
+    Statfs,
+    Getattr,
+    Lookup,
+    Read,
+}
+
+const ASKS: [(Ask, &str); 4] =
+    [(Ask::Statfs, "statfs"), (Ask::Getattr, "getattr"), (Ask::Lookup, "look-up"), (Ask::Read, "4 KiB read")];
+
+/// Microseconds of a round trip, while so many threads make them.
+fn round_trip(at: &Path, ask: Ask, threads: usize) -> f64 {
+    static NAMES: AtomicUsize = AtomicUsize::new(0);
+    let path = |name: &str| CString::new(at.join(name).as_os_str().as_bytes()).expect("a path");
     let begun = Instant::now();
-    for _ in 0..5000 {
-        // SAFETY: all zeroes is a valid structure; the pointers are valid.
-        unsafe { assert_eq!(libc::statvfs(path.as_ptr(), &mut std::mem::zeroed()), 0) };
-    }
-    begun.elapsed().as_secs_f64() * 1e6 / 5000.0
+    thread::scope(|s| {
+        for _ in 0..threads {
+            s.spawn(|| {
+                let (root, data) = (path(""), path("data"));
+                let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(at.join("data"));
+                let file = file.expect("data");
+                let mut buffer = vec![0u8; 8192];
+                let from = buffer.as_ptr().align_offset(4096);
+                for n in 0..TRIPS {
+                    // SAFETY: all zeroes is a valid structure; the pointers are valid.
+                    unsafe {
+                        match ask {
+                            Ask::Statfs => assert_eq!(libc::statvfs(root.as_ptr(), &mut std::mem::zeroed()), 0),
+                            Ask::Getattr => {
+                                let (flags, mut found) = (libc::AT_STATX_FORCE_SYNC, std::mem::zeroed());
+                                let mask = libc::STATX_SIZE;
+                                assert_eq!(libc::statx(libc::AT_FDCWD, data.as_ptr(), flags, mask, &mut found), 0);
+                            }
+                            Ask::Lookup => {
+                                let name = path(&NAMES.fetch_add(1, Ordering::Relaxed).to_string());
+                                assert_eq!(libc::access(name.as_ptr(), libc::F_OK), -1);
+                            }
+                            Ask::Read => {
+                                let offset = (n as u64 * 7919 % (SIZE >> 12)) << 12;
+                                assert_eq!(file.read_at(&mut buffer[from..from + 4096], offset).expect("read"), 4096);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    begun.elapsed().as_secs_f64() * 1e6 / TRIPS as f64
+}
+
+/// Share of a CPU that this process and its children take while nobody asks anything.
+fn idle() -> f64 {
+    let own = std::process::id().to_string();
+    let ticks = || -> f64 {
+        let of = |entry: std::fs::DirEntry| -> Option<f64> {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            let ours = fields[1] == own || entry.file_name() == *own;
+            ours.then_some(fields[11].parse::<f64>().ok()? + fields[12].parse::<f64>().ok()?)
+        };
+        std::fs::read_dir("/proc").expect("proc").flatten().filter_map(of).sum()
+    };
+    thread::sleep(Duration::from_millis(100));
+    let before = ticks();
+    thread::sleep(Duration::from_secs(3));
+    // (A tick is 10 ms.)
+    (ticks() - before) / 100.0 / 3.0
 }
 
 /// GB/s of reads of 1 MiB.
@@ -184,21 +250,54 @@ fn main() {
         return serve(One(file)).expect("started by a host");
     }
     let rounds = argument.and_then(|n| n.parse().ok()).unwrap_or(15);
+    let busy = std::env::args().nth(2).is_some_and(|word| word == "busy");
     let dir = tempfile::tempdir().expect("a directory");
     // In memory, so that nothing waits for a disk.
     let mut data = tempfile::tempfile_in("/dev/shm").expect("a file");
     (0..SIZE >> 20).for_each(|n| data.write_all(&vec![n as u8; 1 << 20]).expect("room"));
-    let mut found: [Vec<(f64, f64)>; 3] = Default::default();
-    for _ in 0..rounds {
-        let all = || [round_trip(dir.path()), large_reads(dir.path(), true), large_reads(dir.path(), false)];
-        let direct = mounted(dir.path(), Direct(One(data.try_clone().expect("file"))), all);
-        let host = Host::start(Again(data.try_clone().expect("file")), Options::default()).expect("it starts");
-        let plugin = mounted(dir.path(), Front::new(host, true), all);
-        found.iter_mut().zip(direct.into_iter().zip(plugin)).for_each(|(all, pair)| all.push(pair));
-    }
-    for (name, all) in ["round trip, µs", "1 MiB reads, direct, GB/s", "1 MiB reads, cached, GB/s"].iter().zip(&found)
-    {
+    let cases: Vec<(String, Case<'_>)> = cases(dir.path());
+    let mut found: Vec<Vec<(f64, f64)>> = vec![Vec::new(); cases.len()];
+    let over = AtomicBool::new(false);
+    thread::scope(|s| {
+        // Both CPUs have something else to do.
+        let work = || {
+            while !over.load(Ordering::Relaxed) {
+                std::hint::spin_loop()
+            }
+        };
+        (0..if busy { 2 } else { 0 }).for_each(|_| drop(s.spawn(work)));
+        for _ in 0..rounds {
+            let all = || cases.iter().map(|(_, case)| case()).collect::<Vec<f64>>();
+            let direct = mounted(dir.path(), Direct(One(data.try_clone().expect("file"))), all);
+            let host = Host::start(Again(data.try_clone().expect("file")), Options::default()).expect("it starts");
+            let plugin = mounted(dir.path(), Front::new(host, true), all);
+            found.iter_mut().zip(direct.into_iter().zip(plugin)).for_each(|(all, pair)| all.push(pair));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    for ((name, _), all) in cases.iter().zip(&found) {
         let of = |pick: fn(&(f64, f64)) -> f64| median(all.iter().map(pick).collect());
-        println!("{name:<28} alone {:>6.2}  plug-in {:>6.2}  ratio {:.2}", of(|p| p.0), of(|p| p.1), of(|p| p.1 / p.0));
+        println!("{name:<36} alone {:>6.2}  plug-in {:>6.2}  ratio {:.2}", of(|p| p.0), of(|p| p.1), of(|p| p.1 / p.0));
     }
+    let host = Host::start(Again(data), Options::default()).expect("it starts");
+    let idle = mounted(dir.path(), Front::new(host, true), || {
+        round_trip(dir.path(), Ask::Statfs, 1);
+        idle()
+    });
+    println!("idle: {:.1} % of a CPU", idle * 100.0);
+}
+
+type Case<'a> = Box<dyn Fn() -> f64 + 'a>;
+
+fn cases(at: &Path) -> Vec<(String, Case<'_>)> {
+    let mut all: Vec<(String, Case<'_>)> = Vec::new();
+    for threads in [1, 2] {
+        for (ask, name) in ASKS {
+            all.push((format!("{name}, {threads} threads, µs"), Box::new(move || round_trip(at, ask, threads))));
+        }
+    }
+    for (direct, name) in [(true, "direct"), (false, "cached")] {
+        all.push((format!("1 MiB reads, {name}, GB/s"), Box::new(move || large_reads(at, direct))));
+    }
+    all
 }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use darner_syslink::RING;
 use parking_lot::Mutex;
 
 /// Bytes of a slot: the largest read or write.
@@ -41,10 +42,14 @@ impl Mapping {
     }
 
     /// The plug-in's, of what it was given.
-    pub(crate) fn of_plugin(fd: OwnedFd) -> io::Result<Mapping> {
-        let file = File::from(fd);
-        let len = file.metadata()?.len() as usize;
-        Mapping::new(&file, len)
+    pub(crate) fn of_plugin(fd: &OwnedFd) -> io::Result<Mapping> {
+        let len = (File::from(fd.try_clone()?).metadata()?.len() as usize).saturating_sub(RING);
+        Mapping::new(fd, len)
+    }
+
+    /// Where the ring begins.
+    pub(crate) fn end(&self) -> u64 {
+        self.len as u64
     }
 
     /// Where a piece lies; `None` if it does not lie within.
@@ -92,7 +97,7 @@ impl Arena {
         // SAFETY: the descriptor is new and ours.
         let file = unsafe { File::from_raw_fd(fd) };
         let len = usize::from(slots) * SLOT;
-        file.set_len(len as u64)?;
+        file.set_len((len + RING) as u64)?;
         let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
         // SAFETY: a plain system call.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
@@ -100,6 +105,11 @@ impl Arena {
         }
         let mapping = Mapping::new(&file, len)?;
         Ok(Arena { file, mapping, free: Mutex::new((0..slots).rev().collect()) })
+    }
+
+    /// The memory, and where in it the ring of the link begins.
+    pub(crate) fn ring(&self) -> io::Result<(OwnedFd, u64)> {
+        Ok((self.file.try_clone()?.into(), self.mapping.end()))
     }
 
     /// A slot of one's own; `None`: all are taken.

@@ -1,12 +1,17 @@
 //! A plug-in whose answers are damaged on their way, from a seed: the host answers every call in time, with what the plug-in said,
 //! something that could be true, or an error; and goes on.
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use darner_syslink::RING;
+
+use crate::serve::serve_with;
 use crate::*;
 
 struct Few;
@@ -66,10 +71,13 @@ fn pair() -> (OwnedFd, OwnedFd) {
 struct Between {
     seed: AtomicU64,
     every: u64,
+    /// The plug-in knows of the ring, in which somebody scribbles as often.
+    ring: bool,
 }
 
 struct Threads {
     sockets: [OwnedFd; 2],
+    stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -78,20 +86,46 @@ impl Launch for Between {
         let ((ours, to_host), (to_plugin, theirs)) = (pair(), pair());
         let arena = Arena::new(4).map_err(|e| e.to_string())?;
         let for_plugin = arena.as_fd().try_clone_to_owned().unwrap();
-        let plugin = thread::spawn(move || drop(serve_over(theirs, for_plugin, Few)));
+        let (ring, every) = (self.ring, self.every);
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        if ring && every > 0 {
+            let (memory, stop) = (File::from(for_plugin.try_clone().unwrap()), stop.clone());
+            let seed = self.seed.load(Ordering::Relaxed);
+            threads.push(thread::spawn(move || scribble(&memory, seed, &stop)));
+        }
+        threads.push(thread::spawn(move || drop(serve_with(theirs, for_plugin, ring, Few))));
         let sockets = [to_host.try_clone().unwrap(), to_plugin.try_clone().unwrap()];
         let (host, plugin_side) = (to_host.try_clone().unwrap(), to_plugin.try_clone().unwrap());
         let there = thread::spawn(move || relay(&host, &plugin_side, &mut |_| ()));
         let mut random = fastrand::Rng::with_seed(self.seed.fetch_add(1, Ordering::Relaxed));
-        let every = self.every;
-        let back = thread::spawn(move || {
+        threads.push(there);
+        threads.push(thread::spawn(move || {
             relay(&to_plugin, &to_host, &mut |packet| {
                 if every > 0 && random.u64(..every) == 0 {
                     damage(packet, &mut random);
                 }
             })
-        });
-        Ok(Launched { socket: ours, arena, process: Box::new(Threads { sockets, threads: vec![plugin, there, back] }) })
+        }));
+        Ok(Launched { socket: ours, arena, process: Box::new(Threads { sockets, stop, threads }) })
+    }
+}
+
+/// Writes to the ring what should not be there, now and then.
+fn scribble(memory: &File, seed: u64, stop: &AtomicBool) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let ring = memory.metadata().unwrap().len() - RING as u64;
+    while !stop.load(Ordering::Relaxed) {
+        // Mostly places, and what begins messages.
+        let at = match random.u8(..4) {
+            0 => random.u64(..RING as u64 - 8),
+            1 => random.u64(..3) * 64,
+            2 => RING as u64 / 2 + random.u64(..3) * 64,
+            _ => RING as u64 / 2 * random.u64(..2) + 4096 + random.u64(..4000),
+        };
+        let odd = [0, 1, 44, 1 << 15, 1 << 31, u64::MAX, random.u64(..)];
+        memory.write_all_at(&odd[random.usize(..odd.len())].to_le_bytes(), ring + at).unwrap();
+        thread::sleep(Duration::from_micros(random.u64(..3000)));
     }
 }
 
@@ -145,6 +179,7 @@ impl Process for Threads {
 
     fn end(&mut self) -> (bool, String) {
         hang_up(self.sockets.each_ref());
+        self.stop.store(true, Ordering::Relaxed);
         self.threads.drain(..).for_each(|t| t.join().unwrap());
         (true, "its threads ended".into())
     }
@@ -180,10 +215,19 @@ fn once(host: &Host, random: &mut fastrand::Rng) -> std::result::Result<(), Errn
 
 #[test]
 fn damaged_answers_cost_nothing_but_errors_and_the_host_goes_on() {
+    damaged(false);
+}
+
+#[test]
+fn a_ring_that_somebody_scribbles_in_costs_nothing_but_errors_and_the_host_goes_on() {
+    damaged(true);
+}
+
+fn damaged(ring: bool) {
     let (seeds, calls) = if std::env::var_os("DARNER_LONG").is_some() { (3000, 60) } else { (60, 40) };
     let (mut good, mut bad) = (0, 0);
     for seed in 0..seeds {
-        let launch = Between { seed: AtomicU64::new(seed * 1000), every: 10 };
+        let launch = Between { seed: AtomicU64::new(seed * 1000), every: 10, ring };
         let options = Options { deadline: DEADLINE, restart: true };
         let Ok(host) = Host::start(launch, options) else {
             bad += 1;
@@ -203,8 +247,13 @@ fn damaged_answers_cost_nothing_but_errors_and_the_host_goes_on() {
 }
 
 #[test]
-fn undamaged_answers_are_all_what_the_plug_in_says() {
-    let host = Host::start(Between { seed: AtomicU64::new(0), every: 0 }, Options::default()).unwrap();
+fn undamaged_answers_are_all_what_the_plug_in_says_with_a_ring_and_without() {
+    undamaged(true);
+    undamaged(false);
+}
+
+fn undamaged(ring: bool) {
+    let host = Host::start(Between { seed: AtomicU64::new(0), every: 0, ring }, Options::default()).unwrap();
     assert_eq!((host.info().name.as_str(), host.health().state.as_str()), ("few", "runs"));
     let host = Arc::new(host);
     thread::scope(|s| {

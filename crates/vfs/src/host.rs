@@ -10,7 +10,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use darner_syslink::engine::Config;
-use darner_syslink::{CallError, Message, Peer, Reason, Refusal, Reply, Service, now_ns, unix};
+use darner_syslink::unix::Ends;
+use darner_syslink::{CallError, ConnectError, Message, Peer, Reason, Refusal, Reply, Service, now_ns, unix};
 use parking_lot::{Condvar, Mutex};
 
 use crate::arena::Arena;
@@ -332,7 +333,11 @@ impl Keeper {
             Err(e) => return (false, false, e),
         };
         let watch = Arc::new(Watch(self.shared.clone()));
-        let opened = unix::connect_over(socket, SERVICE, &config(&self.shared.options), watch)
+        let opened = arena
+            .ring()
+            .map_err(ConnectError::Io)
+            .map(|ring| Ends { socket, ring: Some(ring) })
+            .and_then(|ends| unix::connect_over(ends, SERVICE, &config(&self.shared.options), watch))
             .map_err(|e| format!("no plug-in answers: {e}"))
             .and_then(|link| {
                 match Running::open(self.epoch, link.clone(), Arc::new(arena), self.shared.options.deadline) {
@@ -371,5 +376,5 @@ impl Keeper {
 }
 
 fn config(options: &Options) -> Config {
-    Config { handshake_ns: options.deadline.as_nanos() as u64, ..Config::default() }
+    Config { handshake_ns: options.deadline.as_nanos() as u64, ..p::link_config() }
 }

@@ -1,11 +1,16 @@
 //! Commands and tags: docs/vfs.md §Commands.
 
-use darner_syslink::{Code, Element, Message, ReadError, Refusal, Tag};
+use darner_syslink::{Code, Config, Element, Message, ReadError, Refusal, Tag};
 
 use crate::vfs::{Attr, Errno, Info, Space, Wanted};
 
 /// What the host asks for in its hello.
 pub(crate) const SERVICE: &str = "darner.vfs/1";
+
+/// Both sides poll for 50 µs: a call takes less than waking somebody.
+pub(crate) fn link_config() -> Config {
+    Config { poll_ns: 50_000, ..Config::default() }
+}
 
 pub(crate) const START: Tag = Tag(1);
 pub(crate) const LOOKUP: Tag = Tag(2);

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use darner_syslink::engine::{Config, Hello};
+use darner_syslink::engine::Hello;
+use darner_syslink::unix::Ends;
 use darner_syslink::{Code, ConnectError, Link, Message, Peer, Reason, Refusal, Reply, Service, Who, unix};
 use parking_lot::{Condvar, Mutex};
 
@@ -51,19 +52,31 @@ impl Service for Refuse {
 
 /// The same, on others.
 pub fn serve_over(link: OwnedFd, arena: OwnedFd, vfs: impl Vfs + 'static) -> Result<(), ConnectError> {
+    serve_with(link, arena, true, vfs)
+}
+
+/// `ring`: whether messages may wait in the arena.
+pub(crate) fn serve_with(
+    link: OwnedFd,
+    arena: OwnedFd,
+    ring: bool,
+    vfs: impl Vfs + 'static,
+) -> Result<(), ConnectError> {
     let over = Arc::new(Over::default());
-    let server = Server { vfs, arena: Mapping::of_plugin(arena)?, over: over.clone(), one: Mutex::new(()) };
-    let _link = accept(link, Arc::new(server))?;
+    let mapping = Mapping::of_plugin(&arena)?;
+    let ends = Ends { socket: link, ring: ring.then(|| (arena, mapping.end())) };
+    let server = Server { vfs, arena: mapping, over: over.clone(), one: Mutex::new(()) };
+    let _link = accept(ends, Arc::new(server))?;
     over.wait();
     Ok(())
 }
 
-fn accept(link: OwnedFd, service: Arc<dyn Service>) -> Result<Link, ConnectError> {
+fn accept(ends: impl Into<Ends>, service: Arc<dyn Service>) -> Result<Link, ConnectError> {
     let admission = |_: &Who, hello: &Hello, _: u64| match hello.service.as_str() {
         p::SERVICE => Ok(()),
         other => Err(format!("this is {}, not {other}", p::SERVICE)),
     };
-    unix::accept_over(link, &Config::default(), &admission, service)
+    unix::accept_over(ends, &p::link_config(), &admission, service)
 }
 
 /// Told when the link ends.
