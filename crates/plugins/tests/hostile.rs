@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use darner_plugins::{Archive, Iso9660};
-use darner_vfs::{Attr, Listing, ROOT, Vfs};
+use darner_plugins::{Archive, Iso9660, Msdosfs};
+use darner_vfs::{Attr, Listing, New, ROOT, Vfs, Wanted};
 
 fn has(program: &str) -> bool {
     let found =
@@ -71,12 +71,39 @@ fn read(fs: &dyn Vfs, attr: &Attr, buffer: &mut [u8]) -> bool {
     from_the_end.is_ok()
 }
 
+/// Changes what can be changed, as far as that goes.
+fn alter(fs: &dyn Vfs, random: &mut fastrand::Rng) {
+    let mut listing = Listing::new(30);
+    let _ = fs.readdir(ROOT, 0, &mut listing);
+    let entries = listing.entries();
+    let dirs: Vec<u64> =
+        entries.iter().filter(|e| e.2.mode & libc::S_IFMT == libc::S_IFDIR).map(|e| e.2.node).collect();
+    for n in 0..12 {
+        let dir = if dirs.is_empty() || random.bool() { ROOT } else { dirs[random.usize(..dirs.len())] };
+        let new = New { mode: if n % 3 == 0 { libc::S_IFDIR } else { libc::S_IFREG }, ..New::default() };
+        let name = format!("something new, {n}");
+        if let Ok(made) = fs.create(dir, name.as_bytes(), &new) {
+            let _ = fs.write(made.node, random.u64(..20_000), &vec![1; random.usize(..10_000)]);
+        }
+        let Some((old, _, attr)) = entries.get(random.usize(..entries.len().max(1))) else { continue };
+        let size = Some(random.u64(..30_000));
+        let _ = match random.u8(..6) {
+            0 => fs.unlink(ROOT, old),
+            1 => fs.rmdir(ROOT, old),
+            2 => fs.rename(ROOT, old, dir, name.as_bytes(), false),
+            3 => fs.setattr(attr.node, &Wanted { size, mtime: Some(1 << 60), ..Wanted::default() }).map(drop),
+            4 => fs.statfs().and_then(|_| fs.sync()),
+            _ => fs.write(attr.node, random.u64(..attr.size.clamp(1, 100_000)), &[2; 3000]),
+        };
+    }
+}
+
 /// Damages a file in many ways; `open` makes a filesystem of each.
-fn damage(original: &Path, open: impl Fn(File) -> Option<Box<dyn Vfs>>, edges: usize) {
+fn damage(original: &Path, open: impl Fn(File) -> Option<Box<dyn Vfs>>, edges: usize, seeds: u64) {
     let bytes = std::fs::read(original).unwrap();
     let intact = walk(&*open(File::open(original).unwrap()).expect("it is intact"));
     assert!(intact >= 8, "{intact} files are read");
-    let seeds = if std::env::var_os("DARNER_LONG").is_some() { 20_000 } else { 300 };
+    let seeds = if std::env::var_os("DARNER_LONG").is_some() { seeds * 60 } else { seeds };
     let mut refused = 0;
     for seed in 0..seeds {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -103,10 +130,17 @@ fn damage(original: &Path, open: impl Fn(File) -> Option<Box<dyn Vfs>>, edges: u
             bad.truncate(random.usize(..bad.len()));
         }
         let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&bad, 0).unwrap();
+        file.set_len(bad.len() as u64).unwrap();
+        for (n, block) in bad.chunks(4096).enumerate().filter(|(_, block)| block.iter().any(|b| *b != 0)) {
+            file.write_all_at(block, n as u64 * 4096).unwrap();
+        }
         let begun = Instant::now();
         match open(file) {
-            Some(fs) => drop(walk(&*fs)),
+            Some(fs) => {
+                walk(&*fs);
+                alter(&*fs, &mut random);
+                walk(&*fs);
+            }
             None => refused += 1,
         }
         assert!(begun.elapsed() < Duration::from_secs(5), "seed {seed}");
@@ -134,7 +168,7 @@ fn damaged_cd_images_are_errors_and_never_a_panic() {
         sh(dir.path(), &format!("rm -f x.iso; xorriso -as mkisofs -quiet {options} -no-pad -o x.iso in 2>/dev/null"));
         let open = |file| Iso9660::open(file).ok().map(|fs| Box::new(fs) as Box<dyn Vfs>);
         // Descriptors begin at 32 KiB; directories follow.
-        damage(&dir.path().join("x.iso"), open, 80 << 10);
+        damage(&dir.path().join("x.iso"), open, 80 << 10, 300);
     }
 }
 
@@ -148,6 +182,25 @@ fn damaged_archives_are_errors_and_never_a_panic() {
     }
     for (name, command) in kinds {
         sh(dir.path(), command);
-        damage(&dir.path().join(name), open, 4 << 10);
+        damage(&dir.path().join(name), open, 4 << 10, 300);
+    }
+}
+
+#[test]
+fn damaged_fat_images_are_errors_and_never_a_panic_nor_a_walk_without_an_end() {
+    if !has("mkfs.fat") || !has("mcopy") {
+        return;
+    }
+    let dir = tree();
+    for (bits, kib, edges, seeds) in [(12, 1024, 20 << 10, 80), (16, 4096, 60 << 10, 60), (32, 34_000, 600 << 10, 15)] {
+        sh(
+            dir.path(),
+            &format!(
+                "rm -f x.img in/a/b/link in/longlink; mkfs.fat -F {bits} -s 1 -C x.img {kib} >/dev/null
+                 MTOOLS_SKIP_CHECK=1 mcopy -s -i x.img in/* ::"
+            ),
+        );
+        let open = |file| Msdosfs::open(file).ok().map(|fs| Box::new(fs) as Box<dyn Vfs>);
+        damage(&dir.path().join("x.img"), open, edges, seeds);
     }
 }

@@ -1,4 +1,7 @@
 //! The image as the crate wants it, with what was read last kept: it asks for a few bytes at a time. Writes go through.
+//!
+//! What the crate follows through an image has no end where a chain of clusters bites its tail. So each operation may read so
+//! often and no oftener: more than any operation on a sound image of that size takes.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -12,10 +15,14 @@ const BLOCKS_MAX: usize = 512;
 
 #[derive(Default)]
 pub(super) struct Shared {
+    /// Bytes of the image.
+    len: u64,
     /// Where the last read began.
     pub last: AtomicU64,
     /// Somebody else has written to the image.
     pub stale: AtomicBool,
+    /// How often the operation that is under way may read yet.
+    allowance: AtomicU64,
 }
 
 pub(super) struct Disk {
@@ -27,10 +34,32 @@ pub(super) struct Disk {
     order: VecDeque<u64>,
 }
 
+/// Reads that one operation may take. An entry of a directory takes 13 of them, an operation goes through five directories of
+/// 65,536 entries at most (fewer if the image is small), and through all clusters a few times.
+fn allowance(len: u64) -> u64 {
+    (len * 2).min(16 << 20) + len / 64 + 1000
+}
+
+/// Writes to an image.
+pub(super) fn write(image: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    #[cfg(test)]
+    super::tests::may_write()?;
+    image.write_all_at(bytes, at)
+}
+
+impl Shared {
+    /// Another operation begins.
+    pub fn begin(&self) {
+        self.allowance.store(allowance(self.len), Ordering::Relaxed);
+    }
+}
+
 impl Disk {
     pub fn new(image: File) -> io::Result<Disk> {
         let len = image.metadata()?.len();
-        Ok(Disk { image, len, at: 0, shared: Arc::default(), blocks: HashMap::new(), order: VecDeque::new() })
+        let shared = Arc::new(Shared { len, ..Shared::default() });
+        shared.begin();
+        Ok(Disk { image, len, at: 0, shared, blocks: HashMap::new(), order: VecDeque::new() })
     }
 
     /// What can be asked and told when the disk is somebody else's.
@@ -61,6 +90,11 @@ impl Disk {
 impl Read for Disk {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let at = self.at;
+        let left = self.shared.allowance.load(Ordering::Relaxed);
+        self.shared.allowance.store(left.saturating_sub(1), Ordering::Relaxed);
+        if left == 0 {
+            return Err(Error::new(ErrorKind::InvalidData, "the image is damaged: something in it has no end"));
+        }
         self.shared.last.store(at, Ordering::Relaxed);
         if at >= self.len {
             return Ok(0);
@@ -81,7 +115,7 @@ impl Write for Disk {
         if self.at + n as u64 > self.len {
             return Err(Error::new(ErrorKind::InvalidData, "the image is shorter than its filesystem"));
         }
-        self.image.write_all_at(&buffer[..n], self.at)?;
+        write(&self.image, &buffer[..n], self.at)?;
         if let Some(block) = self.blocks.get_mut(&(self.at / BLOCK)) {
             block[within..within + n].copy_from_slice(&buffer[..n]);
         }

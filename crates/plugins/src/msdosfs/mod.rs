@@ -22,6 +22,12 @@ use volume::{Found, Volume};
 /// What users are shown as that a sandbox does not know.
 const UNKNOWN: u32 = 65534;
 const SIZE_MAX: u64 = u32::MAX as u64;
+/// Directories within each other: more is damage.
+const DEPTH_MAX: usize = 256;
+/// Directories that are yet to be looked at, at most.
+const DIRS_MAX: usize = 1 << 20;
+/// The bits of a number that do not tell where an entry is.
+const NUMBERS: u64 = (1 << 30) - 1;
 /// Zeroes that are written at once.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -29,6 +35,8 @@ struct Node {
     parent: u64,
     name: String,
     attr: Attr,
+    /// It lies where its number says; else it was renamed.
+    lies_there: bool,
 }
 
 struct State {
@@ -62,7 +70,7 @@ impl Msdosfs {
         let (nodes, numbers) = (HashMap::new(), HashMap::new());
         let mut state = State { volume, nodes, numbers, owner, walked: false };
         let attr = state.attr(ROOT, &Found { is_dir: true, ..Found::default() });
-        state.nodes.insert(ROOT, Node { parent: ROOT, name: String::new(), attr });
+        state.nodes.insert(ROOT, Node { parent: ROOT, name: String::new(), attr, lies_there: true });
         Ok(Msdosfs { state: Mutex::new(state), writable, title })
     }
 }
@@ -91,8 +99,7 @@ impl State {
             for found in self.volume.list(&path)? {
                 let below = if path.is_empty() { found.name.clone() } else { format!("{path}/{}", found.name) };
                 let is_dir = found.is_dir;
-                let attr = self.know(dir, found);
-                if is_dir {
+                if let Some(attr) = self.know(dir, found).filter(|_| is_dir && dirs.len() < DIRS_MAX) {
                     dirs.push((attr.node, below));
                 }
             }
@@ -106,6 +113,9 @@ impl State {
             let node = self.node(at)?;
             names.push(node.name.as_str());
             at = node.parent;
+            if names.len() > DEPTH_MAX {
+                return Err(Errno(libc::ELOOP));
+            }
         }
         names.reverse();
         Ok(names.join("/"))
@@ -153,13 +163,29 @@ impl State {
         }
     }
 
-    /// The node of what was found, which gets a number if it has none.
-    fn know(&mut self, dir: u64, found: Found) -> Attr {
+    /// The node of what was found, which gets a number if it has none. `None`: it is a known one in another place, so that the image
+    /// is damaged: a directory leads to what is above it, or two share their clusters.
+    fn know(&mut self, dir: u64, found: Found) -> Option<Attr> {
         let key = (dir, found.name.to_uppercase());
-        let number = *self.numbers.entry(key).or_insert(found.number);
+        let number = match self.numbers.get(&key) {
+            Some(number) => *number,
+            None => {
+                let mut number = found.number;
+                // What lay there has another name by now, and keeps its number.
+                while self.nodes.get(&number).is_some_and(|node| !node.lies_there) {
+                    number = if number & NUMBERS == NUMBERS { number - NUMBERS } else { number + 1 };
+                }
+                if self.nodes.contains_key(&number) {
+                    return None;
+                }
+                self.numbers.insert(key, number);
+                number
+            }
+        };
         let attr = self.attr(number, &found);
-        self.nodes.insert(number, Node { parent: dir, name: found.name, attr });
-        attr
+        let lies_there = number == found.number;
+        self.nodes.insert(number, Node { parent: dir, name: found.name, attr, lies_there });
+        Some(attr)
     }
 
     fn forget(&mut self, dir: u64, name: &str) {
@@ -173,7 +199,7 @@ impl State {
         let path = self.dir(dir)?;
         let name = text(name).map_err(|_| Errno(libc::ENOENT))?;
         let found = self.volume.find(&path, name)?.ok_or(Errno(libc::ENOENT))?;
-        Ok(self.know(dir, found))
+        self.know(dir, found).ok_or(Errno(libc::EIO))
     }
 
     fn changed(&mut self, number: u64, size: u64, mtime: i64) {
@@ -216,7 +242,7 @@ impl Vfs for Msdosfs {
         let mut all: Vec<(Attr, String)> = Vec::new();
         for f in found {
             let name = f.name.clone();
-            all.push((state.know(dir, f), name));
+            all.extend(state.know(dir, f).map(|attr| (attr, name)));
         }
         all.sort_by_key(|(attr, _)| attr.node);
         for (attr, name) in all.iter().filter(|(attr, _)| attr.node > after) {
@@ -303,22 +329,28 @@ impl Vfs for Msdosfs {
             other => Some(other?).filter(|t| t.node != what.node),
         };
         let is_dir = |a: &Attr| a.mode & libc::S_IFMT == libc::S_IFDIR;
+        let mut state = self.state.lock();
+        let (old, mut new) = (state.node(what.node)?.name.clone(), text(new_name)?.to_string());
         if let Some(there) = there {
+            new = state.node(there.node)?.name.clone();
+            let path = state.path_in(new_dir, &new)?;
             match (keep, is_dir(&what), is_dir(&there)) {
                 (true, ..) => return Err(Errno(libc::EEXIST)),
                 (_, false, true) => return Err(Errno(libc::EISDIR)),
                 (_, true, false) => return Err(Errno(libc::ENOTDIR)),
-                _ => self.remove(new_dir, new_name, is_dir(&there))?,
+                (_, true, true) if !state.volume.list(&path)?.is_empty() => return Err(Errno(libc::ENOTEMPTY)),
+                _ => {}
             }
         }
-        let mut state = self.state.lock();
-        let (old, new) = (state.node(what.node)?.name.clone(), text(new_name)?);
-        let (from, to) = (state.path_in(dir, &old)?, state.path_in(new_dir, new)?);
+        let (from, to) = (state.path_in(dir, &old)?, state.path_in(new_dir, &new)?);
         state.volume.rename(&from, &to, is_dir(&what) && dir != new_dir)?;
+        if there.is_some() {
+            state.forget(new_dir, &new);
+        }
         state.numbers.remove(&(dir, old.to_uppercase()));
         state.numbers.insert((new_dir, new.to_uppercase()), what.node);
         if let Some(node) = state.nodes.get_mut(&what.node) {
-            (node.parent, node.name) = (new_dir, new.into());
+            (node.parent, node.name, node.lies_there) = (new_dir, new, false);
         }
         Ok(())
     }
@@ -352,3 +384,6 @@ impl Msdosfs {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

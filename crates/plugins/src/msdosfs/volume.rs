@@ -13,10 +13,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use darner_vfs::{Errno, Result, Space};
 use fatfs::{Date, DateTime, Dir, DirEntry, File, FileAttributes, FileSystem, FsOptions, Time, TimeProvider};
 
-use super::disk::{Disk, Shared};
+use super::disk::{self, Disk, Shared};
 
 /// The attributes of an entry that is part of a long name.
 const LONG_NAME: u8 = 0xf;
+/// Those of a directory's entry.
+const DIRECTORY: u8 = 0x10;
 const OPEN_MAX: usize = 16;
 const SECOND: i64 = 1_000_000_000;
 const DAY: i64 = 86_400;
@@ -35,6 +37,8 @@ pub(super) struct Found {
     pub size: u64,
     /// Nanoseconds since 1970.
     pub modified: i64,
+    /// Where its entry is in the image.
+    pub at: u64,
 }
 
 /// See the module.
@@ -133,7 +137,9 @@ impl Volume {
             let fs = Box::new(FileSystem::new(disk, FsOptions::new().time_provider(&UTC)).map_err(errno)?);
             self.mounted = Some(Mounted { files: HashMap::new(), fs: Box::into_raw(fs), shared });
         }
-        Ok(self.mounted.as_mut().expect("just made"))
+        let m = self.mounted.as_mut().expect("just made");
+        m.shared.begin();
+        Ok(m)
     }
 
     pub fn list(&mut self, dir: &str) -> Result<Vec<Found>> {
@@ -165,17 +171,79 @@ impl Volume {
         self.tidy(path)
     }
 
+    /// A file, or an empty directory. First its entry leads nowhere, then it goes, then its clusters are free: at no moment does a name
+    /// lead to clusters that others may get. (The crate begins with the clusters.)
     pub fn remove(&mut self, path: &str) -> Result<()> {
-        self.mounted()?.fs().root_dir().remove(path).map_err(errno)
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let found = self.find(dir, name)?.ok_or(Errno(libc::ENOENT))?;
+        if found.is_dir && !self.list(path)?.is_empty() {
+            return Err(Errno(libc::ENOTEMPTY));
+        }
+        let mut entry = [0; 32];
+        self.image.read_exact_at(&mut entry, found.at)?;
+        if found.is_dir {
+            entry[11] &= !DIRECTORY;
+            self.put(&entry, found.at)?;
+        }
+        let mut file = self.mounted()?.fs().root_dir().open_file(path).map_err(errno)?;
+        for field in [20..22, 26..32] {
+            entry[field].fill(0);
+        }
+        let outcome = self.put(&entry, found.at);
+        let outcome = outcome.and_then(|()| self.mounted()?.fs().root_dir().remove(path).map_err(errno));
+        let outcome = outcome.and_then(|()| file.truncate().map_err(errno));
+        // It would write its entry again.
+        std::mem::forget(file);
+        outcome
     }
 
-    /// `moved`: a directory into another directory.
+    /// Writes an entry past the crate.
+    fn put(&mut self, entry: &[u8; 32], at: u64) -> Result<()> {
+        disk::write(&self.image, entry, at)?;
+        self.mounted()?.shared.stale.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives what is at `from` the name `to`; a file or empty directory that has it is replaced. `moved`: a directory into another
+    /// directory.
+    ///
+    /// The two entries exchange what they lead to, then `from` is removed. So whatever is done when the process is killed, both
+    /// names are there or only `to` is, each with the contents of before or those of after.
     pub fn rename(&mut self, from: &str, to: &str, moved: bool) -> Result<()> {
         // Open files remember where their entry is.
         self.mounted()?.files.clear();
-        let root = self.mounted()?.fs().root_dir();
-        root.rename(from, &root, to).map_err(errno)?;
-        if moved { self.set_parent(to) } else { Ok(()) }
+        if self.at(to)?.is_none() {
+            self.create_file(to)?;
+        }
+        let gone = Errno(libc::EIO);
+        let (old, new) = (self.at(from)?.ok_or(gone)?, self.at(to)?.ok_or(gone)?);
+        if old == new {
+            // It differs in capitals only.
+            return Ok(());
+        }
+        self.exchange(old, new)?;
+        if moved {
+            self.set_parent(to)?;
+        }
+        self.remove(from)
+    }
+
+    /// Where the entry of a path is in the image.
+    fn at(&mut self, path: &str) -> Result<Option<u64>> {
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok(self.find(dir, name)?.map(|found| found.at))
+    }
+
+    /// Has two entries lead to what the other one does; the second one is written first.
+    fn exchange(&mut self, first: u64, second: u64) -> Result<()> {
+        let (mut a, mut b) = ([0; 32], [0; 32]);
+        self.image.read_exact_at(&mut a, first)?;
+        self.image.read_exact_at(&mut b, second)?;
+        // All but the name, of which byte 12 tells whether it is in small letters.
+        a[11..12].swap_with_slice(&mut b[11..12]);
+        a[13..].swap_with_slice(&mut b[13..]);
+        self.put(&b, second)?;
+        self.put(&a, first)
     }
 
     /// Puts `.` and `..` of a new directory where they belong: the crate gives each a long name before it, which other
@@ -194,7 +262,7 @@ impl Volume {
                 entries[32 + 20..32 + 22].fill(0);
                 entries[32 + 26..32 + 28].fill(0);
             }
-            self.image.write_all_at(&entries, dot - 32)?;
+            disk::write(&self.image, &entries, dot - 32)?;
             self.mounted()?.shared.stale.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -217,8 +285,8 @@ impl Volume {
         if name != *b"..         " {
             return Err(Errno(libc::EIO));
         }
-        self.image.write_all_at(&cluster[..2], dots + 20)?;
-        self.image.write_all_at(&cluster[2..4], dots + 26)?;
+        disk::write(&self.image, &cluster[..2], dots + 20)?;
+        disk::write(&self.image, &cluster[2..4], dots + 26)?;
         self.mounted()?.shared.stale.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -316,6 +384,7 @@ impl Mounted {
             read_only: e.attributes().contains(FileAttributes::READ_ONLY),
             size: if e.is_dir() { 0 } else { e.len() },
             modified: nanos(&e.modified()),
+            at: at * 32,
         }
     }
 }
