@@ -9,22 +9,23 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use darner_fuse::{Config, MountOptions, Session, abi};
-use darner_syslink::engine::{self, Hello};
-use darner_syslink::{Answering, Caller, Code, Message, Peer, Refusal, Refuse, Tag, Who, unix};
+use darner_fuse::{Config, Ended, MountOptions, Session, Stopper, abi};
 use darner_vfs::{Arena, Front, Host, Launch, Launched, Options, Process};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Attach;
-use crate::control;
+use crate::control::{self, Answers, Callee, Listener, Request, Response, Tell};
+use crate::daemon::Daemon;
+use crate::errand::Errands;
 use crate::error::{Context, Failure, Result};
 use crate::keeper::{self, Items, Keeper};
 use crate::mounts::{self, Mounted};
-use crate::supervisor::{MOUNT, block_end_signals};
+use crate::supervisor::{LISTENER, MOUNT, block_end_signals};
 
 /// What /proc/mounts says of attachments.
 pub const KIND: &str = "fuse.darner-vfs";
@@ -42,8 +43,12 @@ const GRACE: Duration = Duration::from_millis(300);
 /// How long `detach` waits for the host to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-const SERVICE: &str = "darner.attachment/1";
-const STATUS: Tag = Tag(1);
+/// How long a host may take to answer: it asks nobody for that.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long the next host may take: calls under way keep their deadlines.
+const NEXT: Duration = Duration::from_secs(60);
+/// How often to look for attachments whose processes were all killed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the next process is to know of the mount.
 #[derive(Serialize, Deserialize)]
@@ -67,6 +72,8 @@ pub struct Attachment {
     pub plugin_pid: Option<u32>,
     /// The process that serves the mount.
     pub host_pid: u32,
+    /// Its version.
+    pub version: String,
     /// The one that would start another.
     pub supervisor_pid: Option<u32>,
     /// How often the plug-in was started anew.
@@ -85,7 +92,7 @@ pub fn run(c: &Attach, ready: &dyn Fn()) -> Result<()> {
     let signals = block_end_signals();
     let (keeper, mut items) = Keeper::find(keeper::ATTACHMENT)?;
     let files = files(c, &keeper, &mut items)?;
-    let lacks = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let lacks = Arc::new(Mutex::new(Vec::new()));
     let launcher = Launcher { attach: c.clone(), files, lacks: lacks.clone() };
     let options = Options { deadline: c.deadline, restart: !c.no_restart };
     let host = Host::start(launcher, options).map_err(Failure::new)?;
@@ -100,7 +107,17 @@ pub fn run(c: &Attach, ready: &dyn Fn()) -> Result<()> {
         }
         None => mount(c, &front, &keeper, &key)?,
     };
-    let _listener = listen(c, &front, &keeper, lacks)?;
+    let commands = Commands(Arc::new(Inner {
+        front: front.clone(),
+        keeper: keeper.clone(),
+        directory: c.directory.clone(),
+        lacks,
+        goes_on: keeper.is_there() && goes_on(&session),
+        stopper: session.stopper(),
+        next: Mutex::default(),
+    }));
+    let kept = |name: &str| items.remove(&format!("{LISTENER}{name}")).map(|item| item.fd);
+    let _listener = Listener::new(&keeper, kept, &address(&mounted(&c.directory)?)?, commands.clone())?;
     let (ending, at) = (keeper.clone(), c.directory.clone());
     std::thread::Builder::new().name("signals".into()).spawn(move || heed(&signals, &ending, &at))?;
     keeper.serving();
@@ -111,11 +128,20 @@ pub fn run(c: &Attach, ready: &dyn Fn()) -> Result<()> {
     {
         tracing::error!("the last writes may be lost: {e}");
     }
+    if let (Ok(Ended::Stopped), Some(program)) = (&served, commands.0.next.lock().take()) {
+        // (If that fails, another one of this program follows.)
+        keeper.next(program)?;
+    }
     keeper.drop(&key);
     keeper.bye();
     served?;
     tracing::info!(directory = %c.directory.display(), "detached");
     Ok(())
+}
+
+/// Whether another process can go on with the mount.
+fn goes_on(session: &Session) -> bool {
+    session.negotiated().flags & abi::init::HAS_RESEND != 0
 }
 
 /// Told to end, takes the mount away; who uses it may finish. Told again, ends at once.
@@ -124,11 +150,8 @@ fn heed(signals: &libc::sigset_t, keeper: &Keeper, directory: &Path) {
         let mut signal = 0;
         // SAFETY: valid pointers; the signals are blocked in all threads.
         unsafe { libc::sigwait(signals, &mut signal) };
-        // In a process of its own: the kernel may wait meanwhile for what only this one can answer.
-        let program = keeper::program().map(Command::new);
-        let detached = program.and_then(|mut p| Ok(p.args(["detach", "--lazy"]).arg(directory).status()?));
-        if !detached.as_ref().is_ok_and(|status| status.success()) {
-            tracing::warn!("detaching: {detached:?}");
+        if let Err(e) = Errands::default().unmount(directory, true) {
+            tracing::warn!("{e}");
         }
     }
     keeper.bye();
@@ -174,7 +197,7 @@ fn mount(c: &Attach, front: &Front, keeper: &Keeper, key: &str) -> Result<Sessio
         let _ = darner_fuse::unmount(&c.directory, true);
     })?;
     let kept = Kept { read_only, negotiated: session.negotiated().to_string() };
-    if session.negotiated().flags & abi::init::HAS_RESEND == 0 {
+    if !goes_on(&session) {
         tracing::warn!("this kernel (before 6.9) sends no request again: the attachment ends with this process");
     } else {
         keeper.keep(key, &serde_json::to_string(&kept)?, &session.duplicate()?)?;
@@ -192,7 +215,7 @@ fn mount(c: &Attach, front: &Front, keeper: &Keeper, key: &str) -> Result<Sessio
 struct Launcher {
     attach: Attach,
     files: Vec<File>,
-    lacks: Arc<parking_lot::Mutex<Vec<String>>>,
+    lacks: Arc<Mutex<Vec<String>>>,
 }
 
 impl Launcher {
@@ -320,8 +343,12 @@ fn ends_within(pid: u32, time: Duration) -> bool {
     unsafe { libc::poll(&mut wait, 1, time.as_millis() as i32) > 0 }
 }
 
+fn name(mount: &Mounted) -> String {
+    format!("darner/attachment/{}", mount.device)
+}
+
 fn address(mount: &Mounted) -> Result<SocketAddr> {
-    Ok(SocketAddr::from_abstract_name(format!("darner/attachment/{}", mount.device))?)
+    Ok(SocketAddr::from_abstract_name(name(mount))?)
 }
 
 fn mounted(directory: &Path) -> Result<Mounted> {
@@ -329,38 +356,59 @@ fn mounted(directory: &Path) -> Result<Mounted> {
     mount.ok_or_else(|| Failure::new(format!("nothing is attached to {}", directory.display())))
 }
 
-/// Tells how it is, whoever of those who may asks.
-fn listen(
-    c: &Attach,
-    front: &Arc<Front>,
-    keeper: &Keeper,
-    lacks: Arc<parking_lot::Mutex<Vec<String>>>,
-) -> Result<unix::Listener> {
-    let (front, keeper, directory) = (front.clone(), keeper.clone(), c.directory.clone());
-    let at = address(&mounted(&c.directory)?)?;
-    let service = Answering(move |_: &Peer, _: Message| {
-        let health = front.host().health();
-        let status = Attachment {
-            directory: directory.clone(),
-            name: front.host().info().name.clone(),
-            read_only: !front.is_writable(),
+/// Answers commands.
+#[derive(Clone)]
+struct Commands(Arc<Inner>);
+
+struct Inner {
+    front: Arc<Front>,
+    keeper: Keeper,
+    directory: PathBuf,
+    lacks: Arc<Mutex<Vec<String>>>,
+    goes_on: bool,
+    stopper: Stopper,
+    /// The program that is to go on from here.
+    next: Mutex<Option<PathBuf>>,
+}
+
+impl Answers for Commands {
+    fn answer(&self, request: Request, _: &mut Tell<'_>) -> Result<Response> {
+        match request {
+            Request::Attachment => Ok(Response::Attachment(Box::new(self.0.status()))),
+            // (Once this is answered.)
+            Request::Upgrade { .. } if self.0.goes_on => Ok(Response::Done),
+            Request::Upgrade { .. } => Err(Failure::new("no other process can go on here: detach, and attach again")),
+            _ => Err(Failure::new("this is an attachment, which does not know the request")),
+        }
+    }
+
+    /// Requests that were read are answered, the others wait for the next process: nothing fails.
+    fn answered(&self, request: &Request) {
+        if let Request::Upgrade { program } = request {
+            *self.0.next.lock() = Some(program.clone());
+            self.0.stopper.stop();
+        }
+    }
+}
+
+impl Inner {
+    fn status(&self) -> Attachment {
+        let health = self.front.host().health();
+        Attachment {
+            directory: self.directory.clone(),
+            name: self.front.host().info().name.clone(),
+            read_only: !self.front.is_writable(),
             state: health.state,
             plugin_pid: health.pid,
             host_pid: std::process::id(),
-            supervisor_pid: keeper.stats().map(|(_, pid)| pid),
+            version: env!("CARGO_PKG_VERSION").into(),
+            supervisor_pid: self.keeper.stats().map(|(_, pid)| pid),
             restarts: health.restarts,
             late_calls: health.late,
             last_end: health.last_end,
-            sandbox_lacks: lacks.lock().clone(),
-        };
-        control::encode(STATUS, &status).map_err(|e| Refusal::new(Code::Failed, e.to_string()))
-    });
-    let admission = |who: &Who, _: &Hello, _: u64| match control::is_trusted(who) {
-        true => Ok(()),
-        false => Err("only root and who attached it may ask".into()),
-    };
-    let listener = unix::Listener::bind(&at, engine::Config::default(), Arc::new(admission), Arc::new(service));
-    listener.cant(|| "listen for commands".into())
+            sandbox_lacks: self.lacks.lock().clone(),
+        }
+    }
 }
 
 /// All attachments at and below a directory, those within others last. One that can't be asked says so in its state.
@@ -369,12 +417,40 @@ pub fn below(directory: &Path) -> Result<Vec<Attachment>> {
     Ok(here.map(|m| ask(&m).unwrap_or_else(|e| silent(&m, &e))).collect())
 }
 
+fn callee(mount: &Mounted) -> Result<Callee> {
+    let what = format!("the host of {}", mount.mountpoint.display());
+    Ok(Callee { sockets: vec![address(mount)?], what, owner: mount.user, patience: ANSWER })
+}
+
 fn ask(mount: &Mounted) -> Result<Attachment> {
-    let timeout = Duration::from_secs(5);
-    let config = engine::Config { handshake_ns: timeout.as_nanos() as u64, ..engine::Config::default() };
-    let link = unix::connect(&address(mount)?, SERVICE, &config, Arc::new(Refuse)).map_err(Failure::new)?;
-    let reply = link.call(Message::new(STATUS), Some(timeout)).map_err(Failure::new)?;
-    control::decode(&reply)
+    match control::call_at(&callee(mount)?, &Request::Attachment)? {
+        Some(Response::Attachment(a)) => Ok(*a),
+        Some(_) => Err(Failure::new("its host is of another version")),
+        None => Err(Failure::new("its processes are gone")),
+    }
+}
+
+/// Has a host of this program go on with an attachment, also after it was given up; tells how that is then.
+pub fn upgrade(directory: &Path, program: &Path) -> Result<Attachment> {
+    let mount = mounted(directory)?;
+    let before = ask(&mount).ok().map(|a| a.host_pid);
+    if control::call_at(&callee(&mount)?, &Request::Upgrade { program: program.into() })?.is_none() {
+        return Err(Failure::new(format!("the processes of {} are gone", directory.display())));
+    }
+    let start = Instant::now();
+    loop {
+        match ask(&mount) {
+            Ok(a) if Some(a.host_pid) != before => return Ok(a),
+            outcome if start.elapsed() > NEXT => {
+                outcome?;
+                return Err(Failure::new(format!(
+                    "no other host of {} has come; its log says why",
+                    directory.display()
+                )));
+            }
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 fn silent(mount: &Mounted, why: &Failure) -> Attachment {
@@ -385,6 +461,7 @@ fn silent(mount: &Mounted, why: &Failure) -> Attachment {
         state: format!("can't be asked: {why}"),
         plugin_pid: None,
         host_pid: 0,
+        version: String::new(),
         supervisor_pid: None,
         restarts: 0,
         late_calls: 0,
@@ -402,4 +479,40 @@ pub fn detach(directory: &Path, lazy: bool) -> Result<()> {
         ends_within(pid, PATIENCE);
     }
     Ok(())
+}
+
+/// Takes away attachments in the daemon's mounts of which host and supervisor were killed at once: nothing else would.
+pub(crate) fn bury(daemon: &Daemon) {
+    // Not at the first sight: one that is being attached is mounted before it answers.
+    let mut seen: Vec<PathBuf> = Vec::new();
+    while !daemon.is_closing() {
+        let silent = silent_ones(daemon).unwrap_or_else(|e| {
+            tracing::warn!("looking for attachments: {e}");
+            Vec::new()
+        });
+        for directory in silent.iter().filter(|d| seen.contains(d)) {
+            match daemon.errands.unmount_dead(directory) {
+                Ok(true) => {
+                    tracing::warn!(directory = %directory.display(), "the processes of an attachment were killed; it is detached");
+                }
+                Ok(false) => {}
+                Err(e) => tracing::warn!("{}: {e}", directory.display()),
+            }
+        }
+        seen = silent;
+        daemon.pause(LOOK_EVERY);
+    }
+}
+
+/// Those at whose address nobody listens, the innermost first.
+fn silent_ones(daemon: &Daemon) -> Result<Vec<PathBuf>> {
+    let around: Vec<PathBuf> = daemon.state.lock().mounts.keys().cloned().collect();
+    let is_within = |m: &Mounted| m.kind == KIND && around.iter().any(|at| m.mountpoint.starts_with(at));
+    let mut all: Vec<Mounted> = mounts::all()?.into_iter().filter(is_within).collect();
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sockets = std::fs::read_to_string("/proc/self/net/unix").cant(|| "read /proc/self/net/unix".into())?;
+    all.retain(|m| !sockets.lines().any(|line| line.ends_with(&format!(" @{}", name(m)))));
+    Ok(all.into_iter().rev().map(|m| m.mountpoint).collect())
 }

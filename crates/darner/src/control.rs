@@ -8,9 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use talk::{Answers, Tell, call, listen_at, listen_over, must_call, must_call_with};
-pub(crate) use talk::{is_trusted, when_free};
-pub(crate) use value::{decode, encode};
+pub use talk::{Answers, Tell, call, listen_over, must_call, must_call_with};
+pub(crate) use talk::{Callee, Listener, call_at, is_trusted, when_free};
 
 /// What of a store a command is about: a path in one of the daemon's mounts.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -48,6 +47,8 @@ pub enum Request {
     },
     /// See [`Status`].
     Status,
+    /// Of the host of an attachment: how it is.
+    Attachment,
     /// Make everything durable.
     Sync,
     /// Versions of a path.
@@ -738,6 +739,8 @@ pub enum Response {
     GivenUp(String),
     /// Answer to [`Request::Status`].
     Status(Box<Status>),
+    /// Answer to [`Request::Attachment`].
+    Attachment(Box<crate::attachments::Attachment>),
     /// Answer to [`Request::Log`].
     Log(Vec<LogLine>),
     /// Answer to [`Request::Labels`] and [`Request::AddLabel`].

@@ -15,7 +15,8 @@ use darner_fs::{FilesetId, Fs, Inode, ROOT, Tid};
 use darner_store::{OpenOptions, Pin, Progress, Shelter, Store};
 use parking_lot::{Condvar, Mutex};
 
-use crate::control::{Answers, LabelLine, LogLine, MountLine, MountRequest, Request, Response, Status, Tell};
+use crate::attachments;
+use crate::control::{Answers, LabelLine, Listener, LogLine, MountLine, MountRequest, Request, Response, Status, Tell};
 use crate::errand::{Errands, Invalidator};
 use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
@@ -31,7 +32,7 @@ use crate::scrub::Scrubbing;
 use crate::serving::{Door, Followed};
 use crate::supervisor::{LISTENER, block_end_signals};
 use crate::verifying::Others;
-use crate::volumes::{LOCK, Listener, Member};
+use crate::volumes::{LOCK, Member};
 use crate::when::local;
 
 /// After this long at the latest, what was written survives a power failure without fsync too.
@@ -74,6 +75,8 @@ pub(crate) struct State {
     closed: bool,
     /// It was told to end.
     told: bool,
+    /// Its mounts are there: those to begin with, or those of the daemon before.
+    begun: bool,
 }
 
 /// See the module.
@@ -178,10 +181,14 @@ pub fn run(
         // (Before there can be any new transaction.)
         let outcome = if goes_on { daemon.go_on(items) } else { daemon.begin(first) };
         daemon.close_what_nobody_listens_at();
-        daemon.state.lock().closing |= outcome.is_err();
+        let mut state = daemon.state.lock();
+        (state.begun, state.closing) = (true, state.closing || outcome.is_err());
+        daemon.changed.notify_all();
         outcome
     };
     let mut workers = daemon.start_workers()?;
+    let burying = daemon.clone();
+    workers.push(thread::Builder::new().name("attachments".into()).spawn(move || attachments::bury(&burying))?);
     let followers = daemon.listen_for_mirrors().inspect_err(|e| tracing::error!("nobody can follow: {e}"));
     if daemon.fs.following().is_some() && !store.is_read_only() {
         let follower = daemon.clone();
@@ -338,6 +345,14 @@ impl Daemon {
         self.volumes.lock().first().map(|m| m.place().path.clone()).unwrap_or_default()
     }
 
+    /// Waits for so long, or until something changes.
+    pub(crate) fn pause(&self, time: Duration) {
+        let mut state = self.state.lock();
+        if !state.closing {
+            self.changed.wait_for(&mut state, time);
+        }
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         self.state.lock().closing
     }
@@ -448,8 +463,12 @@ impl Daemon {
     }
 
     fn serve(self: &Arc<Daemon>, request: Request, tell: &mut Tell<'_>) -> Result<Response> {
-        if self.state.lock().closing {
-            return Ok(Response::Closing);
+        {
+            let mut state = self.state.lock();
+            self.changed.wait_while(&mut state, |state| !state.begun && !state.closing);
+            if state.closing {
+                return Ok(Response::Closing);
+            }
         }
         Ok(match request {
             Request::Mount(m) => {

@@ -36,6 +36,8 @@ pub enum Errand {
     DoubtNames,
     /// [`darner_fuse::unmount`], lazily or not.
     Unmount(PathBuf, bool),
+    /// The same, lazily, of a mount that nobody serves any more: else the outcome is 0, and it stays.
+    UnmountDead(PathBuf),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,6 +94,12 @@ impl Errands {
     pub fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<()> {
         let answer = self.run(&Errand::Unmount(mountpoint.into(), lazy), None)?;
         answer.failed.map_or(Ok(()), |why| Err(Failure::new(why)))
+    }
+
+    /// Ends a mount if nobody serves it any more; says whether that was so.
+    pub fn unmount_dead(&self, mountpoint: &Path) -> Result<bool> {
+        let answer = self.run(&Errand::UnmountDead(mountpoint.into()), None)?;
+        answer.failed.map_or(Ok(answer.codes == [libc::ENOTCONN]), |why| Err(Failure::new(why)))
     }
 
     fn run(&self, errand: &Errand, fd: Option<&OwnedFd>) -> io::Result<Answer> {
@@ -231,8 +239,15 @@ pub fn serve() -> Result<()> {
 }
 
 fn carry_out(errand: &Errand, fd: Option<OwnedFd>) -> (Vec<i32>, Option<String>) {
-    if let Errand::Unmount(mountpoint, lazy) = errand {
-        return (Vec::new(), darner_fuse::unmount(mountpoint, *lazy).err().map(|e| e.to_string()));
+    let unmount = |at: &Path, lazy| darner_fuse::unmount(at, lazy).err().map(|e| e.to_string());
+    match errand {
+        Errand::Unmount(mountpoint, lazy) => return (Vec::new(), unmount(mountpoint, *lazy)),
+        Errand::UnmountDead(mountpoint) => {
+            // (The answer of one that is served takes no longer than its deadline.)
+            let code = std::fs::read_dir(mountpoint).err().and_then(|e| e.raw_os_error()).unwrap_or(0);
+            return (vec![code], if code == libc::ENOTCONN { unmount(mountpoint, true) } else { None });
+        }
+        _ => {}
     }
     let Some(notifier) = fd.map(Notifier::over) else {
         return (vec![libc::EBADF], Some("it came without a connection".into()));
@@ -250,7 +265,7 @@ fn carry_out(errand: &Errand, fd: Option<OwnedFd>) -> (Vec<i32>, Option<String>)
         }
         Errand::InvalidateEntry(parent, name) => vec![code(notifier.inval_entry(*parent, name))],
         Errand::DoubtNames => vec![code(notifier.inc_epoch())],
-        Errand::Unmount(..) => Vec::new(),
+        Errand::Unmount(..) | Errand::UnmountDead(_) => Vec::new(),
     };
     (codes, None)
 }

@@ -24,6 +24,8 @@ pub struct Mounted {
     pub kind: String,
     /// The store, for ours.
     pub source: PathBuf,
+    /// Who mounted it, for those of FUSE.
+    pub user: Option<u32>,
 }
 
 /// All mounts, in the order they were made.
@@ -42,7 +44,13 @@ fn parse(line: &[u8]) -> Option<Mounted> {
         mountpoint: path(4)?,
         kind: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
         source: path(dash + 2)?,
+        user: fields.get(dash + 3).and_then(|options| user(options)),
     })
+}
+
+fn user(options: &[u8]) -> Option<u32> {
+    let id = options.split(|b| *b == b',').find_map(|option| option.strip_prefix(b"user_id="))?;
+    std::str::from_utf8(id).ok()?.parse().ok()
 }
 
 /// Undoes `\040` and the like.

@@ -449,6 +449,7 @@ mod tests {
             mountpoint: "/mnt".into(),
             kind: "fuse.darner".into(),
             source: source.into(),
+            user: None,
         };
         let names = |source: &str| -> Vec<Vec<u8>> {
             let sockets = Place::behind(&mount(source)).sockets();

@@ -204,10 +204,7 @@ impl Daemon {
                     }
                 }
             }
-            let mut state = self.state.lock();
-            if !state.closing {
-                self.changed.wait_for(&mut state, RETRY);
-            }
+            self.pause(RETRY);
         }
         self.door.state.lock().open = None;
     }

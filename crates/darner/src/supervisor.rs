@@ -31,7 +31,8 @@ const KILLS_MAX: u32 = 100;
 /// A worker that has served so long did not crash at its start.
 const WELL: Duration = Duration::from_secs(30);
 
-const GIVEN_UP: &str = "the daemon of this store crashed again and again, and was given up (see its log): `darner upgrade MNT` starts it again";
+const GIVEN_UP: &str =
+    "it crashed again and again, and was given up (its log says why): `darner upgrade MNT` starts it again";
 
 enum Worker {
     Child(Child),

@@ -2,7 +2,6 @@
 //! crash. And where it listens: at every volume, so that each leads to it, and at every mount, whichever volumes have left.
 
 use std::os::fd::AsRawFd;
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use darner_store::volume::{Copies, Tier, VolumeKind};
 use darner_store::{BucketState, Move, Progress, VolumeUsage};
-use darner_syslink::unix;
 
-use crate::control::{self, CopyLine, Request, Response, Tell, VolumeLine};
+use crate::control::{CopyLine, Listener, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
 use crate::keeper::Keeper;
@@ -32,42 +30,6 @@ const IDLE: u32 = 2;
 /// How long to wait for readers of what has moved.
 const READERS: Duration = Duration::from_millis(10);
 
-/// Accepts commands at an address, until it is dropped.
-pub(crate) struct Listener {
-    _listener: unix::Listener,
-    keeper: Keeper,
-    key: String,
-}
-
-impl Listener {
-    pub fn new(daemon: &Arc<Daemon>, address: &SocketAddr) -> Result<Listener> {
-        let name = String::from_utf8_lossy(address.as_abstract_name().unwrap_or_default()).into_owned();
-        let key = format!("{LISTENER}{name}");
-        let kept = daemon.listeners.lock().remove(&name);
-        let over = |socket| {
-            let listener = control::listen_over(socket, daemon.clone());
-            listener.inspect_err(|e| {
-                // One of another version's.
-                tracing::warn!("the socket of the process before is of no use: {e}");
-                daemon.keeper.drop(&key);
-            })
-        };
-        let listener = match kept.map(over) {
-            Some(Ok(listener)) => listener,
-            _ => control::when_free(|| control::listen_at(address, daemon.clone()))
-                .cant(|| "listen for commands".into())?,
-        };
-        daemon.keeper.keep(&key, "", listener.socket())?;
-        Ok(Listener { _listener: listener, keeper: daemon.keeper.clone(), key })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.keeper.drop(&self.key);
-    }
-}
-
 /// A volume that the daemon has for itself, and listens at.
 pub(crate) struct Member {
     held: Held,
@@ -77,7 +39,7 @@ pub(crate) struct Member {
 
 impl Member {
     pub fn new(daemon: &Arc<Daemon>, held: Held) -> Result<Member> {
-        let listener = Listener::new(daemon, &held.place.socket()?)?;
+        let listener = daemon.listener(&held.place.socket()?)?;
         let keeper = daemon.keeper.clone();
         keeper.keep(&lock_key(&held), &held.place.path.to_string_lossy(), &held.lock)?;
         Ok(Member { held, keeper, _listener: listener })
@@ -116,7 +78,11 @@ impl Daemon {
     pub(crate) fn listen_at(self: &Arc<Daemon>, mountpoint: &Path) -> Result<Listener> {
         let mount = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint);
         let mount = mount.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
-        Listener::new(self, &place::mount_socket(&mount)?)
+        self.listener(&place::mount_socket(&mount)?)
+    }
+
+    fn listener(self: &Arc<Daemon>, address: &SocketAddr) -> Result<Listener> {
+        Listener::new(&self.keeper, |name| self.listeners.lock().remove(name), address, self.clone())
     }
 
     /// Serves the requests about volumes.

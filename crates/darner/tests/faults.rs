@@ -169,6 +169,36 @@ fn one_that_hangs_costs_its_callers_the_deadline_and_nobody_else_anything() {
     assert!(p99(&took) < Duration::from_millis(200), "{took:?}");
 }
 
+/// For a minute in the long form.
+#[test]
+fn one_that_is_stopped_for_long_is_waited_for_within_the_deadline_and_harms_nobody() {
+    let Some(world) = World::new() else { return };
+    let seconds = if long() { 60 } else { 2 };
+    let patient = attach(&world, "patient", &["--deadline=120s", "hello"]).join("hello.txt");
+    let strict = attach(&world, "strict", &["--deadline=700ms", "hello"]).join("hello.txt");
+    let calm = beside(&world, || thread::sleep(Duration::from_secs(seconds.min(10))));
+    let pids = ["patient", "strict"].map(|dir| pid(&world, dir, "plugin_pid"));
+    let took = beside(&world, || {
+        thread::scope(|s| {
+            pids.iter().for_each(|pid| signal(*pid, libc::SIGSTOP));
+            let waits: Vec<_> = (0..8).map(|_| s.spawn(|| read(&patient))).collect();
+            let fails = s.spawn(|| read(&strict));
+            thread::sleep(Duration::from_secs(seconds));
+            assert!(waits.iter().all(|w| !w.is_finished()), "nobody answers for it");
+            signal(pids[0], libc::SIGCONT);
+            waits.into_iter().for_each(|w| assert_eq!(w.join().unwrap().unwrap(), HELLO));
+            assert_eq!(fails.join().unwrap().map_err(|e| e.raw_os_error()), Err(Some(libc::ETIMEDOUT)));
+        });
+        assert_eq!(read(&strict).unwrap(), HELLO);
+    });
+    eprintln!("stopped for {seconds} s: elsewhere p99 {:?} of {}, calm {:?}", p99(&took), took.len(), p99(&calm));
+    assert_eq!(
+        (status(&world, "patient")["restarts"].as_u64(), status(&world, "strict")["restarts"].as_u64()),
+        (Some(0), Some(1))
+    );
+    assert!(p99(&took) < 20 * p99(&calm) + Duration::from_millis(20), "{:?}", p99(&took));
+}
+
 #[test]
 fn one_that_fails_again_and_again_is_given_up_and_what_is_asked_is_eio_at_once() {
     let Some(world) = World::new() else { return };
@@ -235,19 +265,51 @@ fn processes(word: &str) -> usize {
         .count()
 }
 
+/// What could be left behind.
+#[derive(Debug)]
+struct Held {
+    /// On the whole machine, where others open files as well.
+    files: usize,
+    mounts: usize,
+    processes: usize,
+    /// Of the daemon around: descriptors, threads, bytes.
+    fds: usize,
+    threads: usize,
+    memory: usize,
+}
+
+fn held(world: &World, daemon: i32, word: &str) -> Held {
+    let open = fs::read_to_string("/proc/sys/fs/file-nr").unwrap();
+    // Others on this machine mount, too.
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = table.lines().filter(|l| l.contains(world.dir.to_str().unwrap())).count();
+    let of = |what: &str| fs::read_dir(format!("/proc/{daemon}/{what}")).unwrap().count();
+    let pages = fs::read_to_string(format!("/proc/{daemon}/statm")).unwrap();
+    Held {
+        files: open.split_whitespace().next().unwrap().parse().unwrap(),
+        mounts,
+        processes: processes(word),
+        fds: of("fd"),
+        threads: of("task"),
+        memory: pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096,
+    }
+}
+
 #[test]
 fn rounds_of_attaching_killing_and_detaching_leave_nothing_behind() {
     let Some(world) = World::new() else { return };
-    let rounds = if long() { 10_000 } else { 25 };
-    let count = || -> (usize, usize, usize) {
-        let open = fs::read_to_string("/proc/sys/fs/file-nr").unwrap();
-        // Others on this machine mount, too.
-        let table = fs::read_to_string("/proc/self/mounts").unwrap();
-        let mounts = table.lines().filter(|l| l.contains(world.dir.to_str().unwrap())).count();
-        let directory = world.path("hi");
-        (open.split_whitespace().next().unwrap().parse().unwrap(), mounts, processes(directory.to_str().unwrap()))
+    let rounds = match std::env::var("DARNER_ROUNDS").ok().and_then(|n| n.parse().ok()) {
+        Some(rounds) => rounds,
+        None if long() => 10_000,
+        None => 25,
     };
-    let mut before = count();
+    let (daemon, directory) = (world.daemon_pid(), world.path("hi"));
+    let word = directory.to_str().unwrap();
+    let settled = || {
+        eventually("its processes end", || processes(word) == 0);
+        held(&world, daemon, word)
+    };
+    let mut before = None;
     let start = Instant::now();
     for round in 0..rounds {
         let at = attach(&world, "hi", &["hello"]);
@@ -256,13 +318,17 @@ fn rounds_of_attaching_killing_and_detaching_leave_nothing_behind() {
         assert_eq!(fs::read(at.join("hello.txt")).unwrap(), HELLO);
         world.darner(&["detach", at.to_str().unwrap()]);
         if round == 5 {
-            before = count();
+            before = Some(settled());
         }
     }
-    eprintln!("{rounds} rounds, {:?} each", start.elapsed() / rounds as u32);
-    assert_eq!((count().1, before.2), (before.1, 0));
-    eventually("its processes end", || count().2 == 0);
-    // (They open files as well.)
-    eventually("descriptors are given back", || count().0 <= before.0 + 500);
-    drop(File::open(world.path("hi")).unwrap());
+    let (before, after) = (before.expect("more rounds than that"), settled());
+    eprintln!("{rounds} rounds, {:?} each; {before:?}, then {after:?}", start.elapsed() / rounds as u32);
+    assert_eq!((after.mounts, after.processes), (before.mounts, 0));
+    eventually("descriptors are given back", || held(&world, daemon, word).files <= before.files + 500);
+    eventually("the daemon has what it had", || {
+        let now = held(&world, daemon, word);
+        now.fds <= before.fds + 2 && now.threads <= before.threads + 2
+    });
+    assert!(after.memory <= before.memory + (16 << 20), "{before:?} {after:?}");
+    drop(File::open(&directory).unwrap());
 }

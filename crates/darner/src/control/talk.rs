@@ -2,6 +2,7 @@
 //! the request goes to the next one, or the user is told. While a request takes long, the daemon calls back to tell how far it is.
 
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -9,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_syslink::engine::{Config, Hello};
-use darner_syslink::unix::{self, Listener};
+use darner_syslink::unix;
 use darner_syslink::{
     CallError, Caller, Code, ConnectError, Limits, Link, Message, Peer, Refusal, Reply, Service, Tag, Who, Why,
 };
@@ -17,8 +18,10 @@ use parking_lot::Mutex;
 
 use super::value::{decode, encode};
 use super::{Request, Response};
-use crate::error::{Failure, Result};
+use crate::error::{Context, Failure, Result};
+use crate::keeper::Keeper;
 use crate::place::Place;
+use crate::supervisor::LISTENER;
 
 /// What commands ask for.
 const SERVICE: &str = "darner.control/1";
@@ -38,26 +41,52 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 /// How long to wait for an address that another process is about to give up.
 const IN_USE: Duration = Duration::from_secs(2);
 
-fn config() -> Config {
+fn config(patience: Duration) -> Config {
     let bulk = 64 << 20;
     Config {
         limits: Limits { bulk, bytes: u64::from(bulk), ..Limits::default() },
         // (While the next daemon takes over, connections wait.)
-        handshake_ns: PATIENCE.as_nanos() as u64,
+        handshake_ns: patience.as_nanos() as u64,
         ..Config::default()
+    }
+}
+
+/// Who is called.
+pub(crate) struct Callee {
+    /// The addresses at which it may listen.
+    pub sockets: Vec<SocketAddr>,
+    /// For people.
+    pub what: String,
+    /// As whose process it may run, beside root's and ours.
+    pub owner: Option<u32>,
+    /// One that says nothing for so long has hung.
+    pub patience: Duration,
+}
+
+impl Callee {
+    /// The daemon of a store.
+    fn daemon(place: &Place) -> Callee {
+        let owner = std::fs::metadata(&place.path).ok().map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
+        let what = format!("the daemon of {}", place.path.display());
+        Callee { sockets: place.sockets(), what, owner, patience: PATIENCE }
     }
 }
 
 /// Calls the daemon that has the store; `None` if there is none.
 pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
-    call_with(place, request, &mut |_, _| ())
+    call_with(&Callee::daemon(place), request, &mut |_, _| ())
 }
 
-/// As [`call`]; `progress` gets what is done and what there is to do. A daemon that dies meanwhile is asked again, when it is back.
-fn call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
+/// Calls whomever; `None` if nobody is there.
+pub(crate) fn call_at(callee: &Callee, request: &Request) -> Result<Option<Response>> {
+    call_with(callee, request, &mut |_, _| ())
+}
+
+/// As [`call`]; `progress` gets what is done and what there is to do. One that dies meanwhile is asked again, when it is back.
+fn call_with(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
     let mut asked = false;
     loop {
-        match (call_once(place, request, progress)?, asked) {
+        match (call_once(callee, request, progress)?, asked) {
             (Some(Some(response)), _) => return Ok(Some(response)),
             (Some(None), true) | (None, _) if !request.is_repeatable() => {
                 return Err(Failure::new(
@@ -102,40 +131,43 @@ enum Found {
     Daemon(Link),
 }
 
-fn connect(place: &Place, own: &Arc<Hears>) -> Result<Found> {
-    for address in place.sockets() {
-        match unix::connect(&address, SERVICE, &config(), own.clone()) {
+fn connect(callee: &Callee, own: &Arc<Hears>) -> Result<Found> {
+    for address in &callee.sockets {
+        match unix::connect(address, SERVICE, &config(callee.patience), own.clone()) {
             Ok(link) => return Ok(Found::Daemon(link)),
             Err(ConnectError::Io(_)) => {}
             Err(ConnectError::Ended(reason)) if reason.why == Why::Lost => return Ok(Found::Gone),
             Err(ConnectError::Ended(reason)) if reason.why == Why::NotAdmitted => {
                 return Err(Failure::new(reason.detail));
             }
-            Err(e) => return Err(unreached(place, &e)),
+            Err(e) => return Err(unreached(callee, &e)),
         }
     }
     Ok(Found::Nobody)
 }
 
-fn unreached(place: &Place, why: &dyn std::fmt::Display) -> Failure {
-    Failure::new(format!("can't reach the daemon of {}: {why}", place.path.display()))
+fn unreached(callee: &Callee, why: &dyn std::fmt::Display) -> Failure {
+    Failure::new(format!("can't reach {}: {why}", callee.what))
 }
 
 /// `Some(None)`: there is no daemon; `None`: it went away before it answered.
-fn call_once(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Option<Response>>> {
+fn call_once(
+    callee: &Callee,
+    request: &Request,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Option<Option<Response>>> {
     let (tell, heard) = channel();
     let own = Arc::new(Hears(Mutex::new(tell.clone())));
-    let link = match connect(place, &own)? {
+    let link = match connect(callee, &own)? {
         Found::Nobody => return Ok(Some(None)),
         Found::Gone => return Ok(None),
         Found::Daemon(link) => link,
     };
     // Anybody may take an abstract name: only root, we, and the store's owner are believed.
-    let owner = std::fs::metadata(&place.path).ok().map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
     // SAFETY: this call can't fail.
-    let known = [Some(0), Some(unsafe { libc::geteuid() }), owner];
+    let known = [Some(0), Some(unsafe { libc::geteuid() }), callee.owner];
     if let Some(uid) = uid_of(link.peer()).filter(|uid| !known.contains(&Some(*uid))) {
-        return Err(Failure::new(format!("a process of user {uid} poses as the daemon of {}", place.path.display())));
+        return Err(Failure::new(format!("a process of user {uid} poses as {}", callee.what)));
     }
     let message = encode(REQUEST, request)?;
     let calling = link.clone();
@@ -143,12 +175,15 @@ fn call_once(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64
         let _ = tell.send(Heard::Answer(calling.call(message, None)));
     })?;
     let answer = loop {
-        match heard.recv_timeout(PATIENCE) {
+        match heard.recv_timeout(callee.patience) {
             Ok(Heard::Progress(done, total)) => progress(done, total),
             Ok(Heard::Answer(answer)) => break answer,
             Err(RecvTimeoutError::Timeout) => {
                 link.close();
-                return Err(unreached(place, &format!("it has said nothing for {} seconds", PATIENCE.as_secs())));
+                return Err(unreached(
+                    callee,
+                    &format!("it has said nothing for {} seconds", callee.patience.as_secs()),
+                ));
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
         }
@@ -157,7 +192,7 @@ fn call_once(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64
         Ok(message) => decode(&message)?,
         Err(CallError::Refused(no)) => return Err(Failure::new(no.why)),
         Err(CallError::Broken(reason)) if matches!(reason.why, Why::Lost | Why::Closed) => return Ok(None),
-        Err(e) => return Err(unreached(place, &e)),
+        Err(e) => return Err(unreached(callee, &e)),
     };
     match answer {
         // Mounts can be taken away without it.
@@ -174,7 +209,7 @@ pub fn must_call(place: &Place, request: &Request) -> Result<Response> {
 
 /// As [`must_call`]; `progress` gets what is done and what there is to do.
 pub fn must_call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Response> {
-    match call_with(place, request, progress)? {
+    match call_with(&Callee::daemon(place), request, progress)? {
         Some(Response::Closing) | None => {
             Err(Failure::new(format!("{} is not mounted (no daemon has it open)", place.path.display())))
         }
@@ -238,7 +273,7 @@ fn serve(answers: &impl Answers, command: &Message, reply: Reply) {
 }
 
 /// Listens at an address that another process, which ends, may have a moment longer.
-pub(crate) fn when_free(bind: impl Fn() -> std::io::Result<Listener>) -> std::io::Result<Listener> {
+pub(crate) fn when_free(bind: impl Fn() -> std::io::Result<unix::Listener>) -> std::io::Result<unix::Listener> {
     let start = Instant::now();
     loop {
         match bind() {
@@ -250,14 +285,52 @@ pub(crate) fn when_free(bind: impl Fn() -> std::io::Result<Listener>) -> std::io
     }
 }
 
-/// Listens for commands at an address.
-pub fn listen_at(address: &SocketAddr, answers: impl Answers) -> std::io::Result<Listener> {
-    Listener::bind(address, config(), Arc::new(admit), Arc::new(Serves(answers)))
+/// Accepts commands at an address until it is dropped. If this process dies, who asks waits for the next one.
+pub(crate) struct Listener {
+    _listener: unix::Listener,
+    keeper: Keeper,
+    key: String,
 }
 
-/// The same, at a socket at which another process did.
-pub fn listen_over(socket: OwnedFd, answers: impl Answers) -> std::io::Result<Listener> {
-    Listener::over(socket, config(), Arc::new(admit), Arc::new(Serves(answers)))
+impl Listener {
+    /// `kept`: the socket of the process before, under its address' name.
+    pub fn new(
+        keeper: &Keeper,
+        kept: impl FnOnce(&str) -> Option<OwnedFd>,
+        address: &SocketAddr,
+        answers: impl Answers,
+    ) -> Result<Listener> {
+        let name = String::from_utf8_lossy(address.as_abstract_name().unwrap_or_default()).into_owned();
+        let key = format!("{LISTENER}{name}");
+        let over = |socket| {
+            listen_over(socket, answers.clone()).inspect_err(|e| {
+                // One of another version's.
+                tracing::warn!("the socket of the process before is of no use: {e}");
+                keeper.drop(&key);
+            })
+        };
+        let listener = match kept(&name).map(over) {
+            Some(Ok(listener)) => listener,
+            _ => when_free(|| listen_at(address, answers.clone())).cant(|| "listen for commands".into())?,
+        };
+        keeper.keep(&key, "", listener.socket())?;
+        Ok(Listener { _listener: listener, keeper: keeper.clone(), key })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.keeper.drop(&self.key);
+    }
+}
+
+fn listen_at(address: &SocketAddr, answers: impl Answers) -> std::io::Result<unix::Listener> {
+    unix::Listener::bind(address, config(PATIENCE), Arc::new(admit), Arc::new(Serves(answers)))
+}
+
+/// Listens at a socket at which another process did.
+pub fn listen_over(socket: OwnedFd, answers: impl Answers) -> std::io::Result<unix::Listener> {
+    unix::Listener::over(socket, config(PATIENCE), Arc::new(admit), Arc::new(Serves(answers)))
 }
 
 fn admit(who: &Who, hello: &Hello, _: u64) -> std::result::Result<(), String> {

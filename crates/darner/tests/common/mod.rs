@@ -229,7 +229,7 @@ fn detach(mountpoint: &Path) {
 }
 
 /// Kills the daemons whose command line names the directory, and detaches all that is mounted in it.
-fn clean_up(dir: &Path) {
+pub fn clean_up(dir: &Path) {
     // Stopped first: none is to start another.
     signal_daemons(dir, libc::SIGSTOP);
     signal_daemons(dir, libc::SIGKILL);
