@@ -875,8 +875,15 @@ pub struct Bench {
     #[arg(long)]
     pub quick: bool,
     /// Instead: how speed changes with the number of files, and of versions of a file
-    #[arg(long, conflicts_with_all = ["peers", "only", "rounds"])]
-    pub growth: bool,
+    #[arg(
+        long,
+        value_name = "OF",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "both",
+        conflicts_with_all = ["peers", "only", "rounds"]
+    )]
+    pub growth: Option<Growth>,
     /// Instead: time and space of a point in time after each of 1,000 small overwrites (--quick: 100), beside snapshots of
     /// Btrfs and zfs-fuse
     #[arg(long, conflicts_with_all = ["peers", "only", "growth"])]
@@ -898,6 +905,17 @@ pub struct Bench {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What `darner bench --growth` makes more of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Growth {
+    /// Files
+    Files,
+    /// Versions of a file
+    Versions,
+    /// The one, then the other
+    Both,
 }
 
 /// `darner man`

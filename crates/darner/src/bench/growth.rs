@@ -19,6 +19,7 @@ use super::darner::Darner;
 use super::data::{self, Rng};
 use super::stage::{self, go_on, note};
 use super::system::{Room, System};
+use crate::cli::Growth;
 use crate::error::{Context, Failure, Result};
 
 const PAGE: u64 = 4096;
@@ -35,6 +36,8 @@ const MIDWAY: [&str; 4] = ["midway: first read, MB/s", "midway: read, MB/s", "mi
 
 /// How far.
 pub struct Options {
+    /// Of what.
+    pub of: Growth,
     /// A thousandth of the way, to see that it works.
     pub quick: bool,
     /// 10^7 files, 10^6 versions.
@@ -56,11 +59,17 @@ struct Table {
     rows: Vec<Row>,
 }
 
-/// Runs both tables in stores of their own; returns text and JSON.
+/// Runs the tables, each in a store of its own; returns text and JSON.
 pub fn growth(dir: &Path, o: &Options) -> Result<(String, Value)> {
     let room = Room::new(dir)?;
     let cold = stage::drop_caches();
-    let tables = [files(&room, o)?, versions(&room, o)?];
+    let mut tables = Vec::new();
+    if o.of != Growth::Versions {
+        tables.push(files(&room, o)?);
+    }
+    if o.of != Growth::Files {
+        tables.push(versions(&room, o)?);
+    }
     let mut text = String::new();
     if !cold {
         text += "NOT COLD: only root can empty the kernel's caches; what is read may come from there\n";

@@ -12,8 +12,9 @@ pub fn run(c: &Bench) -> Result<()> {
     let dir = c.dir.clone().unwrap_or_else(|| PathBuf::from("."));
     let mount_options = c.options.join("+");
     let quick = c.quick;
-    let other = if c.growth {
-        Some(bench::growth(&dir, &bench::GrowthOptions { quick, long: c.long, mount_options: mount_options.clone() })?)
+    let other = if let Some(of) = c.growth {
+        let options = bench::GrowthOptions { of, quick, long: c.long, mount_options: mount_options.clone() };
+        Some(bench::growth(&dir, &options)?)
     } else if c.snapshots {
         let rounds = c.rounds.unwrap_or(if quick { 1 } else { 3 });
         let options = bench::SnapshotOptions { quick, rounds, mount_options: mount_options.clone() };
