@@ -84,6 +84,7 @@ fn serve() {
         let http = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
         loop {
             let (socket, _) = listener.accept().await.unwrap();
+            socket.set_nodelay(true).unwrap();
             let connection = http.serve_connection(hyper_util::rt::TokioIo::new(socket), service.clone()).into_owned();
             tokio::spawn(connection);
         }

@@ -67,7 +67,7 @@ pub(crate) fn heal(
 }
 
 /// Where it can't be written (the store may be read-only), it stays damaged, and is healed another time.
-fn write_anew(region: &dyn Region, copy: &dyn Region, bytes: &[u8], offset: u64) {
+pub(crate) fn write_anew(region: &dyn Region, copy: &dyn Region, bytes: &[u8], offset: u64) {
     let place = copy.place();
     match copy.write_at(bytes, offset).and_then(|()| copy.flush()) {
         Ok(()) => {

@@ -6,6 +6,7 @@
 mod assemble;
 mod buffer;
 mod check;
+mod checkpoint;
 mod clean;
 mod clone;
 mod codec;
@@ -58,6 +59,7 @@ mod volumes;
 
 pub use assemble::{Identity, identify};
 pub use check::Report;
+pub use checkpoint::taken_over;
 pub use clean::{Cleaned, Effort};
 pub use collapse::{AGES, Account, Advance, kept_since};
 pub use copies::CopyState;
@@ -70,7 +72,7 @@ pub use heal::Elsewhere;
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
 pub use moving::Move;
-pub use push::{BucketState, taken_over};
+pub use push::BucketState;
 pub use rebuild::IndexFrom;
 pub use receipt::Receipt;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Reader, crc_at, is_sealed, put_bytes, put_varint};
+use crate::checkpoint::{CHECKPOINTS, Checkpoint, EPOCHS, claim, epoch_name, is_a_copy, put_ours, taken_over};
 use crate::index::levels::Levels;
 use crate::maintain::{Progress, State};
 use crate::manifest::Manifest;
 use crate::segment;
 use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{
-    Bucket, BucketVolume, Kept, PART, REGIONS, Region, RegionRef, Tier, VolumeEntry, VolumeKind, list_all, of_part,
-    part_name, part_names,
+    BucketVolume, Kept, PART, REGIONS, Region, RegionRef, Tier, VolumeEntry, VolumeKind, list_all, of_part, part_name,
+    part_names,
 };
 use crate::{Error, Result, Tid};
 
@@ -29,13 +29,9 @@ const DUE: u64 = 64 << 20;
 /// Without anything new but what upkeep has changed, one is due so many times more seldom.
 const SELDOM: u64 = 12;
 /// Who needs room waits so long for something to get there.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Names in one request to delete.
 const BATCH: usize = 1000;
-
-const CHECKPOINTS: &str = "c/";
-pub(crate) const EPOCHS: &str = "e/";
-const MAGIC: &[u8; 8] = b"DARNCKP1";
 
 /// How a store's bucket is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,110 +95,6 @@ pub(crate) struct Item {
     put: u64,
 }
 
-/// A checkpoint, as it is in the bucket.
-pub(crate) struct Checkpoint {
-    pub uuid: [u8; 16],
-    pub hash_key: [u8; 16],
-    pub birth: Tid,
-    /// The number that the bucket has, and the number that the next volume gets.
-    pub number: u16,
-    pub next_volume: u32,
-    /// Of the superblock.
-    pub generation: u64,
-    /// Without the open segment; all places are in the bucket.
-    pub manifest: Manifest,
-}
-
-impl Checkpoint {
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = MAGIC.to_vec();
-        out.extend_from_slice(&self.uuid);
-        out.extend_from_slice(&self.hash_key);
-        out.extend_from_slice(&self.birth.0.to_le_bytes());
-        for v in [self.number.into(), self.next_volume.into(), self.generation] {
-            put_varint(&mut out, v);
-        }
-        put_bytes(&mut out, &self.manifest.encode(0));
-        let crc = crc_at(0, 0, &out);
-        out.extend_from_slice(&crc.to_le_bytes());
-        out
-    }
-
-    pub fn decode(bytes: &[u8]) -> Option<Checkpoint> {
-        let body = is_sealed(bytes, 0, 0).then(|| &bytes[..bytes.len() - 4])?;
-        let mut r = Reader::new(body);
-        if r.take(8)? != MAGIC {
-            return None;
-        }
-        let (uuid, hash_key) = (r.take(16)?.try_into().ok()?, r.take(16)?.try_into().ok()?);
-        let birth = Tid(r.u64()?);
-        let (number, next_volume) = (u16::try_from(r.varint()?).ok()?, u32::try_from(r.varint()?).ok()?);
-        let generation = r.varint()?;
-        let manifest = Manifest::of_bytes(r.bytes()?, 0)?;
-        r.is_empty().then_some(Checkpoint { uuid, hash_key, birth, number, next_volume, generation, manifest })
-    }
-
-    pub fn name(epoch: u32, generation: u64) -> String {
-        format!("{CHECKPOINTS}{epoch:08x}.{generation:016x}")
-    }
-
-    fn epoch_of(name: &str) -> Option<u32> {
-        let (epoch, _) = name.strip_prefix(CHECKPOINTS)?.split_once('.')?;
-        u32::from_str_radix(epoch, 16).ok()
-    }
-
-    /// The newest one of a bucket that was put under this epoch or an earlier one, if there is one, and the names of all such.
-    pub fn newest(bucket: &BucketVolume, epoch: u32) -> Result<(Option<Checkpoint>, Vec<String>)> {
-        let all = list_all(bucket.objects(), CHECKPOINTS)?.into_iter().map(|(name, _)| name);
-        let all: Vec<String> = all.filter(|name| Checkpoint::epoch_of(name).is_some_and(|e| e <= epoch)).collect();
-        let Some(newest) = all.last() else { return Ok((None, all)) };
-        let found = Checkpoint::decode(&bucket.objects().get(newest, None)?).ok_or_else(|| Error::Corrupt {
-            place: format!("{}, object {newest}", bucket.objects().name()),
-            what: "checkpoint",
-            expected: "fields with a valid checksum".into(),
-            found: "other bytes".into(),
-        })?;
-        Ok((Some(found), all))
-    }
-
-    /// The regions that it names.
-    pub fn kept(&self) -> HashMap<u64, Kept> {
-        self.manifest.regions().map(|at| (at.id, Kept { epoch: at.start as u32, len: at.size })).collect()
-    }
-}
-
-/// The object that says who has an epoch.
-pub(crate) fn epoch_name(epoch: u32) -> String {
-    format!("{EPOCHS}{epoch:08x}")
-}
-
-/// What it says: whose store, something that nobody else has written, and who it is.
-pub(crate) fn claim(uuid: &[u8; 16], who: &str) -> Result<Vec<u8>> {
-    let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce).map_err(|e| Error::NotAStore(format!("no random numbers: {e}")))?;
-    Ok([&uuid[..], &nonce[..], who.as_bytes()].concat())
-}
-
-/// Puts an object that must be new; says whether it is ours, also where the answer to an earlier try was lost.
-pub(crate) fn put_ours(bucket: &BucketVolume, name: &str, bytes: &[u8]) -> Result<bool> {
-    Ok(bucket.objects().put_new(name, bytes.to_vec())? || bucket.objects().get(name, None)? == bytes)
-}
-
-fn is_a_copy(bucket: &BucketVolume) -> Error {
-    Error::Refused(format!(
-        "{} has a checkpoint that is not of this store as it is here: this is a copy, or older than what is there, and puts nothing",
-        bucket.objects().name()
-    ))
-}
-
-/// Who has begun an epoch after this one, if somebody has.
-pub fn taken_over(bucket: &dyn Bucket, epoch: u32) -> Result<Option<String>> {
-    let newer = bucket.list(EPOCHS, &epoch_name(epoch))?;
-    let Some((name, _)) = newer.last() else { return Ok(None) };
-    let said = bucket.get(name, None)?;
-    Ok(Some(String::from_utf8_lossy(said.get(32..).unwrap_or_default()).into_owned()))
-}
-
 impl Store {
     /// How the bucket is, if there is one.
     pub fn bucket(&self) -> Option<BucketState> {
@@ -222,6 +114,11 @@ impl Store {
             trouble: bucket.objects().trouble(),
             fenced: reach.fenced.clone(),
         })
+    }
+
+    /// Whether somebody else is known to have taken the store over: what is in the bucket is his, and may go any time.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.reach.lock().fenced.is_some()
     }
 
     /// Has a checkpoint put to the bucket as soon as can be.
@@ -504,7 +401,9 @@ impl Store {
     /// What neither a checkpoint that names `named` nor anything here needs: nobody can rely on it any more.
     fn give_up_unnamed(&self, bucket: &BucketVolume, named: &HashMap<u64, Kept>) -> Vec<(u64, Kept)> {
         let state = self.maintenance.lock();
-        let here: HashSet<u64> = self.regions_now(&state).into_iter().map(|(_, at)| at.id).collect();
+        let mut here: HashSet<u64> = self.regions_now(&state).into_iter().map(|(_, at)| at.id).collect();
+        // (Of what has come back somebody may still read.)
+        here.extend(state.waiting().map(|at| at.id));
         let unnamed: Vec<(u64, Kept)> =
             bucket.kept().into_iter().filter(|(id, _)| !named.contains_key(id) && !here.contains(id)).collect();
         unnamed.iter().for_each(|(id, _)| bucket.drop_note(*id));

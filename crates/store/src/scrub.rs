@@ -178,7 +178,9 @@ impl Store {
             Some(_) => regions[&s.at.id].bytes_kept(),
             None => s.end,
         };
-        let segments = self.segments.lock().iter().filter(|s| s.at.id != open).map(kept).sum::<u64>();
+        let cold = self.cold_regions();
+        let is_read = |s: &&Segment| s.at.id != open && !cold.contains(&s.container());
+        let segments = self.segments.lock().iter().filter(is_read).map(kept).sum::<u64>();
         segments + self.index.read().levels.tables().map(|t| t.len()).sum::<u64>()
     }
 
@@ -195,9 +197,13 @@ impl Store {
         let until = report.bytes + budget;
         while !report.at.tables && report.bytes < until {
             let open = self.log.tail().position().region;
+            // What is in the bucket only is the bucket's to look after.
+            let cold = self.cold_regions();
             let next = {
                 let segments = self.segments.lock();
-                let left = segments.iter().filter(|s| s.at.id >= report.at.region && s.at.id != open);
+                let left = segments
+                    .iter()
+                    .filter(|s| s.at.id >= report.at.region && s.at.id != open && !cold.contains(&s.container()));
                 left.min_by_key(|s| s.at.id).copied()
             };
             match next {

@@ -677,6 +677,10 @@ impl Store {
             extent::Codec::Lz4 => place.extent_len as usize,
         };
         mend_stored(&*region, at, stored, place.codec, len)?;
+        match extent::load(place, stored, out) {
+            Err(e @ Error::Corrupt { .. }) => self.heal_from_bucket(&*region, at, stored, e)?,
+            loaded => return loaded,
+        }
         extent::load(place, stored, out)
     }
 

@@ -8,10 +8,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::checkpoint::{Checkpoint, EPOCHS, claim, epoch_name, put_ours};
 use crate::collapse::Advance;
 use crate::index::table::TableRef;
 use crate::manifest::Position;
-use crate::push::{Checkpoint, EPOCHS, claim, epoch_name, put_ours};
 use crate::recover::{clear_supers, entry, open_with};
 use crate::segment::{self, Segment};
 use crate::store::{SEGMENT_MIN, Store};

@@ -8,10 +8,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::heal::write_anew;
 use crate::maintain::{Progress, State};
 use crate::moving::Move;
+use crate::pack::Packed;
 use crate::store::Store;
-use crate::volume::{BucketVolume, For, RegionRef, Tier};
+use crate::volume::{BucketVolume, For, Region, RegionRef, Tier};
 use crate::{Error, Result};
 
 /// With less than 1/n free, something gives way, until 1/n is.
@@ -121,10 +123,27 @@ impl Store {
         Ok(())
     }
 
+    /// Reads stored bytes that are damaged here, which is `damage`, from the bucket, if they are there too, and writes them anew.
+    pub(crate) fn heal_from_bucket(&self, here: &dyn Region, at: u64, stored: &mut [u8], damage: Error) -> Result<()> {
+        let id = here.place().id;
+        let Some(bucket) = self.volumes.bucket() else { return Err(damage) };
+        let Some(s) = self.segments.lock().iter().find(|s| s.at.id == id).copied() else { return Err(damage) };
+        let place = bucket.place_of(s.container()).filter(|_| !self.cold_regions().contains(&s.container()));
+        let Some(place) = place else { return Err(damage) };
+        let there = self.volumes.open(place)?;
+        let there = match s.pack {
+            Some(_) => Arc::new(Packed::unread(there, s.at, self.uuid)),
+            None => there,
+        };
+        there.read_at(stored, at)?;
+        write_anew(here, here, stored, at);
+        Ok(())
+    }
+
     /// Lets what has not been read for longest give way until so many bytes more are free here; says whether anything did. Waits for
     /// nothing: only what is in the bucket already can.
     pub(crate) fn give_way(&self, bytes: u64) -> Result<bool> {
-        let Some(bucket) = self.volumes.bucket() else { return Ok(false) };
+        let Some(bucket) = self.volumes.bucket().filter(|_| !self.is_fenced()) else { return Ok(false) };
         let mut state = self.maintenance.lock();
         if state.deriving || self.wiping.load(Ordering::Relaxed) {
             return Ok(false);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{FS, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
-use darner_store::volume::{Bucket, Buckets, RawVolume, SimBucket, Tier, Volume, without_waiting};
+use darner_store::volume::{Bucket, Buckets, Disk, RawVolume, SimBucket, Tier, Volume, without_waiting};
 use darner_store::{CreateOptions, Error, Key, Kind, Move, ObjectId, OpenOptions, Progress, Store, Tid};
 
 const SIZE: u64 = 128 << 20;
@@ -546,4 +546,84 @@ fn what_is_forgotten_leaves_the_bucket_with_the_next_checkpoint() {
     assert!(!is_there());
     run.compare_some(&store, 5);
     assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+}
+
+#[test]
+fn what_is_damaged_here_heals_from_the_bucket() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut run = Run::new(12);
+    for _ in 0..40 {
+        run.transaction(&store).unwrap();
+    }
+    store.want_collapse();
+    store.clean(run.now, &mut |_| ()).unwrap();
+    for _ in 0..20 {
+        run.transaction(&store).unwrap();
+    }
+    push(&store, run.now).unwrap();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let read = |store: &Store, object: u64| -> Result<Vec<u8>, Error> {
+        let pieces = store.map(FS, ObjectId(object), 0, common::FILE_MAX, Tid::MAX)?;
+        let mut bytes = vec![0; common::FILE_MAX as usize];
+        store.read(&pieces, &mut bytes)?;
+        Ok(bytes)
+    };
+    let whole: Vec<Vec<u8>> = run.objects.iter().map(|o| read(&store, *o).unwrap()).collect();
+    let reads = |store: &Store| run.objects.iter().map(|o| read(store, *o)).collect::<Vec<_>>();
+    let mut healed = 0;
+    for _ in 0..400 {
+        let pages = disk.written_pages();
+        let at = pages[rng.usize(..pages.len())];
+        // (Superblocks are not read now.)
+        if at < 1 << 20 {
+            continue;
+        }
+        let (at, bit) = (at + rng.u64(..4096), rng.u8(..));
+        disk.flip(at, bit);
+        let before = bucket.objects();
+        let mut bytes = [0];
+        Disk::read_at(&disk, &mut bytes, at).unwrap();
+        assert!(reads(&store).into_iter().zip(&whole).all(|(r, w)| r.unwrap() == *w));
+        let mut now = [0];
+        Disk::read_at(&disk, &mut now, at).unwrap();
+        match now == bytes {
+            // It was in nothing that is read.
+            true => disk.flip(at, bit),
+            false => healed += 1,
+        }
+        assert_eq!(bucket.objects(), before);
+    }
+    println!("{healed} healed");
+    assert!(healed > 50, "{healed}");
+    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+}
+
+#[test]
+fn a_stream_from_the_bucket_is_fetched_once_in_few_large_pieces() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut rng = fastrand::Rng::with_seed(3);
+    let data: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(1 << 20).collect();
+    for i in 0..24 {
+        let mut tx = store.begin(FS, 10 + i).unwrap();
+        tx.write(ObjectId(5), i << 20, &data).unwrap();
+        tx.commit().unwrap();
+    }
+    push(&store, 50).unwrap();
+    to_bucket(&store).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let store = open(&disk, &bucket).unwrap();
+    let before = disk.operations();
+    for at in 0..24 << 2 {
+        let pieces = store.map(FS, ObjectId(5), at << 18, 1 << 18, Tid::MAX).unwrap();
+        let mut bytes = vec![0; 1 << 18];
+        store.read(&pieces, &mut bytes).unwrap();
+        let from = (at as usize % 4) << 18;
+        assert!(bytes == data[from..from + (1 << 18)]);
+    }
+    let (asked, fetched) = (disk.operations() - before, store.bucket().unwrap().fetched);
+    assert!(asked < 24, "{asked} requests");
+    assert!(fetched < 26 << 20, "{fetched} bytes");
 }

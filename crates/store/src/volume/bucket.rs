@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
-use quick_cache::{Weighter, sync::Cache};
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
 use super::{Region, RegionRef, SLOT_SIZE, Volume, VolumeKind};
 use crate::{Error, Result};
@@ -157,7 +158,7 @@ impl BucketVolume {
             bucket,
             number: number.into(),
             epoch: epoch.into(),
-            blocks: Cache::with_weighter((memory / BLOCK) as usize + 1, memory, BlockWeight),
+            blocks: cache(memory),
             flights: Mutex::default(),
             landed: Condvar::new(),
             kept: Mutex::default(),
@@ -295,6 +296,14 @@ impl BucketVolume {
             }),
         }
     }
+}
+
+/// What is fetched ahead must stay until it is read: that takes few shards, and room for what was not read twice.
+fn cache(memory: u64) -> Cache<BlockKey, Arc<[u8]>, BlockWeight> {
+    let mut options = OptionsBuilder::new();
+    options.estimated_items_capacity((memory / BLOCK) as usize + 1).weight_capacity(memory);
+    let options = options.shards(1).hot_allocation(0.5).build().expect("both capacities are given");
+    Cache::with_options(options, BlockWeight, DefaultHashBuilder::default(), DefaultLifecycle::default())
 }
 
 fn key(at: RegionRef, block: u64) -> BlockKey {

@@ -1,0 +1,116 @@
+//! Checkpoints and epochs: what of a store can be opened from its bucket alone, and whose it is. docs/format.md §Bucket.
+
+use std::collections::HashMap;
+
+use crate::codec::{Reader, crc_at, is_sealed, put_bytes, put_varint};
+use crate::manifest::Manifest;
+use crate::volume::{Bucket, BucketVolume, Kept, list_all};
+use crate::{Error, Result, Tid};
+
+pub(crate) const CHECKPOINTS: &str = "c/";
+pub(crate) const EPOCHS: &str = "e/";
+const MAGIC: &[u8; 8] = b"DARNCKP1";
+
+/// A checkpoint, as it is in the bucket.
+pub(crate) struct Checkpoint {
+    pub uuid: [u8; 16],
+    pub hash_key: [u8; 16],
+    pub birth: Tid,
+    /// The number that the bucket has, and the number that the next volume gets.
+    pub number: u16,
+    pub next_volume: u32,
+    /// Of the superblock.
+    pub generation: u64,
+    /// Without the open segment; all places are in the bucket.
+    pub manifest: Manifest,
+}
+
+impl Checkpoint {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend_from_slice(&self.uuid);
+        out.extend_from_slice(&self.hash_key);
+        out.extend_from_slice(&self.birth.0.to_le_bytes());
+        for v in [self.number.into(), self.next_volume.into(), self.generation] {
+            put_varint(&mut out, v);
+        }
+        put_bytes(&mut out, &self.manifest.encode(0));
+        let crc = crc_at(0, 0, &out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Checkpoint> {
+        let body = is_sealed(bytes, 0, 0).then(|| &bytes[..bytes.len() - 4])?;
+        let mut r = Reader::new(body);
+        if r.take(8)? != MAGIC {
+            return None;
+        }
+        let (uuid, hash_key) = (r.take(16)?.try_into().ok()?, r.take(16)?.try_into().ok()?);
+        let birth = Tid(r.u64()?);
+        let (number, next_volume) = (u16::try_from(r.varint()?).ok()?, u32::try_from(r.varint()?).ok()?);
+        let generation = r.varint()?;
+        let manifest = Manifest::of_bytes(r.bytes()?, 0)?;
+        r.is_empty().then_some(Checkpoint { uuid, hash_key, birth, number, next_volume, generation, manifest })
+    }
+
+    pub fn name(epoch: u32, generation: u64) -> String {
+        format!("{CHECKPOINTS}{epoch:08x}.{generation:016x}")
+    }
+
+    fn epoch_of(name: &str) -> Option<u32> {
+        let (epoch, _) = name.strip_prefix(CHECKPOINTS)?.split_once('.')?;
+        u32::from_str_radix(epoch, 16).ok()
+    }
+
+    /// The newest one of a bucket that was put under this epoch or an earlier one, if there is one, and the names of all such.
+    pub fn newest(bucket: &BucketVolume, epoch: u32) -> Result<(Option<Checkpoint>, Vec<String>)> {
+        let all = list_all(bucket.objects(), CHECKPOINTS)?.into_iter().map(|(name, _)| name);
+        let all: Vec<String> = all.filter(|name| Checkpoint::epoch_of(name).is_some_and(|e| e <= epoch)).collect();
+        let Some(newest) = all.last() else { return Ok((None, all)) };
+        let found = Checkpoint::decode(&bucket.objects().get(newest, None)?).ok_or_else(|| Error::Corrupt {
+            place: format!("{}, object {newest}", bucket.objects().name()),
+            what: "checkpoint",
+            expected: "fields with a valid checksum".into(),
+            found: "other bytes".into(),
+        })?;
+        Ok((Some(found), all))
+    }
+
+    /// The regions that it names.
+    pub fn kept(&self) -> HashMap<u64, Kept> {
+        self.manifest.regions().map(|at| (at.id, Kept { epoch: at.start as u32, len: at.size })).collect()
+    }
+}
+
+/// The object that says who has an epoch.
+pub(crate) fn epoch_name(epoch: u32) -> String {
+    format!("{EPOCHS}{epoch:08x}")
+}
+
+/// What it says: whose store, something that nobody else has written, and who it is.
+pub(crate) fn claim(uuid: &[u8; 16], who: &str) -> Result<Vec<u8>> {
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(|e| Error::NotAStore(format!("no random numbers: {e}")))?;
+    Ok([&uuid[..], &nonce[..], who.as_bytes()].concat())
+}
+
+/// Puts an object that must be new; says whether it is ours, also where the answer to an earlier try was lost.
+pub(crate) fn put_ours(bucket: &BucketVolume, name: &str, bytes: &[u8]) -> Result<bool> {
+    Ok(bucket.objects().put_new(name, bytes.to_vec())? || bucket.objects().get(name, None)? == bytes)
+}
+
+pub(crate) fn is_a_copy(bucket: &BucketVolume) -> Error {
+    Error::Refused(format!(
+        "{} has a checkpoint that is not of this store as it is here: this is a copy, or older than what is there, and puts nothing",
+        bucket.objects().name()
+    ))
+}
+
+/// Who has begun an epoch after this one, if somebody has.
+pub fn taken_over(bucket: &dyn Bucket, epoch: u32) -> Result<Option<String>> {
+    let newer = bucket.list(EPOCHS, &epoch_name(epoch))?;
+    let Some((name, _)) = newer.last() else { return Ok(None) };
+    let said = bucket.get(name, None)?;
+    Ok(Some(String::from_utf8_lossy(said.get(32..).unwrap_or_default()).into_owned()))
+}
