@@ -4,10 +4,11 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::START;
-use darner_fs::{Caller, Fs, Node, ROOT, Tid};
-use darner_mirror::{Failure, Header, Puller, Source, Which, export, import};
+use darner_fs::{Caller, FilesetId, Fs, MAIN, Node, ROOT, Tid};
+use darner_mirror::{Failure, Header, Memory, Puller, Source, Which, ask_for_bytes, export, import};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
 use darner_store::{CreateOptions, Store};
@@ -256,4 +257,33 @@ fn who_may_see_one_fileset_finds_no_other_whatever_is_asked() {
     service.answer_to(&stranger, &end, None).unwrap();
     assert_eq!(pull(&stranger, 1, None).unwrap_err().code, Code::Other(258));
     assert!(pull(&Who::Memory, 1, None).is_ok());
+}
+
+#[test]
+fn a_mirror_answers_its_source_with_bytes_of_what_it_follows_and_nothing_else() {
+    let fs = source();
+    let copy = mirror(&fs);
+    let pair = Pair::perfect(Arc::new(Memory::new(copy.clone())), Arc::new(Source::new(fs.clone())));
+    assert!(Puller::new(copy.clone(), pair.caller(Side::A), 1).pull().unwrap().complete);
+    let source = pair.caller(Side::B);
+    let node = fs.lookup(fs.root(), b"file 3", 0).unwrap().node;
+    let (object, newest, patience) = (node.inode().object.0, fs.store().tid(), Duration::from_secs(1));
+    let ask = |fileset, place| ask_for_bytes(&*source, fileset, place, newest, 0, patience);
+    assert_eq!(ask(MAIN, (object, 100, 900)).unwrap(), Some(fs.read(node, 100, 900).unwrap()));
+    assert!(ask(FilesetId(2), (object, 100, 900)).is_err());
+    let mut rng = fastrand::Rng::with_seed(5);
+    for _ in 0..2000 {
+        let any = |rng: &mut fastrand::Rng| if rng.bool() { rng.u64(..) } else { rng.u64(0..100_000) };
+        let place = (rng.u64(0..30), any(&mut rng), any(&mut rng));
+        if let Ok(Some(bytes)) = ask(MAIN, place) {
+            assert_eq!(bytes.len() as u64, place.2);
+        }
+    }
+    for tag in [0, 1, 2, 3, 4, 6, 7, 99] {
+        let mut ask = Message::new(Tag(tag));
+        ask.uint(Tag(3), 1).uint(Tag(10), 1).text(Tag(1), "main");
+        assert!(matches!(source.call(ask, None), Err(CallError::Refused(no)) if no.code == Code::Unknown), "{tag}");
+    }
+    copy.promote(START + 1000).unwrap();
+    assert!(ask(MAIN, (object, 100, 900)).is_err(), "it follows no more");
 }

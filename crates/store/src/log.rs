@@ -28,6 +28,11 @@ const BEHIND: usize = 8 << 20;
 const ZEROES: u64 = 1 << 20;
 const SMALL_SYNC: u64 = 128 << 10;
 
+/// With more than this since the last sync, bytes go to the medium before the next, so many at a time.
+const STREAM: u64 = 32 << 20;
+const STREAM_STEP: u64 = 4 << 20;
+const PAGE: u64 = 4096;
+
 const UNUSED_MAX: usize = 4;
 /// With fewer free slots of a shelter, what is in the others is written first.
 const SLOTS_MIN: usize = 4;
@@ -194,6 +199,24 @@ struct Io {
     zeroed: (u64, u64),
     /// End of what was last written: (region, offset).
     written: (u64, u64),
+    /// From where on the volume was not told yet to begin writing it to the medium: (region, offset).
+    held: (u64, u64),
+}
+
+impl Io {
+    /// Of a stream, has the volume begin with what is whole: else the next sync waits for all of it, and writers for that.
+    fn stream(&mut self, region: &dyn Region) {
+        let (id, end) = self.written;
+        if self.held.0 != id || self.held.1 > end {
+            self.held = (id, end);
+        }
+        // The page that the end is in is written again.
+        let whole = end / PAGE * PAGE;
+        if self.since_sync >= STREAM && whole >= self.held.1 + STREAM_STEP {
+            region.write_back(self.held.1, whole - self.held.1);
+            self.held.1 = whole;
+        }
+    }
 }
 
 /// See the module.
@@ -264,6 +287,7 @@ impl Log {
                 t.unused.push(used);
             }
             drop(t);
+            io.stream(&*region);
             if io.dirty.last().is_none_or(|r| r.place().id != region.place().id) {
                 io.dirty.push(region);
             }

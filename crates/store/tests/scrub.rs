@@ -3,10 +3,11 @@
 mod common;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use common::{FS, Run, create, new_disk, open};
 use darner_store::volume::Disk;
-use darner_store::{Grid, Kind, ObjectId, Rot, ScrubReport, Store, Tid};
+use darner_store::{Elsewhere, Error, FilesetId, Grid, Kind, ObjectId, Rot, ScrubReport, Store, Tid};
 
 fn scrub(store: &Store, budget: u64) -> ScrubReport {
     let mut report = store.begin_scrub(7).unwrap();
@@ -188,4 +189,70 @@ fn a_report_is_kept_and_a_scrub_goes_on_after_an_open_while_the_cleaner_works() 
     }
     assert!(steps > 10);
     assert_eq!((report.damages, report.healed), (vec![], 0));
+}
+
+/// Has what each transaction left, and offers something else first.
+struct Remembers(Vec<(Tid, Vec<u8>)>);
+
+impl Elsewhere for Remembers {
+    fn bytes(
+        &self,
+        fileset: FilesetId,
+        object: ObjectId,
+        offset: u64,
+        tid: Tid,
+        len: usize,
+        is_it: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> bool {
+        assert_eq!((fileset, object), (FS, ObjectId(10)));
+        let (_, then) = self.0.iter().rev().find(|(at, _)| *at <= tid).expect("a transaction of ours");
+        let mut bytes = then.get(offset as usize..).unwrap_or_default().to_vec();
+        bytes.resize(len, 0);
+        assert!(!is_it(&vec![7; len]) && !is_it(&bytes[1..]), "anything is believed");
+        is_it(&bytes)
+    }
+}
+
+#[test]
+fn what_a_read_finds_damaged_comes_from_whoever_remembers_it_wherever_pieces_begin() {
+    const LEN: usize = 256 << 10;
+    let disk = new_disk(1 << 30, 0);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    let mut rng = fastrand::Rng::with_seed(8);
+    let mut now = vec![0; LEN];
+    let mut all = Vec::new();
+    for n in 0..60 {
+        let at = rng.usize(..LEN);
+        let most = 1 << rng.u32(4..18);
+        let len = rng.usize(1..=(LEN - at).min(most));
+        // Some of it packs, some does not.
+        let bytes: Vec<u8> = (0..len).map(|i| if n % 2 == 0 { rng.u8(..) } else { (i / 40 + n) as u8 }).collect();
+        let mut tx = store.begin(FS, 100 + n as u64).unwrap();
+        tx.put(ObjectId(10), Kind::ATTR, b"", b"attributes");
+        tx.write(ObjectId(10), at as u64, &bytes).unwrap();
+        let tid = tx.commit().unwrap();
+        now[at..at + len].copy_from_slice(&bytes);
+        all.push((tid, now.clone()));
+    }
+    store.close().unwrap();
+    drop(store);
+    let remembers = Arc::new(Remembers(all));
+    let mut healed = 0;
+    for page in disk.written_pages() {
+        let disk = disk.fork();
+        disk.flip(page + rng.u64(0..4096), rng.u8(0..8));
+        let Ok(store) = open(&disk) else { continue };
+        let Ok(pieces) = store.map(FS, ObjectId(10), 0, LEN as u64, Tid::MAX) else { continue };
+        let mut read = vec![0; LEN];
+        let Err(Error::Data { .. }) = store.read(&pieces, &mut read) else { continue };
+        assert!(!store.heal_pieces(FS, &pieces).unwrap(), "there is nobody to ask yet");
+        store.heal_from(remembers.clone());
+        assert!(store.heal_pieces(FS, &pieces).unwrap());
+        store.read(&pieces, &mut read).unwrap();
+        assert!(read == now, "page {page}");
+        assert!(!store.heal_pieces(FS, &pieces).unwrap(), "it stays so");
+        healed += 1;
+    }
+    assert!(healed > 40, "{healed}");
 }

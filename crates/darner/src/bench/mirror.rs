@@ -3,7 +3,7 @@
 //!
 //! Before each pull the source is cleaned and mounted anew, so that its daemon has nothing of the index in memory; the peers'
 //! trees and caches stay warm. A pull is timed from the start of `darner mirror resume` to the end of `darner mirror sync
-//! --wait`: two processes are in it. `btrfs send` goes to a file, without its snapshot and without a receiver.
+//! --wait`: two processes are in it. `btrfs send` goes to a file, without a receiver, and once with its snapshot (and the sync that this needs), once without.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -28,6 +28,8 @@ use crate::error::{Context, Failure, Result};
 
 const FILE_BYTES: usize = 1000;
 const PER_DIR: u64 = 1000;
+/// With so many files, those that look at each take minutes: they take part in the first round only.
+const MANY: u64 = 1_000_000;
 /// Files that change before a pull.
 const CHANGED: u64 = 10;
 /// How often the writer writes, and the reader reads, where lag is measured.
@@ -156,9 +158,12 @@ impl Sender {
         Ok(stage::write_out(self.btrfs.dir())?)
     }
 
-    fn send(&mut self) -> Result<f64> {
+    /// Seconds that sending took, and the snapshot for it.
+    fn send(&mut self) -> Result<(f64, f64)> {
         let (old, new) = (self.at(self.last), self.at(self.last + 1));
+        let start = Instant::now();
         self.snapshot(self.last + 1)?;
+        let snapshot = start.elapsed().as_secs_f64();
         self.last += 1;
         let (old, new, out) = (old.as_os_str(), new.as_os_str(), self.stream.as_os_str());
         let start = Instant::now();
@@ -166,7 +171,7 @@ impl Sender {
         let seconds = start.elapsed().as_secs_f64();
         self.run(&["-q".as_ref(), "subvolume".as_ref(), "delete".as_ref(), old])?;
         fs::remove_file(&self.stream)?;
-        Ok(seconds)
+        Ok((seconds, snapshot))
     }
 }
 
@@ -264,7 +269,9 @@ impl Peers {
 }
 
 /// In the order of the report.
-const SYSTEMS: [&str; 4] = ["darner", "restic", "borg", "btrfs send -p"];
+const SYSTEMS: [&str; 5] = ["darner", "restic", "borg", "btrfs send -p", "  with its snapshot"];
+/// Of these, so many take turns.
+const TURNS: usize = 4;
 
 /// What pulls from a tree of so many files cost.
 struct Tree {
@@ -272,7 +279,7 @@ struct Tree {
     first_seconds: f64,
     pulls: Vec<Pulled>,
     /// Seconds by system and round.
-    seconds: [Vec<f64>; 4],
+    seconds: [Vec<f64>; 5],
     skipped: Vec<String>,
 }
 
@@ -291,9 +298,10 @@ fn pulls(dir: &Path, o: &Options, files: u64) -> Result<Tree> {
     let mut peers = Peers::set_up(&room, files, &mut tree.skipped)?;
     for round in 0..o.rounds {
         change(&peers.tree, files, round)?;
-        for turn in 0..SYSTEMS.len() {
-            let which = (turn + round as usize) % SYSTEMS.len();
+        for turn in 0..TURNS {
+            let which = (turn + round as usize) % TURNS;
             let seconds = match which {
+                1 | 2 if files >= MANY && round > 0 => None,
                 0 => {
                     let pulled = pull(&mut source, &copy, files, round)?;
                     let seconds = pulled.seconds;
@@ -305,7 +313,9 @@ fn pulls(dir: &Path, o: &Options, files: u64) -> Result<Tree> {
                 _ => match &mut peers.btrfs {
                     Some(sender) => {
                         change(&sender.live(), files, round)?;
-                        Some(sender.send()?)
+                        let (sent, snapshot) = sender.send()?;
+                        tree.seconds[TURNS].push(sent + snapshot);
+                        Some(sent)
                     }
                     None => None,
                 },
@@ -576,7 +586,7 @@ mod tests {
             files,
             first_seconds: 1.0,
             pulls: vec![Pulled { seconds, itself: seconds, read: 2048.0 * seconds, received: 1024.0 }],
-            seconds: [vec![seconds], vec![30.0], vec![], vec![seconds * 3.0]],
+            seconds: [vec![seconds], vec![30.0], vec![], vec![seconds * 3.0], vec![seconds * 4.0]],
             skipped: vec!["borg is not installed".into()],
         };
         let first = [vec![2.0, 4.0], vec![4.0, 4.0], vec![1.0, 2.0]];

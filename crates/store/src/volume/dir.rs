@@ -276,6 +276,10 @@ impl Region for FileRegion {
         self.io("flush", 0, self.file.sync_data())
     }
 
+    fn write_back(&self, offset: u64, len: u64) {
+        disk::write_back(&self.file, offset, len);
+    }
+
     fn will_need(&self, offset: u64, len: u64) {
         disk::will_need(&self.file, offset, len);
     }

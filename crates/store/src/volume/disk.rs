@@ -24,6 +24,8 @@ pub trait Disk: Send + Sync {
     fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()>;
     /// Makes what was written durable.
     fn flush(&self) -> std::io::Result<()>;
+    /// As [`super::Region::write_back`].
+    fn write_back(&self, _offset: u64, _len: u64) {}
     /// Hints that these bytes will be read soon.
     fn will_need(&self, _offset: u64, _len: u64) {}
     /// As [`super::Region::drop_cached`].
@@ -91,6 +93,10 @@ impl Disk for FileDisk {
         self.file.sync_data()
     }
 
+    fn write_back(&self, offset: u64, len: u64) {
+        write_back(&self.file, offset, len);
+    }
+
     fn will_need(&self, offset: u64, len: u64) {
         will_need(&self.file, offset, len);
     }
@@ -122,6 +128,15 @@ impl Disk for FileDisk {
             // A sparse image gives its space back to the filesystem that holds it; only a hint, so failure is fine.
             punch(&self.file, offset, len);
         }
+    }
+}
+
+/// Asks the kernel to begin writing; what is durable is not changed by that.
+pub(super) fn write_back(file: &File, offset: u64, len: u64) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: a plain system call on an open descriptor.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE);
     }
 }
 

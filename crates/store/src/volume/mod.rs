@@ -139,6 +139,8 @@ pub trait Region: Send + Sync {
     }
     /// Takes note that bytes of a copy were damaged, and are written anew.
     fn note_healed(&self) {}
+    /// Hints that these bytes were written for good, and may go to the medium while others are written.
+    fn write_back(&self, _offset: u64, _len: u64) {}
     /// Hints that bytes from `offset` on will be read soon.
     fn will_need(&self, _offset: u64, _len: u64) {}
     /// Has the next read of these bytes come from the medium, not from a cache, as far as that can be seen to.

@@ -441,6 +441,10 @@ impl Region for RawRegion {
         self.error("flush", 0, self.disk.flush())
     }
 
+    fn write_back(&self, offset: u64, len: u64) {
+        self.parts(offset, len).for_each(|(at, part)| self.disk.write_back(at, part.len() as u64));
+    }
+
     fn will_need(&self, offset: u64, len: u64) {
         self.parts(offset, len).for_each(|(at, part)| self.disk.will_need(at, part.len() as u64));
     }

@@ -115,6 +115,10 @@ impl Region for Twice {
         self.volumes.note_healed();
     }
 
+    fn write_back(&self, offset: u64, len: u64) {
+        self.sound().for_each(|side| side.region.write_back(offset, len));
+    }
+
     fn will_need(&self, offset: u64, len: u64) {
         if let Some(side) = self.sound().next() {
             side.region.will_need(offset, len);
