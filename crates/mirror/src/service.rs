@@ -1,7 +1,7 @@
 //! The side that is followed.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, MAIN, Node, ObjectId, ROOT, Sent, Tid, Wanted};
@@ -41,7 +41,8 @@ pub struct Source {
 
 struct Follower {
     peer: Peer,
-    caller: Arc<dyn Caller>,
+    /// (The link has this service, which must not keep the link.)
+    caller: Weak<dyn Caller>,
     looked: Instant,
 }
 
@@ -108,14 +109,15 @@ impl Source {
     /// Ways to those who follow, and are there: they may have what is lost here ([`crate::ask_for_bytes`], of fileset [`MAIN`]).
     pub fn followers(&self) -> Vec<Arc<dyn Caller>> {
         let followers = self.followers.lock();
-        followers.iter().filter(|f| f.looked.elapsed() < PATIENCE).map(|f| f.caller.clone()).collect()
+        followers.iter().filter(|f| f.looked.elapsed() < PATIENCE).filter_map(|f| f.caller.upgrade()).collect()
     }
 
     fn note_follower(&self, peer: &Peer, reply: &Reply) {
         let mut followers = self.followers.lock();
         followers.retain(|f| f.peer != *peer && f.looked.elapsed() < PATIENCE);
         followers.truncate(FOLLOWERS_MAX - 1);
-        followers.push(Follower { peer: peer.clone(), caller: reply.caller(), looked: Instant::now() });
+        let caller = Arc::downgrade(&reply.caller());
+        followers.push(Follower { peer: peer.clone(), caller, looked: Instant::now() });
     }
 
     /// Answers a command of somebody in this process.
