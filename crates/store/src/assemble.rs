@@ -26,9 +26,35 @@ pub struct Identity {
 
 /// What a volume says of its store; an error that says why if it is of none.
 pub fn identify(volume: &dyn Volume) -> Result<Identity> {
-    let newest = Superblock::read(volume)?.swap_remove(0);
-    let OnVolume { number, superblock: sb } = newest;
-    Ok(Identity { uuid: sb.uuid, number, generation: sb.generation, volumes: sb.volumes })
+    Ok(identity(Superblock::read(volume)?.swap_remove(0)))
+}
+
+/// What a volume's label says, whatever has become of its beginning; `None` if it has none.
+pub fn identify_by_label(volume: &dyn Volume) -> Result<Option<Identity>> {
+    Ok(Superblock::read_label(volume)?.into_iter().next().map(identity))
+}
+
+fn identity(OnVolume { number, superblock: sb }: OnVolume) -> Identity {
+    Identity { uuid: sb.uuid, number, generation: sb.generation, volumes: sb.volumes }
+}
+
+/// Writes the beginning of a volume anew from the label at its end; durable on return. What else was overwritten is damaged, and
+/// noticed as that.
+pub fn reclaim(volume: &dyn Volume) -> Result<Identity> {
+    if let Ok(id) = identify(volume) {
+        return Err(Error::Refused(format!(
+            "{} is volume {} of a store, and its beginning is as it should be",
+            volume.name(),
+            id.number
+        )));
+    }
+    let label = identify_by_label(volume)?;
+    let label = label
+        .ok_or_else(|| Error::NotAStore(format!("{} has no label of a darner store at its end", volume.name())))?;
+    for slot in 0..2 {
+        volume.write_super(slot, &volume.read_label(slot)?.unwrap_or_default())?;
+    }
+    Ok(label)
 }
 
 /// A superblock that may be the store's, and its volumes.

@@ -88,6 +88,10 @@ impl Store {
     pub(crate) fn wants(&self, aim: Aim<'_>, what: For, at: RegionRef) -> bool {
         match aim {
             Aim::Move(wanted) => wanted.wants(at),
+            // (Of what can't be told where it is, the copying says why.)
+            Aim::Cut(number) => at
+                .on(number)
+                .is_some_and(|at| self.volumes.get(number).is_ok_and(|volume| volume.is_beyond(at).unwrap_or(true))),
             // What is on a missing volume can't be copied.
             Aim::Copies => self.volumes.copies_of(what) > self.sound_places(at) && self.volumes.is_there(at.volume),
         }
@@ -124,7 +128,7 @@ impl Store {
             let is_due = |(what, at): &(For, RegionRef)| too_many(*what, *at) && !state.waits(at.id);
             self.regions_now(state).into_iter().filter(is_due).map(|(_, at)| at).collect()
         };
-        if moving.is_some() || due(&state).is_empty() {
+        if !moving.is_empty() || due(&state).is_empty() {
             return Ok(Progress::Idle);
         }
         if let Some(spare) = self.spare.lock().take_if(|r| too_many(For::Data, r.place())) {

@@ -116,11 +116,11 @@ impl State {
 /// The state of the log when a memtable was frozen.
 #[derive(Clone)]
 pub(crate) struct Pending {
-    log: Position,
-    tid: Tid,
-    counts: Counts,
-    appended: u64,
-    next_object: u64,
+    pub log: Position,
+    pub tid: Tid,
+    pub counts: Counts,
+    pub appended: u64,
+    pub next_object: u64,
 }
 
 /// Whether a step found something to do.
@@ -485,7 +485,7 @@ impl Store {
             }
             outputs[usize::from(until.is_some())].add(self, &entry, made)?;
             n += 1;
-            if flush && n.is_multiple_of(4096) && self.flush_is_due(state) {
+            if flush && !state.deriving && n.is_multiple_of(4096) && self.flush_is_due(state) {
                 self.flush_locked(state)?;
             }
         }

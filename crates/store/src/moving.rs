@@ -1,29 +1,28 @@
 //! Moving regions between volumes while the store is in use. docs/format.md §Volumes.
 //!
-//! A region is copied under its number, the copy is flushed and verified, one manifest switches over, and the space of the old
-//! one is given back when its last reader is gone. Only what is never written again is copied: an open segment is sealed
-//! first. A crash before the manifest is durable leaves a copy that nothing names; one after it, an old one that nothing names.
+//! A region is copied under its number (`copying.rs`), the copy is flushed, one manifest switches over, and the space of the old
+//! one is given back when its last reader is gone. Regions that are small wait for others: flushes and manifests would take longer
+//! than the copying. Only what is never written again is copied: an open segment is sealed first. A crash before the manifest is
+//! durable leaves copies that nothing names; one after it, old ones that nothing names.
 //!
 //! Copying holds no lock that anybody else waits for. What became of the region meanwhile (the cleaner may have taken it) is
 //! looked at before the switch. As long as an old copy of a region has readers it does not move again: it might meet itself.
-//!
-//! Damage moves along as it is: checksums depend on a region's number, not on its volume, so it stays noticed.
 
 use std::sync::Arc;
 
-use crate::frame::{self, Content};
+use crate::copying::{Copying, What};
 use crate::index::levels::{Levels, Run};
-use crate::index::table::{Cursor, Table};
+use crate::index::table::Table;
 use crate::maintain::{Progress, State};
 use crate::pack::{self, Packed};
-use crate::reading::{Window, data_is_valid};
 use crate::segment;
 use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{For, Region, RegionRef, UNIT};
 use crate::{Error, Result};
 
-/// Bytes that are copied in one go.
-const CHUNK: usize = 1 << 20;
+/// Copies wait for one another until they have so many bytes, or are so many.
+const TOGETHER_BYTES: u64 = 128 << 20;
+const TOGETHER: usize = 64;
 
 /// What is to be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,32 +55,36 @@ pub(crate) enum Aim<'m> {
     Move(&'m Move),
     /// To have so many copies as there are to be.
     Copies,
+    /// To leave the end of this volume, which is to be cut off.
+    Cut(u16),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum What {
-    Segment,
-    Pack,
-    Table,
+/// Regions on their way.
+#[derive(Default)]
+pub(crate) struct Moving {
+    /// Being copied.
+    current: Option<Box<Copying>>,
+    /// Copied, and not yet switched over to.
+    whole: Vec<Copying>,
 }
 
-/// A region on its way.
-pub(crate) struct Copying {
-    what: What,
-    from: RegionRef,
-    /// Which place of it this is instead of; `None`: of none.
-    instead: Option<RegionRef>,
-    source: Arc<dyn Region>,
-    target: Arc<dyn Region>,
-    /// Bytes that it has, those that were copied, and those of the copy that were verified.
-    len: u64,
-    copied: u64,
-    verified: u64,
-    damaged: bool,
+impl Moving {
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.current.is_none() && self.whole.is_empty()
+    }
+
+    fn is_enough(&self) -> bool {
+        self.whole.len() >= TOGETHER || self.whole.iter().map(|c| c.len).sum::<u64>() >= TOGETHER_BYTES
+    }
+
+    fn has(&self, at: RegionRef) -> bool {
+        self.whole.iter().any(|c| c.from.id == at.id)
+    }
 }
 
 enum Next {
-    Copy(Copying),
+    Copy(Box<Copying>),
     /// Something was done first.
     Worked,
     Idle,
@@ -115,8 +118,8 @@ impl Store {
         left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
     }
 
-    /// Copies, verifies or switches over a region, `budget` bytes of it at most at a time. [`Progress::Idle`]: nothing is left,
-    /// or only what still has readers elsewhere.
+    /// Copies, or switches over, `budget` bytes at most at a time. [`Progress::Idle`]: nothing is left, or only what still has readers
+    /// elsewhere.
     pub fn step_move(&self, wanted: &Move, budget: u64) -> Result<Progress> {
         if self.volumes.bucket().is_some_and(|b| wanted.to == Some(b.number())) {
             return self.step_to_bucket(wanted);
@@ -126,25 +129,35 @@ impl Store {
 
     pub(crate) fn step_towards(&self, wanted: Aim<'_>, budget: u64) -> Result<Progress> {
         let mut moving = self.moving.lock();
-        if moving.is_none() {
-            match self.next_to_move(wanted)? {
-                Next::Copy(c) => *moving = Some(c),
-                Next::Worked => return Ok(Progress::Worked),
-                Next::Idle => return Ok(Progress::Idle),
+        if moving.current.is_none() {
+            let next = if moving.is_enough() { Ok(Next::Idle) } else { self.next_to_move(wanted, &moving) };
+            match next {
+                Ok(Next::Copy(c)) => moving.current = Some(c),
+                Ok(Next::Worked) => return Ok(Progress::Worked),
+                // There may be room once what has moved is given back.
+                Ok(Next::Idle) | Err(Error::NoSpace { .. }) if !moving.whole.is_empty() => {
+                    return self.switch_over(&mut moving).map(|()| Progress::Worked);
+                }
+                Ok(Next::Idle) => return Ok(Progress::Idle),
+                Err(e) => return Err(e),
             }
         }
-        let mut c = moving.take().expect("just made");
-        match self.copy_some(&mut c, budget) {
-            Ok(false) => *moving = Some(c),
-            Ok(true) => *moving = self.switch_over(c)?,
+        let mut c = moving.current.take().expect("just made");
+        match c.copy_some(budget, &self.uuid) {
+            Ok(false) => moving.current = Some(c),
+            Ok(true) => moving.whole.push(*c),
             Err(e) => {
-                let at = c.target.place();
-                drop(c);
-                self.volumes.remove(at)?;
+                self.drop_copy(*c)?;
                 return Err(e);
             }
         }
         Ok(Progress::Worked)
+    }
+
+    fn drop_copy(&self, c: Copying) -> Result<()> {
+        let at = c.target.place();
+        drop(c);
+        self.volumes.remove(at)
     }
 
     /// The regions that there are, but for those that only wait for their last reader.
@@ -158,11 +171,11 @@ impl Store {
     }
 
     /// Chooses what to copy next.
-    fn next_to_move(&self, aim: Aim<'_>) -> Result<Next> {
+    fn next_to_move(&self, aim: Aim<'_>, moving: &Moving) -> Result<Next> {
         let mut state = self.maintenance.lock();
         self.trim_segments()?;
         self.bury(&mut state)?;
-        let wants = |what, at| self.wants(aim, what, at);
+        let wants = |what, at| self.wants(aim, what, at) && !moving.has(at);
         if let Some(spare) = self.spare.lock().take_if(|r| wants(For::Data, r.place())) {
             self.volumes.remove(spare.place())?;
             return Ok(Next::Worked);
@@ -195,8 +208,11 @@ impl Store {
                 return Ok(Next::Worked);
             }
             if is_free(t.reference().region.id) {
-                return self.begin_copy(What::Table, aim, t.region().clone(), t.len()).map(Next::Copy);
+                return self.begin_copy(What::Table(t.parts()), aim, t.region().clone(), t.len()).map(Next::Copy);
             }
+        }
+        if !moving.whole.is_empty() {
+            return Ok(Next::Idle);
         }
         // (Where an earlier manifest could not be written, the last one still names what has moved.)
         let named = state.outdated.iter().map(|(_, at)| *at).chain(state.manifest);
@@ -220,7 +236,7 @@ impl Store {
         self.flush_locked(state)
     }
 
-    fn begin_copy(&self, what: What, aim: Aim<'_>, source: Arc<dyn Region>, len: u64) -> Result<Copying> {
+    fn begin_copy(&self, what: What, aim: Aim<'_>, source: Arc<dyn Region>, len: u64) -> Result<Box<Copying>> {
         let from = source.place();
         // Copies have one size, wherever they are.
         let twice = from.second.is_some() || matches!(aim, Aim::Copies);
@@ -230,92 +246,60 @@ impl Store {
                 return Err(Error::Refused(format!("volume {to} has the other copy of region {:x}", from.id)));
             }
             Aim::Move(Move { to: Some(to), .. }) => self.volumes.create_on(*to, from.id, size),
+            Aim::Cut(number) => match self.volumes.get(number)?.create(from.id, size) {
+                Err(Error::NoSpace { .. }) => self.volumes.create_beside(from, size, For::Data),
+                outcome => outcome,
+            },
             // (Data, so that volumes stay within their limits.)
             _ => self.volumes.create_beside(from, size, For::Data),
         };
         let instead = match aim {
             Aim::Move(wanted) => from.on(wanted.from),
             Aim::Copies => from.places().find(|at| !self.volumes.is_sound(at.volume)),
+            Aim::Cut(number) => from.on(number),
         };
-        Ok(Copying { what, from, instead, source, target: target?, len, copied: 0, verified: 0, damaged: false })
+        Ok(Box::new(Copying::new(what, instead, source, target?, len)))
     }
 
-    /// Goes on with a copy; says whether it is whole, durable and verified.
-    fn copy_some(&self, c: &mut Copying, budget: u64) -> Result<bool> {
-        let to = c.copied.saturating_add(budget).min(c.len);
-        if c.copied < c.len {
-            c.source.will_need(to, budget.min(c.len - to));
-            let mut buf = vec![0; CHUNK];
-            while c.copied < to {
-                let n = (to - c.copied).min(CHUNK as u64) as usize;
-                c.source.read_at(&mut buf[..n], c.copied)?;
-                c.target.write_at(&buf[..n], c.copied)?;
-                c.copied += n as u64;
-            }
-            if c.copied < c.len {
-                return Ok(false);
-            }
-            c.target.flush()?;
+    /// Readers find the copies from now on, and so does the next open.
+    fn switch_over(&self, moving: &mut Moving) -> Result<()> {
+        if let Err(e) = moving.whole.iter().try_for_each(|c| c.target.flush()) {
+            let dropped: Result<()> = moving.whole.drain(..).try_for_each(|c| self.drop_copy(c));
+            return dropped.and(Err(e));
         }
-        self.verify_some(c, budget)?;
-        if c.damaged {
-            compare(c)?;
-            tracing::error!("region {:x} is damaged, and was moved as it is", c.from.id);
-        }
-        Ok(c.damaged || c.verified >= c.len)
-    }
-
-    fn verify_some(&self, c: &mut Copying, budget: u64) -> Result<()> {
-        let sound = match c.what {
-            What::Segment => verify_frames(c, budget),
-            What::Pack => self.verify_pack(c),
-            What::Table => verify_table(c),
-        };
-        match sound {
-            Err(Error::Corrupt { .. }) => c.damaged = true,
-            sound => c.damaged |= !sound?,
-        }
-        Ok(())
-    }
-
-    fn verify_pack(&self, c: &mut Copying) -> Result<bool> {
-        let mut sound = true;
-        for part in pack::read(&*c.target, &self.uuid)? {
-            let (number, end) = (part.number, part.end);
-            let region: Arc<dyn Region> = Arc::new(Packed::new(c.target.clone(), part));
-            sound &= frames_are_valid(&region, number, &mut crate::reading::region_start(&*region), end, u64::MAX)?;
-        }
-        c.verified = c.len;
-        Ok(sound)
-    }
-
-    /// Readers find the copy from now on, and so does the next open. Gives it back where that has to wait.
-    fn switch_over(&self, c: Copying) -> Result<Option<Copying>> {
         let mut state = self.maintenance.lock();
-        if c.what == What::Table && state.pass.is_some() {
+        if state.pass.is_some() && moving.whole.iter().any(|c| matches!(c.what, What::Table(_))) {
             // A collapse that began meanwhile knows runs by their tables.
-            self.step_pass(&mut state)?;
-            return Ok(Some(c));
+            return self.step_pass(&mut state).map(drop);
         }
-        let old = match c.what {
-            What::Segment => self.switch_segment(c.from, c.now())?,
-            What::Pack => self.switch_pack(c.from, c.now())?,
-            What::Table => self.switch_table(c.from, c.now(), c.len)?,
-        };
-        let Some(old) = old else {
-            // Somebody has replaced it meanwhile.
-            let at = c.target.place();
-            drop(c);
-            return self.volumes.remove(at).map(|()| None);
-        };
-        state.outdated.extend(c.instead.map(|place| (old, place)));
-        if let Some(other) = c.stays() {
-            self.volumes.shrink(other, c.target.place().size)?;
+        let mut outcome = Ok(());
+        for c in moving.whole.drain(..) {
+            outcome = outcome.and(self.switch_to(&mut state, c));
         }
-        drop(c);
         let levels = self.index.read().levels.clone();
         self.write_manifest(&mut state, &levels)?;
-        self.bury(&mut state).map(|()| None)
+        self.bury(&mut state).and(outcome)
+    }
+
+    fn switch_to(&self, state: &mut State, c: Copying) -> Result<()> {
+        let at = c.target.place();
+        let is_there = self.volumes.is_sound(at.volume);
+        let old = match c.what {
+            _ if !is_there => Ok(None),
+            What::Segment => self.switch_segment(c.from, c.now()),
+            What::Pack => self.switch_pack(c.from, c.now()),
+            What::Table(_) => self.switch_table(c.from, c.now(), c.len),
+        };
+        match old {
+            Ok(Some(old)) => state.outdated.extend(c.instead.map(|place| (old, place))),
+            // Somebody has replaced it meanwhile.
+            Ok(None) => return self.drop_copy(c),
+            Err(e) => return self.drop_copy(c).and(Err(e)),
+        }
+        match c.stays() {
+            Some(other) => self.volumes.shrink(other, at.size).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// From now on a segment is in other places; returns what it was in, if it was.
@@ -366,74 +350,4 @@ impl Store {
         index.levels = Arc::new(levels);
         Ok(Some(old.region().clone()))
     }
-}
-
-impl Copying {
-    /// The region with the copy.
-    fn now(&self) -> RegionRef {
-        let target = self.target.place();
-        match (self.instead, self.stays()) {
-            // Of the copy's size: it may have been reserved for more.
-            (None, Some(first)) => RegionRef { size: target.size, ..first.and(Some(target)) },
-            (_, other) => target.and(other),
-        }
-    }
-
-    /// The place of the region that stays.
-    fn stays(&self) -> Option<RegionRef> {
-        self.from.places().find(|at| self.instead.is_none_or(|i| i.volume != at.volume))
-    }
-}
-
-fn verify_frames(c: &mut Copying, budget: u64) -> Result<bool> {
-    let mut at = c.verified.max(segment::HEADER);
-    let sound = frames_are_valid(&c.target, c.from.id, &mut at, c.len, budget)?;
-    c.verified = at;
-    Ok(sound)
-}
-
-/// Verifies frames from `at` to `end`, and no more once it has come `budget` bytes far.
-fn frames_are_valid(region: &Arc<dyn Region>, id: u64, at: &mut u64, end: u64, budget: u64) -> Result<bool> {
-    let until = at.saturating_add(budget).min(end);
-    let mut window = Window::new(region.clone(), *at);
-    while *at < until {
-        window.fill_frame(*at)?;
-        let bytes = window.bytes(*at);
-        let Some(f) = frame::parse(bytes, id, *at) else { return Ok(false) };
-        if let Content::Transaction(records) = &f.content
-            && !data_is_valid(&**region, bytes, *at, records)
-        {
-            return Ok(false);
-        }
-        *at = region.next_kept(*at + frame::shape(bytes).expect("just parsed").len as u64);
-    }
-    Ok(true)
-}
-
-fn verify_table(c: &mut Copying) -> Result<bool> {
-    let mut cursor = Cursor::first(Arc::new(Table::open(c.target.clone(), c.len)?), None)?;
-    while cursor.key().is_some() {
-        cursor.step()?;
-    }
-    c.verified = c.len;
-    Ok(true)
-}
-
-/// What is damaged must be so in the source too, and to the same bytes.
-fn compare(c: &Copying) -> Result<()> {
-    let (mut a, mut b) = (vec![0; CHUNK], vec![0; CHUNK]);
-    for from in (0..c.len).step_by(CHUNK) {
-        let n = (c.len - from).min(CHUNK as u64) as usize;
-        c.source.read_at(&mut a[..n], from)?;
-        c.target.read_at(&mut b[..n], from)?;
-        if a[..n] != b[..n] {
-            return Err(Error::Corrupt {
-                place: format!("volume {}, region {:x} at byte {from}", c.target.place().volume, c.from.id),
-                what: "copy of a region that was just written",
-                expected: format!("what is on volume {}", c.from.volume),
-                found: "other bytes".into(),
-            });
-        }
-    }
-    Ok(())
 }

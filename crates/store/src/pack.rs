@@ -249,9 +249,15 @@ fn parts(directory: &[u8], end: u64) -> Option<Vec<Part>> {
 struct Copied {
     /// What they are of.
     of: Arc<dyn Region>,
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     at: RegionRef,
     base: u64,
+}
+
+/// A pack of which all bytes are in memory.
+pub fn of_bytes(of: Arc<dyn Region>, bytes: Arc<Vec<u8>>) -> Arc<dyn Region> {
+    let at = of.place();
+    Arc::new(Copied { of, bytes, at, base: 0 })
 }
 
 impl Region for Copied {
@@ -403,7 +409,8 @@ impl Region for Packed {
         }
         let mut bytes = vec![0; part.runs.len() as usize];
         self.pack.read_at(&mut bytes, part.base)?;
-        let pack = Arc::new(Copied { of: self.pack.clone(), bytes, at: self.pack.place(), base: part.base });
+        let (of, place) = (self.pack.clone(), self.pack.place());
+        let pack = Arc::new(Copied { of, bytes: Arc::new(bytes), at: place, base: part.base });
         Ok(Some(Arc::new(Packed { pack, at: self.at, unread: None, part: self.part.clone() })))
     }
 

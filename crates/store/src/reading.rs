@@ -1,5 +1,6 @@
 //! Reading segments: frame by frame through a window, and which of what is read is damaged. docs/format.md §Frame.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use crate::frame::{self, Body, Content, Record};
 use crate::heal::Sides;
 use crate::segment::{self, Segment};
 use crate::store::FRAME_MAX;
-use crate::volume::Region;
+use crate::volume::{PAGE, Region};
 use crate::{Error, Result, Tid};
 
 /// Gets where a frame is, its bytes, and what they say.
@@ -145,11 +146,11 @@ pub(crate) fn damaged_blocks<'b>(
 pub(crate) struct Window {
     region: Arc<dyn Region>,
     start: u64,
-    buf: Vec<u8>,
+    buf: Buf,
     /// Bytes that are read at a time, if not more are asked for.
     size: u64,
-    /// Up to where caches have what came from the volume lately; `None`: whatever they have will do.
-    fresh_to: Option<u64>,
+    /// Whether what is read comes from the volume, whatever caches have.
+    fresh: bool,
     /// Whether there are copies to heal from, and they are to be made the same on the way.
     twice: bool,
     evens: bool,
@@ -160,23 +161,32 @@ impl Window {
     const SIZE: u64 = 8 << 20;
 
     pub fn new(region: Arc<dyn Region>, start: u64) -> Window {
+        Window::of_size(region, start, Window::SIZE)
+    }
+
+    /// One that reads so many bytes at a time, if not more are asked for.
+    pub fn of_size(region: Arc<dyn Region>, start: u64, size: u64) -> Window {
         let twice = !region.copies().is_empty();
-        Window { region, start, buf: Vec::new(), size: Window::SIZE, fresh_to: None, twice, evens: false, sides: None }
+        Window { region, start, buf: Buf::default(), size, fresh: false, twice, evens: false, sides: None }
     }
 
     /// One that reads no more than it must.
     pub fn of_few(region: Arc<dyn Region>, start: u64) -> Window {
-        Window { size: 0, ..Window::new(region, start) }
+        Window::of_size(region, start, 0)
     }
 
     /// One whose bytes come from the volume, not from a cache.
     pub fn of_the_volume(region: Arc<dyn Region>, start: u64) -> Window {
-        Window { fresh_to: Some(start), ..Window::new(region, start) }
+        let mut window = Window::new(region, start);
+        (window.fresh, window.buf.room) = (true, ROOM.take());
+        window
     }
 
     /// One that makes all copies of each frame the same.
     pub fn evening_out(region: Arc<dyn Region>, start: u64) -> Window {
-        Window { evens: true, ..Window::new(region, start) }
+        let mut window = Window::new(region, start);
+        window.evens = true;
+        window
     }
 
     /// From now on no more is read than must be.
@@ -186,7 +196,7 @@ impl Window {
 
     /// What is read from byte `at` on.
     pub fn bytes(&self, at: u64) -> &[u8] {
-        at.checked_sub(self.start).and_then(|i| self.buf.get(i as usize..)).unwrap_or_default()
+        at.checked_sub(self.start).and_then(|i| self.buf.filled().get(i as usize..)).unwrap_or_default()
     }
 
     /// Makes the frame at byte `at` available to [`Window::bytes`], if there is one, in whichever copy.
@@ -201,12 +211,7 @@ impl Window {
     }
 
     fn mend(&mut self, at: u64) -> Result<()> {
-        let bytes = self.bytes(at);
-        let is_whole = match frame::parse(bytes, self.region.place().id, at).map(|f| f.content) {
-            Some(Content::Transaction(records)) => data_is_valid(&*self.region, bytes, at, &records),
-            Some(Content::Seal(_)) => true,
-            None => false,
-        };
+        let is_whole = is_whole(&*self.region, self.bytes(at), at);
         if is_whole && !self.evens {
             return Ok(());
         }
@@ -216,7 +221,8 @@ impl Window {
         let Some(sides) = &mut self.sides else { return Ok(()) };
         let (good, _) = sides.even_out(at)?;
         if !is_whole && !good.is_empty() {
-            (self.start, self.buf) = (at, good);
+            self.start = at;
+            self.buf.set(&good);
         }
         Ok(())
     }
@@ -226,16 +232,82 @@ impl Window {
         if (self.bytes(at).len() as u64) >= len || at.checked_add(len).is_none_or(|end| end > size) {
             return Ok(());
         }
-        self.buf.resize(self.size.max(len).min(size - at) as usize, 0);
-        self.start = at;
-        if let Some(fresh_to) = &mut self.fresh_to {
-            // What comes next is on its way while this is looked at.
-            let end = at + self.buf.len() as u64 + self.size;
-            let from = at.max(*fresh_to);
-            self.region.drop_cached(from, end.saturating_sub(from));
-            *fresh_to = end;
-            self.region.will_need(at, end.min(size) - at);
+        // In whole pages, where that makes reading past the caches possible.
+        let from = if self.fresh { at - at % PAGE as u64 } else { at };
+        let end = (at + self.size.max(len)).min(size);
+        let end = if self.fresh { end.next_multiple_of(PAGE as u64).min(size) } else { end };
+        let had = self.bytes(from).len();
+        self.buf.keep_last(had);
+        self.start = from;
+        let rest = self.buf.grow((end - from) as usize);
+        let at = from + had as u64;
+        let read = if self.fresh { self.region.read_fresh(rest, at) } else { self.region.read_at(rest, at) };
+        read.inspect_err(|_| self.buf.keep_last(0))
+    }
+}
+
+thread_local! {
+    /// Memory for the next window of a volume: who scrubs takes one after the other.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        if self.fresh {
+            ROOM.set(std::mem::take(&mut self.buf.room));
         }
-        self.region.read_at(&mut self.buf, at).inspect_err(|_| self.buf.clear())
+    }
+}
+
+/// Whether a frame is there, and all that is in it as it was written.
+pub(crate) fn is_whole(region: &dyn Region, bytes: &[u8], at: u64) -> bool {
+    match frame::parse(bytes, region.place().id, at).map(|f| f.content) {
+        Some(Content::Transaction(records)) => data_is_valid(region, bytes, at, &records),
+        Some(Content::Seal(_)) => true,
+        None => false,
+    }
+}
+
+/// Bytes in memory that begin at a multiple of [`PAGE`]. (What there is room for is not made zero again and again.)
+#[derive(Default)]
+struct Buf {
+    room: Vec<u8>,
+    len: usize,
+}
+
+impl Buf {
+    /// First byte that is used.
+    fn skip(&self) -> usize {
+        self.room.as_ptr().align_offset(PAGE).min(self.room.len())
+    }
+
+    fn filled(&self) -> &[u8] {
+        &self.room[self.skip()..][..self.len]
+    }
+
+    /// The last `n` bytes become the first and only ones.
+    fn keep_last(&mut self, n: usize) {
+        let end = self.skip() + self.len;
+        let to = self.skip();
+        self.room.copy_within(end - n..end, to);
+        self.len = n;
+    }
+
+    fn set(&mut self, bytes: &[u8]) {
+        self.len = 0;
+        self.grow(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Makes it so many bytes; returns those that are new.
+    fn grow(&mut self, len: usize) -> &mut [u8] {
+        if self.room.len() < len + PAGE {
+            let mut larger = Buf { room: vec![0; len + PAGE], len: self.len };
+            let skip = larger.skip();
+            larger.room[skip..skip + self.len].copy_from_slice(self.filled());
+            *self = larger;
+        }
+        let (skip, had) = (self.skip(), self.len);
+        self.len = len;
+        &mut self.room[skip + had..skip + len]
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! The log is skimmed to its end first, so that all segments are known (and nothing is put where one of them is); then every
 //! transaction of every segment is applied, oldest first. What comes of it goes to tables on the way, in bounded memory, and one
-//! manifest at the very end makes it the index. A crash before leaves things as they were: the next open begins anew.
+//! manifest at the very end makes it the index. A crash before leaves things as they were: the next open begins anew. Where there
+//! are workers, one reads ahead and another writes tables, with the same outcome.
 //!
 //! The manifest, which names the segments, has a copy of its own. Where both are lost, volumes that know their regions
 //! (directories) are asked; on others it can't be told which segments are of the present, and nothing is guessed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use crate::codec::Reader;
 use crate::collapse::{Advance, spans};
@@ -20,6 +21,7 @@ use crate::index::Entry;
 use crate::index::ghost::Ghost;
 use crate::index::merge::{Merged, Source, run_source};
 use crate::key::{KEY_HEAD, parse};
+use crate::maintain::Pending;
 use crate::manifest::{Manifest, Position};
 use crate::pack::{self, Packed, Part};
 use crate::reading::{Window, durable_beyond, each_frame};
@@ -28,6 +30,7 @@ use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::superblock::Superblock;
 use crate::volume::{Region, RegionRef, Volumes};
+use crate::workers::Workers;
 use crate::{Error, FilesetId, Kind, ObjectId, Result, Shelter, Tid};
 
 /// Where an open gets the index from.
@@ -48,6 +51,7 @@ impl Store {
         &self,
         m: &Manifest,
         shelter: Option<&Shelter>,
+        workers: Option<&dyn Workers>,
         each: &mut dyn FnMut(Advance),
     ) -> Result<Replayed> {
         let replayed = self.replay(m.log, shelter, &mut |_, _, h, _| {
@@ -64,18 +68,9 @@ impl Store {
         };
         let mut segments = self.segments.lock().clone();
         segments.last_mut().expect("the log has one").end = end;
-        let total = segments.iter().map(|s| s.end).sum();
-        let mut done = 0;
-        for s in &segments {
-            self.each_frame(s, &mut |at, _, frame| {
-                if let Content::Transaction(records) = frame.content {
-                    self.apply(s.at.id, at, &frame.header, records)?;
-                    self.spill(&mut room)?;
-                }
-                Ok(())
-            })?;
-            done += s.end;
-            each(Advance { done, total });
+        match workers {
+            None => self.apply_all(&segments, &mut room, each)?,
+            Some(workers) => self.apply_all_beside(&segments, &mut room, workers, each)?,
         }
         self.drop_lapsed()?;
         self.recount()?;
@@ -130,12 +125,131 @@ impl Store {
         kind == Kind::EXTENT && object != with_attr.as_slice() && !spans(e).iter().all(|s| self.is_kept(s))
     }
 
-    /// Writes tables of what is in memory, if that is much. Where there is no room, the old ones make some.
+    /// Applies the transactions of these segments.
+    fn apply_all(&self, segments: &[Segment], room: &mut Room, each: &mut dyn FnMut(Advance)) -> Result<()> {
+        let total = segments.iter().map(|s| s.end).sum();
+        let mut done = 0;
+        for s in segments {
+            self.each_frame(s, &mut |at, _, frame| {
+                if let Content::Transaction(records) = frame.content {
+                    self.apply(s.at.id, at, &frame.header, records)?;
+                    if self.is_much_in_memory() {
+                        self.freeze_derived();
+                        self.spill(room)?;
+                    }
+                }
+                Ok(())
+            })?;
+            done += s.end;
+            each(Advance { done, total });
+        }
+        Ok(())
+    }
+
+    /// The same, while one worker reads what comes next and another writes tables of what was applied before. What comes of it is
+    /// the same: transactions are applied in their order, tables written of the same ones, one after the other.
+    fn apply_all_beside(
+        &self,
+        segments: &[Segment],
+        room: &mut Room,
+        workers: &dyn Workers,
+        each: &mut dyn FnMut(Advance),
+    ) -> Result<()> {
+        let total = segments.iter().map(|s| s.end).sum();
+        let (portions, to_apply) = mpsc::sync_channel::<Result<Portion>>(PORTIONS);
+        let (frozen, to_write) = mpsc::sync_channel::<()>(0);
+        let (written, outcomes) = mpsc::channel::<Result<()>>();
+        let read = move || {
+            let outcome = segments.iter().try_for_each(|s| self.read_portions(s, &portions));
+            if let Err(Some(e)) = outcome {
+                // (Nobody is there any more where applying failed.)
+                let _ = portions.send(Err(e));
+            }
+        };
+        let write = move || {
+            while to_write.recv().is_ok() && written.send(self.spill(room)).is_ok() {}
+        };
+        let mut outcome = Ok(());
+        let mut ends = Some((to_apply, frozen));
+        workers.beside(vec![Box::new(read), Box::new(write)], &mut || {
+            // They end where nobody waits for them any more.
+            let (to_apply, frozen) = ends.take().expect("it is called once");
+            outcome = self.apply_portions(&to_apply, &frozen, &outcomes, total, each);
+        });
+        outcome
+    }
+
+    fn apply_portions(
+        &self,
+        portions: &mpsc::Receiver<Result<Portion>>,
+        frozen: &mpsc::SyncSender<()>,
+        written: &mpsc::Receiver<Result<()>>,
+        total: u64,
+        each: &mut dyn FnMut(Advance),
+    ) -> Result<()> {
+        let (mut done, mut is_writing) = (0, false);
+        let wait = |is_writing: bool| if is_writing { written.recv().unwrap_or(Ok(())) } else { Ok(()) };
+        while let Ok(portion) = portions.recv() {
+            let portion = portion?;
+            for (at, bytes) in portion.frames() {
+                let frame = frame::parse(bytes, portion.region, at).expect("the reader found it whole");
+                let Content::Transaction(records) = frame.content else { continue };
+                self.apply(portion.region, at, &frame.header, records)?;
+                if self.is_much_in_memory() {
+                    wait(is_writing)?;
+                    self.freeze_derived();
+                    is_writing = frozen.send(()).is_ok();
+                }
+            }
+            done += portion.advance;
+            each(Advance { done, total });
+        }
+        wait(is_writing)
+    }
+
+    /// Reads a segment's frames, many at a time; `Err(None)` where nobody takes them.
+    fn read_portions(
+        &self,
+        s: &Segment,
+        to: &mpsc::SyncSender<Result<Portion>>,
+    ) -> std::result::Result<(), Option<Error>> {
+        let new = || Portion { region: s.at.id, starts: Vec::new(), bytes: Vec::new(), advance: 0 };
+        let mut portion = new();
+        let mut gone = false;
+        self.each_frame(s, &mut |at, bytes, _| {
+            if portion.bytes.len() + bytes.len() > PORTION && !gone {
+                gone = to.send(Ok(std::mem::replace(&mut portion, new()))).is_err();
+                portion.bytes.reserve(PORTION);
+            }
+            portion.starts.push((at, portion.bytes.len()));
+            portion.bytes.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        portion.advance = s.end;
+        match gone || to.send(Ok(portion)).is_err() {
+            true => Err(None),
+            false => Ok(()),
+        }
+    }
+
+    fn is_much_in_memory(&self) -> bool {
+        !self.read_only && self.index.read().active.bytes() as u64 > self.memtable_max()
+    }
+
+    /// What is in memory is to become tables; what comes later is not among it. (What was frozen before is in tables by now.)
+    fn freeze_derived(&self) {
+        let mut state = self.maintenance.lock();
+        let tail = self.log.tail();
+        let (log, tid, counts, appended) = (tail.position(), tail.last, tail.counts.clone(), tail.appended);
+        state.pending = Some(Pending { log, tid, counts, appended, next_object: self.next_object() });
+        let mut index = self.index.write();
+        assert!(index.frozen.is_none(), "it was written");
+        index.frozen = Some(Arc::new(std::mem::take(&mut index.active)));
+    }
+
+    /// Writes tables of what was frozen. Where there is no room, the old ones make some.
     fn spill(&self, room: &mut Room) -> Result<()> {
         let mut state = self.maintenance.lock();
-        if !state.deriving || !self.flush_is_due(&state) {
-            return Ok(());
-        }
         match self.flush_locked(&mut state) {
             Err(Error::NoSpace { .. }) => {
                 room.old.drain(..).try_for_each(|at| self.volumes.remove(at))?;
@@ -195,6 +309,26 @@ impl Store {
         }
         tail.counts = counts;
         Ok(())
+    }
+}
+
+/// Bytes that are read ahead at a time, and how many times so many.
+const PORTION: usize = 4 << 20;
+const PORTIONS: usize = 4;
+
+/// Some frames of a segment.
+struct Portion {
+    region: u64,
+    /// Where each is in the region, and where in `bytes` it begins.
+    starts: Vec<(u64, usize)>,
+    bytes: Vec<u8>,
+    /// Bytes of segments that are done with it.
+    advance: u64,
+}
+
+impl Portion {
+    fn frames(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.starts.iter().map(|(at, from)| (*at, &self.bytes[*from..]))
     }
 }
 

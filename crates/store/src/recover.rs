@@ -32,6 +32,7 @@ use crate::store::{Index, Store};
 use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
 use crate::volume::{Buckets, Copies, RawVolume, Region, RegionRef, Tier, Volume, VolumeEntry, Volumes};
+use crate::workers::Workers;
 use crate::{Error, Result, Shelter, Tid};
 
 /// How a store is made.
@@ -64,6 +65,8 @@ pub struct OpenOptions {
     pub degraded: bool,
     /// How buckets are reached. Opening does not wait for one; without this one counts as missing.
     pub buckets: Option<Buckets>,
+    /// Who lends threads, if the index is derived anew.
+    pub workers: Option<Arc<dyn Workers>>,
 }
 
 impl Default for OpenOptions {
@@ -75,6 +78,7 @@ impl Default for OpenOptions {
             shelter: None,
             degraded: false,
             buckets: None,
+            workers: None,
         }
     }
 }
@@ -199,7 +203,8 @@ impl Store {
 /// An older store's superblock would win by its generation.
 pub(crate) fn clear_supers(volume: &dyn Volume) -> Result<()> {
     for slot in 0..2 {
-        if volume.read_super(slot)?.iter().any(|b| *b != 0) {
+        let label = volume.read_label(slot)?.unwrap_or_default();
+        if volume.read_super(slot)?.iter().chain(&label).any(|b| *b != 0) {
             return volume.wipe_super();
         }
     }
@@ -383,7 +388,7 @@ pub(crate) fn open_with(
     store.load_filesets()?;
     let shelter = options.shelter.as_ref().filter(|_| !options.read_only);
     let replayed = match derive {
-        true => store.derive(&m, shelter, each)?,
+        true => store.derive(&m, shelter, options.workers.as_deref(), each)?,
         false => {
             store.replay(m.log, shelter, &mut |region, at, header, records| store.apply(region, at, header, records))?
         }

@@ -116,7 +116,7 @@ pub struct Store {
     pub(crate) making_room: Mutex<u64>,
     pub(crate) scattered: Mutex<crate::scatter::Scattered>,
     /// The region that is being copied to another volume.
-    pub(crate) moving: Mutex<Option<crate::moving::Copying>>,
+    pub(crate) moving: Mutex<crate::moving::Moving>,
     /// What is on its way to the bucket, and how that is.
     pub(crate) pushing: Mutex<Option<crate::push::Push>>,
     pub(crate) reach: Mutex<crate::push::Reached>,

@@ -162,25 +162,45 @@ impl Superblock {
 
     /// The valid superblocks of a volume, newest first; an error that says why if there is none.
     pub fn read(volume: &dyn Volume) -> Result<Vec<OnVolume>> {
-        let mut found: Vec<OnVolume> = Vec::new();
-        for slot in 0..2 {
-            match Superblock::decode(&volume.read_super(slot)?, volume.kind()) {
-                Some(Ok(sb)) => found.push(sb),
-                Some(Err(version)) => {
-                    return Err(Error::NotAStore(format!(
-                        "{} has format version {version}; this darner reads versions {VERSION_MIN} to {VERSION}: use a newer one",
-                        volume.name()
-                    )));
-                }
-                None => {}
-            }
+        let slots = [volume.read_super(0)?, volume.read_super(1)?];
+        let found = valid(volume, &slots)?;
+        if !found.is_empty() {
+            return Ok(found);
         }
-        found.sort_by_key(|f| std::cmp::Reverse(f.superblock.generation));
-        if found.is_empty() {
-            return Err(Error::NotAStore(format!("{} holds no darner store (no valid superblock)", volume.name())));
-        }
-        Ok(found)
+        let name = volume.name();
+        Err(Error::NotAStore(match Superblock::read_label(volume)?.first() {
+            Some(label) => format!(
+                "{name} was volume {} of a store, as the label at its end says, and its beginning was overwritten: \
+                 darner volume reclaim {name} takes it back",
+                label.number
+            ),
+            None => format!("{name} holds no darner store (no valid superblock)"),
+        }))
     }
+
+    /// The valid superblocks in a volume's label, newest first; none if it has none.
+    pub fn read_label(volume: &dyn Volume) -> Result<Vec<OnVolume>> {
+        let slots: Option<Vec<Vec<u8>>> = (0..2).map(|slot| volume.read_label(slot)).collect::<Result<_>>()?;
+        slots.map_or(Ok(Vec::new()), |slots| valid(volume, &slots))
+    }
+}
+
+fn valid(volume: &dyn Volume, slots: &[Vec<u8>]) -> Result<Vec<OnVolume>> {
+    let mut found: Vec<OnVolume> = Vec::new();
+    for slot in slots {
+        match Superblock::decode(slot, volume.kind()) {
+            Some(Ok(sb)) => found.push(sb),
+            Some(Err(version)) => {
+                return Err(Error::NotAStore(format!(
+                    "{} has format version {version}; this darner reads versions {VERSION_MIN} to {VERSION}: use a newer one",
+                    volume.name()
+                )));
+            }
+            None => {}
+        }
+    }
+    found.sort_by_key(|f| std::cmp::Reverse(f.superblock.generation));
+    Ok(found)
 }
 
 fn table(bytes: &[u8], n: u32, crc: u32, version: u32) -> Option<Vec<VolumeEntry>> {
@@ -191,4 +211,42 @@ fn table(bytes: &[u8], n: u32, crc: u32, version: u32) -> Option<Vec<VolumeEntry
     let entries: Option<Vec<VolumeEntry>> = (0..n).map(|_| VolumeEntry::get(&mut r, version)).collect();
     let entries = entries.filter(|_| r.is_empty())?;
     entries.is_sorted_by(|a, b| a.number < b.number).then_some(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_has_room_for_two_thousand_volumes_and_it_is_told_when_there_are_too_many() {
+        let entry = |number: u16| VolumeEntry {
+            number,
+            kind: VolumeKind::Raw,
+            leaving: false,
+            size_limit: 0,
+            hint: format!("/dev/disk/{number:010}").into_bytes(),
+            away: None,
+            tier: Tier::Hot,
+            epoch: 0,
+        };
+        let manifest = RegionRef { id: 2, start: 1 << 20, size: 4096, volume: 0, second: None };
+        let with = |n: u16| Superblock {
+            version: VERSION,
+            generation: 7,
+            attempt: 0,
+            uuid: [1; 16],
+            hash_key: [2; 16],
+            birth: Tid(5),
+            manifest,
+            manifest_len: 100,
+            copies: Copies::One,
+            next_volume: n.into(),
+            volumes: (0..n).map(entry).collect(),
+        };
+        let sb = with(2000);
+        assert!(sb.fits());
+        let read = Superblock::decode(&sb.encode(1999), VolumeKind::Raw).unwrap().unwrap();
+        assert_eq!(read, OnVolume { number: 1999, superblock: sb });
+        assert!(!with(3000).fits());
+    }
 }

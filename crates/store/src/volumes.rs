@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::maintain::Progress;
-use crate::moving::Move;
+use crate::moving::{Aim, Move};
 use crate::recover::{SIZE_MIN, clear_supers, entry};
 use crate::store::{Store, reserve_of};
 use crate::volume::{Copies, RegionRef, Tier, Volume, VolumeEntry, VolumeKind};
@@ -121,22 +121,77 @@ impl Store {
         self.change_entry(VolumeEntry { leaving: true, ..entry })
     }
 
-    /// Changes how much of a volume may be used; 0: all there is. Of devices and images only their own size counts.
+    /// Changes how much of a volume may be used; 0: all there is. An image file is made longer at once; what is beyond the new end of
+    /// one, or of a device, moves by [`Store::step_cut`], and then the file is cut.
     pub fn resize_volume(&self, number: u16, size_limit: u64) -> Result<()> {
         self.must_be_writable()?;
         let entry = self.volume_entry(number)?;
-        let (used, _) = self.volumes.usage_of(number)?;
-        if entry.kind != VolumeKind::Directory {
-            return Err(Error::Refused(format!(
-                "volume {number} is no directory: it is as large as its file or device"
-            )));
+        match entry.kind {
+            VolumeKind::Directory => {}
+            VolumeKind::Raw => return self.resize_raw(entry, size_limit),
+            VolumeKind::Bucket => return Err(Error::Refused(format!("volume {number} is a bucket: it has no size"))),
         }
+        let (used, _) = self.volumes.usage_of(number)?;
         if size_limit > 0 && size_limit < used.max(SIZE_MIN) {
             return Err(Error::Refused(format!(
                 "{size_limit} bytes are too few for volume {number}: {used} are in use, and {SIZE_MIN} is the least"
             )));
         }
         self.change_entry(VolumeEntry { size_limit, ..entry })
+    }
+
+    fn resize_raw(&self, entry: VolumeEntry, size: u64) -> Result<()> {
+        let volume = self.volumes.get(entry.number)?;
+        let (number, bytes) = (entry.number, volume.bytes()?);
+        if size > bytes {
+            volume.resize(size)?;
+        }
+        if size == 0 || size >= bytes {
+            return self.change_entry(VolumeEntry { size_limit: 0, ..entry });
+        }
+        let (used, free, _) = self.volumes.bytes_without(None)?;
+        let (_, now) = self.volumes.usage_of(number)?;
+        let left = (used + free).saturating_sub(now.saturating_sub(size));
+        let reserve = reserve_of(left);
+        if size < SIZE_MIN || used + reserve > left {
+            return Err(Error::Refused(format!(
+                "{size} bytes are too few for volume {number}: then there would be {left} in all, of which {used} are in use and {reserve} \
+                 in reserve; and {SIZE_MIN} is the least for a volume"
+            )));
+        }
+        self.change_entry(VolumeEntry { size_limit: size, ..entry })
+    }
+
+    /// A volume that is longer than it is to be.
+    pub fn too_long(&self) -> Option<u16> {
+        let is_it = |v: &VolumeEntry| {
+            let volume =
+                self.volumes.get(v.number).ok().filter(|_| v.size_limit > 0 && self.volumes.is_sound(v.number));
+            volume.is_some_and(|volume| volume.is_too_long().unwrap_or(false))
+        };
+        self.volumes.superblock().volumes.iter().find(|v| is_it(v)).map(|v| v.number)
+    }
+
+    /// Regions that are beyond the end that a volume is to have, and their bytes.
+    pub fn left_to_cut(&self, number: u16) -> (u64, u64) {
+        let state = self.maintenance.lock();
+        let left = self.regions_now(&state).into_iter().filter(|(what, at)| self.wants(Aim::Cut(number), *what, *at));
+        left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
+    }
+
+    /// Goes on with making volumes shorter, `budget` bytes at most at a time. [`Progress::Idle`]: all are as long as they should be, or
+    /// what is in the way still has readers.
+    pub fn step_cut(&self, budget: u64) -> Result<Progress> {
+        let Some(number) = self.too_long().filter(|_| !self.read_only) else { return Ok(Progress::Idle) };
+        if self.step_towards(Aim::Cut(number), budget)? == Progress::Worked {
+            return Ok(Progress::Worked);
+        }
+        self.bury(&mut self.maintenance.lock())?;
+        if !self.volumes.get(number)?.cut()? {
+            return Ok(Progress::Idle);
+        }
+        let entry = self.volume_entry(number)?;
+        self.change_entry(VolumeEntry { size_limit: 0, ..entry }).map(|()| Progress::Worked)
     }
 
     fn change_entry(&self, entry: VolumeEntry) -> Result<()> {
@@ -199,7 +254,7 @@ impl Store {
         let named = self.regions_now(&state).iter().any(|(_, at)| is_here(at)) || is_here(&tail.segment.place());
         let waits =
             state.waiting().any(|at| is_here(&at)) || self.spare.lock().as_ref().is_some_and(|r| is_here(&r.place()));
-        if named || waits || moving.is_some() {
+        if named || waits || !moving.is_empty() {
             return Ok(false);
         }
         drop(tail);

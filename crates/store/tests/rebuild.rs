@@ -2,13 +2,16 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use common::{FS, Run, create, new_disk, open};
-use darner_store::volume::sim::SimDisk;
+use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{DirVolume, Disk, RawVolume, Volume};
-use darner_store::{CreateOptions, Error, Grid, IndexFrom, Key, Kind, ObjectId, OpenOptions, Progress, Store, Tid};
+use darner_store::{
+    CreateOptions, Error, Grid, IndexFrom, Job, Key, Kind, ObjectId, OpenOptions, Progress, Store, Tid, Workers,
+};
 
 const TABLE: &[u8] = b"DARNTBL";
 const MANIFEST: &[u8] = b"DARNMAN";
@@ -167,6 +170,11 @@ fn value(object: u64, len: usize) -> Vec<u8> {
 fn large(disk: &SimDisk, len: usize) {
     create(disk);
     let store = open_from(disk, IndexFrom::TablesOrSegments, 0).unwrap();
+    write_large(&store, len);
+    store.close().unwrap();
+}
+
+fn write_large(store: &Store, len: usize) {
     for first in (0..OBJECTS).step_by(500) {
         store.admit(500 * len as u64).unwrap();
         let mut tx = store.begin(FS, 100 + first).unwrap();
@@ -175,7 +183,6 @@ fn large(disk: &SimDisk, len: usize) {
         tx.commit().unwrap();
         store.step().unwrap();
     }
-    store.close().unwrap();
 }
 
 fn is_large(store: &Store, len: usize) {
@@ -205,6 +212,94 @@ fn an_index_larger_than_the_memory_is_derived_by_way_of_tables_and_a_crash_at_an
             let store = open_from(&crashed, IndexFrom::TablesOrSegments, 0).unwrap();
             is_large(&store, 40);
         }
+    }
+}
+
+#[derive(Debug)]
+struct Threads;
+
+impl Workers for Threads {
+    fn beside(&self, jobs: Vec<Job<'_>>, here: &mut dyn FnMut()) {
+        std::thread::scope(|scope| {
+            jobs.into_iter().for_each(|job| drop(scope.spawn(job)));
+            here();
+        });
+    }
+}
+
+/// Derives the index with threads beside, or without.
+fn derive(volume: Arc<dyn Volume>, threads: bool) -> Result<Store, Error> {
+    let workers = threads.then(|| Arc::new(Threads) as Arc<dyn Workers>);
+    let options = OpenOptions { index: IndexFrom::Segments, memory: 0, workers, ..OpenOptions::default() };
+    Store::open(volume, &options)
+}
+
+fn raw(disk: &SimDisk) -> Arc<dyn Volume> {
+    Arc::new(RawVolume::new(Arc::new(disk.clone())))
+}
+
+/// The regions of a directory volume, and what is in them.
+fn regions(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let all = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
+    let named = all.map(|e| (e.file_name().into_string().unwrap(), e.path()));
+    named
+        .filter(|(name, _)| name.starts_with("region"))
+        .map(|(name, path)| (name, std::fs::read(path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn with_workers_every_byte_of_the_index_is_the_same() {
+    for seed in 0..3 {
+        let dirs = [0, 1].map(|_| tempfile::tempdir().unwrap());
+        let volume = |i: usize| -> Arc<dyn Volume> { Arc::new(DirVolume::open(dirs[i].path(), true)) };
+        let options = CreateOptions { now_ns: 1, seed: Some([3; 32]), size_limit: 1 << 30, ..CreateOptions::default() };
+        Store::create(&*volume(0), &options).unwrap();
+        let store = Store::open(volume(0), &OpenOptions::default()).unwrap();
+        if seed == 0 {
+            write_large(&store, 40);
+        } else {
+            let mut run = Run::new(seed);
+            for i in 0..200 {
+                run.transaction(&store).unwrap();
+                if i % 60 == 59 {
+                    store.clean(run.now, &mut |_| ()).unwrap();
+                }
+            }
+        }
+        store.close().unwrap();
+        drop(store);
+        for entry in std::fs::read_dir(dirs[0].path()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dirs[1].path().join(entry.file_name())).unwrap();
+        }
+        for threads in [false, true] {
+            let volume = || volume(usize::from(threads));
+            derive(volume(), threads).unwrap().close().unwrap();
+            // (What was in use may be given back later.)
+            drop(Store::open(volume(), &OpenOptions::default()).unwrap());
+        }
+        let found = [0, 1].map(|i| regions(dirs[i].path()));
+        assert!(found[0].keys().eq(found[1].keys()), "seed {seed}");
+        assert!(found[0].len() > 3 && found[0] == found[1], "seed {seed}");
+    }
+}
+
+#[test]
+fn when_the_nth_operation_fails_workers_end_and_the_next_open_has_all() {
+    let base = new_disk(256 << 20, 1);
+    large(&base, 40);
+    for n in (1..).step_by(7) {
+        let disk = base.fork();
+        disk.fail_nth(n, if n % 2 == 0 { Fault::Io } else { Fault::NoSpace });
+        let before = disk.operations();
+        let outcome = derive(raw(&disk), true).map(drop);
+        if disk.operations() - before < n {
+            outcome.unwrap();
+            break;
+        }
+        disk.fail_nth(u64::MAX / 2, Fault::Io);
+        is_large(&derive(raw(&disk), true).unwrap(), 40);
     }
 }
 

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{Region, RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeKind, disk};
+use super::disk::{self, Direct};
+use super::{Region, RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeKind};
 use crate::{Error, Result};
 
 /// A volume in a directory of some other filesystem.
@@ -153,6 +154,7 @@ impl Volume for DirVolume {
         self.note_size(id, size);
         Ok(Arc::new(FileRegion {
             file,
+            direct: Direct::default(),
             path,
             at: RegionRef { id, start: 0, size, volume: self.number.load(Ordering::Relaxed), second: None },
         }))
@@ -161,7 +163,7 @@ impl Volume for DirVolume {
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
         let path = self.file_path(at.id);
         let file = io("open", &path, OpenOptions::new().read(true).write(self.write).open(&path))?;
-        Ok(Arc::new(FileRegion { file, path, at }))
+        Ok(Arc::new(FileRegion { file, direct: Direct::default(), path, at }))
     }
 
     fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef> {
@@ -234,6 +236,7 @@ impl Volume for DirVolume {
 
 struct FileRegion {
     file: File,
+    direct: Direct,
     path: PathBuf,
     at: RegionRef,
 }
@@ -278,6 +281,12 @@ impl Region for FileRegion {
 
     fn write_back(&self, offset: u64, len: u64) {
         disk::write_back(&self.file, offset, len);
+    }
+
+    fn read_fresh(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let n = self.io("read", offset, self.direct.read(&self.file, buf, offset))?;
+        buf[n..].fill(0);
+        Ok(())
     }
 
     fn will_need(&self, offset: u64, len: u64) {

@@ -1,8 +1,12 @@
 //! A flat run of bytes that can be read, written and flushed: a block device, an image file, or the simulator's.
 
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use super::PAGE;
 
 /// What a raw volume needs of the world.
 pub trait Disk: Send + Sync {
@@ -26,6 +30,11 @@ pub trait Disk: Send + Sync {
     fn flush(&self) -> std::io::Result<()>;
     /// As [`super::Region::write_back`].
     fn write_back(&self, _offset: u64, _len: u64) {}
+    /// As [`super::Region::read_fresh`].
+    fn read_fresh(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.drop_cached(offset, buf.len() as u64);
+        self.read_at(buf, offset)
+    }
     /// Hints that these bytes will be read soon.
     fn will_need(&self, _offset: u64, _len: u64) {}
     /// As [`super::Region::drop_cached`].
@@ -40,6 +49,18 @@ pub trait Disk: Send + Sync {
     fn gains_from_zeroes_ahead(&self) -> bool {
         false
     }
+    /// Whether regions go to the end of where there is room: in the simulator, so that something is there.
+    fn fills_from_the_end(&self) -> bool {
+        false
+    }
+    /// Whether it can be made longer and shorter.
+    fn can_resize(&self) -> bool {
+        false
+    }
+    /// Makes it so long; durable after a flush.
+    fn set_len(&self, _len: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
     /// Bytes of the longest piece that a region may have: the simulator scatters what elsewhere seldom is.
     fn piece_max(&self) -> u64 {
         u64::MAX
@@ -49,6 +70,7 @@ pub trait Disk: Send + Sync {
 /// A block device or image file.
 pub struct FileDisk {
     file: File,
+    direct: Direct,
     path: PathBuf,
     is_device: bool,
 }
@@ -58,7 +80,7 @@ impl FileDisk {
     pub fn open(path: &Path, write: bool) -> std::io::Result<FileDisk> {
         let file = OpenOptions::new().read(true).write(write).open(path)?;
         let is_device = file.metadata()?.file_type().is_block_device();
-        Ok(FileDisk { file, path: path.to_owned(), is_device })
+        Ok(FileDisk { file, direct: Direct::default(), path: path.to_owned(), is_device })
     }
 
     /// The open file, for locks.
@@ -97,6 +119,13 @@ impl Disk for FileDisk {
         write_back(&self.file, offset, len);
     }
 
+    fn read_fresh(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        match self.direct.read(&self.file, buf, offset)? {
+            n if n == buf.len() => Ok(()),
+            _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
     fn will_need(&self, offset: u64, len: u64) {
         will_need(&self.file, offset, len);
     }
@@ -107,6 +136,14 @@ impl Disk for FileDisk {
 
     fn gains_from_zeroes_ahead(&self) -> bool {
         !self.is_device
+    }
+
+    fn can_resize(&self) -> bool {
+        !self.is_device
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.file.set_len(len)
     }
 
     fn wipe(&self, offset: u64, len: u64) -> std::io::Result<()> {
@@ -131,10 +168,126 @@ impl Disk for FileDisk {
     }
 }
 
-/// Asks the kernel to begin writing; what is durable is not changed by that.
+/// Some bytes of a disk, as one.
+pub struct Part {
+    disk: Arc<dyn Disk>,
+    bytes: Range<u64>,
+}
+
+impl Part {
+    /// These bytes of it.
+    pub fn new(disk: Arc<dyn Disk>, bytes: Range<u64>) -> Part {
+        Part { disk, bytes }
+    }
+
+    /// Where on the disk something is.
+    fn at(&self, offset: u64, len: usize) -> std::io::Result<u64> {
+        let end = offset.checked_add(len as u64).filter(|end| *end <= self.bytes.end - self.bytes.start);
+        end.map(|_| self.bytes.start + offset).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+impl Disk for Part {
+    fn name(&self) -> String {
+        self.disk.name()
+    }
+
+    fn hint(&self) -> Vec<u8> {
+        self.disk.hint()
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.bytes.end - self.bytes.start)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.disk.read_at(buf, self.at(offset, buf.len())?)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        self.disk.write_at(bytes, self.at(offset, bytes.len())?)
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.disk.flush()
+    }
+
+    fn write_back(&self, offset: u64, len: u64) {
+        self.disk.write_back(self.bytes.start + offset, len);
+    }
+
+    fn read_fresh(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.disk.read_fresh(buf, self.at(offset, buf.len())?)
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        self.disk.will_need(self.bytes.start + offset, len);
+    }
+
+    fn drop_cached(&self, offset: u64, len: u64) {
+        self.disk.drop_cached(self.bytes.start + offset, len);
+    }
+
+    fn discard(&self, offset: u64, len: u64) {
+        self.disk.discard(self.bytes.start + offset, len);
+    }
+
+    fn wipe(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.disk.wipe(self.at(offset, len as usize)?, len)
+    }
+
+    fn gains_from_zeroes_ahead(&self) -> bool {
+        self.disk.gains_from_zeroes_ahead()
+    }
+}
+
+/// The same file opened once more, for reading past the kernel's cache, where its filesystem can do that.
+#[derive(Default)]
+pub(super) struct Direct(OnceLock<Option<File>>);
+
+impl Direct {
+    /// Reads up to the end of the file; returns how many bytes.
+    pub fn read(&self, file: &File, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let aligned = buf.as_ptr().addr().is_multiple_of(PAGE) && offset.is_multiple_of(PAGE as u64);
+        let direct = self.0.get_or_init(|| open_direct(file)).as_ref().filter(|_| aligned);
+        let mut done = 0;
+        if let Some(direct) = direct {
+            let whole = buf.len() - buf.len() % PAGE;
+            // (What it refuses is read the other way, and so is what is left behind whole pages.)
+            while done < whole && done.is_multiple_of(PAGE) {
+                match direct.read_at(&mut buf[done..whole], offset + done as u64) {
+                    Ok(n) if n > 0 => done += n,
+                    _ => break,
+                }
+            }
+        }
+        if done < buf.len() {
+            drop_cached(file, offset + done as u64, (buf.len() - done) as u64);
+        }
+        while done < buf.len() {
+            match file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn open_direct(file: &File) -> Option<File> {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    // (Not by its path: it may be another's by now.)
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()
+}
+
+/// Has the kernel begin to write.
 pub(super) fn write_back(file: &File, offset: u64, len: u64) {
     use std::os::fd::AsRawFd;
-    // SAFETY: a plain system call on an open descriptor.
+    // SAFETY: a plain system call on an open descriptor. (Only a hint: whoever flushes is told of failure.)
     unsafe {
         libc::sync_file_range(file.as_raw_fd(), offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE);
     }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub use bucket::{Bucket, BucketVolume, Buckets, Cold, OpenBucket, PART, without_waiting};
 pub(crate) use bucket::{Kept, REGIONS, list_all, may_wait, of_part, part_name, part_names};
 pub use dir::DirVolume;
-pub use disk::{Disk, FileDisk};
+pub use disk::{Disk, FileDisk, Part};
 pub use raw::RawVolume;
 pub(crate) use raw::UNIT;
 pub(crate) use set::{For, Volumes};
@@ -30,6 +30,8 @@ pub use table::{Copies, Tier, VolumeEntry, VolumeKind};
 use crate::Result;
 use crate::codec::{Reader, put_varint};
 
+/// What must be aligned to be read past the caches is so to this.
+pub const PAGE: usize = 4096;
 /// Bytes of a superblock.
 pub const SUPER_SIZE: usize = 4096;
 /// Bytes of a superblock slot: the superblock, and the table of volumes behind it.
@@ -145,6 +147,12 @@ pub trait Region: Send + Sync {
     fn will_need(&self, _offset: u64, _len: u64) {}
     /// Has the next read of these bytes come from the medium, not from a cache, as far as that can be seen to.
     fn drop_cached(&self, _offset: u64, _len: u64) {}
+    /// As [`Region::read_at`], but from the medium, as far as that can be seen to. Where memory and offset begin at multiples of
+    /// [`PAGE`] that costs nobody what is in caches.
+    fn read_fresh(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.drop_cached(offset, buf.len() as u64);
+        self.read_at(buf, offset)
+    }
     /// The first offset at or after this one whose bytes were not dropped by the cleaner.
     fn next_kept(&self, offset: u64) -> u64 {
         offset
@@ -187,7 +195,11 @@ pub trait Volume: Send + Sync {
     fn read_super(&self, slot: usize) -> Result<Vec<u8>>;
     /// Writes the first bytes of a superblock slot; durable on return.
     fn write_super(&self, slot: usize, bytes: &[u8]) -> Result<()>;
-    /// Makes both slots empty, so that it is nobody's volume any more; durable on return.
+    /// Reads what a slot holds according to the label, a second copy of the slots far from the first, where there is one.
+    fn read_label(&self, _slot: usize) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    /// Makes both slots empty, in the label too, so that it is nobody's volume any more; durable on return.
     fn wipe_super(&self) -> Result<()>;
     /// Reserves a region of `size` bytes; its space is guaranteed on return, [`crate::Error::NoSpace`] if there is none.
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>>;
@@ -214,6 +226,28 @@ pub trait Volume: Send + Sync {
     }
     /// (bytes in use, bytes there are). `limit`: the size that it was made with, 0 for none.
     fn usage(&self, limit: u64) -> Result<(u64, u64)>;
+    /// Nothing new goes beyond so many bytes, where that is the volume's to do; 0: there is no limit.
+    fn limit_to(&self, _bytes: u64) {}
+    /// Whether something of a region is beyond that.
+    fn is_beyond(&self, _at: RegionRef) -> Result<bool> {
+        Ok(false)
+    }
+    /// Whether it is longer than its limit says, and that can be changed.
+    fn is_too_long(&self) -> Result<bool> {
+        Ok(false)
+    }
+    /// Gives up what is beyond the limit, if nothing is there any more; durable on return. Says whether nothing is beyond now.
+    fn cut(&self) -> Result<bool> {
+        Ok(false)
+    }
+    /// Changes how long it is, where it can; durable on return.
+    fn resize(&self, _len: u64) -> Result<()> {
+        Ok(())
+    }
+    /// How long it is, whatever its limit.
+    fn bytes(&self) -> Result<u64> {
+        self.usage(0).map(|(_, size)| size)
+    }
     /// Volumes that name the same pool take their free bytes from one and the same place.
     fn pool(&self) -> Option<u64> {
         None

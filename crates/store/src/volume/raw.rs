@@ -4,13 +4,14 @@
 //! that tells them. So a volume is only full when it is full, however its gaps lie, and nothing ever has to be moved to make
 //! larger ones (tried and dropped: that took most of the cleaner's work on a nearly full volume, and often failed).
 //!
-//! Invariants: regions never overlap; the bytes before [`DATA_START`] belong to the superblocks. Which regions exist
+//! Invariants: regions never overlap; the bytes before [`DATA_START`] belong to the superblocks, and so do the last ones, where they are
+//! once more (the *label*), so that whatever overwrites the beginning does not take the volume along. Which regions exist
 //! is said by the manifest (and by seals after it); the allocator is derived. A map is durable before its region is used.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -23,6 +24,9 @@ use crate::{Error, Result};
 const SUPER_SPACING: u64 = 64 << 10;
 /// First byte of the first region.
 const DATA_START: u64 = 1 << 20;
+/// Bytes at the end (rounded down to a multiple of [`SUPER_SPACING`]) that the label has: its slots are the first of them, farther
+/// from the end than what others keep there (the copy of a partition table, for instance).
+const LABEL_SPACE: u64 = 1 << 20;
 /// Regions and their pieces start and end on multiples of this, and so does a map, which has so many bytes.
 pub const UNIT: u64 = 16 << 10;
 /// Set in [`RegionRef::start`] of a scattered region; the rest of it says where the map is.
@@ -38,10 +42,12 @@ const PIECES_MAX: usize = 1000;
 pub struct RawVolume {
     disk: Arc<dyn Disk>,
     number: AtomicU16,
+    /// Nothing new goes beyond so many bytes. (Changed with the space locked.)
+    limit: AtomicU64,
     space: Mutex<Space>,
     /// What was given back since the open, and may be somebody's again.
     given_back: Mutex<Space>,
-    /// The pieces of the scattered regions that there are, in order.
+    /// The pieces of the scattered regions that there are, in order, by what refers to them.
     scattered: Mutex<HashMap<u64, Vec<Range<u64>>>>,
 }
 
@@ -51,6 +57,7 @@ impl RawVolume {
         RawVolume {
             disk,
             number: AtomicU16::new(0),
+            limit: AtomicU64::new(u64::MAX),
             space: Mutex::default(),
             given_back: Mutex::default(),
             scattered: Mutex::default(),
@@ -73,6 +80,32 @@ impl RawVolume {
         self.io("size", 0, self.disk.len())
     }
 
+    /// Where regions end.
+    fn data_end(&self) -> Result<u64> {
+        Ok(label(self.len()?.min(self.limit.load(Ordering::Relaxed))).start)
+    }
+
+    /// Whether regions have bytes that are to be given up.
+    fn has_beyond(&self) -> Result<bool> {
+        let space = self.space.lock();
+        let end = self.data_end()?;
+        Ok(self.limit.load(Ordering::Relaxed) < u64::MAX && space.end() > end)
+    }
+
+    /// Where copies of a slot are: at the end, and as long as the volume is larger than it is to be, at that end too. Not where a region
+    /// that was made before there were labels has its place.
+    fn label_slots(&self, slot: usize) -> Result<Vec<u64>> {
+        let len = self.len()?;
+        let space = self.space.lock();
+        let labels = [len, len.min(self.limit.load(Ordering::Relaxed))].map(label);
+        let is_free =
+            |l: &&Range<u64>| l.end - l.start == LABEL_SPACE && space.gaps(l.start, l.end).next().as_ref() == Some(*l);
+        let mut found: Vec<u64> =
+            labels.iter().filter(is_free).map(|l| l.start + slot as u64 * SUPER_SPACING).collect();
+        found.dedup();
+        Ok(found)
+    }
+
     /// Where the bytes of a region are, in order; together as many as it has.
     fn pieces(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
         if at.start & SCATTERED == 0 {
@@ -80,7 +113,7 @@ impl RawVolume {
             self.verify(at, &whole)?;
             return Ok(vec![whole]);
         }
-        let known = self.scattered.lock().get(&at.id).cloned();
+        let known = self.scattered.lock().get(&at.start).cloned();
         let mut pieces = match known {
             Some(pieces) => pieces,
             None => self.read_map(at)?,
@@ -111,7 +144,7 @@ impl RawVolume {
             found: "something else".into(),
         })?;
         pieces.iter().try_for_each(|p| self.verify(at, p))?;
-        self.scattered.lock().insert(at.id, pieces.clone());
+        self.scattered.lock().insert(at.start, pieces.clone());
         Ok(pieces)
     }
 
@@ -161,10 +194,15 @@ impl RawVolume {
         for mut gap in gaps {
             while left > 0 && gap.start < gap.end {
                 let len = left.min(gap.end - gap.start).min(self.disk.piece_max());
-                pieces.push(gap.start..gap.start + len);
                 left -= len;
                 // Pieces of a gap, in a simulation, don't touch.
-                gap.start += len + UNIT;
+                if self.disk.fills_from_the_end() {
+                    pieces.push(gap.end - len..gap.end);
+                    gap.end = gap.end.saturating_sub(len + UNIT);
+                } else {
+                    pieces.push(gap.start..gap.start + len);
+                    gap.start += len + UNIT;
+                }
             }
         }
         if left > 0 || pieces.len() > PIECES_MAX {
@@ -174,7 +212,7 @@ impl RawVolume {
         self.io("flush", map, self.disk.flush())?;
         pieces.iter().for_each(|piece| space.claim(piece.clone(), id));
         space.claim(map..map + UNIT, id);
-        self.scattered.lock().insert(id, pieces.clone());
+        self.scattered.lock().insert(map | SCATTERED, pieces.clone());
         Ok(self.region(RegionRef { id, start: map | SCATTERED, size, volume: self.number(), second: None }, &pieces))
     }
 
@@ -216,6 +254,12 @@ impl RawVolume {
     }
 }
 
+/// The bytes that the label of a volume of `len` bytes has.
+fn label(len: u64) -> Range<u64> {
+    let end = len / SUPER_SPACING * SUPER_SPACING;
+    end.saturating_sub(LABEL_SPACE).max(DATA_START)..end.max(DATA_START)
+}
+
 /// Where the map of a scattered region is.
 fn map_of(at: RegionRef) -> Option<Range<u64>> {
     let map = at.start & !SCATTERED;
@@ -253,9 +297,9 @@ fn decode_map(bytes: &[u8], id: u64) -> Option<Vec<Range<u64>>> {
 }
 
 /// The smallest gap of at least `size` bytes: large ones are for what needs them.
-fn best_fit(space: &Space, size: u64, end: u64) -> Option<u64> {
+fn best_fit(space: &Space, size: u64, end: u64) -> Option<Range<u64>> {
     let fits = space.gaps(DATA_START, end).filter(|gap| gap.end - gap.start >= size);
-    fits.min_by_key(|gap| gap.end - gap.start).map(|gap| gap.start)
+    fits.min_by_key(|gap| gap.end - gap.start)
 }
 
 impl Volume for RawVolume {
@@ -287,8 +331,17 @@ impl Volume for RawVolume {
     fn write_super(&self, slot: usize, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= SLOT_SIZE, "a slot has {SLOT_SIZE} bytes, not {}", bytes.len());
         let at = slot as u64 * SUPER_SPACING;
-        self.io("write", at, self.disk.write_at(bytes, at))?;
+        for at in std::iter::once(at).chain(self.label_slots(slot)?) {
+            self.io("write", at, self.disk.write_at(bytes, at))?;
+        }
         self.io("flush", at, self.disk.flush())
+    }
+
+    fn read_label(&self, slot: usize) -> Result<Option<Vec<u8>>> {
+        let Some(at) = self.label_slots(slot)?.first().copied() else { return Ok(None) };
+        let mut buf = vec![0; SLOT_SIZE];
+        self.io("read", at, self.disk.read_at(&mut buf, at))?;
+        Ok(Some(buf))
     }
 
     fn wipe_super(&self) -> Result<()> {
@@ -297,11 +350,12 @@ impl Volume for RawVolume {
 
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
         let size = size.next_multiple_of(UNIT);
-        let end = self.len()?;
         let mut space = self.space.lock();
-        let Some(start) = best_fit(&space, size, end).filter(|_| size <= self.disk.piece_max()) else {
+        let end = self.data_end()?;
+        let Some(gap) = best_fit(&space, size, end).filter(|_| size <= self.disk.piece_max()) else {
             return self.create_scattered(&mut space, id, size, end);
         };
+        let start = if self.disk.fills_from_the_end() { (gap.end - size) / UNIT * UNIT } else { gap.start };
         let whole = start..start + size;
         space.claim(whole.clone(), id);
         let at = RegionRef { id, start, size, volume: self.number(), second: None };
@@ -329,7 +383,7 @@ impl Volume for RawVolume {
 
     fn remove(&self, at: RegionRef) -> Result<()> {
         self.release(&self.all_of(at)?, at.id);
-        self.scattered.lock().remove(&at.id);
+        self.scattered.lock().remove(&at.start);
         Ok(())
     }
 
@@ -338,10 +392,10 @@ impl Volume for RawVolume {
         for at in regions {
             self.all_of(*at)?.into_iter().for_each(|range| space.claim(range, at.id));
         }
-        self.scattered.lock().retain(|id, _| regions.iter().any(|r| r.id == *id));
+        self.scattered.lock().retain(|start, _| regions.iter().any(|r| r.start == *start));
         *self.space.lock() = space;
         if wipe {
-            self.wipe_gaps(DATA_START..self.len()?)?;
+            self.wipe_gaps(DATA_START..self.data_end()?)?;
             self.io("flush", 0, self.disk.flush())?;
         }
         Ok(())
@@ -349,15 +403,16 @@ impl Volume for RawVolume {
 
     fn wipe_given_back(&self) -> Result<()> {
         let ranges: Vec<_> = self.given_back.lock().ranges().collect();
+        let end = self.data_end()?;
         for range in ranges {
-            self.wipe_gaps(range.clone())?;
+            self.wipe_gaps(range.start..range.end.min(end))?;
         }
         self.io("flush", 0, self.disk.flush())
     }
 
     /// The map of a scattered region.
     fn heal_place(&self, at: RegionRef) -> Result<bool> {
-        let known = self.scattered.lock().get(&at.id).cloned();
+        let known = self.scattered.lock().get(&at.start).cloned();
         let Some((map, pieces)) = map_of(at).zip(known) else { return Ok(false) };
         let (good, mut bytes) = (encode_map(at.id, &pieces), vec![0; UNIT as usize]);
         self.disk.drop_cached(map.start, UNIT);
@@ -369,8 +424,51 @@ impl Volume for RawVolume {
         self.io("flush", map.start, self.disk.flush()).map(|()| true)
     }
 
+    fn limit_to(&self, bytes: u64) {
+        let _space = self.space.lock();
+        self.limit.store(if bytes == 0 { u64::MAX } else { bytes }, Ordering::Relaxed);
+    }
+
+    fn is_beyond(&self, at: RegionRef) -> Result<bool> {
+        let end = self.data_end()?;
+        Ok(self.limit.load(Ordering::Relaxed) < u64::MAX && self.all_of(at)?.iter().any(|r| r.end > end))
+    }
+
+    fn is_too_long(&self) -> Result<bool> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        Ok(limit < u64::MAX && (self.has_beyond()? || self.disk.can_resize() || self.len()? <= limit))
+    }
+
+    fn cut(&self) -> Result<bool> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if self.has_beyond()? {
+            return Ok(false);
+        }
+        if self.len()? > limit && self.disk.can_resize() {
+            self.resize(limit)?;
+        }
+        Ok(self.len()? <= limit)
+    }
+
+    fn resize(&self, len: u64) -> Result<()> {
+        if !self.disk.can_resize() {
+            return Err(Error::Refused(format!("{} is as large as its device or partition", self.disk.name())));
+        }
+        self.io("resize", len, self.disk.set_len(len))?;
+        self.io("flush", 0, self.disk.flush())
+    }
+
+    fn bytes(&self) -> Result<u64> {
+        self.len()
+    }
+
     fn usage(&self, _limit: u64) -> Result<(u64, u64)> {
-        Ok((self.space.lock().sum() + DATA_START, self.len()?))
+        let len = self.len()?.min(self.limit.load(Ordering::Relaxed));
+        let space = self.space.lock();
+        let label = self.data_end()?;
+        // (But for what regions have there.)
+        let unused = space.gaps(label, len.max(label)).map(|gap| gap.end - gap.start).sum::<u64>();
+        Ok((space.sum() + DATA_START.min(len) + unused, len))
     }
 }
 
@@ -443,6 +541,10 @@ impl Region for RawRegion {
 
     fn write_back(&self, offset: u64, len: u64) {
         self.parts(offset, len).for_each(|(at, part)| self.disk.write_back(at, part.len() as u64));
+    }
+
+    fn read_fresh(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.io("read", offset, buf.len() as u64, |at, part| self.disk.read_fresh(&mut buf[part], at))
     }
 
     fn will_need(&self, offset: u64, len: u64) {

@@ -14,7 +14,7 @@ use super::raw::UNIT;
 use super::twice::{Absent, Health, Side, Twice};
 use super::{BucketVolume, Copies, Region, RegionRef, Tier, Volume, VolumeEntry, VolumeKind};
 use crate::codec::mix;
-use crate::superblock::Superblock;
+use crate::superblock::{OnVolume, Superblock};
 use crate::{Error, Result};
 
 /// What a region is for.
@@ -188,6 +188,7 @@ impl Volumes {
     pub fn change(&self, entry: &VolumeEntry) {
         for m in self.0.members.write().iter_mut().filter(|m| m.number == entry.number) {
             (m.limit, m.leaving) = (entry.size_limit, entry.leaving);
+            m.volume.limit_to(entry.size_limit);
         }
     }
 
@@ -225,7 +226,10 @@ impl Volumes {
                 Err(Error::NotAStore(_)) => None,
                 read => read?.into_iter().next(),
             };
-            without += u64::from(newest.is_none_or(|n| n.superblock.generation != sb.generation));
+            let label = Superblock::read_label(&*m.volume)?.into_iter().next();
+            let is_it = |found: Option<OnVolume>| found.is_some_and(|n| n.superblock.generation == sb.generation);
+            let has_label = m.volume.read_label(0)?.is_some();
+            without += u64::from(!is_it(newest)) + u64::from(has_label && !is_it(label));
         }
         Ok(without)
     }
@@ -508,7 +512,7 @@ impl Inner {
             next.attempt = base + self.attempts.fetch_add(1, Ordering::Relaxed);
             if !next.fits() {
                 return Err(Error::Refused(format!(
-                    "the table of volumes is full: {} with their paths are too many",
+                    "the table of volumes is full: {} with their paths are too many; remove one, or use shorter paths",
                     next.volumes.len()
                 )));
             }
@@ -549,5 +553,6 @@ impl Inner {
 
 fn member(e: &VolumeEntry, volume: Arc<dyn Volume>) -> Member {
     volume.numbered(e.number);
+    volume.limit_to(e.size_limit);
     Member { number: e.number, volume, limit: e.size_limit, leaving: e.leaving, tier: e.tier, health: Arc::default() }
 }

@@ -19,6 +19,8 @@ const PAGE: u64 = 4096;
 pub enum Event {
     /// Bytes at an offset.
     Write(u64, Arc<[u8]>),
+    /// The disk became so long.
+    Length(u64),
     /// All earlier writes became durable.
     Flush,
 }
@@ -49,6 +51,14 @@ impl Pages {
             let page = self.0.entry(page).or_insert_with(|| Box::new([0; PAGE as usize]));
             page[within..within + n].copy_from_slice(&bytes[done..done + n]);
             done += n;
+        }
+    }
+
+    /// What is behind so many bytes is gone.
+    fn cut(&mut self, len: u64) {
+        self.0.retain(|page, _| page * PAGE < len);
+        if let Some(page) = self.0.get_mut(&(len / PAGE)) {
+            page[(len % PAGE) as usize..].fill(0);
         }
     }
 
@@ -87,8 +97,9 @@ pub(super) struct Machine {
 /// A disk in memory. Clones share it.
 #[derive(Clone)]
 pub struct SimDisk {
-    len: u64,
+    len: Arc<AtomicU64>,
     piece_max: u64,
+    from_the_end: bool,
     dies_at: Arc<AtomicU64>,
     state: Arc<Mutex<State>>,
     machine: Arc<Machine>,
@@ -97,12 +108,24 @@ pub struct SimDisk {
 impl SimDisk {
     /// An empty (zero) disk of `len` bytes; memory is used for what is written.
     pub fn new(len: u64) -> SimDisk {
-        SimDisk { len, piece_max: u64::MAX, dies_at: alive(), state: Arc::default(), machine: Arc::default() }
+        SimDisk {
+            len: Arc::new(len.into()),
+            piece_max: u64::MAX,
+            from_the_end: false,
+            dies_at: alive(),
+            state: Arc::default(),
+            machine: Arc::default(),
+        }
     }
 
     /// As if its gaps were so small: every longer region is scattered.
     pub fn in_pieces(self, longest: u64) -> SimDisk {
         SimDisk { piece_max: longest, ..self }
+    }
+
+    /// Of which the end is filled first.
+    pub fn from_the_end(self) -> SimDisk {
+        SimDisk { from_the_end: true, ..self }
     }
 
     /// An empty disk in the same machine: events and operations of all its disks are counted together.
@@ -138,13 +161,26 @@ impl SimDisk {
         let mut pages = base.state.lock().pages.clone();
         let events = &log.events[..log.events.partition_point(|(at, _)| *at < n as u64)];
         let durable = events.iter().rposition(|(_, e)| matches!(e, Event::Flush)).map_or(0, |i| i + 1);
+        let mut len = base.length();
         for (_, e) in &events[..durable] {
-            if let Event::Write(at, bytes) = e {
-                pages.write(bytes, *at);
+            match e {
+                Event::Write(at, bytes) => pages.write(bytes, *at),
+                Event::Length(to) => {
+                    len = *to;
+                    pages.cut(len);
+                }
+                Event::Flush => {}
             }
         }
         let mut i = 0;
         for (_, e) in &events[durable..] {
+            if let Event::Length(to) = e {
+                if keep(i) {
+                    len = *to;
+                    pages.cut(len);
+                }
+                i += 1;
+            }
             let Event::Write(at, bytes) = e else { continue };
             let mut done = 0u64;
             while done < bytes.len() as u64 {
@@ -156,14 +192,21 @@ impl SimDisk {
                 done += n;
             }
         }
-        let state = State { pages, ..State::default() };
-        SimDisk { dies_at: alive(), state: Arc::new(Mutex::new(state)), machine: Arc::default(), ..*base }
+        SimDisk::of(pages, len, base)
     }
 
     /// A copy that shares nothing, in a machine of its own.
     pub fn fork(&self) -> SimDisk {
-        let state = State { pages: self.state.lock().pages.clone(), ..State::default() };
-        SimDisk { dies_at: alive(), state: Arc::new(Mutex::new(state)), machine: Arc::default(), ..*self }
+        SimDisk::of(self.state.lock().pages.clone(), self.length(), self)
+    }
+
+    fn of(pages: Pages, len: u64, like: &SimDisk) -> SimDisk {
+        let state = Arc::new(Mutex::new(State { pages, ..State::default() }));
+        SimDisk { state, piece_max: like.piece_max, from_the_end: like.from_the_end, ..SimDisk::new(len) }
+    }
+
+    fn length(&self) -> u64 {
+        self.len.load(Ordering::SeqCst)
     }
 
     /// Operations of the machine so far.
@@ -249,7 +292,7 @@ impl Disk for SimDisk {
     }
 
     fn len(&self) -> Result<u64> {
-        Ok(self.len)
+        Ok(self.length())
     }
 
     fn piece_max(&self) -> u64 {
@@ -259,7 +302,7 @@ impl Disk for SimDisk {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let s = self.state.lock();
         self.operate()?;
-        if offset + buf.len() as u64 > self.len {
+        if offset + buf.len() as u64 > self.length() {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         s.pages.read(buf, offset);
@@ -270,7 +313,7 @@ impl Disk for SimDisk {
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let mut s = self.state.lock();
         self.operate()?;
-        if offset + bytes.len() as u64 > self.len {
+        if offset + bytes.len() as u64 > self.length() {
             return Err(Error::from_raw_os_error(libc::ENOSPC));
         }
         s.pages.write(bytes, offset);
@@ -281,7 +324,7 @@ impl Disk for SimDisk {
     /// As of an image file: a hint, which a crash may lose.
     fn discard(&self, offset: u64, len: u64) {
         let mut s = self.state.lock();
-        let end = (offset + len).min(self.len);
+        let end = (offset + len).min(self.length());
         let pages = offset.div_ceil(PAGE)..end / PAGE;
         s.pages.0.retain(|page, _| !pages.contains(page));
         let edges = match pages.start <= pages.end {
@@ -291,6 +334,23 @@ impl Disk for SimDisk {
         for (from, to) in edges {
             s.pages.write(&vec![0; (to - from) as usize], from);
         }
+    }
+
+    fn fills_from_the_end(&self) -> bool {
+        self.from_the_end
+    }
+
+    fn can_resize(&self) -> bool {
+        true
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        let mut s = self.state.lock();
+        self.operate()?;
+        self.len.store(len, Ordering::SeqCst);
+        s.pages.cut(len);
+        self.machine.note(&mut s, || Event::Length(len));
+        Ok(())
     }
 
     fn flush(&self) -> Result<()> {

@@ -46,6 +46,11 @@ impl Space {
         self.used.iter().map(|(start, (end, _))| *start..*end)
     }
 
+    /// The last byte that belongs to one, and one more.
+    pub fn end(&self) -> u64 {
+        self.used.last_key_value().map_or(0, |(_, (end, _))| *end)
+    }
+
     /// Bytes that belong to regions.
     pub fn sum(&self) -> u64 {
         self.sum
