@@ -100,15 +100,24 @@ pub enum Command {
 pub struct Create {
     /// A new or empty directory, an image file, or a block device
     pub store: PathBuf,
-    /// Bytes that the store may use (10G, 500M, …); without it, all there are
+    /// Bytes that the store may use of each volume (10G, 500M, …); without it, all there are
     #[arg(long, value_parser = size)]
     pub size: Option<u64>,
-    /// Make STORE an image file of --size bytes
+    /// Make STORE, and each volume, an image file of --size bytes
     #[arg(long)]
     pub image: bool,
     /// Overwrite what is on the file or device
     #[arg(long)]
     pub force: bool,
+    /// Write a partition table (GPT) to the device or image file, with one partition of our type, and make the volume in that
+    #[arg(long)]
+    pub gpt: bool,
+    /// Another volume of the store, as STORE is the first (may be given several times)
+    #[arg(long = "volume", value_name = "PATH")]
+    pub volumes: Vec<PathBuf>,
+    /// Keep two copies of everything, or of the index, from the beginning: that needs two volumes
+    #[arg(long, value_parser = ["1", "2", "index"], default_value = "1")]
+    pub copies: String,
 }
 
 /// `darner mount`
@@ -156,11 +165,14 @@ pub struct Mount {
     /// Where s3://BUCKET/PREFIX has its open segment, index and what is read much here: a new or empty directory, or the one of before
     #[arg(long, value_name = "DIR")]
     pub local: Option<PathBuf>,
-    /// Where a volume of the store is that has moved (may be given several times)
+    /// Where a volume of the store is that has moved, or, of one that is made, another volume (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
+    /// How many copies a created store keeps: 2 of everything, 2 of the index, or 1
+    #[arg(long, value_parser = ["1", "2", "index"], requires = "create")]
+    pub copies: Option<String>,
     /// Mount options as in fstab: ro, degraded, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, fileset=…, volume=…,
-    /// create, size=…
+    /// create, size=…, copies=…
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Nothing is printed but errors (mount(8) passes these)
@@ -442,6 +454,14 @@ pub enum VolumeAction {
         /// 2, 1, or index: of tables and manifests, so that with a volume missing the tree can be read
         #[arg(value_parser = ["1", "2", "index"])]
         copies: Option<String>,
+    },
+    /// Take back a volume whose beginning was overwritten (by mkfs or dd, say), by the label at its end. Not of a mounted store
+    Reclaim {
+        /// The device or image file
+        path: PathBuf,
+        /// Also where it holds something else by now, which is destroyed
+        #[arg(long)]
+        force: bool,
     },
     /// Change how much of a directory may be used, or make an image file larger
     Resize {
@@ -848,6 +868,9 @@ pub struct Rebuild {
     /// Memory for it: beyond that, it goes by way of the disk
     #[arg(long, value_parser = size, default_value = "256M")]
     pub memory: u64,
+    /// 1: do one thing after the other; more: read ahead and write tables meanwhile [default: as many as there are cores]
+    #[arg(long)]
+    pub threads: Option<usize>,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -435,7 +435,7 @@ impl Daemon {
         match upkeep {
             Progress::Worked => Ok((upkeep, false)),
             Progress::Idle => {
-                if self.go_on_leaving(false)? || self.go_on_copying()? {
+                if self.go_on_leaving(false)? || self.go_on_cutting()? || self.go_on_copying()? {
                     return Ok((Progress::Worked, true));
                 }
                 self.fs.limit_history(now_ns())?;

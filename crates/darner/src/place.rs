@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::Hasher;
 use std::io::{Seek, SeekFrom};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -16,15 +17,15 @@ use std::os::unix::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use darner_store::volume::{DirVolume, FileDisk, RawVolume, Volume, VolumeEntry, VolumeKind};
-use darner_store::{Advance, CreateOptions, Identity, OpenOptions, Store, identify};
+use darner_store::volume::{Copies, DirVolume, Disk, FileDisk, Part, RawVolume, Volume, VolumeEntry, VolumeKind};
+use darner_store::{Advance, CreateOptions, Identity, OpenOptions, Progress, Store, identify};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHasher;
 
 use crate::error::{Context, Failure, Result};
 use crate::mounts::Mounted;
-use crate::s3;
+use crate::{partition, reclaim, s3};
 
 /// A store's place: that of one of its volumes.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Place {
     /// Absolute.
     pub path: PathBuf,
     is_dir: bool,
+    /// The bytes of our partition, where that is no device of its own.
+    part: Option<Range<u64>>,
     /// Where the daemon listens at a mount of the store: it is found by that too, when the volume has left.
     mount: Option<SocketAddr>,
 }
@@ -67,13 +70,20 @@ impl Place {
         if !(kind.is_dir() || kind.is_file() || kind.is_block_device()) {
             return Err(Failure::new(format!("{} is no directory, image file or block device", path.display())));
         }
-        Ok(Place { is_dir: kind.is_dir(), path, mount: None })
+        let part = if kind.is_dir() { None } else { partition::find(&path) };
+        let device = part.clone().filter(|_| kind.is_block_device()).and_then(|p| partition::node(&path, p.start));
+        match device {
+            // Whoever names the one means the other: there is one lock.
+            Some(path) => Ok(Place { is_dir: false, path, part: None, mount: None }),
+            None => Ok(Place { is_dir: kind.is_dir(), path, part, mount: None }),
+        }
     }
 
     /// The store that is mounted there, even if the volume that the mount is named by has left it.
     pub fn behind(mount: &Mounted) -> Place {
         let place = Place::at(&mount.source);
-        let place = place.unwrap_or_else(|_| Place { path: mount.source.clone(), is_dir: false, mount: None });
+        let place =
+            place.unwrap_or_else(|_| Place { path: mount.source.clone(), is_dir: false, part: None, mount: None });
         Place { mount: mount_socket(mount).ok(), ..place }
     }
 
@@ -83,7 +93,16 @@ impl Place {
             return Ok(Arc::new(DirVolume::open(&self.path, write)));
         }
         let disk = FileDisk::open(&self.path, write).cant(|| format!("open {}", self.path.display()))?;
-        Ok(Arc::new(RawVolume::new(Arc::new(disk))))
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        Ok(Arc::new(RawVolume::new(match &self.part {
+            Some(part) => Arc::new(Part::new(disk, part.clone())),
+            None => disk,
+        })))
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.is_dir
     }
 
     /// Whether it can be read, and is a volume of a store.
@@ -153,7 +172,7 @@ impl Place {
         each: &mut dyn FnMut(Advance),
     ) -> Result<(Arc<Store>, Vec<Held>)> {
         let (volumes, held) = self.hold(others, !options.read_only)?;
-        let store = Store::open_telling(&volumes, options, each)?;
+        let store = Store::open_telling(&volumes, options, each).map_err(|e| reclaim::overwritten(e, &volumes))?;
         Ok((Arc::new(store), held))
     }
 
@@ -278,7 +297,7 @@ pub fn must_have_bucket(place: &Place, name: &str) -> Result<()> {
 }
 
 /// The block devices and partitions that the kernel knows, by their names in `/dev`.
-fn devices() -> Vec<PathBuf> {
+pub fn devices() -> Vec<PathBuf> {
     let listed = fs::read_to_string("/proc/partitions").unwrap_or_default();
     let name = |line: &str| line.split_whitespace().nth(3).map(|name| Path::new("/dev").join(name));
     listed.lines().skip(2).filter_map(name).collect()
@@ -328,10 +347,16 @@ pub struct Make {
     pub image: bool,
     /// Overwrite what is on the device or file.
     pub force: bool,
+    /// With a partition table, and the volume in its only partition.
+    pub gpt: bool,
     /// Harmless where a store exists.
     pub existing_is_fine: bool,
     /// The key of the directory hash, of a mirror that of its source.
     pub hash_key: Option<[u8; 16]>,
+    /// Its other volumes, made like the first.
+    pub beside: Vec<PathBuf>,
+    /// Of what it has two copies.
+    pub copies: Copies,
 }
 
 /// Makes an empty store with a root directory owned by the caller.
@@ -350,11 +375,20 @@ pub fn prepare<T>(path: &Path, make: &Make, then: impl FnOnce(&Path, &Make, bool
     } else if !exists {
         fs::DirBuilder::new().mode(0o700).create(path).cant(|| format!("make {}", path.display()))?;
     }
-    let made = then(path, make, exists);
+    let partitioned = if make.gpt { make_partition(path, make, exists) } else { Ok(()) };
+    // (What was there, it has looked at.)
+    let made = partitioned.and_then(|()| then(path, make, exists && !make.gpt));
     if made.is_err() && !exists {
         let _ = if make.image { fs::remove_file(path) } else { fs::remove_dir_all(path) };
     }
     made
+}
+
+fn make_partition(path: &Path, make: &Make, exists: bool) -> Result<()> {
+    if exists && !make.force {
+        refuse_to_overwrite(&Place::at(path)?)?;
+    }
+    partition::make(path)
 }
 
 fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
@@ -370,12 +404,34 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
         &CreateOptions { now_ns, size_limit, hash_key: make.hash_key, ..CreateOptions::default() },
     )?;
     let store = Arc::new(Store::open(volume, &options())?);
+    with_volumes(&store, &make.beside, make)?;
+    Ok(place)
+}
+
+/// Makes the root directory, and ends what was opened for that.
+fn begin_tree(store: &Arc<Store>) -> Result<()> {
     // SAFETY: these calls can't fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let fs = darner_fs::Fs::create(store.clone(), uid, gid, 0o755, crate::frontend::now_ns())?;
     crate::serving::identity(&fs)?;
-    store.close()?;
-    Ok(place)
+    Ok(store.close()?)
+}
+
+/// Goes on making a store on several volumes; what was made of them goes where it can't be ended.
+fn with_volumes(store: &Arc<Store>, paths: &[PathBuf], make: &Make) -> Result<()> {
+    let Some((path, others)) = paths.split_first() else {
+        if make.copies != Copies::One {
+            store.set_copies(make.copies)?;
+            while store.step_copies(u64::MAX)? == Progress::Worked {}
+        }
+        return begin_tree(store);
+    };
+    prepare(path, make, |path, make, exists| {
+        let place = Place::at(path)?;
+        let (_lock, size_limit) = place.take(make, exists)?;
+        store.add_volume(place.volume(true)?, size_limit)?;
+        with_volumes(store, others, make)
+    })
 }
 
 fn refuse_to_overwrite(place: &Place) -> Result<()> {
@@ -404,7 +460,9 @@ fn refuse_to_overwrite(place: &Place) -> Result<()> {
         )));
     }
     // (What else is there may be left of a volume that was emptied.)
-    if let Some(what) = signature(&read((len - len % 512).saturating_sub(1 << 20))?) {
+    let mut end = read((len - len % 512).saturating_sub(2 << 20))?;
+    end.extend(read((len - len % 512).saturating_sub(1 << 20))?);
+    if let Some(what) = signature(&end) {
         return Err(Failure::new(format!("{path} holds {what}; --force overwrites it")));
     }
     Ok(())
@@ -412,7 +470,8 @@ fn refuse_to_overwrite(place: &Place) -> Result<()> {
 
 /// What has its signature at the end of a device, in its last sectors.
 fn signature(end: &[u8]) -> Option<&'static str> {
-    let known: [(&[u8], &str); 3] = [
+    let known: [(&[u8], &str); 4] = [
+        (b"DARNER\r\n", "a volume of a store, whose beginning was overwritten (darner volume reclaim takes it back)"),
         (b"EFI PART", "a partition table"),
         (&0xa92b_4efc_u32.to_le_bytes(), "a member of a RAID"),
         (&0x00ba_b10c_u64.to_le_bytes(), "a ZFS volume"),

@@ -13,7 +13,7 @@ use darner_store::{BucketState, Move, Progress, VolumeUsage};
 
 use crate::control::{CopyLine, Listener, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
-use crate::error::{Context, Failure, Result};
+use crate::error::{Failure, Result};
 use crate::keeper::Keeper;
 use crate::mounts;
 use crate::place::{self, Held, Make, Place};
@@ -110,7 +110,7 @@ impl Daemon {
             }
             Request::Copies { copies: Some(copies) } => return self.set_copies(&copies, tell),
             Request::ResizeVolume { id, size } => {
-                self.resize_volume(id, size)?;
+                self.resize_volume(id, size, tell)?;
                 id
             }
             _ => return Err(Failure::new("this daemon does not know the request: it is of another version")),
@@ -196,8 +196,7 @@ impl Daemon {
 
     /// Has so many copies, and returns when they are there.
     fn set_copies(&self, copies: &str, tell: &mut Tell<'_>) -> Result<Response> {
-        let wanted = ALL_COPIES.into_iter().find(|c| copies_name(*c) == copies);
-        let wanted = wanted.ok_or_else(|| Failure::new(format!("{copies} is neither 1, 2 nor index")))?;
+        let wanted = copies_named(copies)?;
         let store = self.store();
         store.set_copies(wanted)?;
         let left = || store.left_to_copy();
@@ -305,28 +304,38 @@ impl Daemon {
         Ok(())
     }
 
-    fn resize_volume(&self, id: u16, size: u64) -> Result<()> {
-        let all = self.store().volumes()?;
-        let is_raw = |v: &&VolumeUsage| v.entry.number == id && v.entry.kind == VolumeKind::Raw;
-        let Some(volume) = all.iter().find(is_raw) else { return Ok(self.store().resize_volume(id, size)?) };
-        let path = PathBuf::from(volume.entry.name());
-        let is_file = std::fs::metadata(&path).is_ok_and(|meta| meta.is_file());
-        match size {
-            _ if !is_file => Err(Failure::new(format!("{} is as large as its device", path.display()))),
-            _ if size < volume.size => Err(Failure::new(format!(
-                "{} has {} bytes, and an image file can't be made smaller: add another volume, and remove this one",
-                path.display(),
-                volume.size
-            ))),
-            _ => {
-                let file = std::fs::OpenOptions::new().write(true).open(&path);
-                file.and_then(|f| f.set_len(size)).cant(|| format!("resize {}", path.display()))
+    fn resize_volume(&self, id: u16, size: u64, tell: &mut Tell<'_>) -> Result<()> {
+        let store = self.store();
+        store.resize_volume(id, size)?;
+        let left = || store.left_to_cut(id);
+        self.drive(&left, tell, &|| store.step_cut(BUDGET), &|| store.too_long() != Some(id))
+            .map_err(|e| Failure::new(format!("volume {id} is not so short yet; it goes on when that can be: {e}")))
+    }
+
+    /// Goes on with making volumes shorter, unless a command does; says whether there was anything to do.
+    pub(crate) fn go_on_cutting(&self) -> Result<bool> {
+        let Some(_one_at_a_time) = self.moving.try_lock() else { return Ok(false) };
+        if self.store().too_long().is_none() || self.leave_not_before.lock().is_some_and(|at| at > Instant::now()) {
+            return Ok(false);
+        }
+        match self.store().step_cut(BUDGET) {
+            Ok(progress) => Ok(progress == Progress::Worked),
+            Err(e) => {
+                tracing::warn!("a volume can't be made shorter now: {e}");
+                *self.leave_not_before.lock() = Some(Instant::now() + RETRY);
+                Ok(false)
             }
         }
     }
 }
 
 const ALL_COPIES: [Copies; 3] = [Copies::One, Copies::Index, Copies::Two];
+
+/// What people call so.
+pub(crate) fn copies_named(name: &str) -> Result<Copies> {
+    let found = ALL_COPIES.into_iter().find(|c| copies_name(*c) == name);
+    found.ok_or_else(|| Failure::new(format!("{name} is neither 1, 2 nor index")))
+}
 
 fn copies_name(copies: Copies) -> &'static str {
     match copies {

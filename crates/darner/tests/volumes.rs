@@ -59,6 +59,118 @@ fn every_volume_is_swapped_for_another_under_a_write_load_and_nothing_changes() 
 }
 
 #[test]
+fn a_store_is_made_on_several_volumes_with_two_copies_of_all() {
+    let Some(w) = World::new() else { return };
+    w.sh_outside("$DARNER unmount $MNT; rm -r store");
+    refused(&w, "$DARNER create store --copies 2", "two copies need two volumes");
+    refused(&w, "$DARNER create store --volume b --volume store --copies 2", "already open");
+    w.sh_outside("test ! -e store; test ! -e b");
+    w.sh_outside("$DARNER create store --image --size 200M --volume b --volume c --copies 2");
+    w.sh_outside("test -f store; test -f b; test -f c; $DARNER mount store $MNT");
+    let said = w.sh_outside("$DARNER volume copies $MNT");
+    assert_eq!(said.trim(), "two copies of everything");
+    w.sh("head -c 5M /dev/urandom > f; md5sum f > $DIR/sum; sync f");
+    w.sh_outside("$DARNER unmount $MNT; rm store; $DARNER mount --degraded b $MNT");
+    w.sh("md5sum -c --quiet $DIR/sum");
+    w.sh_outside("$DARNER unmount $MNT; rm b c");
+    // And where a mount makes it.
+    w.sh_outside("$DARNER mount --create --volume e --copies index d $MNT");
+    assert_eq!(ids(&w), [0, 1]);
+    assert!(w.sh_outside("$DARNER volume copies $MNT").contains("two copies of the index"));
+    w.sh_outside("$DARNER unmount $MNT; $DARNER mount --create --volume e -ocopies=2 d $MNT");
+    assert!(w.sh_outside("$DARNER volume copies $MNT").contains("two copies of the index"), "it was there");
+    w.unmount();
+}
+
+#[test]
+fn a_volume_whose_beginning_was_overwritten_is_taken_back_by_the_label_at_its_end() {
+    let Some(w) = World::new() else { return };
+    w.sh_outside("$DARNER volume add $MNT image --image --size 300M; $DARNER volume move $MNT --from 0 --to 1");
+    w.sh("for i in $(seq 1 30); do head -c 1M /dev/urandom > $i; done; md5sum * > $DIR/sums; sync -f .");
+    w.sh_outside("$DARNER unmount $MNT; dd if=/dev/zero of=image bs=1M count=1 conv=notrunc status=none");
+    refused(&w, "$DARNER mount store $MNT", "its beginning was overwritten: darner volume reclaim");
+    refused(&w, "$DARNER mount image $MNT", "its beginning was overwritten: darner volume reclaim");
+    refused(&w, "$DARNER create image", "whose beginning was overwritten");
+    refused(&w, "$DARNER volume reclaim store", "is a directory");
+    // (The signature of ext4.)
+    w.sh_outside("printf '\\x53\\xef' | dd of=image bs=1 seek=1080 conv=notrunc status=none");
+    refused(&w, "$DARNER volume reclaim image", "holds an ext2, ext3 or ext4 filesystem now; --force");
+    w.sh_outside("$DARNER volume reclaim image --force; $DARNER mount image $MNT");
+    refused(&w, "$DARNER volume reclaim image", "already open");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.sh_outside("$DARNER scrub $MNT | grep 'nothing is damaged'; $DARNER unmount $MNT");
+    refused(&w, "$DARNER volume reclaim image", "is as it should be");
+}
+
+#[test]
+fn a_partition_table_of_our_own_is_made_and_device_and_partition_lead_to_the_store() {
+    let Some(w) = World::new() else { return };
+    w.sh_outside("$DARNER unmount $MNT; rm -r store");
+    refused(&w, "mkdir d; $DARNER create d --gpt", "only a device or an image file");
+    w.sh_outside("$DARNER create image --gpt --image --size 300M; $DARNER mount image $MNT");
+    w.sh("head -c 5M /dev/urandom > f; md5sum f > $DIR/sum");
+    refused(&w, "$DARNER volume resize $MNT 0 400M", "as large as its device or partition");
+    w.sh_outside("$DARNER unmount $MNT; $DARNER check image");
+    refused(&w, "$DARNER create image --gpt", "holds a store already");
+    // What others have on it is not overwritten.
+    w.sh_outside(
+        "truncate -s 100M other; printf 'EFI PART' | dd of=other bs=1 seek=$((104857600-512)) conv=notrunc status=none",
+    );
+    refused(&w, "$DARNER create other --gpt", "holds a partition table; --force");
+    w.sh_outside("$DARNER create other --gpt --force; $DARNER check other; rm other");
+    if has("sfdisk") {
+        assert!(w.sh_outside("sfdisk --dump image").to_lowercase().contains(darner::partition::TYPE));
+    }
+    // The partition is found by the kernel as well, where it may have one.
+    let script = "loop=$(losetup --find --show --partscan image) && echo $loop && test -b ${loop}p1";
+    let out = Command::new("bash").args(["-c", script]).current_dir(&w.dir).output().unwrap();
+    let device = String::from_utf8(out.stdout).unwrap().trim().to_string();
+    let by = if out.status.success() { vec!["", "p1"] } else { vec![""] };
+    for part in by.into_iter().filter(|_| !device.is_empty()) {
+        w.sh_outside(&format!("$DARNER mount {device}{part} $MNT"));
+        w.sh("md5sum -c --quiet $DIR/sum");
+        w.sh_outside("$DARNER unmount $MNT");
+    }
+    if !device.is_empty() {
+        w.sh_outside(&format!("losetup --detach {device}"));
+    }
+    w.sh_outside("$DARNER mount image $MNT");
+    w.sh("md5sum -c --quiet $DIR/sum");
+    w.unmount();
+}
+
+#[test]
+fn an_image_becomes_shorter_under_a_load_and_a_kill() {
+    let Some(w) = World::new() else { return };
+    w.sh_outside("$DARNER volume add $MNT image --image --size 900M; $DARNER volume remove $MNT 0");
+    // What comes first makes way again, so that something is at the end.
+    w.sh("head -c 250M /dev/urandom > first; for i in $(seq 1 60); do head -c 1M /dev/urandom > $i; done; md5sum ? ?? > $DIR/sums; sync -f .");
+    refused(&w, "$DARNER volume resize $MNT 1 100M", "too few");
+    w.sh_outside("$DARNER forget $MNT/first; $DARNER clean --wait $MNT");
+    let load = "i=0; while ! test -e $DIR/stop; do i=$((i+1)); head -c 200K /dev/urandom > load; mv load loaded; done";
+    let mut command = Command::new("bash");
+    command.args(["-euc", load]).current_dir(&w.mnt).env("DIR", &w.dir).stderr(Stdio::inherit());
+    let mut load = command.spawn().unwrap();
+    let resize = "$DARNER volume resize $MNT 1 400M";
+    let mut first = Command::new("bash");
+    first.args(["-c", resize]).current_dir(&w.dir).env("MNT", &w.mnt).env("DARNER", DARNER);
+    let mut first = first.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    w.sh_outside("kill -9 $($DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9)");
+    let _ = first.wait();
+    w.sh_outside(resize);
+    fs::write(w.dir.join("stop"), b"").unwrap();
+    assert!(load.wait().unwrap().success());
+    assert_eq!(fs::metadata(w.dir.join("image")).unwrap().len(), 400 << 20);
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.sh_outside("$DARNER volume resize $MNT 1 500M; $DARNER unmount $MNT; $DARNER check image");
+    assert_eq!(fs::metadata(w.dir.join("image")).unwrap().len(), 500 << 20);
+    w.sh_outside("$DARNER mount image $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.unmount();
+}
+
+#[test]
 fn any_volume_leads_to_the_others_wherever_they_have_moved() {
     let Some(w) = World::new() else { return };
     w.sh("for i in $(seq 1 30); do head -c 1M /dev/urandom > $i; done; md5sum * > $DIR/sums");
@@ -134,7 +246,7 @@ fn what_can_not_be_a_volume_and_what_can_not_leave_is_refused_with_a_reason() {
     );
     w.sh_outside("$DARNER volume add $MNT img --force");
     assert_eq!(ids(&w), [0, 1]);
-    refused(&w, "$DARNER volume resize $MNT 1 10M", "can't be made smaller");
+    refused(&w, "$DARNER volume resize $MNT 1 10M", "is the least for a volume");
     refused(&w, "$DARNER volume resize $MNT 0 70M", "are in use");
     w.sh_outside("$DARNER volume resize $MNT 0 400M");
     let listed = volumes(&w);

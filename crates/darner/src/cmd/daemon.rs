@@ -17,7 +17,7 @@ use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Place};
 use crate::syslog::Syslog;
-use crate::{daemon, keeper, supervisor};
+use crate::{daemon, keeper, supervisor, workers};
 
 /// The descriptor on which a worker that is started for a mount tells how that went; its number is in this variable.
 pub const READY: &str = "DARNER_READY_FD";
@@ -153,7 +153,13 @@ fn close_by_replacing(pipe: &File) {
 }
 
 fn serve(c: &Mount, request: &MountRequest, ready: &dyn Fn()) -> Result<()> {
-    let options = OpenOptions { memory: c.memory, read_only: c.read_only, degraded: c.degraded, ..place::options() };
+    let options = OpenOptions {
+        memory: c.memory,
+        read_only: c.read_only,
+        degraded: c.degraded,
+        workers: workers::of(workers::cores()),
+        ..place::options()
+    };
     let first = (!c.without_mount).then_some(request);
     daemon::run(|| Place::at(&c.store), &c.volumes, &options, first, ready)
 }

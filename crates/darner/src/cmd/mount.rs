@@ -10,6 +10,7 @@ use crate::cli::{Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
+use crate::volumes::copies_named;
 use crate::{keeper, mounts, s3, supervisor, systemd, xattr};
 
 use super::daemon;
@@ -28,7 +29,13 @@ pub fn run(c: Mount) -> Result<()> {
         return daemon::in_foreground(&c, &Place::at(&c.store)?, &MountRequest { mountpoint, ..request });
     }
     let place = if c.create {
-        let make = Make { size: c.size, existing_is_fine: true, ..Make::default() };
+        let make = Make {
+            size: c.size,
+            existing_is_fine: true,
+            beside: c.volumes.clone(),
+            copies: copies_named(c.copies.as_deref().unwrap_or("1"))?,
+            ..Make::default()
+        };
         let place = place::create(&c.store, &make)?;
         if !c.mountpoint.exists() {
             std::fs::create_dir(&c.mountpoint).cant(|| format!("make {}", c.mountpoint.display()))?;
@@ -173,6 +180,7 @@ pub(crate) fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
             "as_of" => c.as_of = Some(value.to_string()),
             "create" => c.create = true,
             "local" => c.local = Some(value.into()),
+            "copies" => c.copies = Some(value.to_string()),
             "size" => c.size = Some(size(value).map_err(bad)?),
             "memory" => c.memory = size(value).map_err(bad)?,
             "threads" => r.threads = value.parse().map_err(|e| bad(format!("{e}")))?,

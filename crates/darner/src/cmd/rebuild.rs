@@ -8,10 +8,12 @@ use super::{human, progress_bar};
 use crate::cli::Rebuild;
 use crate::error::Result;
 use crate::place::{self, Place};
+use crate::workers;
 
 pub fn run(c: &Rebuild) -> Result<()> {
     let place = Place::at(&c.store)?;
-    let options = OpenOptions { memory: c.memory, index: IndexFrom::Segments, ..place::options() };
+    let workers = workers::of(c.threads.unwrap_or_else(workers::cores));
+    let options = OpenOptions { memory: c.memory, index: IndexFrom::Segments, workers, ..place::options() };
     let bar = progress_bar("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");
     let start = Instant::now();
     let mut read = 0;

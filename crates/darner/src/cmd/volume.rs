@@ -6,7 +6,7 @@ use super::{call_showing_progress, human, other_answer, region_number};
 use crate::cli::{Volume, VolumeAction};
 use crate::control::{BucketLine, CopyLine, Request, Response, VolumeLine};
 use crate::error::{Context, Failure, Result};
-use crate::{mounts, s3};
+use crate::{mounts, reclaim, s3};
 
 pub fn run(c: &Volume) -> Result<()> {
     use VolumeAction as A;
@@ -54,6 +54,14 @@ pub fn run(c: &Volume) -> Result<()> {
                 Response::Volumes(lines) => super::print(&format!("the store is on:\n{}", table(&lines))),
                 _ => Err(other_answer()),
             }
+        }
+        A::Reclaim { path, force } => {
+            let id = reclaim::reclaim(path, *force)?;
+            let at = path.display();
+            super::print(&format!(
+                "{at} is volume {} of its store again; what else was overwritten is damaged: mount it, and darner scrub tells\n",
+                id.number
+            ))
         }
         A::Resize { mnt, id, size } => match ask(mnt, Request::ResizeVolume { id: *id, size: *size })? {
             Response::Volumes(lines) => super::print(&table(&lines)),

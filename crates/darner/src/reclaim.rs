@@ -1,0 +1,72 @@
+//! Volumes whose beginning something has overwritten: told by the label at their end, and taken back on request.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use darner_store::volume::Volume;
+use darner_store::{Identity, identify, identify_by_label};
+
+use crate::error::{Context, Failure, Result};
+use crate::place::{Place, devices};
+
+/// Takes a volume back whose beginning something has overwritten, by the label at its end.
+pub fn reclaim(path: &Path, force: bool) -> Result<Identity> {
+    let place = Place::at(path)?;
+    let path = place.path.display();
+    if place.is_dir() {
+        return Err(Failure::new(format!("{path} is a directory: it has no label that would tell what it was")));
+    }
+    let _lock = place.lock(true)?;
+    // (Of a device that something else uses, a mounted filesystem for instance, the kernel says so.)
+    let exclusive = if fs::metadata(&place.path)?.file_type().is_block_device() { libc::O_EXCL } else { 0 };
+    let file = fs::OpenOptions::new().read(true).custom_flags(exclusive).open(&place.path);
+    let file = file.cant(|| format!("take {path}"))?;
+    let mut beginning = vec![0; 128 << 10];
+    let n = file.read_at(&mut beginning, 0).cant(|| format!("read {path}"))?;
+    beginning.truncate(n);
+    let volume = place.volume(true)?;
+    // (Not to speak of what is there where there is nothing to take back.)
+    if let (Some(what), false, Ok(Some(_))) = (filesystem(&beginning), force, identify_by_label(&*volume)) {
+        return Err(Failure::new(format!("{path} holds {what} now; --force destroys that")));
+    }
+    Ok(darner_store::reclaim(&*volume)?)
+}
+
+/// What has its signature at the beginning of a device.
+fn filesystem(beginning: &[u8]) -> Option<&'static str> {
+    let known: [(usize, &[u8], &str); 8] = [
+        (1080, &[0x53, 0xef], "an ext2, ext3 or ext4 filesystem"),
+        (0, b"XFSB", "an XFS filesystem"),
+        (65600, b"_BHRfS_M", "a Btrfs filesystem"),
+        (0, b"LUKS", "an encrypted volume"),
+        (512, b"EFI PART", "a partition table"),
+        (536, b"LVM2 001", "a physical volume of LVM"),
+        (4086, b"SWAPSPACE2", "a swap area"),
+        (510, &[0x55, 0xaa], "a partition table or a FAT filesystem"),
+    ];
+    let is_there = |(at, magic, _): &(usize, &[u8], &str)| beginning.get(*at..).is_some_and(|b| b.starts_with(magic));
+    known.into_iter().find(is_there).map(|(.., what)| what)
+}
+
+/// Of a missing volume: whether it is where it was, or on another device, but for its beginning.
+pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure {
+    let darner_store::Error::Missing { number, place, .. } = &e else { return Failure::new(&e) };
+    let Some(uuid) = found.iter().find_map(|v| identify(&**v).ok()).map(|id| id.uuid) else { return Failure::new(&e) };
+    let was_it = |path: &PathBuf| {
+        let volume = Place::at(path).and_then(|p| p.volume(false)).ok();
+        let label = volume.and_then(|v| identify_by_label(&*v).ok().flatten());
+        label.is_some_and(|id| id.uuid == uuid && id.number == *number)
+    };
+    match std::iter::once(PathBuf::from(place)).chain(devices()).find(was_it) {
+        Some(path) => {
+            let path = path.display();
+            Failure::new(format!(
+                "{e}. {path} was that volume, as the label at its end says, and its beginning was overwritten: darner volume reclaim \
+                 {path} takes it back"
+            ))
+        }
+        None => Failure::new(&e),
+    }
+}
