@@ -38,7 +38,7 @@ fn commands_make_list_rename_and_remove_filesets_and_the_kernel_notices() {
     assert_eq!(home["inode"].as_u64(), Some(fs::metadata(w.path("home")).unwrap().ino()));
     w.sh("$DARNER fileset rename $MNT home house");
     assert_eq!(w.sh("ls; cat house/f; test ! -e home"), "house\none");
-    assert!(refused(&w, "$DARNER fileset create $MNT house").contains("exists"));
+    assert!(refused(&w, "$DARNER fileset create $MNT house").contains("there is a fileset of this name"));
     assert!(refused(&w, "$DARNER fileset create $MNT a/b").contains("contain"));
     assert!(refused(&w, "$DARNER fileset remove $MNT none").contains("no fileset of this name"));
     assert!(refused(&w, "$DARNER fileset remove $MNT house").contains("not empty"));
