@@ -251,7 +251,8 @@ fn rewriting_it_costs_no_history_though_all_else_is_kept_for_ever() {
     // 20 files there now and 60 versions of the source come to 5 MiB; what was written, to 80.
     assert!(used < 40 << 20, "{used} bytes are in use");
     let cleaned = world.fs.store().clean(now, &mut |_| ()).unwrap();
-    assert!(cleaned.after < 7 << 20, "{cleaned:?}");
+    // (A raw volume begins and ends with 1 MiB of its own.)
+    assert!(cleaned.after < 8 << 20, "{cleaned:?}");
     let account = world.fs.store().account(now, None).unwrap();
     assert!(account.lapsed_versions == 0 && account.versions < 400, "nothing is left of the dead: {account:?}");
 }
