@@ -87,7 +87,7 @@ impl Store {
     /// Whether a region is to be copied for this.
     pub(crate) fn wants(&self, aim: Aim<'_>, what: For, at: RegionRef) -> bool {
         match aim {
-            Aim::Move(wanted) => wanted.wants(at),
+            Aim::Move(wanted) => self.is_due(wanted, what, at),
             // (Of what can't be told where it is, the copying says why.)
             Aim::Cut(number) => at
                 .on(number)

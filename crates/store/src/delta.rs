@@ -127,11 +127,7 @@ impl Store {
     /// Proves what finding changes relies on, by reading the whole index: that no version is newer than its block says. Returns how
     /// many versions there are, and what is wrong.
     pub fn prove_newest(&self) -> Result<(u64, Vec<String>)> {
-        let tables: Vec<Arc<Table>> = {
-            let index = self.index.read();
-            let runs = index.levels.live.iter().chain(&index.levels.history);
-            runs.flat_map(|run| run.tables.iter().cloned()).collect()
-        };
+        let tables: Vec<Arc<Table>> = self.index.read().levels.tables().cloned().collect();
         let (mut versions, mut wrong) = (0, Vec::new());
         for table in tables {
             let (n, hidden) = match table.first_hidden() {
@@ -151,9 +147,7 @@ impl Store {
     }
 
     fn has_table(&self, table: &Arc<Table>) -> bool {
-        let index = self.index.read();
-        let mut runs = index.levels.live.iter().chain(&index.levels.history);
-        runs.any(|run| run.tables.iter().any(|t| Arc::ptr_eq(t, table)))
+        self.index.read().levels.tables().any(|t| Arc::ptr_eq(t, table))
     }
 
     /// The tails of the keys that a fileset has as of `at`, from `from` on to before `to` (empty: to the end), about `limit` of

@@ -113,8 +113,12 @@ impl Store {
 
     /// Regions that are still to be moved, and their bytes.
     pub fn left_to_move(&self, wanted: &Move) -> (u64, u64) {
+        self.left(Aim::Move(wanted))
+    }
+
+    pub(crate) fn left(&self, aim: Aim<'_>) -> (u64, u64) {
         let state = self.maintenance.lock();
-        let left = self.regions_now(&state).into_iter().filter(|(what, at)| self.is_due(wanted, *what, *at));
+        let left = self.regions_now(&state).into_iter().filter(|(what, at)| self.wants(aim, *what, *at));
         left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
     }
 
@@ -182,7 +186,7 @@ impl Store {
         }
         let is_free = |id: u64| !state.waits(id);
         let segments = self.segments.lock().clone();
-        let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
+        let open = segment::sealed(&segments, state.log.region);
         let is_due = |s: &segment::Segment| s.pack.is_none() && wants(For::Data, s.at);
         if let Some(s) = segments[..open].iter().find(|s| is_due(s) && is_free(s.at.id)) {
             let source = self.regions.read()[&s.at.id].clone();

@@ -17,7 +17,7 @@ use crate::manifest::Manifest;
 use crate::segment;
 use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{
-    BucketVolume, Kept, PART, REGIONS, Region, RegionRef, Tier, VolumeEntry, VolumeKind, list_all, of_part, part_name,
+    BucketVolume, Kept, PART, REGIONS, Region, RegionRef, VolumeEntry, list_all, number_of, of_part, part_name,
     part_names,
 };
 use crate::{Error, Result, Tid};
@@ -448,18 +448,8 @@ impl Store {
         if let Some(there) = self.volumes.bucket() {
             return Err(Error::Refused(format!("the store has a bucket, {}: remove it first", there.objects().name())));
         }
-        let number = u16::try_from(sb.next_volume)
-            .map_err(|_| Error::Refused("all 65536 numbers of volumes have been given in this store's life".into()))?;
-        let entry = VolumeEntry {
-            number,
-            kind: VolumeKind::Bucket,
-            leaving: false,
-            size_limit: 0,
-            hint: name.as_bytes().to_vec(),
-            away: None,
-            tier: Tier::Cold,
-            epoch: 1,
-        };
+        let number = number_of(sb.next_volume)?;
+        let entry = VolumeEntry::of_bucket(number, name, 1);
         sb.volumes.push(entry.clone());
         let bucket =
             options.reach().bucket(&sb).ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;

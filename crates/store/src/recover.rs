@@ -213,16 +213,7 @@ pub(crate) fn clear_supers(volume: &dyn Volume) -> Result<()> {
 
 /// The entry of a new volume.
 pub(crate) fn entry(volume: &dyn Volume, number: u16, size_limit: u64, tier: Tier) -> VolumeEntry {
-    VolumeEntry {
-        number,
-        kind: volume.kind(),
-        leaving: false,
-        size_limit,
-        hint: volume.hint(),
-        away: None,
-        tier,
-        epoch: 0,
-    }
+    VolumeEntry { size_limit, hint: volume.hint(), tier, ..VolumeEntry::new(number, volume.kind()) }
 }
 
 fn open_runs(volumes: &Volumes, runs: &[RunRef]) -> Result<Vec<Run>> {

@@ -46,6 +46,11 @@ impl Segment {
     }
 }
 
+/// How many of them, from the first on, are behind the one that a replay begins in, and so are never written again.
+pub fn sealed(segments: &[Segment], log: u64) -> usize {
+    segments.iter().position(|s| s.at.id == log).unwrap_or(segments.len())
+}
+
 /// The header of a new segment.
 pub fn header(store: &[u8; 16], at: RegionRef, after: Tid) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER as usize);

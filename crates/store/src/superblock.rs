@@ -5,7 +5,7 @@
 //! crash has kept from the others is written again at the next open.
 
 use crate::codec::{Reader, crc_at};
-use crate::volume::{Copies, RegionRef, SLOT_SIZE, SUPER_SIZE, Spot, Tier, Volume, VolumeEntry, VolumeKind};
+use crate::volume::{Copies, RegionRef, SLOT_SIZE, SUPER_SIZE, Spot, Volume, VolumeEntry, VolumeKind};
 use crate::{Error, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
@@ -109,16 +109,7 @@ impl Superblock {
         let mut manifest = RegionRef { id: r.u64()?, start: r.u64()?, size: r.u64()?, volume: 0, second: None };
         let manifest_len = r.u64()?;
         let (mut number, mut next_volume) = (0, 1);
-        let mut volumes = vec![VolumeEntry {
-            number,
-            kind,
-            leaving: false,
-            size_limit,
-            hint: Vec::new(),
-            away: None,
-            tier: Tier::Hot,
-            epoch: 0,
-        }];
+        let mut volumes = vec![VolumeEntry { size_limit, ..VolumeEntry::new(number, kind) }];
         let mut copies = Copies::One;
         if version >= 3 {
             let mut short = || Some(u16::from_le_bytes(r.take(2)?.try_into().ok()?));
@@ -220,14 +211,8 @@ mod tests {
     #[test]
     fn a_slot_has_room_for_two_thousand_volumes_and_it_is_told_when_there_are_too_many() {
         let entry = |number: u16| VolumeEntry {
-            number,
-            kind: VolumeKind::Raw,
-            leaving: false,
-            size_limit: 0,
             hint: format!("/dev/disk/{number:010}").into_bytes(),
-            away: None,
-            tier: Tier::Hot,
-            epoch: 0,
+            ..VolumeEntry::new(number, VolumeKind::Raw)
         };
         let manifest = RegionRef { id: 2, start: 1 << 20, size: 4096, volume: 0, second: None };
         let with = |n: u16| Superblock {

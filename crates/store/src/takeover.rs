@@ -16,7 +16,7 @@ use crate::recover::{clear_supers, entry, open_with};
 use crate::segment::{self, Segment};
 use crate::store::{SEGMENT_MIN, Store};
 use crate::superblock::{Superblock, VERSION};
-use crate::volume::{BucketVolume, Copies, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, Volumes, list_all};
+use crate::volume::{BucketVolume, Copies, RegionRef, Tier, Volume, VolumeEntry, Volumes, list_all, number_of};
 use crate::{Error, OpenOptions, Result, SIZE_MIN};
 
 /// Bytes that are copied in one go.
@@ -47,18 +47,8 @@ impl Store {
         if !put_ours(&probe, &name_of, &checkpoint.encode())? {
             return Err(Error::Refused(format!("{name} was taken over by somebody else just now")));
         }
-        let bucket = VolumeEntry {
-            number: checkpoint.number,
-            kind: VolumeKind::Bucket,
-            leaving: false,
-            size_limit: 0,
-            hint: name.as_bytes().to_vec(),
-            away: None,
-            tier: Tier::Cold,
-            epoch,
-        };
-        let number = u16::try_from(checkpoint.next_volume)
-            .map_err(|_| Error::Refused("all 65536 numbers of volumes have been given in this store's life".into()))?;
+        let bucket = VolumeEntry::of_bucket(checkpoint.number, name, epoch);
+        let number = number_of(checkpoint.next_volume)?;
         local.numbered(number);
         clear_supers(&*local)?;
         local.keep_only(&[], false)?;

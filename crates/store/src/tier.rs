@@ -12,6 +12,7 @@ use crate::heal::write_anew;
 use crate::maintain::{Progress, State};
 use crate::moving::Move;
 use crate::pack::Packed;
+use crate::segment::{Segment, sealed};
 use crate::store::Store;
 use crate::volume::{BucketVolume, For, Region, RegionRef, Tier};
 use crate::{Error, Result};
@@ -25,6 +26,14 @@ const HOT: u64 = 2;
 /// When segments were read last, by callers' clocks, and how many bytes since the open.
 #[derive(Default)]
 pub(crate) struct Heat(HashMap<u64, (u64, u64)>);
+
+impl Heat {
+    /// When anything in a region was read last, and how many bytes.
+    fn of(&self, segments: &[Segment], container: u64) -> (u64, u64) {
+        let of = segments.iter().filter(|s| s.container() == container).filter_map(|s| self.0.get(&s.at.id));
+        of.fold((0, 0), |(last, sum), (at, bytes)| (last.max(*at), sum + bytes))
+    }
+}
 
 impl Store {
     /// Takes note that a segment is read.
@@ -69,17 +78,14 @@ impl Store {
         let chosen = {
             let state = self.maintenance.lock();
             let all = self.regions_now(&state);
-            let heat = self.heat.lock();
             let segments = self.segments.lock();
-            let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
+            let heat = self.heat.lock();
+            let open = sealed(&segments, state.log.region);
             let may_move = |what: &For, at: &RegionRef| {
                 *what == For::Data && at.second.is_none() && segments[open..].iter().all(|s| s.at.id != at.id)
             };
-            let read = |at: &RegionRef| {
-                let of = segments.iter().filter(|s| s.container() == at.id).filter_map(|s| heat.0.get(&s.at.id));
-                of.fold((0, 0), |(last, sum), (at, bytes)| (*at.max(&last), sum + bytes))
-            };
-            let here = all.iter().filter(|(what, at)| may_move(what, at)).map(|(_, at)| (read(at), *at));
+            let here =
+                all.iter().filter(|(what, at)| may_move(what, at)).map(|(_, at)| (heat.of(&segments, at.id), *at));
             let is_hot = |at: &RegionRef| self.volumes.tier(at.volume) == Tier::Hot;
             match u.free < u.size / LOW {
                 true => {
@@ -154,13 +160,9 @@ impl Store {
                 *what == For::Data && bucket.place_of(at.id).is_some() && !self.volumes.is_cold(*at)
             });
             let due: Vec<_> = now.collect();
-            let heat = self.heat.lock();
             let segments = self.segments.lock();
-            let last_read = |at: &RegionRef| {
-                let in_it = segments.iter().filter(|s| s.pack == Some(at.id)).map(|s| s.at.id);
-                in_it.chain([at.id]).filter_map(|id| heat.0.get(&id)).map(|(last, _)| *last).max().unwrap_or(0)
-            };
-            due.into_iter().map(|(_, at)| (last_read(&at), at)).collect()
+            let heat = self.heat.lock();
+            due.into_iter().map(|(_, at)| (heat.of(&segments, at.id).0, at)).collect()
         };
         // (Of those that were never read, the oldest.)
         all.sort_by_key(|(read, at)| (*read, at.id));
@@ -184,12 +186,11 @@ impl Store {
     /// Has a region that is in the bucket be there only, from the next manifest on; says whether it is.
     fn to_bucket(&self, state: &mut State, bucket: &BucketVolume, from: RegionRef) -> Result<bool> {
         let Some(to) = bucket.place_of(from.id).filter(|_| !state.waits(from.id)) else { return Ok(false) };
-        let sealed = {
+        let is_open = {
             let segments = self.segments.lock();
-            let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
-            segments[open..].iter().all(|s| s.at.id != from.id)
+            segments[sealed(&segments, state.log.region)..].iter().any(|s| s.at.id == from.id)
         };
-        if !sealed {
+        if is_open {
             return Ok(false);
         }
         let old = match self.switch_segment(from, to)? {
@@ -216,7 +217,7 @@ impl Store {
             let due = |(what, at): &(For, RegionRef)| self.is_due(wanted, *what, *at) && !state.waits(at.id);
             let Some((_, at)) = self.regions_now(&state).into_iter().find(due) else { return Ok(Progress::Idle) };
             let segments = self.segments.lock().clone();
-            let open = segments.iter().position(|s| s.at.id == state.log.region).unwrap_or(segments.len());
+            let open = sealed(&segments, state.log.region);
             if segments[open..].iter().any(|s| s.at.id == at.id) {
                 self.seal_open(&mut state, &|at| wanted.wants(at))?;
                 return Ok(Progress::Worked);

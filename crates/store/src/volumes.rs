@@ -10,7 +10,7 @@ use crate::maintain::Progress;
 use crate::moving::{Aim, Move};
 use crate::recover::{SIZE_MIN, clear_supers, entry};
 use crate::store::{Store, reserve_of};
-use crate::volume::{Copies, RegionRef, Tier, Volume, VolumeEntry, VolumeKind};
+use crate::volume::{Copies, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, number_of};
 use crate::{Error, Result};
 
 /// A volume of an open store.
@@ -74,8 +74,7 @@ impl Store {
         }
         let _one_at_a_time = self.moving.lock();
         let next = self.volumes.superblock().next_volume;
-        let number = u16::try_from(next)
-            .map_err(|_| Error::Refused("all 65536 numbers of volumes have been given in this store's life".into()))?;
+        let number = number_of(next)?;
         volume.numbered(number);
         clear_supers(&*volume)?;
         volume.keep_only(&[], false)?;
@@ -174,9 +173,7 @@ impl Store {
 
     /// Regions that are beyond the end that a volume is to have, and their bytes.
     pub fn left_to_cut(&self, number: u16) -> (u64, u64) {
-        let state = self.maintenance.lock();
-        let left = self.regions_now(&state).into_iter().filter(|(what, at)| self.wants(Aim::Cut(number), *what, *at));
-        left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
+        self.left(Aim::Cut(number))
     }
 
     /// Goes on with making volumes shorter, `budget` bytes at most at a time. [`Progress::Idle`]: all are as long as they should be, or

@@ -368,7 +368,7 @@ impl Volume for Arc<BucketVolume> {
         Ok(RegionRef { size: size.min(at.size), ..at })
     }
 
-    /// Objects are deleted when nothing that may be opened names them (`reach.rs`).
+    /// Objects are deleted when nothing that may be opened names them (`push.rs`).
     fn remove(&self, _: RegionRef) -> Result<()> {
         Ok(())
     }

@@ -25,6 +25,7 @@ pub use raw::RawVolume;
 pub(crate) use raw::UNIT;
 pub(crate) use set::{For, Volumes};
 pub use simbucket::SimBucket;
+pub(crate) use table::number_of;
 pub use table::{Copies, Tier, VolumeEntry, VolumeKind};
 
 use crate::Result;
@@ -42,7 +43,8 @@ pub const SLOT_SIZE: usize = 64 << 10;
 pub struct RegionRef {
     /// Its number.
     pub id: u64,
-    /// In a bucket, the epoch under which it was put. On a raw volume, the first byte; of a scattered region (docs/format.md §Raw volume), that of its map, plus 1. In a
+    /// In a bucket, the epoch under which it was put. On a raw volume, the first byte; of a scattered region (docs/format.md §Raw
+    /// volume), that of its map, plus 1. In a
     /// directory 0.
     pub start: u64,
     /// Bytes reserved for it.

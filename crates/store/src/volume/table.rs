@@ -2,6 +2,7 @@
 
 use super::set::For;
 use crate::codec::{Reader, put_bytes, put_varint};
+use crate::{Error, Result};
 
 /// What a volume is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,12 @@ pub enum Tier {
     Cold,
 }
 
+/// The number of the next volume, if one is left.
+pub(crate) fn number_of(next_volume: u32) -> Result<u16> {
+    u16::try_from(next_volume)
+        .map_err(|_| Error::Refused("all 65536 numbers of volumes have been given in this store's life".into()))
+}
+
 /// What a store knows of one of its volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeEntry {
@@ -81,6 +88,18 @@ pub struct VolumeEntry {
 }
 
 impl VolumeEntry {
+    /// One of which nothing more is known.
+    pub(crate) fn new(number: u16, kind: VolumeKind) -> VolumeEntry {
+        let (hint, away, tier) = (Vec::new(), None, Tier::Hot);
+        VolumeEntry { number, kind, leaving: false, size_limit: 0, hint, away, tier, epoch: 0 }
+    }
+
+    /// A bucket's.
+    pub(crate) fn of_bucket(number: u16, name: &str, epoch: u32) -> VolumeEntry {
+        let hint = name.as_bytes().to_vec();
+        VolumeEntry { hint, tier: Tier::Cold, epoch, ..VolumeEntry::new(number, VolumeKind::Bucket) }
+    }
+
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.number.into());
         out.push(match self.kind {
