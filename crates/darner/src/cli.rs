@@ -172,7 +172,7 @@ pub struct Mount {
     #[arg(long, value_parser = ["1", "2", "index"], requires = "create")]
     pub copies: Option<String>,
     /// Mount options as in fstab: ro, degraded, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, fileset=…, volume=…,
-    /// create, size=…, copies=…
+    /// create, size=…, copies=…, local=…
     #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Nothing is printed but errors (mount(8) passes these)
@@ -375,7 +375,7 @@ pub enum SnapshotAction {
 
 /// `darner volume`
 ///
-/// A store is on one volume or several: directories, image files, block devices. What is on a volume can be moved to others
+/// A store is on one volume or several: directories, image files, block devices, a bucket. What is on a volume can be moved to others
 /// while the filesystem is in use, and any volume can leave, the first one too.
 #[derive(Args, Debug)]
 pub struct Volume {
@@ -463,7 +463,7 @@ pub enum VolumeAction {
         #[arg(long)]
         force: bool,
     },
-    /// Change how much of a directory may be used, or make an image file larger
+    /// Change how much of a directory may be used; make an image file longer or shorter; or empty the end of a device
     Resize {
         /// A mount point
         mnt: PathBuf,
@@ -807,9 +807,6 @@ pub struct Inspect {
     /// Records too, not only the structures around them
     #[arg(long)]
     pub records: bool,
-    /// Where s3://BUCKET/PREFIX has its open segment, index and what is read much here: a new or empty directory, or the one of before
-    #[arg(long, value_name = "DIR")]
-    pub local: Option<PathBuf>,
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
@@ -823,9 +820,6 @@ pub struct Inspect {
 pub struct Check {
     /// The store
     pub store: PathBuf,
-    /// Where s3://BUCKET/PREFIX has its open segment, index and what is read much here: a new or empty directory, or the one of before
-    #[arg(long, value_name = "DIR")]
-    pub local: Option<PathBuf>,
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
@@ -859,9 +853,6 @@ pub struct Scrub {
 pub struct Rebuild {
     /// The store
     pub store: PathBuf,
-    /// Where s3://BUCKET/PREFIX has its open segment, index and what is read much here: a new or empty directory, or the one of before
-    #[arg(long, value_name = "DIR")]
-    pub local: Option<PathBuf>,
     /// Where a volume of the store is that has moved (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,

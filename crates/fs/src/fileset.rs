@@ -92,8 +92,7 @@ impl Fileset {
     fn decode(id: FilesetId, value: &[u8]) -> Option<Fileset> {
         let (lineage, rest) = Lineage::decode(value)?;
         let mut from = Reader(rest);
-        let len = usize::try_from(from.varint()?).ok()?;
-        let name = String::from_utf8(from.take(len)?.to_vec()).ok()?;
+        let name = from.text()?;
         let root = ObjectId(from.varint()?);
         let limits = Limits { bytes: from.varint()?, objects: from.varint()?, history: from.varint()? };
         from.end()?;
@@ -315,7 +314,7 @@ impl Fs {
         for (fileset, _) in self.filesets() {
             let mut plan = self.plan(MAIN, SMALL)?;
             plan.dir(ROOT)?;
-            if self.is_apart(&fileset)? && self.dirent(ROOT, fileset.name.as_bytes(), Tid::MAX)?.is_none() {
+            if fileset.id != MAIN && self.dirent(ROOT, fileset.name.as_bytes(), Tid::MAX)?.is_none() {
                 let mut change = plan.begin(now_ns)?;
                 change.show(&fileset)?;
                 change.commit()?;

@@ -141,18 +141,13 @@ impl Following {
         let (promoted, paused) = (flags & 1 != 0, flags & 2 != 0);
         let source = from.take(16)?.try_into().ok()?;
         let fileset = FilesetId(from.varint32()?);
-        let mut text = || {
-            let len = usize::try_from(from.varint()?).ok()?;
-            String::from_utf8(from.take(len)?.to_vec()).ok()
-        };
-        let (name, origin) = (text()?, text()?);
+        let (name, origin) = (from.text()?, from.text()?);
         let (at, shown, target, aim) =
             (Tid(from.varint()?), Tid(from.varint()?), Tid(from.varint()?), Tid(from.varint()?));
         let n = from.varint()?;
         let mut pieces = Vec::new();
         for _ in 0..n.min(PIECES_MAX) {
-            let len = usize::try_from(from.varint()?).ok()?;
-            pieces.push((from.take(len)?.to_vec(), Tid(from.varint()?)));
+            pieces.push((from.bytes()?.to_vec(), Tid(from.varint()?)));
         }
         from.end()?;
         let mut found = Following { source, fileset, name, origin, promoted, paused, at, shown, target, aim, pieces };

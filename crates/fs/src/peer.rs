@@ -61,8 +61,7 @@ impl Compared {
         let (keys, differing, mended) = (from.varint()?, from.varint()?, from.varint()?);
         let mut named = Vec::new();
         for _ in 0..from.varint()? {
-            let len = usize::try_from(from.varint()?).ok()?;
-            named.push(String::from_utf8(from.take(len)?.to_vec()).ok()?);
+            named.push(from.text()?);
         }
         from.end()?;
         Some(Compared { ended, at, keys, differing, mended, named })

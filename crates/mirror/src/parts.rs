@@ -5,16 +5,12 @@
 //! themselves where they begin.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use darner_fs::{FilesetId, Part, Wanted};
 use darner_syslink::{Awaited, CallError, Caller, Code, Message};
 
 use crate::protocol::{AT, FILESET, FROM, ITEMS, NEXT, NO_NEXT, PULL, ROOM, SESSION, SINCE, TO};
-use crate::pull::Failure;
-
-/// How long one answer may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::pull::{Failure, PATIENCE};
 
 /// See the module.
 pub(crate) struct Parts<'s> {
@@ -92,10 +88,4 @@ fn taken(mut reply: Message) -> Result<(Vec<u8>, Part), Failure> {
 
 fn is_no_next(e: &Failure) -> bool {
     matches!(e, Failure::Source(CallError::Refused(no)) if no.code == Code::Other(NO_NEXT))
-}
-
-/// Asks for a part of what changed.
-pub(crate) fn ask_for(source: &dyn Caller, session: u64, fileset: FilesetId, wanted: &Wanted) -> Result<Part, Failure> {
-    let next = Parts::new(source, session, fileset, wanted.clone(), 0).next()?;
-    next.map(|(_, part)| part).ok_or_else(|| Failure::Answer("no part".into()))
 }

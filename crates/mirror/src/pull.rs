@@ -13,7 +13,7 @@ use crate::protocol::{
 };
 
 /// How long one answer may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes asked for at a time. (With the last item, which may go beyond, it is less than what links use memory again for.)
 pub const ROOM_WANTED: u64 = 940 << 10;
 /// Parts that are under way at a time, besides the one that is being done.

@@ -84,6 +84,10 @@ fn no_fileset() -> Refusal {
     Refusal::new(Code::Other(NO_FILESET), "there is no such fileset (any more)")
 }
 
+fn root_of(fs: &Fs, fileset: FilesetId) -> Result<Inode, Refusal> {
+    fs.filesets().into_iter().map(|(f, _)| f.inode()).find(|root| root.fileset == fileset).ok_or_else(no_fileset)
+}
+
 fn failed(e: &FsError) -> Refusal {
     Refusal::new(Code::Failed, e.to_string())
 }
@@ -227,8 +231,7 @@ impl Source {
         if sessions.len() >= SESSIONS_MAX && !sessions.contains_key(&id) {
             return Err(Refusal::new(Code::Busy, "too many mirrors pull at the same time"));
         }
-        let known = self.fs.filesets().into_iter().map(|(f, _)| f.inode()).find(|root| root.fileset == fileset);
-        let root = known.ok_or_else(no_fileset)?;
+        let root = root_of(&self.fs, fileset)?;
         if at > self.fs.followable() {
             return Err(Refusal::new(Code::Other(NOT_KEPT), "this moment has not been yet"));
         }
@@ -305,8 +308,7 @@ impl Source {
 fn remembered(fs: &Fs, command: &Message) -> Result<Message, Refusal> {
     let asked = command.root();
     let fileset = FilesetId(asked.number(FILESET)?);
-    let root = fs.filesets().into_iter().map(|(f, _)| f.inode()).find(|root| root.fileset == fileset);
-    let root = root.ok_or_else(no_fileset)?;
+    let root = root_of(fs, fileset)?;
     let (object, offset, len) = (ObjectId(asked.uint(OBJECT)?), asked.uint(OFFSET)?, asked.uint(LEN)?);
     if len > ROOM_MAX || offset.checked_add(len).is_none() {
         return Err(Refusal::new(Code::BadRequest, "no extent is so long"));

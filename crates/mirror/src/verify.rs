@@ -6,15 +6,13 @@ use std::time::Duration;
 use darner_fs::{Digest, Digesting, Digests, FilesetId, Following, Inode, ROOT, Tid, Wanted};
 use darner_syslink::{Caller, Message};
 
-use crate::parts::ask_for;
+use crate::parts::Parts;
 use crate::protocol::{
     AT, ATTEMPT, DATA, DIGEST, FILESET, FOUND, FROM, ITEMS, LEN, MAX, OBJECT, OFFSET, PROVE, READ, RUN, SESSION, TID,
     TO, VERSIONS,
 };
-use crate::pull::{Failure, Puller};
+use crate::pull::{Failure, PATIENCE, Puller};
 
-/// How long one answer may take.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Keys to a digest: of all, of a range that differs, of one in that.
 const RUNS: [u64; 3] = [4096, 64, 1];
 /// Digests asked for at a time.
@@ -168,15 +166,10 @@ impl Verifying<'_> {
 
     fn anew(&mut self, from: &[u8], to: &[u8]) -> Result<(), Failure> {
         let (f, p) = (&self.following, self.puller);
-        let mut wanted = Wanted { from: from.into(), to: to.into(), since: Tid::ZERO, at: f.at, room: p.room as usize };
-        loop {
-            let part = ask_for(&*p.source, p.session, f.fileset, &wanted)?;
+        let wanted = Wanted { from: from.into(), to: to.into(), since: Tid::ZERO, at: f.at, room: p.room as usize };
+        let mut parts = Parts::new(&*p.source, p.session, f.fileset, wanted, 0);
+        while let Some((wanted, part)) = parts.next()? {
             self.found.changed.extend(p.fs.mend(&wanted, &part)?);
-            match part.next {
-                Some(next) if next > wanted.from => wanted.from = next,
-                Some(_) => return Err(Failure::Answer("it goes backwards".into())),
-                None => break,
-            }
         }
         self.own(from, to).map(drop)
     }

@@ -46,12 +46,12 @@ impl Fs {
                 format!("the moment {at}, which both had, is not kept here any more: make a new mirror"),
             ));
         }
-        let mut others = Vec::new();
+        let mut others = false;
         for fileset in self.filesets_at(was.at)? {
             let found = self.dirent(ROOT, fileset.name.as_bytes(), was.at)?;
-            others.extend(found.filter(|found| found.ino.fileset != MAIN));
+            others |= found.is_some_and(|found| found.ino.fileset != MAIN);
         }
-        if was.fileset != MAIN || !others.is_empty() {
+        if was.fileset != MAIN || others {
             return refuse(
                 libc::EOPNOTSUPP,
                 "only a store that had no other filesets then can follow its mirror: make a new mirror",

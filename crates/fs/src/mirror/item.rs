@@ -159,8 +159,7 @@ pub(crate) fn put_shared(out: &mut Vec<u8>, range: &Range<u32>, object: u64, off
 }
 
 fn take_slice<'b>(from: &mut Reader<'b>) -> Option<&'b [u8]> {
-    let n = usize::try_from(from.varint()?).ok().filter(|n| *n <= VALUE_MAX)?;
-    from.take(n)
+    from.bytes().filter(|bytes| bytes.len() <= VALUE_MAX)
 }
 
 fn take_bytes(from: &mut Reader<'_>) -> Option<Vec<u8>> {

@@ -82,8 +82,7 @@ impl Digests {
         let n = from.varint().filter(|n| *n <= DIGESTS_MAX)?;
         let mut digests = Vec::new();
         for _ in 0..n {
-            let len = usize::try_from(from.varint()?).ok()?;
-            let end = from.take(len)?.to_vec();
+            let end = from.bytes()?.to_vec();
             let keys = from.varint()?;
             let hash = u128::from_le_bytes(from.take(16)?.try_into().ok()?);
             digests.push(Digest { end, keys, hash });
