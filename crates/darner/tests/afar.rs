@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::{World, eventually};
+use common::{World, eventually, free_port, rot};
 use serde_json::Value;
 
 /// Passes bytes on, and while it `cuts`, each connection only so many of them.
@@ -52,10 +52,6 @@ fn pass(mut from: TcpStream, mut into: TcpStream, mut room: usize, cuts: &Atomic
         room = room.saturating_sub(n);
     }
     let _ = (from.shutdown(Shutdown::Both), into.shutdown(Shutdown::Both));
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn random(rng: &mut fastrand::Rng, len: usize) -> Vec<u8> {
@@ -208,18 +204,6 @@ fn nobody_is_admitted_but_by_key_or_ticket_and_that_lasts_until_it_is_taken_back
     assert!(now["peers"].as_array().unwrap().iter().all(|p| p["asked_seconds_ago"].as_f64().is_some()));
     f.serve(&["--stop"]);
     eventually("nobody answers", || waits(""));
-}
-
-/// Flips a bit of bytes that are stored once in a store, which nobody has open.
-fn rot(store: &Path, stored: &[u8]) {
-    let found = fs::read_dir(store).unwrap().find_map(|entry| {
-        let path = entry.unwrap().path();
-        let bytes = fs::read(&path).unwrap();
-        bytes.windows(stored.len()).position(|b| b == stored).map(|at| (path, bytes, at))
-    });
-    let (path, mut bytes, at) = found.unwrap();
-    bytes[at + 5] ^= 4;
-    fs::write(path, bytes).unwrap();
 }
 
 #[test]

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -26,7 +25,7 @@ impl Server {
     fn new(dir: &Path) -> Server {
         let dir = dir.join("server");
         std::fs::create_dir_all(dir.join("bucket")).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = common::free_port();
         let process = Server::start(&dir, port);
         Server { dir, port, process }
     }
@@ -40,8 +39,7 @@ impl Server {
     }
 
     fn signal(&self, signal: i32) {
-        // SAFETY: a plain system call; the process is our child.
-        assert_eq!(unsafe { libc::kill(self.process.id() as i32, signal) }, 0);
+        common::signal(self.process.id() as i32, signal);
     }
 
     fn kill(&mut self) {

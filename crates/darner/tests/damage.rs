@@ -43,17 +43,7 @@ fn a_scrub_names_the_file_whose_bytes_are_damaged() {
     w.unmount();
     // A bit of its third block is flipped where it is stored.
     let block = std::fs::read(w.path("../before")).unwrap()[8192..8208].to_vec();
-    let mut flipped = 0;
-    for entry in std::fs::read_dir(w.path("../store")).unwrap() {
-        let path = entry.unwrap().path();
-        let mut bytes = std::fs::read(&path).unwrap();
-        if let Some(at) = bytes.windows(16).position(|b| b == block) {
-            bytes[at + 5] ^= 4;
-            std::fs::write(&path, bytes).unwrap();
-            flipped += 1;
-        }
-    }
-    assert_eq!(flipped, 1);
+    common::rot(&w.path("../store"), &block);
     w.mount();
     let out = w.try_sh("$DARNER scrub $MNT");
     let said = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -17,8 +17,7 @@ use common::{DARNER, World, eventually};
 const HELLO: &str = "Hello from a process of its own.\n";
 
 fn signal(pids: &[i64], signal: i32) {
-    // SAFETY: plain system calls.
-    pids.iter().for_each(|pid| assert_eq!(unsafe { libc::kill(*pid as i32, signal) }, 0));
+    pids.iter().for_each(|pid| common::signal(*pid as i32, signal));
 }
 
 /// A program that fails at once.

@@ -8,18 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::World;
+use common::{World, eventually, rot, signal};
 use serde_json::Value;
-
-/// Waits until something is so.
-#[track_caller]
-fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 /// What a command that fails says.
 #[track_caller]
@@ -99,16 +89,16 @@ fn a_mirror_follows_and_shows_files_links_holes_and_xattrs_as_they_are() {
     // Without being asked to, it goes on; what the kernel had of it is no hindrance.
     fs::write(at("dir/file"), "changed").unwrap();
     fs::rename(at("link"), at("dir/link")).unwrap();
-    soon("the change is there", || {
+    eventually("the change is there", || {
         fs::read(there("dir/file")).unwrap() == b"changed" && there("dir/link").is_symlink()
     });
-    soon("the old name is gone", || fs::symlink_metadata(there("link")).is_err());
+    eventually("the old name is gone", || fs::symlink_metadata(there("link")).is_err());
     assert_eq!(p.line()["state"], "follows");
     // Its own past.
     let tid = p.line()["at_tid"].as_str().unwrap().to_string();
     fs::remove_file(at("dir/file")).unwrap();
     p.sync();
-    soon("the file is gone", || !there("dir/file").exists());
+    eventually("the file is gone", || !there("dir/file").exists());
     assert_eq!(fs::read(there(&format!("dir/file@@{tid}"))).unwrap(), b"changed");
 }
 
@@ -123,7 +113,7 @@ fn it_pauses_waits_and_goes_on_when_either_daemon_was_killed() {
     assert_eq!(fs::read(p.copy.join("a")).unwrap(), b"one");
     assert_eq!(p.line()["state"], "paused");
     p.mirror("resume", &[]);
-    soon("it goes on", || fs::read(p.copy.join("a")).unwrap() == b"two");
+    eventually("it goes on", || fs::read(p.copy.join("a")).unwrap() == b"two");
     // Both have supervisors; the mirror's daemon begins where it was, the source's answers anew.
     let kill = |mnt: &Path| {
         let status = p.w.darner(&["status", "--json", mnt.to_str().unwrap()]);
@@ -135,7 +125,7 @@ fn it_pauses_waits_and_goes_on_when_either_daemon_was_killed() {
         fs::write(p.w.path(&format!("file {n}")), vec![n; 3 << 20]).unwrap();
         kill(if n % 2 == 0 { &p.w.mnt } else { &p.copy });
         fs::write(p.w.path("a"), format!("{n}")).unwrap();
-        soon("it goes on", || fs::read(p.copy.join("a")).is_ok_and(|a| a == format!("{n}").as_bytes()));
+        eventually("it goes on", || fs::read(p.copy.join("a")).is_ok_and(|a| a == format!("{n}").as_bytes()));
         assert_eq!(fs::read(p.copy.join(format!("file {n}"))).unwrap(), vec![n; 3 << 20]);
     }
 }
@@ -144,11 +134,6 @@ fn it_pauses_waits_and_goes_on_when_either_daemon_was_killed() {
 fn pids(w: &World, store: &Path) -> [i32; 2] {
     let status: Value = serde_json::from_str(&w.darner(&["status", "--json", store.to_str().unwrap()])).unwrap();
     ["daemon_pid", "supervisor_pid"].map(|name| status[name].as_i64().unwrap() as i32)
-}
-
-fn signal(pid: i32, signal: i32) {
-    // SAFETY: a plain system call.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
 #[test]
@@ -167,14 +152,14 @@ fn a_mirror_follows_without_a_mount_until_it_is_paused_removed_or_promoted() {
     w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
     let both = pids(&w, &target);
     [libc::SIGSTOP, libc::SIGKILL].iter().for_each(|s| both.iter().for_each(|pid| signal(*pid, *s)));
-    soon("it has ended", || line()["state"] == "stopped");
+    eventually("it has ended", || line()["state"] == "stopped");
     w.remount();
-    soon("it follows", || line()["state"] == "follows");
+    eventually("it follows", || line()["state"] == "follows");
     // A mount comes and goes.
     let copy = w.dir.join("copy");
     fs::create_dir(&copy).unwrap();
     w.darner(&["mount", store, copy.to_str().unwrap()]);
-    soon("it is there", || fs::read(copy.join("a")).is_ok_and(|a| a == b"two"));
+    eventually("it is there", || fs::read(copy.join("a")).is_ok_and(|a| a == b"two"));
     w.darner(&["unmount", copy.to_str().unwrap()]);
     fs::write(w.path("a"), "three").unwrap();
     w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
@@ -240,9 +225,9 @@ fn a_fileset_has_mirrors_and_a_mirror_has_one_too() {
     w.darner(&["mirror", "sync", "--wait", mnt, "docs"]);
     w.darner(&["mirror", "add", &dir("c1"), "next", &dir("store 2")]);
     mount("store 2", "c2");
-    soon("it comes through both", || fs::read(dir("c2/a")).is_ok_and(|a| a == b"text"));
+    eventually("it comes through both", || fs::read(dir("c2/a")).is_ok_and(|a| a == b"text"));
     fs::write(w.path("docs/a"), "other").unwrap();
-    soon("it comes through both", || fs::read(dir("c2/a")).is_ok_and(|a| a == b"other"));
+    eventually("it comes through both", || fs::read(dir("c2/a")).is_ok_and(|a| a == b"other"));
     w.darner(&["mirror", "remove", mnt, "docs"]);
     assert_eq!(w.darner(&["mirror", "list", "--json", mnt]).trim(), "[]");
     w.darner(&["unmount", &dir("c2")]);
@@ -271,21 +256,6 @@ fn a_stream_through_a_pipe_makes_a_mirror_and_brings_it_on() {
     assert!(!w.dir.join("copy/dir/a").exists());
     assert_eq!(fs::read(w.dir.join(format!("copy/dir/a@@{then:#x}"))).unwrap(), vec![5; 500_000]);
     w.sh_outside("$DARNER unmount $DIR/copy");
-}
-
-/// Flips a bit of bytes that are stored once in a store, which nobody has open.
-fn rot(store: &Path, stored: &[u8]) {
-    let mut flipped = 0;
-    for entry in fs::read_dir(store).unwrap() {
-        let path = entry.unwrap().path();
-        let mut bytes = fs::read(&path).unwrap();
-        if let Some(at) = bytes.windows(stored.len()).position(|b| b == stored) {
-            bytes[at + 5] ^= 4;
-            fs::write(&path, bytes).unwrap();
-            flipped += 1;
-        }
-    }
-    assert_eq!(flipped, 1);
 }
 
 #[test]
@@ -453,7 +423,7 @@ fn an_old_source_that_returns_is_told_and_follows_and_what_it_had_alone_is_kept(
     assert_eq!(fs::read(alone.join("both")).unwrap(), b"alone");
     fs::write(alone.join("both"), "mine").unwrap();
     fs::write(p.copy.join("both"), "three").unwrap();
-    soon("it follows", || fs::read(p.w.path("both")).is_ok_and(|b| b == b"three"));
+    eventually("it follows", || fs::read(p.w.path("both")).is_ok_and(|b| b == b"three"));
     assert_eq!(fs::read(alone.join("both")).unwrap(), b"mine");
     p.w.darner(&["unmount", alone.to_str().unwrap()]);
     let list = p.w.darner(&["fileset", "list", p.w.mnt.to_str().unwrap()]);
@@ -471,12 +441,12 @@ fn a_mirror_compares_itself_with_its_source_and_its_list_tells_what_came_of_it()
     p.sync();
     assert_eq!(p.line()["compared"], Value::Null);
     p.mirror("verify", &["--every", "1s"]);
-    soon("it was compared", || !p.line()["compared"].is_null());
+    eventually("it was compared", || !p.line()["compared"].is_null());
     let first = p.line()["compared"].clone();
     assert_eq!((first["differing"].as_u64(), &first["named"]), (Some(0), &serde_json::json!([])), "{first}");
     assert!(first["keys"].as_u64() > Some(3) && first["at_tid"].as_str() <= p.line()["at_tid"].as_str(), "{first}");
     fs::write(p.w.path("b"), "text").unwrap();
-    soon("it goes on", || p.line()["compared"]["at_tid"].as_str() > first["at_tid"].as_str());
+    eventually("it goes on", || p.line()["compared"]["at_tid"].as_str() > first["at_tid"].as_str());
     p.mirror("verify", &["--every", "never"]);
     // What was found is kept with the store, and shown to people.
     p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
@@ -499,7 +469,7 @@ fn a_mirror_whose_store_is_full_says_so_and_goes_on_when_there_is_room() {
     p.w.darner(&["volume", "resize", copy, "0", "64M"]);
     let large = random(100 << 20);
     fs::write(p.w.path("large"), &large).unwrap();
-    soon("it is full", || {
+    eventually("it is full", || {
         let line = p.line();
         let room = line["waits_for"].as_str().is_some_and(|why| why.starts_with("room"));
         room && line["state"] == "waits" && line["last_error"].is_string()
@@ -509,7 +479,7 @@ fn a_mirror_whose_store_is_full_says_so_and_goes_on_when_there_is_room() {
     let there = fs::read(p.copy.join("large")).unwrap_or_default();
     assert!(there.len() < large.len() && large.starts_with(&there), "{} bytes", there.len());
     p.w.darner(&["volume", "resize", copy, "0", "1G"]);
-    soon("it goes on", || fs::read(p.copy.join("large")).is_ok_and(|there| there == large));
+    eventually("it goes on", || fs::read(p.copy.join("large")).is_ok_and(|there| there == large));
     assert_eq!(p.line()["state"], "follows");
     p.w.darner(&["unmount", copy]);
     p.mirror("pause", &[]);
@@ -528,7 +498,7 @@ fn a_mount_in_the_foreground_of_a_store_that_follows_stays_until_it_is_unmounted
     let stays = || {
         let args = ["mount", "--foreground", target.to_str().unwrap(), copy.to_str().unwrap()];
         let child = Command::new(common::DARNER).args(args).spawn().unwrap();
-        soon("it is mounted", || copy.join("a").exists());
+        eventually("it is mounted", || copy.join("a").exists());
         child
     };
     let mut child = stays();

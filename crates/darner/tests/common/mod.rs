@@ -285,6 +285,32 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A port of this machine that nobody listens at.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Sends a signal to a process that is there.
+pub fn signal(pid: i32, signal: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+/// Flips a bit of bytes that are stored once in a store, which nobody has open.
+pub fn rot(store: &Path, stored: &[u8]) {
+    let mut flipped = 0;
+    for entry in std::fs::read_dir(store).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(stored.len()).position(|b| b == stored) {
+            bytes[at + 5] ^= 4;
+            std::fs::write(&path, bytes).unwrap();
+            flipped += 1;
+        }
+    }
+    assert_eq!(flipped, 1);
+}
+
 pub fn c_string(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap()
 }

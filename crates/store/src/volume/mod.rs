@@ -43,9 +43,8 @@ pub const SLOT_SIZE: usize = 64 << 10;
 pub struct RegionRef {
     /// Its number.
     pub id: u64,
-    /// In a bucket, the epoch under which it was put. On a raw volume, the first byte; of a scattered region (docs/format.md §Raw
-    /// volume), that of its map, plus 1. In a
-    /// directory 0.
+    /// In a bucket, the epoch under which it was put. On a raw volume, the first byte; of a scattered region
+    /// (docs/format.md §Raw volume), that of its map, plus 1. In a directory 0.
     pub start: u64,
     /// Bytes reserved for it.
     pub size: u64,
