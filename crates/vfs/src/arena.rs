@@ -64,7 +64,7 @@ impl Mapping {
     ///
     /// # Safety
     /// No other piece that this call returned and that overlaps is in use.
-    #[allow(clippy::mut_from_ref)]
+    #[allow(clippy::mut_from_ref, reason = "shared memory: what is aliased is for the caller to see to")]
     pub(crate) unsafe fn piece(&self, place: u64, len: usize) -> Option<&mut [u8]> {
         // SAFETY: within the mapping; not aliased in this process, says the caller.
         self.at(place, len).map(|at| unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) })

@@ -162,7 +162,7 @@ impl<V: Vfs> Server<V> {
     }
 
     /// The part of the arena that a command names.
-    #[allow(clippy::mut_from_ref)]
+    #[allow(clippy::mut_from_ref, reason = "shared memory, of which one command at a time is handed a part")]
     fn piece(&self, c: &darner_syslink::Element<'_>) -> Result<&mut [u8], Refusal> {
         let len: usize = c.number(p::LEN)?;
         // SAFETY: commands run one at a time, and each asks once.

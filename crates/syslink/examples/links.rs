@@ -1,7 +1,7 @@
 //! What a call costs over each kind of link, against a plain socket of the same kind in the same run: the median of the
 //! ratios of interleaved chunks, so that what else the machine does meanwhile strikes both.
 //!
-//! `cargo run --release -p darner-syslink --example measure`
+//! `cargo run --release -p darner-syslink --example links`
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,5 +1,5 @@
 //! What a plug-in costs: the same filesystem, of one file, answered by the process that has the mount, and by a plug-in (without
-//! a sandbox) behind it. As root: `cargo run --release -p darner-vfs --example measure [ROUNDS [busy]]`, `busy`: while both CPUs have something
+//! a sandbox) behind it. As root: `cargo run --release -p darner-vfs --example round_trips [ROUNDS [busy]]`, `busy`: while both CPUs have something
 //! else to do. docs/vfs.md §Measured has the outcome.
 
 use std::ffi::CString;

@@ -1,5 +1,5 @@
 //! What a pull costs: N small files, a first copy, and then ten changed files, after the index was merged and with nothing of it
-//! in memory. `cargo run --release -p darner-mirror --example measure -- DIR N…`
+//! in memory. `cargo run --release -p darner-mirror --example pulls -- DIR N…`
 
 use std::path::Path;
 use std::sync::Arc;
