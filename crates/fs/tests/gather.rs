@@ -4,6 +4,7 @@ mod common;
 
 use common::{SECOND, World};
 use darner_fs::{MAIN, Tid};
+use darner_store::{Piece, strays};
 
 const BLOCK: usize = 4096;
 const LEN: usize = 1 << 20;
@@ -16,14 +17,17 @@ struct Scattered {
 
 impl Scattered {
     fn new() -> Scattered {
+        let mut s = Scattered::whole();
+        (0..600).for_each(|_| s.overwrite());
+        s
+    }
+
+    fn whole() -> Scattered {
         let mut world = World::new();
         world.line("t=1 create f");
         let mut s = Scattered { world, content: Vec::new(), rng: fastrand::Rng::with_seed(1) };
         let data: Vec<u8> = (0..LEN).map(|_| s.rng.u8(..)).collect();
         s.write(0, &data);
-        for _ in 0..600 {
-            s.overwrite();
-        }
         s
     }
 
@@ -45,10 +49,21 @@ impl Scattered {
         self.world.fs.read(self.world.node(path).unwrap(), 0, LEN + 1).unwrap()
     }
 
+    fn map(&self) -> Vec<Piece> {
+        let object = self.world.node("f").unwrap().inode().object;
+        self.world.fs.store().map(MAIN, object, 0, LEN as u64, Tid::MAX).unwrap()
+    }
+
     /// In how many pieces the file is.
     fn pieces(&self) -> usize {
-        let object = self.world.node("f").unwrap().inode().object;
-        self.world.fs.store().map(MAIN, object, 0, LEN as u64, Tid::MAX).unwrap().len()
+        self.map().len()
+    }
+
+    /// Gathers; returns how many bytes were written anew.
+    fn gathered(&mut self) -> u64 {
+        let before = self.world.fs.store().tid();
+        self.gather();
+        self.map().iter().filter(|p| p.tid() > Some(before)).map(|p| p.len).sum()
     }
 
     fn gather(&mut self) {
@@ -125,4 +140,32 @@ fn what_is_written_all_the_time_is_forgotten_until_it_is_read_again() {
     let tid = s.world.fs.store().tid();
     while s.world.fs.gather(s.world.now).unwrap() {}
     assert_eq!(s.world.fs.store().tid(), tid);
+}
+
+#[test]
+fn of_what_was_overwritten_here_and_there_the_strays_alone_are_written_anew() {
+    let mut s = Scattered::whole();
+    let first = s.world.fs.store().tid();
+    (0..60).for_each(|_| s.overwrite());
+    let strays_of = |s: &Scattered| s.map().iter().filter(|p| p.tid() > Some(first)).map(|p| p.len).sum::<u64>();
+    let overwritten = strays_of(&s);
+    let anew = s.gathered();
+    assert!(anew > overwritten / 2 && anew <= overwritten, "{anew} of {overwritten}");
+    assert_eq!(strays_of(&s), overwritten, "what was in order stays where it was");
+    assert!(!strays(&s.map()).contains(&true));
+    assert!(s.read("f") == s.content);
+    assert_eq!(s.gathered(), 0);
+}
+
+#[test]
+fn a_file_that_is_overwritten_and_read_every_night_is_not_rewritten_every_night() {
+    let mut s = Scattered::whole();
+    let (mut written, mut anew) = (0, 0);
+    for _ in 0..100 {
+        (0..20).for_each(|_| s.overwrite());
+        written += 20 * BLOCK as u64;
+        anew += s.gathered();
+        assert!(s.read("f") == s.content);
+    }
+    assert!(anew > written / 2 && anew < 3 * written, "{anew} for {written}");
 }

@@ -18,7 +18,8 @@ use crate::index::memtable::Memtable;
 use crate::index::scan::{self, Range};
 use crate::index::table::{BlockCache, Newer, Table};
 use crate::key::parse;
-use crate::store::{Store, Value, damage};
+use crate::pieces::damage;
+use crate::store::{Store, Value};
 use crate::{FilesetId, Kind, ObjectId, Result, Tid};
 
 /// Bytes of a fileset in a key.

@@ -3,7 +3,6 @@
 //!
 //! Locks, in the order they are taken: moving, maintenance, log io, log tail, index. None is held while a caller's code runs.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -13,11 +12,10 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::counts::Count;
-use crate::extent::{self, CHUNK, ChunkMap, Piece, push_piece};
+use crate::extent::{CHUNK, ChunkMap, Piece, push_piece};
 use crate::fileset::{Filesets, MAIN};
 use crate::fold::Fold;
 use crate::frame;
-use crate::heal::mend_stored;
 use crate::index::Entry;
 use crate::index::levels::Levels;
 use crate::index::memtable::{Found, Memtable};
@@ -142,11 +140,6 @@ pub struct Store {
     pub(crate) idle: std::sync::atomic::AtomicBool,
 }
 
-thread_local! {
-    /// Stored bytes on their way to a reader; grows to the largest read and stays.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 /// Bytes of the largest frame.
 pub(crate) const FRAME_MAX: usize = 2 << 20;
 /// Bytes of the smallest segment.
@@ -157,12 +150,6 @@ const SMALL_ROOM: u64 = 64 << 10;
 const ALLOWANCE: u64 = 32 << 20;
 /// Room that a segment keeps for its seal.
 pub(crate) const SEAL_ROOM: u64 = 4096;
-
-/// Stored extents this near to one another are read in one go.
-const READ_GAP: u64 = 16 << 10;
-const READ_MAX: u64 = 2 << 20;
-/// A read from this many places is worth asking for all of them first.
-const SCATTERED: usize = 4;
 
 impl Store {
     /// The newest committed tid.
@@ -569,159 +556,6 @@ impl Store {
         failed.map(|()| run)
     }
 
-    /// Reads mapped pieces into `buf` (as long as they together); holes read as zeroes. Every byte is verified. Needs no
-    /// lock of the caller's: pieces stay readable whatever is written later.
-    pub fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
-        if pieces.len() >= SCATTERED {
-            self.fetch_scattered(pieces);
-        }
-        let mut rest = buf;
-        let mut i = 0;
-        while i < pieces.len() {
-            let n = group(&pieces[i..]);
-            let len: u64 = pieces[i..i + n].iter().map(|p| p.len).sum();
-            let (out, after) = rest.split_at_mut(len as usize);
-            self.read_group(&pieces[i..i + n], out)?;
-            rest = after;
-            i += n;
-        }
-        assert!(rest.is_empty(), "the buffer is longer than the pieces");
-        Ok(())
-    }
-
-    /// Lets the volume fetch pieces from many places at a time, where reading them would wait for one after the other.
-    fn fetch_scattered(&self, pieces: &[Piece]) {
-        let mut i = 0;
-        let mut wanted = Vec::new();
-        while i < pieces.len() {
-            let n = group(&pieces[i..]);
-            wanted.extend(pieces[i].place.map(|p| (p.region, extent::needed(&p, pieces[i].len as usize))));
-            i += n;
-        }
-        if wanted.len() < SCATTERED {
-            return;
-        }
-        let tail = self.log.tail();
-        wanted.retain(|(region, (at, n))| !tail.unwritten(*region, *at, *n as u64));
-        drop(tail);
-        let regions = self.regions.read();
-        for (region, (at, n)) in wanted {
-            if let Some(r) = regions.get(&region) {
-                r.will_need(at, n as u64);
-            }
-        }
-    }
-
-    /// Reads pieces that lie near one another with one request.
-    fn read_group(&self, pieces: &[Piece], mut out: &mut [u8]) -> Result<()> {
-        let Some(from) = pieces[0].place.map(|p| extent::needed(&p, pieces[0].len as usize).0) else {
-            out.fill(0);
-            return Ok(());
-        };
-        if let [piece] = pieces {
-            return self.read_piece(None, piece, out);
-        }
-        let region = pieces[0].place.expect("data").region;
-        let end = pieces.iter().filter_map(|p| p.place.map(|place| extent::needed(&place, p.len as usize)));
-        let end = end.map(|(at, n)| at + n as u64).max().expect("pieces");
-        SCRATCH.with_borrow_mut(|scratch| {
-            let len = (end - from) as usize;
-            if scratch.len() < len {
-                scratch.resize(len, 0);
-            }
-            let whole = self.read_stored(None, region, from, &mut scratch[..len]);
-            for p in pieces {
-                let (part, rest) = std::mem::take(&mut out).split_at_mut(p.len as usize);
-                out = rest;
-                let place = p.place.expect("data");
-                let (at, n) = extent::needed(&place, part.len());
-                let at = (at - from) as usize;
-                // Some of the group may still be in memory: then each piece is fetched by itself.
-                match &whole {
-                    Ok(()) => self.load(&place, &mut scratch[at..at + n], part).map_err(|e| damage(p, e))?,
-                    Err(_) => self.read_piece_into(None, p, part, &mut Vec::new())?,
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Reads one data piece. `tail`: the log's tail, where the caller holds it.
-    pub(crate) fn read_piece(&self, tail: Option<&Tail>, piece: &Piece, out: &mut [u8]) -> Result<()> {
-        SCRATCH.with_borrow_mut(|scratch| self.read_piece_into(tail, piece, out, scratch))
-    }
-
-    fn read_piece_into(&self, tail: Option<&Tail>, piece: &Piece, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
-        let Some(place) = piece.place else {
-            out.fill(0);
-            return Ok(());
-        };
-        let (at, n) = extent::needed(&place, out.len());
-        if scratch.len() < n {
-            scratch.resize(n, 0);
-        }
-        self.read_stored(tail, place.region, at, &mut scratch[..n])?;
-        self.load(&place, &mut scratch[..n], out).map_err(|e| damage(piece, e))
-    }
-
-    /// Verifies and unpacks stored bytes; what is damaged comes from the other copy, if there is one.
-    fn load(&self, place: &extent::Place, stored: &mut [u8], out: &mut [u8]) -> Result<()> {
-        let loaded = extent::load(place, stored, out);
-        if !matches!(loaded, Err(Error::Corrupt { .. })) {
-            return loaded;
-        }
-        let Some(region) = self.regions.read().get(&place.region).cloned() else { return loaded };
-        let (at, n) = extent::needed(place, out.len());
-        let len = match place.codec {
-            extent::Codec::Raw => n - 4 * n.div_ceil(extent::BLOCK + 4),
-            extent::Codec::Lz4 => place.extent_len as usize,
-        };
-        mend_stored(&*region, at, stored, place.codec, len)?;
-        match extent::load(place, stored, out) {
-            Err(e @ Error::Corrupt { .. }) => self.heal_from_bucket(&*region, at, stored, e)?,
-            loaded => return loaded,
-        }
-        extent::load(place, stored, out)
-    }
-
-    /// Bytes of a segment, from memory if they are not written yet. Fails where only some of them are.
-    pub(crate) fn read_stored(&self, tail: Option<&Tail>, region: u64, at: u64, out: &mut [u8]) -> Result<()> {
-        let in_memory = match tail {
-            Some(t) => t.read(region, at, out),
-            None => {
-                let t = self.log.tail();
-                let found = t.read(region, at, out);
-                let unwritten = t.unwritten(region, at, out.len() as u64);
-                drop(t);
-                if found.is_none() && unwritten {
-                    return Err(Error::Io {
-                        place: format!("region {region:x} at byte {at}"),
-                        action: "read",
-                        source: Arc::new(std::io::ErrorKind::WouldBlock.into()),
-                    });
-                }
-                found
-            }
-        };
-        if in_memory.is_some() {
-            return Ok(());
-        }
-        let open = self.regions.read().get(&region).cloned();
-        match open {
-            Some(r) => {
-                self.note_read(region, out.len() as u64);
-                self.readahead.note(&*r, at, out.len() as u64);
-                r.read_at(out, at)
-            }
-            None => Err(Error::Corrupt {
-                place: format!("region {region:x}"),
-                what: "reference to a segment",
-                expected: "one of this store".into(),
-                found: "none of that number".into(),
-            }),
-        }
-    }
-
     /// Returns once all that is committed now is durable; those that wait at the same time share one flush.
     pub fn sync(&self) -> Result<Tid> {
         self.log.sync()
@@ -801,28 +635,4 @@ pub(crate) fn reserve_of(size: u64) -> u64 {
 
 fn chunk_number(suffix: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(suffix.try_into().ok()?))
-}
-
-pub(crate) fn damage(p: &Piece, e: Error) -> Error {
-    let tid = p.tid().unwrap_or_default();
-    Error::Data { object: p.object, offset: p.offset, tid, source: Box::new(e) }
-}
-
-/// How many of the first pieces one request may fetch (a hole is a group of its own).
-fn group(pieces: &[Piece]) -> usize {
-    let Some(first) = pieces[0].place else { return 1 };
-    let (start, n) = extent::needed(&first, pieces[0].len as usize);
-    let mut end = start + n as u64;
-    let mut count = 1;
-    for p in &pieces[1..] {
-        let Some(place) = p.place else { break };
-        let (at, n) = extent::needed(&place, p.len as usize);
-        let near = place.region == first.region && at >= end && at - end <= READ_GAP;
-        if !near || at + n as u64 - start > READ_MAX {
-            break;
-        }
-        end = at + n as u64;
-        count += 1;
-    }
-    count
 }

@@ -28,9 +28,14 @@ const PER_DIR: u64 = 1000;
 /// Coprime to all steps: multiples of it visit every file once.
 const STRIDE: u64 = 618_033;
 
-const SETTLED: &str = "live: ten seconds later, MB/s";
 const SETTLES: Duration = Duration::from_secs(10);
+/// Besides, against a file beside it that was never overwritten.
+const LIVE_BESIDE: [&str; 3] = ["live: read, × never overwritten", "live: 4 KiB, × the same", "live: stat, × the same"];
+const SETTLED_BESIDE: [&str; 3] =
+    ["later: read, × never overwritten", "later: 4 KiB, × the same", "later: stat, × the same"];
+const ROUNDS: u64 = 5;
 const LIVE: [&str; 4] = ["live: first read, MB/s", "live: read, MB/s", "live: 4 KiB read/s", "live: stat/s"];
+const SETTLED: [&str; 4] = ["later: first read, MB/s", "later: read, MB/s", "later: 4 KiB read/s", "later: stat/s"];
 const OLDEST: [&str; 4] = ["oldest: first read, MB/s", "oldest: read, MB/s", "oldest: 4 KiB read/s", "oldest: stat/s"];
 const MIDWAY: [&str; 4] = ["midway: first read, MB/s", "midway: read, MB/s", "midway: 4 KiB read/s", "midway: stat/s"];
 
@@ -141,9 +146,13 @@ fn versions(room: &Room, o: &Options) -> Result<Table> {
     let mut table = Table::new("overwrites of 4 KiB in a file of 16 MiB", steps);
     let path = darner.dir().join("file");
     let mut block = vec![0; FILE_BYTES as usize];
-    data::mixed(1, &mut block);
-    fs::write(&path, &block).cant(|| "write the file".into())?;
-    File::open(&path)?.sync_all()?;
+    // The same kind of blocks as what will overwrite them.
+    (1..).zip(block.chunks_mut(PAGE as usize)).for_each(|(n, page)| data::mixed(n, page));
+    let beside = path.with_file_name("beside");
+    for path in [&path, &beside] {
+        fs::write(path, &block).cant(|| format!("write {}", path.display()))?;
+        File::open(path)?.sync_all()?;
+    }
     let oldest = tid(&darner)?;
     let mut made = 0;
     for &step in steps {
@@ -155,13 +164,13 @@ fn versions(room: &Room, o: &Options) -> Result<Table> {
         made = step;
         crash_and_mount(&mut darner, &mut table)?;
         let then = |tid: &str| path.with_file_name(format!("file@@{tid}"));
-        for (path, names) in [(path.clone(), LIVE), (then(&oldest), OLDEST), (then(&middle), MIDWAY)] {
-            measure_reads(&path, &mut table, names)?;
+        measure_reads(&path, Some((&beside, LIVE_BESIDE)), &mut table, LIVE)?;
+        for (path, names) in [(then(&oldest), OLDEST), (then(&middle), MIDWAY)] {
+            measure_reads(&path, None, &mut table, names)?;
         }
         // What was read in pieces is gathered, once it is left alone for a while (docs/decisions/16).
         thread::sleep(SETTLES);
-        let whole = || read_whole(&path);
-        table.enter(SETTLED, [whole()?, whole()?, whole()?].into_iter().fold(0.0, f64::max));
+        measure_reads(&path, Some((&beside, SETTLED_BESIDE)), &mut table, SETTLED)?;
         enter_status(&darner, &mut table)?;
     }
     Ok(table)
@@ -179,29 +188,47 @@ fn overwrite(path: &Path, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the whole, parts, and attributes. All but the first read are the best of three: what is sought is the store's
-/// share, not that of the machine's other work.
-fn measure_reads(path: &Path, table: &mut Table, names: [&'static str; 4]) -> Result<()> {
-    let mut best = [0.0f64; 4];
-    for round in 0..3 {
-        let rate = read_whole(path)?;
+/// Reads the whole, parts, and attributes. All but the first read are the best of some rounds: what is sought is the store's
+/// share, not that of the machine's other work. Beside another file, with which it takes turns: the median of the ratios.
+fn measure_reads(
+    path: &Path,
+    beside: Option<(&Path, [&'static str; 3])>,
+    table: &mut Table,
+    names: [&'static str; 4],
+) -> Result<()> {
+    let mut first = 0.0;
+    let (mut best, mut ratios) = ([0.0f64; 3], [const { Vec::new() }; 3]);
+    for round in 0..ROUNDS {
+        let other = beside.map(|(path, _)| rates(path, round)).transpose()?;
+        let rates = rates(path, round)?;
         if round == 0 {
-            best[0] = rate;
+            first = rates[0];
         }
-        best[1] = best[1].max(rate);
-        stage::drop_caches();
-        let file = File::open(path)?;
-        // SAFETY: a plain system call on an open descriptor.
-        unsafe { libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, libc::POSIX_FADV_RANDOM) };
-        let (mut rng, mut page) = (Rng::new(round), vec![0; PAGE as usize]);
-        let read = |_| file.read_exact_at(&mut page, rng.below(FILE_BYTES / PAGE) * PAGE);
-        best[2] = best[2].max(timed_each(2_000, read)?);
-        best[3] = best[3].max(timed_each(2_000, |_| stat(path))?);
+        for i in 0..3 {
+            best[i] = best[i].max(rates[i]);
+            ratios[i].extend(other.map(|other| rates[i] / other[i]));
+        }
     }
-    for (name, value) in names.into_iter().zip(best) {
-        table.enter(name, value);
+    table.enter(names[0], first);
+    names[1..].iter().zip(best).for_each(|(name, value)| table.enter(name, value));
+    let Some((_, names)) = beside else { return Ok(()) };
+    for (name, mut ratios) in names.into_iter().zip(ratios) {
+        ratios.sort_unstable_by(f64::total_cmp);
+        table.enter(name, ratios[ratios.len() / 2]);
     }
     Ok(())
+}
+
+/// Of a file whose pages the kernel does not have: MB/s, 4 KiB reads/s, stat/s.
+fn rates(path: &Path, seed: u64) -> Result<[f64; 3]> {
+    let whole = read_whole(path)?;
+    stage::drop_caches();
+    let file = File::open(path)?;
+    // SAFETY: a plain system call on an open descriptor.
+    unsafe { libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, libc::POSIX_FADV_RANDOM) };
+    let (mut rng, mut page) = (Rng::new(seed), vec![0; PAGE as usize]);
+    let read = |_| file.read_exact_at(&mut page, rng.below(FILE_BYTES / PAGE) * PAGE);
+    Ok([whole, timed_each(2_000, read)?, timed_each(2_000, |_| stat(path))?])
 }
 
 /// Reads all of the file, the kernel's caches being empty; MB/s.
@@ -294,7 +321,8 @@ impl Table {
             write!(out, "\n{:<32}", row.what).expect("strings take all");
             for value in &row.values {
                 let change = (value / row.values[0].max(1e-9) - 1.0) * 100.0;
-                write!(out, "{:>20}", format!("{value:.0} ({change:+.0} %)")).expect("strings take all");
+                let digits = if row.what.contains('×') { 2 } else { 0 };
+                write!(out, "{:>20}", format!("{value:.digits$} ({change:+.0} %)")).expect("strings take all");
             }
         }
         out + "\n"
