@@ -36,7 +36,7 @@ const SLOTS: u16 = 24;
 /// Requests that are worked on at a time; as many may wait for a slow plug-in before the others do.
 const THREADS: usize = 8;
 /// The kernel's readahead, bytes.
-const READAHEAD: u32 = 1 << 20;
+const READAHEAD: u32 = 4 << 20;
 /// How long a process may take to end by itself when its link has.
 const GRACE: Duration = Duration::from_millis(300);
 

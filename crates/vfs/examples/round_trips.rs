@@ -1,6 +1,6 @@
 //! What a plug-in costs: the same filesystem, of one file, answered by the process that has the mount, and by a plug-in (without
-//! a sandbox) behind it. As root: `cargo run --release -p darner-vfs --example round_trips [ROUNDS [busy]]`, `busy`: while both CPUs have something
-//! else to do. docs/vfs.md §Measured has the outcome.
+//! a sandbox) behind it. As root: `cargo run --release -p darner-vfs --example round_trips [ROUNDS [busy|large]]`, `busy`: while both CPUs have something
+//! else to do; `large`: large reads only. docs/vfs.md §Measured has the outcome.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -139,7 +139,7 @@ fn mounted<T>(at: &Path, handler: impl Handler + Sync, during: impl FnOnce() -> 
     let options = MountOptions { max_read: SLOT as u32, read_only: true, ..MountOptions::default() };
     let fd = mount(at, &options).expect("mount");
     let session = Session::init(fd, Config::default()).expect("handshake");
-    fuse::set_readahead(at, 1 << 20).expect("readahead");
+    fuse::set_readahead(at, 4 << 20).expect("readahead");
     thread::scope(|s| {
         let serving = s.spawn(|| session.run(8, Duration::from_micros(50), &handler));
         let found = during();
@@ -250,12 +250,13 @@ fn main() {
         return serve(One(file)).expect("started by a host");
     }
     let rounds = argument.and_then(|n| n.parse().ok()).unwrap_or(15);
-    let busy = std::env::args().nth(2).is_some_and(|word| word == "busy");
+    let mode = std::env::args().nth(2);
+    let busy = mode.as_deref() == Some("busy");
     let dir = tempfile::tempdir().expect("a directory");
     // In memory, so that nothing waits for a disk.
     let mut data = tempfile::tempfile_in("/dev/shm").expect("a file");
     (0..SIZE >> 20).for_each(|n| data.write_all(&vec![n as u8; 1 << 20]).expect("room"));
-    let cases: Vec<(String, Case<'_>)> = cases(dir.path());
+    let cases: Vec<(String, Case<'_>)> = cases(dir.path(), mode.as_deref() == Some("large"));
     let mut found: Vec<Vec<(f64, f64)>> = vec![Vec::new(); cases.len()];
     let over = AtomicBool::new(false);
     thread::scope(|s| {
@@ -289,9 +290,9 @@ fn main() {
 
 type Case<'a> = Box<dyn Fn() -> f64 + 'a>;
 
-fn cases(at: &Path) -> Vec<(String, Case<'_>)> {
+fn cases(at: &Path, large_only: bool) -> Vec<(String, Case<'_>)> {
     let mut all: Vec<(String, Case<'_>)> = Vec::new();
-    for threads in [1, 2] {
+    for threads in [1, 2].into_iter().filter(|_| !large_only) {
         for (ask, name) in ASKS {
             all.push((format!("{name}, {threads} threads, µs"), Box::new(move || round_trip(at, ask, threads))));
         }

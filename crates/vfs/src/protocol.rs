@@ -7,9 +7,9 @@ use crate::vfs::{Attr, Errno, Info, Space, Wanted};
 /// What the host asks for in its hello.
 pub(crate) const SERVICE: &str = "darner.vfs/1";
 
-/// Both sides poll for 50 µs: a call takes less than waking somebody.
+/// Both sides poll for 200 µs, which is about what moving 1 MiB takes: waking somebody takes longer than most calls do.
 pub(crate) fn link_config() -> Config {
-    Config { poll_ns: 50_000, ..Config::default() }
+    Config { poll_ns: 200_000, ..Config::default() }
 }
 
 pub(crate) const START: Tag = Tag(1);

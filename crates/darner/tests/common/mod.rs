@@ -202,7 +202,7 @@ impl World {
 
     fn bash(&self, script: &str, within: &Path) -> Output {
         let mut command = Command::new("timeout");
-        command.args(["-k", "5", "120", "bash", "-euo", "pipefail", "-c", script]);
+        command.args(["-k", "5", if long() { "900" } else { "120" }, "bash", "-euo", "pipefail", "-c", script]);
         command.current_dir(within).env("MNT", &self.mnt).env("DIR", &self.dir).env("DARNER", DARNER);
         command.output().unwrap()
     }
