@@ -222,6 +222,7 @@ probes = {
     "outlive": lambda: call("prctl", 1, 0, 0, 0, 0), "shm": lambda: call("shmget", 0, 4096, 0o1600),
     "start": lambda: os.execv("/bin/true-not", ["x"]), "handed": lambda: os.pread(int(os.environ["DARNER_FILE_FDS"]), 5, 0),
     "overwrite": lambda: os.pwrite(int(os.environ["DARNER_FILE_FDS"]), b"x", 0), "thread": thread,
+    "all CPUs": lambda: os.sched_setaffinity(0, range(os.cpu_count())),
 }
 class Memory(Memory):
     def __init__(self, arena):
@@ -239,7 +240,7 @@ class Memory(Memory):
     let Some(program) = python(&world, &probe) else { return };
     let expected = "read a secret: EACCES\nlist it: EACCES\nwrite: EACCES\nread passwords: EACCES\nlook at others: EACCES\ntcp: EPERM
 unix: EPERM\npair: EPERM\nfork: EPERM\nmemfd: EPERM\nmount: EPERM\nunshare: EPERM\nsignal: ESRCH\nroot: EINVAL
-outlive: EPERM\nshm: EPERM\nstart: ENOENT\nhanded: done\noverwrite: EBADF\nthread: done\nprocesses: True\nvariables: False";
+outlive: EPERM\nshm: EPERM\nstart: ENOENT\nhanded: done\noverwrite: EBADF\nthread: done\nall CPUs: EPERM\nprocesses: True\nvariables: False";
     attach(&world, "py", &[&format!("--file={}", secret.display()), "--", &program]);
     assert_eq!(world.sh("cat py/found"), expected.replace("\n\n", "\n"));
     let pid = status(&world, "py")["plugin_pid"].as_i64().unwrap();
@@ -248,6 +249,10 @@ outlive: EPERM\nshm: EPERM\nstart: ENOENT\nhanded: done\noverwrite: EBADF\nthrea
     assert_eq!(field("CapEff:"), "0000000000000000");
     assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".into(), "2".into()));
     assert!(field("Uid:").starts_with("65534"), "root's plug-ins run as nobody");
+    let cpus = |mask: &str| mask.replace(',', "").chars().map(|c| c.to_digit(16).unwrap().count_ones()).sum::<u32>();
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let all = cpus(own.lines().find_map(|l| l.strip_prefix("Cpus_allowed:")).unwrap().trim());
+    assert_eq!(cpus(&field("Cpus_allowed:")), (all - 1).max(1), "it leaves one to others");
 }
 
 #[test]

@@ -66,6 +66,7 @@ pub fn enter(limits: &Limits, program: Option<&Path>, started: impl FnOnce(u32))
     let apart = namespaces(&mut lacks)?;
     // Only now: set before, it would count in the namespace above as well, and others with it.
     set_limits(limits)?;
+    leave_a_cpu();
     fork(apart, started)?;
     // SAFETY: plain system calls.
     unsafe { check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))? };
@@ -76,6 +77,20 @@ pub fn enter(limits: &Limits, program: Option<&Path>, started: impl FnOnce(u32))
         .and_then(|all| all.iter().try_for_each(|f| seccompiler::apply_filter(f).map_err(|e| e.to_string())));
     lacks.note(filtered, "seccomp", "it can make sockets and processes");
     Ok(lacks.0)
+}
+
+/// Keeps off one CPU, if there are several: whatever it does, others need not wait for the end of its slices there. (Priorities alone do not
+/// bring that about: a kernel without preemption ends no system call of it for them.)
+fn leave_a_cpu() {
+    // SAFETY: a set of CPUs is plain bits, and the pointers are valid. What can't be had or changed stays.
+    unsafe {
+        let mut cpus: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of_val(&cpus), &mut cpus) == 0 && libc::CPU_COUNT(&cpus) > 1 {
+            let first = (0..libc::CPU_SETSIZE as usize).find(|n| libc::CPU_ISSET(*n, &cpus)).expect("there are some");
+            libc::CPU_CLR(first, &mut cpus);
+            libc::sched_setaffinity(0, size_of_val(&cpus), &cpus);
+        }
+    }
 }
 
 fn set_limits(limits: &Limits) -> io::Result<()> {
@@ -214,8 +229,9 @@ fn drop_capabilities() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const none) }).map(drop)
 }
 
-/// No sockets, no memory beside the address space, nobody else's processes, no administration.
-const REFUSED: [i64; 70] = [
+/// No CPU that was left to others, no sockets, no memory beside the address space, nobody else's processes, no administration.
+const REFUSED: [i64; 71] = [
+    libc::SYS_sched_setaffinity,
     libc::SYS_socket,
     libc::SYS_socketpair,
     libc::SYS_memfd_create,
