@@ -479,7 +479,7 @@ fn programs_run_on_while_the_daemon_is_killed_again_and_again() {
                 done; grep Summary $DIR/pjd.out");
         }
         if has("fsx") {
-            let operations = if long() { 100_000 } else { 6_000 };
+            let operations = if long() { 20_000 } else { 6_000 };
             w.sh(&format!("for s in 1 2 3; do fsx -S $s -N {operations} -P $DIR fsx$s > $DIR/fsx.out 2>&1 || {{ tail -50 $DIR/fsx.out; exit 1; }}; done"));
         }
         drop(stop);

@@ -3,6 +3,7 @@
 //! Everything is a record `(fileset, object, kind, key, tid) → value or tombstone`, appended to segments; the
 //! index is derived. The store knows no inode, path, socket, thread or wall clock. docs/format.md has the bytes.
 
+mod ahead;
 mod assemble;
 mod buffer;
 mod check;

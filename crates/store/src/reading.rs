@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::ahead::Ahead;
 use crate::codec::crc_at;
 use crate::extent::{BLOCK, Codec};
 use crate::frame::{self, Body, Content, Record};
@@ -155,6 +156,8 @@ pub(crate) struct Window {
     twice: bool,
     evens: bool,
     sides: Option<Box<Sides>>,
+    /// What comes from a thread that is ahead.
+    ahead: Option<Ahead>,
 }
 
 impl Window {
@@ -167,7 +170,7 @@ impl Window {
     /// One that reads so many bytes at a time, if not more are asked for.
     pub fn of_size(region: Arc<dyn Region>, start: u64, size: u64) -> Window {
         let twice = !region.copies().is_empty();
-        Window { region, start, buf: Buf::default(), size, fresh: false, twice, evens: false, sides: None }
+        Window { region, start, buf: Buf::default(), size, fresh: false, twice, evens: false, sides: None, ahead: None }
     }
 
     /// One that reads no more than it must.
@@ -179,6 +182,13 @@ impl Window {
     pub fn of_the_volume(region: Arc<dyn Region>, start: u64) -> Window {
         let mut window = Window::new(region, start);
         (window.fresh, window.buf.room) = (true, ROOM.take());
+        window
+    }
+
+    /// One whose bytes come from a thread that reads them past the caches.
+    pub fn of_ahead(region: Arc<dyn Region>, start: u64, ahead: Ahead) -> Window {
+        let mut window = Window::of_few(region, start);
+        window.ahead = Some(ahead);
         window
     }
 
@@ -232,6 +242,11 @@ impl Window {
         if (self.bytes(at).len() as u64) >= len || at.checked_add(len).is_none_or(|end| end > size) {
             return Ok(());
         }
+        if let Some(mut ahead) = self.ahead.take() {
+            let taken = self.take_pieces(&mut ahead, at, len);
+            self.ahead = Some(ahead);
+            return taken;
+        }
         // In whole pages, where that makes reading past the caches possible.
         let from = if self.fresh { at - at % PAGE as u64 } else { at };
         let end = (at + self.size.max(len)).min(size);
@@ -243,6 +258,29 @@ impl Window {
         let at = from + had as u64;
         let read = if self.fresh { self.region.read_fresh(rest, at) } else { self.region.read_at(rest, at) };
         read.inspect_err(|_| self.buf.keep_last(0))
+    }
+}
+
+impl Window {
+    /// Takes pieces until the bytes are there, or no more come.
+    fn take_pieces(&mut self, ahead: &mut Ahead, at: u64, len: u64) -> Result<()> {
+        while (self.bytes(at).len() as u64) < len
+            && let Some((from, mut piece)) = ahead.next()?
+        {
+            let rest = self.bytes(at);
+            if at + rest.len() as u64 == from {
+                piece.put_before(rest);
+                self.start = at;
+            } else {
+                self.start = from;
+            }
+            let done = std::mem::replace(&mut self.buf, piece);
+            // (The first one is our own, without room for the end of another.)
+            if done.head > 0 {
+                ahead.give_back(done);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -268,46 +306,66 @@ pub(crate) fn is_whole(region: &dyn Region, bytes: &[u8], at: u64) -> bool {
     }
 }
 
-/// Bytes in memory that begin at a multiple of [`PAGE`]. (What there is room for is not made zero again and again.)
+/// Bytes in memory that begin at a multiple of [`PAGE`], but for some before them. (What there is room for is not made zero again and
+/// again.)
 #[derive(Default)]
-struct Buf {
+pub(crate) struct Buf {
     room: Vec<u8>,
+    /// Bytes that there may be before the others, and those that there are.
+    head: usize,
+    before: usize,
     len: usize,
 }
 
 impl Buf {
-    /// First byte that is used.
-    fn skip(&self) -> usize {
-        self.room.as_ptr().align_offset(PAGE).min(self.room.len())
+    /// An empty one in front of which up to `head` bytes can be put.
+    pub fn with_head(head: usize) -> Buf {
+        Buf { head: head.next_multiple_of(PAGE), ..Buf::default() }
+    }
+
+    /// Where the bytes begin that are at a multiple of a page.
+    fn base(&self) -> usize {
+        (self.room.as_ptr().align_offset(PAGE) + self.head).min(self.room.len())
     }
 
     fn filled(&self) -> &[u8] {
-        &self.room[self.skip()..][..self.len]
+        &self.room[self.base() - self.before..][..self.before + self.len]
+    }
+
+    pub fn clear(&mut self) {
+        (self.before, self.len) = (0, 0);
+    }
+
+    /// Puts bytes before the first one.
+    fn put_before(&mut self, bytes: &[u8]) {
+        let end = self.base() - self.before;
+        self.room[end - bytes.len()..end].copy_from_slice(bytes);
+        self.before += bytes.len();
     }
 
     /// The last `n` bytes become the first and only ones.
     fn keep_last(&mut self, n: usize) {
-        let end = self.skip() + self.len;
-        let to = self.skip();
+        let (to, end) = (self.base(), self.base() + self.len);
         self.room.copy_within(end - n..end, to);
-        self.len = n;
+        (self.before, self.len) = (0, n);
     }
 
     fn set(&mut self, bytes: &[u8]) {
-        self.len = 0;
+        self.clear();
         self.grow(bytes.len()).copy_from_slice(bytes);
     }
 
-    /// Makes it so many bytes; returns those that are new.
-    fn grow(&mut self, len: usize) -> &mut [u8] {
-        if self.room.len() < len + PAGE {
-            let mut larger = Buf { room: vec![0; len + PAGE], len: self.len };
-            let skip = larger.skip();
-            larger.room[skip..skip + self.len].copy_from_slice(self.filled());
+    /// Makes it so many bytes, those before the first one aside; returns those that are new.
+    pub fn grow(&mut self, len: usize) -> &mut [u8] {
+        if self.room.len() < self.head + len + PAGE {
+            let mut larger =
+                Buf { room: vec![0; self.head + len + PAGE], head: self.head, before: self.before, len: self.len };
+            let start = larger.base() - self.before;
+            larger.room[start..start + self.before + self.len].copy_from_slice(self.filled());
             *self = larger;
         }
-        let (skip, had) = (self.skip(), self.len);
+        let (base, had) = (self.base(), self.len);
         self.len = len;
-        &mut self.room[skip + had..skip + len]
+        &mut self.room[base + had..base + len]
     }
 }

@@ -65,7 +65,7 @@ pub struct OpenOptions {
     pub degraded: bool,
     /// How buckets are reached. Opening does not wait for one; without this one counts as missing.
     pub buckets: Option<Buckets>,
-    /// Who lends threads, if the index is derived anew.
+    /// Who lends threads, where the index is derived anew and for scrubs.
     pub workers: Option<Arc<dyn Workers>>,
 }
 
@@ -373,6 +373,7 @@ pub(crate) fn open_with(
         pushing: Mutex::default(),
         reach: Mutex::default(),
         heat: Mutex::default(),
+        workers: options.workers.clone(),
         elsewhere: Mutex::default(),
         volumes,
     };

@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use crate::ahead;
 use crate::codec::{Reader, is_sealed, put_varint};
 use crate::extent::{self, BLOCK, Codec, Piece};
 use crate::fileset::MAIN;
@@ -21,8 +22,9 @@ use crate::manifest::Manifest;
 use crate::pack;
 use crate::reading::{Window, damaged_blocks, each_copy, region_start};
 use crate::segment::{self, Segment};
-use crate::store::Store;
+use crate::store::{FRAME_MAX, Store};
 use crate::volume::Region;
+use crate::workers::Job;
 use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
 
 const VERSION: u8 = 1;
@@ -295,11 +297,49 @@ impl Store {
         if s.pack.is_some() {
             region.drop_cached(0, s.end);
         }
-        let mut window = match region.in_memory()? {
-            Some(copy) => Window::of_few(copy, at),
-            None => Window::of_the_volume(region.clone(), at),
+        let sides = Sides::of(&region, at, true)?;
+        let left = (s.end - at.min(s.end)).min(until.saturating_sub(report.bytes));
+        match (region.in_memory()?, &self.workers) {
+            (Some(copy), _) => {
+                at = self.scrub_frames(s, &region, Window::of_few(copy, at), sides, at, until, report)?
+            }
+            // Each waits for one of the volume and the processor only if the other is slower.
+            (None, Some(workers)) if sides.is_none() && left >= ahead::WORTH => {
+                let (ahead, reading) = ahead::ahead();
+                let mut window = Some(Window::of_ahead(region.clone(), at, ahead));
+                let mut outcome = Ok(at);
+                let to = (at + left + FRAME_MAX as u64).min(s.end);
+                let read: Job<'_> = Box::new(|| reading.run(&*region, at, to));
+                workers.beside(vec![read], &mut || {
+                    let window = window.take().expect("it runs once");
+                    outcome = self.scrub_frames(s, &region, window, None, at, until, report);
+                });
+                at = outcome?;
+            }
+            _ => {
+                let window = Window::of_the_volume(region.clone(), at);
+                at = self.scrub_frames(s, &region, window, sides, at, until, report)?;
+            }
+        }
+        report.at = match at < s.end {
+            true => ScrubAt { region: s.at.id, offset: at, tables: false },
+            false => ScrubAt { region: s.at.id + 1, ..ScrubAt::default() },
         };
-        let mut sides = Sides::of(&region, at, true)?;
+        Ok(())
+    }
+
+    /// Verifies frames from byte `at` on; returns how far it came.
+    #[allow(clippy::too_many_arguments)]
+    fn scrub_frames(
+        &self,
+        s: &Segment,
+        region: &Arc<dyn Region>,
+        mut window: Window,
+        mut sides: Option<Sides>,
+        mut at: u64,
+        until: u64,
+        report: &mut ScrubReport,
+    ) -> Result<u64> {
         while at < s.end && report.bytes < until {
             let evened;
             let bytes = match &mut sides {
@@ -315,7 +355,7 @@ impl Store {
                 }
             };
             let Some(f) = frame::parse(bytes, s.at.id, at) else {
-                let next = next_frame(&region, s, at)?;
+                let next = next_frame(region, s, at)?;
                 report.add(Damage { region: s.at.id, offset: at, len: next - at, rot: Rot::Frame });
                 report.bytes += next - at;
                 at = region.next_kept(next);
@@ -324,17 +364,13 @@ impl Store {
             let len = frame::shape(bytes).expect("just parsed").len;
             if let Content::Transaction(records) = &f.content {
                 for r in records {
-                    self.scrub_extent(&*region, &bytes[..len], at, f.header.tid, r, report);
+                    self.scrub_extent(&**region, &bytes[..len], at, f.header.tid, r, report);
                 }
             }
             report.bytes += len as u64;
             at = region.next_kept(at + len as u64);
         }
-        report.at = match at < s.end {
-            true => ScrubAt { region: s.at.id, offset: at, tables: false },
-            false => ScrubAt { region: s.at.id + 1, ..ScrubAt::default() },
-        };
-        Ok(())
+        Ok(at)
     }
 }
 

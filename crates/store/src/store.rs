@@ -119,6 +119,8 @@ pub struct Store {
     pub(crate) pushing: Mutex<Option<crate::push::Push>>,
     pub(crate) reach: Mutex<crate::push::Reached>,
     pub(crate) heat: Mutex<crate::tier::Heat>,
+    /// Who lends threads.
+    pub(crate) workers: Option<Arc<dyn crate::workers::Workers>>,
     /// Whom to ask for what is damaged here.
     pub(crate) elsewhere: Mutex<Option<Arc<dyn crate::heal::Elsewhere>>>,
     /// Held while something is forgotten: one at a time.

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{FS, Run, create, new_disk, open};
+use common::{FS, Run, Threads, create, new_disk, open};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{DirVolume, Disk, RawVolume, Volume};
 use darner_store::{
-    CreateOptions, Error, Grid, IndexFrom, Job, Key, Kind, ObjectId, OpenOptions, Progress, Store, Tid, Workers,
+    CreateOptions, Error, Grid, IndexFrom, Key, Kind, ObjectId, OpenOptions, Progress, Store, Tid, Workers,
 };
 
 const TABLE: &[u8] = b"DARNTBL";
@@ -212,18 +212,6 @@ fn an_index_larger_than_the_memory_is_derived_by_way_of_tables_and_a_crash_at_an
             let store = open_from(&crashed, IndexFrom::TablesOrSegments, 0).unwrap();
             is_large(&store, 40);
         }
-    }
-}
-
-#[derive(Debug)]
-struct Threads;
-
-impl Workers for Threads {
-    fn beside(&self, jobs: Vec<Job<'_>>, here: &mut dyn FnMut()) {
-        std::thread::scope(|scope| {
-            jobs.into_iter().for_each(|job| drop(scope.spawn(job)));
-            here();
-        });
     }
 }
 

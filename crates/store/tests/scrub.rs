@@ -5,7 +5,7 @@ mod common;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use common::{FS, Run, create, new_disk, open};
+use common::{FS, Run, create, new_disk, open, open_with_threads};
 use darner_store::volume::Disk;
 use darner_store::{Elsewhere, Error, FilesetId, Grid, Kind, ObjectId, Rot, ScrubReport, Store, Tid};
 
@@ -150,6 +150,28 @@ fn of_many_damaged_blocks_exactly_those_are_told_each_with_its_file_and_range() 
     println!("{} flipped, {} told", flipped.len(), told.len());
     assert_eq!(live(&told), live(&flipped));
     assert!(told.len() > 400 && report.more == 0);
+    drop(store);
+    for budget in [17 << 20, 1 << 30] {
+        let store = open_with_threads(&disk).unwrap();
+        let beside = scrub(&store, budget);
+        assert_eq!(
+            (&beside.damages, beside.bytes),
+            (&report.damages, report.bytes),
+            "a thread that is ahead finds the same"
+        );
+    }
+    // Heads of transactions, too.
+    for _ in 0..5 {
+        let disk = disk.fork();
+        let pages = disk.written_pages();
+        (0..200).for_each(|_| disk.flip(pages[rng.usize(..pages.len())] + rng.u64(0..4096), rng.u8(0..8)));
+        let Ok(store) = open(&disk) else { continue };
+        let found = scrub(&store, 1 << 20).damages;
+        drop(store);
+        let beside = scrub(&open_with_threads(&disk).unwrap(), 1 << 30).damages;
+        assert_eq!(beside, found);
+    }
+    let store = open(&disk).unwrap();
     // No wrong byte is ever returned.
     for (object, offset) in live(&told) {
         let pieces = store.map(FS, object, offset, 4096, Tid::MAX).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
-use darner_store::{CreateOptions, Error, FilesetId, Key, Kind, ObjectId, OpenOptions, Store, Tid};
+use darner_store::{CreateOptions, Error, FilesetId, Job, Key, Kind, ObjectId, OpenOptions, Store, Tid, Workers};
 
 pub const FS: FilesetId = FilesetId(1);
 pub const FILE_MAX: u64 = 300 << 10;
@@ -59,6 +59,25 @@ pub struct Run {
 pub fn open(disk: &SimDisk) -> Result<Store, Error> {
     let options = OpenOptions { memory: 16 << 20, ..OpenOptions::default() };
     Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options)
+}
+
+/// The same, with threads lent to it.
+pub fn open_with_threads(disk: &SimDisk) -> Result<Store, Error> {
+    let options = OpenOptions { memory: 16 << 20, workers: Some(Arc::new(Threads)), ..OpenOptions::default() };
+    Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options)
+}
+
+/// Lends threads.
+#[derive(Debug)]
+pub struct Threads;
+
+impl Workers for Threads {
+    fn beside(&self, jobs: Vec<Job<'_>>, here: &mut dyn FnMut()) {
+        std::thread::scope(|scope| {
+            jobs.into_iter().for_each(|job| drop(scope.spawn(job)));
+            here();
+        });
+    }
 }
 
 /// A disk on which, with odd seeds, nothing of any size is in one piece.
