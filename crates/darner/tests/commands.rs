@@ -353,6 +353,8 @@ fn an_image_file_is_a_store_too() {
     m.fails(1, "--size", &["create", "--image", "disk"]);
     m.ok(&["create", "--image", "--size", "100M", "disk"]);
     m.fails(1, "holds a store already", &["create", "disk"]);
+    fs::write(m.at("noise"), vec![7; 2 << 20]).expect("new");
+    m.fails(1, "holds something (its first MiB is not empty)", &["create", "noise"]);
     fs::create_dir(m.at("mnt")).expect("new");
     m.ok(&["mount", "disk", "mnt"]);
     m.write("mnt/a", "one");

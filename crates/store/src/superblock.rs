@@ -154,7 +154,21 @@ impl Superblock {
     /// The valid superblocks of a volume, newest first; an error that says why if there is none.
     pub fn read(volume: &dyn Volume) -> Result<Vec<OnVolume>> {
         let slots = [volume.read_super(0)?, volume.read_super(1)?];
-        let found = valid(volume, &slots)?;
+        let mut found = valid(volume, &slots)?;
+        if let [only] = &found[..]
+            && slots.iter().filter(|slot| slot.iter().any(|b| *b != 0)).count() > 1
+        {
+            // The newest one may be the one that is damaged; what the older one leads to may have been given back.
+            let is_newer = |f: &OnVolume| {
+                (f.number, f.superblock.uuid) == (only.number, only.superblock.uuid)
+                    && f.superblock.generation > only.superblock.generation
+            };
+            let newer = Superblock::read_label(volume)?.into_iter().find(is_newer);
+            if let Some(newer) = newer {
+                tracing::warn!("{}: its newest superblock is damaged; the label at its end has it", volume.name());
+                found.insert(0, newer);
+            }
+        }
         if !found.is_empty() {
             return Ok(found);
         }

@@ -73,6 +73,31 @@ fn a_volume_whose_beginning_was_overwritten_is_told_and_taken_back() {
 }
 
 #[test]
+fn of_a_damaged_newest_superblock_the_label_has_another() {
+    let mut run = Run::new(9);
+    let disk = SimDisk::new(SIZE);
+    create(&disk);
+    for round in 0..8 {
+        let store = open(std::slice::from_ref(&disk)).unwrap();
+        (0..10).for_each(|_| run.transaction(&store).unwrap());
+        store.close().unwrap();
+        drop(store);
+        for slot in [0, 64 << 10] {
+            let rotten = disk.fork();
+            rotten.flip(slot + 100, 3);
+            let store =
+                open(std::slice::from_ref(&rotten)).unwrap_or_else(|e| panic!("round {round}, slot {slot}: {e}"));
+            run.compare_some(&store, 10);
+            let mut report = store.begin_scrub(7).unwrap();
+            while store.step_scrub(&mut report, 1 << 30).unwrap() {}
+            store.close().unwrap();
+            drop(store);
+            run.compare_some(&open(std::slice::from_ref(&rotten)).unwrap(), 10);
+        }
+    }
+}
+
+#[test]
 fn after_a_power_failure_at_any_event_the_label_leads_to_all_that_was_synced() {
     let base = new_disk(SIZE, 4);
     create(&base);
