@@ -252,7 +252,27 @@ pub fn program() -> Result<PathBuf> {
     }
 }
 
-/// Starts the program under a hidden name, in a session of its own.
+/// Has the next program find no descriptor above 2: whoever started us may have left some open (a shell's `9<FILE`), which would stay so for
+/// as long as what is started here lives, and would be a plug-in's to use.
+fn keep_to_ourselves() -> io::Result<()> {
+    // SAFETY: plain system calls, async-signal-safe.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) == 0 {
+            return Ok(());
+        }
+        // (Before Linux 5.11.)
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for fd in 3..RawFd::try_from(limit.rlim_cur).unwrap_or(RawFd::MAX) {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
+    Ok(())
+}
+
+/// Starts the program under a hidden name, in a session of its own, with no descriptors but the standard ones and those that are passed.
 pub fn start(
     program: &Path,
     command: &str,
@@ -266,8 +286,11 @@ pub fn start(
         process.env_remove(variable);
     }
     process.stdin(Stdio::null()).stdout(Stdio::null());
-    prepare(&mut process);
+    // First: what `prepare` passes is taken out of it.
     // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe { process.pre_exec(keep_to_ourselves) };
+    prepare(&mut process);
+    // SAFETY: the same.
     unsafe {
         process.pre_exec(|| {
             libc::setsid();

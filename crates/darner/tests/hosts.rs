@@ -235,3 +235,20 @@ fn an_ordinary_user_attaches_through_fusermount_and_what_is_killed_goes_on() {
     user.sh("./darner attach ./mnt/hi hello; cat mnt/hi/hello.txt; ./darner detach ./mnt/hi; test -z \"$(ls mnt/hi)\"");
     user.sh("./darner attach ./mnt/hi hello; ./darner unmount ./mnt");
 }
+
+#[test]
+fn nothing_that_stays_in_the_background_holds_what_the_shell_had_open() {
+    let Some(world) = World::unmounted() else { return };
+    let open = "exec 9<secret 60>>lock; flock -n 60; ";
+    world.sh_outside("echo secret > secret; mkdir mnt");
+    world.sh_outside(&format!("{open} $DARNER mount --create store mnt; exec 60>&-; flock -n lock true"));
+    world.sh_outside(&format!("{open} mkdir mnt/hi; $DARNER attach mnt/hi hello; exec 60>&-; flock -n lock true"));
+    let (mount, hi) = (world.status(), status(&world, "hi"));
+    let pids = ["daemon_pid", "supervisor_pid"].map(|name| mount[name].as_i64().unwrap()).into_iter();
+    for pid in pids.chain(["plugin_pid", "host_pid", "supervisor_pid"].map(|name| hi[name].as_i64().unwrap())) {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let open: Vec<PathBuf> = fds.map(|fd| fs::read_link(fd.unwrap().path()).unwrap_or_default()).collect();
+        assert!(open.len() > 2, "{pid}: {open:?}");
+        assert!(!open.iter().any(|path| path.starts_with(world.dir.join("secret"))), "{pid}: {open:?}");
+    }
+}
