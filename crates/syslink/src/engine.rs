@@ -153,6 +153,8 @@ pub struct Engine {
     taken_in: u64,
     calls: BTreeMap<CallId, Outgoing>,
     calls_bytes: u64,
+    /// The most of them that there were at once.
+    calls_most: usize,
     serving: BTreeMap<CallId, Incoming>,
     serving_bytes: u64,
     deadlines: BTreeSet<(u64, CallId)>,
@@ -188,6 +190,7 @@ impl Engine {
             taken_in: 0,
             calls: BTreeMap::new(),
             calls_bytes: 0,
+            calls_most: 0,
             serving: BTreeMap::new(),
             serving_bytes: 0,
             deadlines: BTreeSet::new(),
@@ -228,6 +231,19 @@ impl Engine {
     /// Calls and commands that are remembered: none when all is answered.
     pub fn pending(&self) -> (usize, usize) {
         (self.calls.len(), self.serving.len())
+    }
+
+    /// As many messages may wait at once until the peer takes them, if it keeps the rules: ours to it and their cancellations, replies to
+    /// what it may have in flight, and a few others.
+    fn waiting_max(&self) -> usize {
+        2 * self.calls_most + self.config.limits.calls as usize + 8
+    }
+
+    /// So many messages wait to be sent: ends the link if the peer does not take what it asks for.
+    pub(crate) fn waiting(&mut self, n: usize) {
+        if n > self.waiting_max() {
+            self.close(Reason::new(Why::Flood, format!("{n} messages wait until they are read")));
+        }
     }
 
     /// What is accepted from the peer at the moment.
@@ -305,6 +321,7 @@ impl Engine {
         let call = self.send(Kind::Command, 0, left, Some(m));
         self.calls.insert(call, Outgoing { bytes, deadline, abandoned: false, replied: false });
         self.calls_bytes += bytes;
+        self.calls_most = self.calls_most.max(self.calls.len());
         self.deadlines.extend(deadline.map(|d| (d, call)));
         Ok(call)
     }

@@ -5,7 +5,7 @@
 //! reads when nobody waits, and runs the service. Invariants: who reads holds `inlet`. While a caller reads, the socket
 //! is not armed in epoll, so that the link's thread sleeps on; who leaves without passing the reading on arms it again,
 //! or, while the peer has never commanded and no other reply is due, leaves that to the link's thread for when calls have paused. Who reads never
-//! blocks in a write: what the socket does not take stays in `outbox`, which the limits of both sides bound, until epoll
+//! blocks in a write: what the socket does not take stays in `outbox`, which [`Engine::waiting`] bounds, until epoll
 //! (or a reading caller) finds it writable; or, while the link's thread is deaf, until who wrote it finds room. Where the
 //! configuration says so, who reads polls before it sleeps ([`Pace`]), without any lock but `inlet`.
 
@@ -558,7 +558,10 @@ impl Shared {
         while let Some(action) = state.engine.action() {
             match action {
                 Action::Send(_) if state.mute => {}
-                Action::Send(packet) => state.outbox.push_back(packet),
+                Action::Send(packet) => {
+                    state.outbox.push_back(packet);
+                    state.engine.waiting(state.outbox.len());
+                }
                 Action::Deliver { call, message, .. } => {
                     state.lazy = false;
                     state.commands.push_back((call, message));

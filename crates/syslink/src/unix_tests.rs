@@ -130,3 +130,40 @@ fn packets_that_are_no_messages_or_too_long_end_the_link() {
     }
     inn.still_works();
 }
+
+#[test]
+fn a_peer_that_reads_nothing_and_asks_on_is_left_before_what_waits_for_it_grows() {
+    let inn = inn("deaf");
+    for kind in [Kind::Ping, Kind::Command] {
+        let socket = inn.intruder();
+        let reason = (2..).find_map(|seq| {
+            let mut bytes = vec![0; HEADER];
+            if kind == Kind::Command {
+                bytes.extend_from_slice(Message::new(Tag(1)).body());
+            }
+            Head::new(kind, seq).seal(&mut bytes);
+            while send(&socket, &bytes, None).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+                std::thread::yield_now();
+            }
+            assert!(seq < 1_000_000, "what waits for it grows");
+            inn.reasons.try_recv().ok()
+        });
+        assert_eq!(reason.unwrap().why, Why::Flood, "{kind:?}");
+    }
+    inn.still_works();
+}
+
+#[test]
+fn who_reads_may_ping_as_often_as_it_likes() {
+    let inn = inn("pings");
+    let socket = inn.intruder();
+    for seq in 2..5000 {
+        let mut bytes = vec![0; HEADER];
+        Head::new(Kind::Ping, seq).seal(&mut bytes);
+        send(&socket, &bytes, None).unwrap();
+        let mut pong = [0u8; HEADER];
+        // SAFETY: a valid buffer.
+        let n = unsafe { libc::recv(socket.as_raw_fd(), pong.as_mut_ptr().cast(), pong.len(), 0) };
+        assert_eq!((n, pong[3]), (HEADER as isize, Kind::Pong as u8));
+    }
+}
