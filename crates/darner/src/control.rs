@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::keeper::FailedUpgrade;
+
 pub use talk::{Answers, Tell, call, listen_over, must_call, must_call_with};
 pub(crate) use talk::{Callee, Listener, call_at, is_trusted, when_free};
 
@@ -661,6 +663,12 @@ pub struct Status {
     pub daemon_pid: u32,
     /// Its version.
     pub version: String,
+    /// The program that it was started from; one of an older version does not tell.
+    #[serde(default)]
+    pub program: Option<PathBuf>,
+    /// The last upgrade, if it came to nothing.
+    #[serde(default)]
+    pub failed_upgrade: Option<FailedUpgrade>,
     /// The process that starts another one if it dies.
     #[serde(default)]
     pub supervisor_pid: Option<u32>,

@@ -608,6 +608,8 @@ impl Daemon {
             objects: usage.objects,
             daemon_pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
+            program: keeper::program().ok(),
+            failed_upgrade: self.keeper.failed_upgrade(),
             supervisor_pid,
             restarts: stats.restarts,
             longest_pause_ms: stats.longest_pause_ms,

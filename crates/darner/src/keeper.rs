@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,15 @@ pub struct Stats {
     pub restarts: u32,
     /// The longest that nobody served, milliseconds.
     pub longest_pause_ms: u64,
+}
+
+/// A program that an upgrade brought and that did not come to serve.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FailedUpgrade {
+    /// Its path.
+    pub program: PathBuf,
+    /// What became of it.
+    pub why: String,
 }
 
 /// What a worker says.
@@ -106,6 +115,12 @@ pub enum Hear {
         stats: Stats,
         /// The supervisor's process.
         pid: u32,
+        /// For how long nobody has served, milliseconds.
+        #[serde(default)]
+        gone_ms: Option<u64>,
+        /// Why the last upgrade came to nothing.
+        #[serde(default)]
+        failed: Option<FailedUpgrade>,
     },
 }
 
@@ -315,6 +330,9 @@ struct Kept {
     items: Items,
     serving: bool,
     stats: Stats,
+    /// Since when nobody has served, if that was so and still is.
+    gone: Option<Instant>,
+    failed: Option<FailedUpgrade>,
 }
 
 impl Keeper {
@@ -323,10 +341,10 @@ impl Keeper {
         let Some(socket) = inherited(SOCKET) else { return Ok(Default::default()) };
         send(&socket, &Say::List, None)?;
         let mut items = Items::new();
-        let (stats, pid) = loop {
+        let (stats, pid, gone_ms, failed) = loop {
             match receive::<Hear>(&socket)? {
                 Some((Hear::Item { key, text }, Some(fd))) => drop(items.insert(key, Item { text, fd })),
-                Some((Hear::End { stats, pid }, _)) => break (stats, pid),
+                Some((Hear::End { stats, pid, gone_ms, failed }, _)) => break (stats, pid, gone_ms, failed),
                 Some((Hear::Item { .. }, None)) => {}
                 None => return Err(Failure::new("the supervisor went away")),
             }
@@ -335,7 +353,9 @@ impl Keeper {
         for (key, item) in &items {
             own.insert(key.clone(), Item { text: item.text.clone(), fd: item.fd.try_clone()? });
         }
-        let kept = Arc::new(Mutex::new(Kept { role, socket, pid, items: own, serving: false, stats }));
+        let gone = gone_ms.and_then(|ms| Instant::now().checked_sub(Duration::from_millis(ms)));
+        let kept = Kept { role, socket, pid, items: own, serving: false, stats, gone, failed };
+        let kept = Arc::new(Mutex::new(kept));
         let watched = kept.clone();
         thread::Builder::new().name("keeper".into()).spawn(move || watch(&watched))?;
         Ok((Keeper(Some(kept)), items))
@@ -346,10 +366,15 @@ impl Keeper {
         self.0.is_some()
     }
 
-    /// What happened before, and who the supervisor is.
+    /// What happened before (also the pause that is just about to end), and who the supervisor is.
     pub fn stats(&self) -> Option<(Stats, u32)> {
         let kept = self.0.as_ref()?.lock();
-        Some((kept.stats, kept.pid))
+        Some((kept.stats_by_now(), kept.pid))
+    }
+
+    /// The last upgrade, if it came to nothing.
+    pub fn failed_upgrade(&self) -> Option<FailedUpgrade> {
+        self.0.as_ref()?.lock().failed.clone()
     }
 
     /// Has a descriptor outlive this process.
@@ -376,6 +401,8 @@ impl Keeper {
         let Some(kept) = &self.0 else { return };
         let mut kept = kept.lock();
         kept.serving = true;
+        kept.stats = kept.stats_by_now();
+        kept.gone = None;
         kept.say_serving();
     }
 
@@ -402,6 +429,11 @@ impl Kept {
         if let Err(e) = send(&self.socket, message, fd) {
             tracing::debug!("supervisor: {e}");
         }
+    }
+
+    fn stats_by_now(&self) -> Stats {
+        let pause = self.gone.map_or(0, |since| since.elapsed().as_millis() as u64);
+        Stats { longest_pause_ms: self.stats.longest_pause_ms.max(pause), ..self.stats }
     }
 
     fn say_serving(&self) {

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use crate::control::{self, Answers, Request, Response, Tell};
 use crate::error::{Context, Failure, Result};
-use crate::keeper::{self, Hear, Item, Items, Role, Say, Stats};
+use crate::keeper::{self, FailedUpgrade, Hear, Item, Items, Role, Say, Stats};
 use crate::systemd;
 
 /// What the names of things that are kept begin with: a mount's connection, and a socket where commands arrive.
@@ -26,6 +26,11 @@ pub const LISTENER: &str = "listener ";
 
 /// Pauses before a worker that has crashed is started again; then it is given up.
 const PAUSES_MS: [u64; 5] = [0, 100, 500, 1000, 2000];
+/// A worker asks for what is kept before it does anything else: one that says nothing for so long never will. (Opening a store may
+/// then take as long as it takes.)
+const SILENCE: Duration = Duration::from_secs(20);
+/// The same, where there is a program to fall back to.
+const SILENCE_OF_THE_NEXT: Duration = Duration::from_secs(5);
 /// One that was killed is not at fault: that many times in a row before it served.
 const KILLS_MAX: u32 = 100;
 /// A worker that has served so long did not crash at its start.
@@ -46,9 +51,30 @@ struct Running {
     pidfd: OwnedFd,
     socket: OwnedFd,
     socket_open: bool,
+    /// Since when it runs without a word.
+    silent: Option<Instant>,
+    /// It was killed for that.
+    hung: bool,
     serving: Option<Instant>,
     /// It said that it would end, and whether another is to follow.
     next: Option<Option<PathBuf>>,
+}
+
+impl Running {
+    fn new(worker: Worker, pid: u32, socket: OwnedFd) -> Result<Running> {
+        let silent = matches!(worker, Worker::Child(_)).then(Instant::now);
+        let pidfd = pidfd(pid)?;
+        Ok(Running { worker, pidfd, socket, socket_open: true, silent, hung: false, serving: None, next: None })
+    }
+
+    /// Ends it, with all that it has started.
+    fn end(&mut self) {
+        (self.silent, self.hung) = (None, true);
+        if let Worker::Child(child) = &self.worker {
+            // SAFETY: a plain system call; it leads a session (`keeper::start`), and nobody has waited for it yet.
+            unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+        }
+    }
 }
 
 struct Supervisor {
@@ -56,6 +82,7 @@ struct Supervisor {
     program: PathBuf,
     /// The one before an upgrade that has not proved itself yet.
     fallback: Option<PathBuf>,
+    failed: Option<FailedUpgrade>,
     arguments: Vec<OsString>,
     items: Items,
     systemd: systemd::Store,
@@ -76,6 +103,7 @@ pub fn run(role: Role, arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Resu
         role,
         program: keeper::program()?,
         fallback: None,
+        failed: None,
         arguments,
         items,
         systemd,
@@ -95,7 +123,8 @@ pub fn run(role: Role, arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Resu
         if let Some(code) = supervisor.is_over(&running, status) {
             return Ok(code);
         }
-        supervisor.died = Some(Instant::now());
+        // (Since the last one that served.)
+        supervisor.died.get_or_insert_with(Instant::now);
         supervisor.learn(&running, status);
         drop(running);
         running = loop {
@@ -114,7 +143,7 @@ pub fn run(role: Role, arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Resu
                 Err(e) => {
                     tracing::error!("{e}");
                     supervisor.crashes += 1;
-                    supervisor.fall_back();
+                    supervisor.fall_back(&e.to_string());
                 }
             }
         };
@@ -130,36 +159,42 @@ impl Supervisor {
                 keeper::pass(command, crate::cmd::daemon::READY, ready);
             }
         })?;
-        let pidfd = pidfd(child.id())?;
-        let worker = Worker::Child(child);
-        Ok(Running { worker, pidfd, socket, socket_open: true, serving: None, next: None })
+        let pid = child.id();
+        Running::new(Worker::Child(child), pid, socket)
     }
 
     fn take_over(&mut self, pid: u32) -> Result<Running> {
         let socket = keeper::inherited(keeper::SOCKET).ok_or_else(|| Failure::new("there is no worker to watch"))?;
         self.ever_served = true;
-        let worker = Worker::Other;
-        Ok(Running { worker, pidfd: pidfd(pid)?, socket, socket_open: true, serving: None, next: None })
+        Running::new(Worker::Other, pid, socket)
     }
 
     /// Serves the worker until it has ended; `None`: how, is not known.
     fn watch(&mut self, r: &mut Running) -> Result<Option<ExitStatus>> {
         loop {
             let socket = if r.socket_open { r.socket.as_raw_fd() } else { -1 };
-            let [said, ended, signalled] = poll([socket, r.pidfd.as_raw_fd(), self.signals.as_raw_fd()])?;
+            let left = r.silent.map(|since| self.silence_max().saturating_sub(since.elapsed()));
+            let [said, ended, signalled] = poll([socket, r.pidfd.as_raw_fd(), self.signals.as_raw_fd()], left)?;
             if signalled {
                 self.forward(r);
             }
             // Its last words are heard before its end is.
             if said {
                 r.socket_open = self.hear(r);
+                r.silent = r.silent.filter(|_| !r.socket_open);
             } else if ended {
                 return Ok(match &mut r.worker {
                     Worker::Child(child) => Some(child.wait()?),
                     Worker::Other => None,
                 });
+            } else if left == Some(Duration::ZERO) {
+                r.end();
             }
         }
+    }
+
+    fn silence_max(&self) -> Duration {
+        if self.fallback.is_some() { SILENCE_OF_THE_NEXT } else { SILENCE }
     }
 
     /// A message of the worker; `false`: there will be no more.
@@ -186,7 +221,13 @@ impl Supervisor {
                     let out = Hear::Item { key: key.clone(), text: item.text.clone() };
                     keeper::send(&r.socket, &out, Some(item.fd.as_fd()))?;
                 }
-                keeper::send(&r.socket, &Hear::End { stats: self.stats, pid: std::process::id() }, None)?;
+                let end = Hear::End {
+                    stats: self.stats,
+                    pid: std::process::id(),
+                    gone_ms: self.died.map(|since| since.elapsed().as_millis() as u64),
+                    failed: self.failed.clone(),
+                };
+                keeper::send(&r.socket, &end, None)?;
             }
             (Say::Keep { key, text }, Some(fd)) => {
                 let item = Item { text, fd };
@@ -244,15 +285,17 @@ impl Supervisor {
         if let Some(Some(program)) = &r.next {
             tracing::info!(program = %program.display(), "the worker makes way for the next one");
             self.fallback = Some(std::mem::replace(&mut self.program, program.clone())).filter(|old| old != program);
-            (self.crashes, self.kills) = (0, 0);
+            (self.crashes, self.kills, self.failed) = (0, 0, None);
             return;
         }
         let well = r.serving.is_some_and(|since| since.elapsed() >= WELL);
-        let killed = status.is_none_or(|s| s.signal() == Some(libc::SIGKILL));
-        match status {
-            Some(status) => tracing::warn!("the worker ended ({status}); another one is started"),
-            None => tracing::warn!("the worker ended; another one is started"),
-        }
+        let killed = !r.hung && status.is_none_or(|s| s.signal() == Some(libc::SIGKILL));
+        let how = match status {
+            _ if r.hung => format!("said nothing for {} seconds and was killed", self.silence_max().as_secs()),
+            Some(status) => format!("ended ({status})"),
+            None => "ended".into(),
+        };
+        tracing::warn!("the worker {how}; another one is started");
         if well {
             (self.crashes, self.kills) = (0, 0);
         }
@@ -261,15 +304,16 @@ impl Supervisor {
             false => self.crashes += 1,
         }
         if r.serving.is_none() {
-            self.fall_back();
+            self.fall_back(&format!("it {how} before it served"));
         }
     }
 
     /// The program that an upgrade brought never served.
-    fn fall_back(&mut self) {
+    fn fall_back(&mut self, why: &str) {
         if let Some(old) = self.fallback.take() {
             tracing::warn!("the program before is tried again: {}", old.display());
-            self.program = old;
+            let program = std::mem::replace(&mut self.program, old);
+            self.failed = Some(FailedUpgrade { program, why: why.into() });
         }
     }
 
@@ -296,7 +340,7 @@ impl Supervisor {
                 return Ok(false);
             }
             fds.extend([asked.as_raw_fd(), self.signals.as_raw_fd()]);
-            let ready = poll_all(&fds)?;
+            let ready = poll_all(&fds, None)?;
             match ready[mounts.len()..] {
                 [_, true] => return Ok(false),
                 [true, _] => return Ok(true),
@@ -336,6 +380,7 @@ impl Supervisor {
         // (The next worker listens there.)
         listeners.into_iter().for_each(unix::Listener::leave);
         self.program = given_up.program.lock().take().unwrap_or_else(|| self.program.clone());
+        self.failed = None;
         goes_on
     }
 }
@@ -399,18 +444,20 @@ fn signals() -> Result<OwnedFd> {
     }
 }
 
-fn poll<const N: usize>(fds: [RawFd; N]) -> Result<[bool; N]> {
-    let ready = poll_all(&fds)?;
+fn poll<const N: usize>(fds: [RawFd; N], most: Option<Duration>) -> Result<[bool; N]> {
+    let ready = poll_all(&fds, most)?;
     Ok(std::array::from_fn(|n| ready[n]))
 }
 
-/// Waits until there is something to read from one of them; negative ones are passed over.
-fn poll_all(fds: &[RawFd]) -> Result<Vec<bool>> {
+/// Waits until there is something to read from one of them, or for so long; negative ones are passed over.
+fn poll_all(fds: &[RawFd], most: Option<Duration>) -> Result<Vec<bool>> {
+    // (A wait that ends early comes back with nothing left of a millisecond, over and over.)
+    let most = most.map_or(-1, |most| i32::try_from(most.as_millis() + 1).unwrap_or(i32::MAX));
     let mut waits: Vec<libc::pollfd> =
         fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
     loop {
         // SAFETY: an array of pollfds, ours for the call.
-        match unsafe { libc::poll(waits.as_mut_ptr(), waits.len() as libc::nfds_t, -1) } {
+        match unsafe { libc::poll(waits.as_mut_ptr(), waits.len() as libc::nfds_t, most) } {
             -1 if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
             -1 => return Err(std::io::Error::last_os_error().into()),
             _ => return Ok(waits.iter().map(|w| w.revents != 0).collect()),

@@ -551,9 +551,6 @@ fn the_daemon_is_replaced_by_another_program_under_load() {
     let Some(w) = World::new() else { return };
     let other = w.dir.join("darner-new");
     fs::copy(common::DARNER, &other).unwrap();
-    let bad = w.dir.join("darner-bad");
-    fs::write(&bad, "#!/bin/sh\nexit 3\n").unwrap();
-    fs::set_permissions(&bad, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let stop = AtomicBool::new(false);
     let runs = |program: &Path| fs::read_link(format!("/proc/{}/exe", w.daemon_pid())).unwrap() == program;
     thread::scope(|scope| {
@@ -561,18 +558,106 @@ fn the_daemon_is_replaced_by_another_program_under_load() {
         let end = StopOnDrop(&stop);
         let mnt = w.mnt.to_str().unwrap();
         for _ in 0..if long() { 50 } else { 3 } {
-            w.darner(&["upgrade", mnt, "--program", other.to_str().unwrap()]);
-            assert!(runs(&other));
+            let said = w.darner(&["upgrade", mnt, "--program", other.to_str().unwrap()]);
+            assert!(runs(&other) && said.trim_end().ends_with(other.to_str().unwrap()), "{said}");
             w.darner(&["upgrade", mnt]);
             assert!(runs(Path::new(common::DARNER)));
         }
         // One that can't even start: the one before goes on.
-        w.darner(&["upgrade", mnt, "--program", bad.to_str().unwrap()]);
+        let said = fails_to_upgrade(&w, &script(&w, "bad", "exit 3"));
+        assert!(said.contains("exit status: 3"), "{said}");
         assert!(runs(Path::new(common::DARNER)));
         drop(end);
         assert!(load.join().unwrap() > 1000);
     });
     w.unmount();
+}
+
+/// A program in a file of its own.
+fn script(w: &World, name: &str, text: &str) -> PathBuf {
+    let path = w.dir.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+/// `darner upgrade` to a program that is none; returns what it said of that.
+#[track_caller]
+fn fails_to_upgrade(w: &World, program: &Path) -> String {
+    let before = w.daemon_pid();
+    let mut command = std::process::Command::new(common::DARNER);
+    let out = command.arg("upgrade").arg(&w.mnt).arg("--program").arg(program).output().unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert_eq!((out.status.code(), out.stdout.len()), (Some(1), 0), "{said}");
+    let now = w.daemon_pid();
+    assert_ne!(now, before);
+    let serves = format!("{} serves again (process {now},", common::DARNER);
+    assert!(said.contains(program.to_str().unwrap()) && said.contains(&serves), "{said}");
+    said
+}
+
+#[test]
+fn an_upgrade_to_what_does_not_come_to_serve_says_so_and_why() {
+    let Some(w) = World::new() else { return };
+    let cut = w.dir.join("cut");
+    fs::write(&cut, &fs::read(common::DARNER).unwrap()[..4096]).unwrap();
+    let said = fails_to_upgrade(&w, &cut);
+    assert!(said.contains("can't start"), "not executable: {said}");
+    fs::set_permissions(&cut, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fails_to_upgrade(&w, &cut);
+    for (name, says) in [("true", "exit status: 0"), ("false", "exit status: 1")] {
+        let said = fails_to_upgrade(&w, &Path::new("/bin").join(name));
+        assert!(said.contains(says), "{said}");
+    }
+    // One that runs, but says nothing, is killed with what it started.
+    let pids = w.dir.join("pids");
+    let sleeper = script(&w, "sleeper", &format!("sleep 1000 & echo $$ $! > {}; wait", pids.display()));
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            eventually("it runs", || fs::read_to_string(&pids).is_ok_and(|pids| pids.ends_with('\n')));
+            // Who asks meanwhile waits, and is answered.
+            fs::create_dir(w.path("meanwhile")).unwrap();
+            w.darner(&["status", w.mnt.to_str().unwrap()])
+        });
+        let said = fails_to_upgrade(&w, &sleeper);
+        assert!(said.contains("said nothing for"), "{said}");
+        asked.join().unwrap();
+    });
+    for pid in fs::read_to_string(&pids).unwrap().split_whitespace() {
+        eventually("nothing of it is left", || {
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().is_empty()
+        });
+    }
+    // An upgrade that succeeds is not told of those before.
+    let said = w.darner(&["upgrade", w.mnt.to_str().unwrap()]);
+    assert!(said.trim_end().ends_with(common::DARNER), "{said}");
+    w.unmount();
+    w.forgive_errors();
+}
+
+#[test]
+fn the_longest_pause_counts_the_last_one_whole_with_starts_that_failed() {
+    let Some(w) = World::new() else { return };
+    let own = w.dir.join("darner-own");
+    fs::copy(common::DARNER, &own).unwrap();
+    w.darner(&["upgrade", w.mnt.to_str().unwrap(), "--program", own.to_str().unwrap()]);
+    let pause = || w.status()["longest_pause_ms"].as_u64().unwrap();
+    let before = pause();
+    assert!(before > 0, "that of the upgrade, which has just ended");
+    // Long enough for two starts to fail.
+    let away = Duration::from_millis(before + 500);
+    let whole = w.dir.join("darner-whole");
+    fs::rename(&own, &whole).unwrap();
+    let start = Instant::now();
+    kill(w.daemon_pid());
+    thread::sleep(away);
+    fs::rename(&whole, &own).unwrap();
+    fs::create_dir(w.path("new")).unwrap();
+    let (pause, took) = (pause(), start.elapsed().as_millis() as u64);
+    // (It begins when the supervisor sees the end, a little later.)
+    assert!(pause > before + 200 && pause <= took, "{pause} ms, of {away:?} to {took} ms");
+    w.unmount();
+    w.forgive_errors();
 }
 
 #[test]
