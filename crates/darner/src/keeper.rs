@@ -36,12 +36,14 @@ pub struct Role {
     pub supervisor: &'static str,
     /// Of the one that serves.
     pub worker: &'static str,
+    /// The same, for people.
+    pub what: &'static str,
 }
 
 /// Those behind the mounts of a store.
-pub const STORE: Role = Role { supervisor: "daemon", worker: "worker" };
+pub const STORE: Role = Role { supervisor: "daemon", worker: "worker", what: "daemon" };
 /// Those behind an attachment.
-pub const ATTACHMENT: Role = Role { supervisor: "attachment", worker: "host" };
+pub const ATTACHMENT: Role = Role { supervisor: "attachment", worker: "host", what: "host" };
 
 /// Longest message.
 const MESSAGE_MAX: usize = 64 << 10;

@@ -28,6 +28,13 @@ pub struct Mounted {
     pub user: Option<u32>,
 }
 
+impl Mounted {
+    /// Whether it may be a store's.
+    pub fn is_ours(&self) -> bool {
+        self.kind == "fuse.darner" || self.kind == "fuse"
+    }
+}
+
 /// All mounts, in the order they were made.
 pub fn all() -> Result<Vec<Mounted>> {
     let text = std::fs::read("/proc/self/mountinfo").cant(|| "read /proc/self/mountinfo".into())?;
@@ -99,7 +106,7 @@ pub fn containing(path: &Path) -> Result<(Mounted, PathBuf)> {
             found = Some(m);
         }
     }
-    let ours = found.filter(|m| m.kind == "fuse.darner" || m.kind == "fuse");
+    let ours = found.filter(Mounted::is_ours);
     let mount = ours.ok_or_else(|| Failure::new(format!("{} is not in a darner mount", path.display())))?;
     let within = path.strip_prefix(&mount.mountpoint).expect("it starts with it").to_owned();
     Ok((mount, within))

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::control::{self, Answers, Request, Response, Tell};
 use crate::error::{Context, Failure, Result};
 use crate::keeper::{self, FailedUpgrade, Hear, Item, Items, Role, Say, Stats};
-use crate::systemd;
+use crate::{mounts, systemd};
 
 /// What the names of things that are kept begin with: a mount's connection, and a socket where commands arrive.
 pub const MOUNT: &str = "mount ";
@@ -35,9 +35,6 @@ const SILENCE_OF_THE_NEXT: Duration = Duration::from_secs(5);
 const KILLS_MAX: u32 = 100;
 /// A worker that has served so long did not crash at its start.
 const WELL: Duration = Duration::from_secs(30);
-
-const GIVEN_UP: &str =
-    "it crashed again and again, and was given up (its log says why): `darner upgrade MNT` starts it again";
 
 enum Worker {
     Child(Child),
@@ -129,10 +126,7 @@ pub fn run(role: Role, arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Resu
         drop(running);
         running = loop {
             if !supervisor.may_start() {
-                tracing::error!(
-                    "the worker crashed {} times in a row and is given up: what is asked of its mounts fails with EIO; `darner upgrade MNT` starts it again",
-                    supervisor.crashes
-                );
+                tracing::error!("{}; until then, what is asked fails with EIO", supervisor.how_to_go_on());
                 match supervisor.refuse()? {
                     true => (supervisor.crashes, supervisor.kills) = (0, 0),
                     false => return Ok(1),
@@ -330,6 +324,20 @@ impl Supervisor {
         true
     }
 
+    /// What is said of a worker that was given up.
+    fn how_to_go_on(&self) -> String {
+        let mounts: Vec<&str> = self.items.keys().filter_map(|key| key.strip_prefix(MOUNT)).collect();
+        // (Attachments are upgraded with the mount that they are in.)
+        let within =
+            |m: &mounts::Mounted| m.is_ours() && mounts.iter().any(|at| Path::new(at).starts_with(&m.mountpoint));
+        let found = mounts::all().ok().and_then(|all| all.into_iter().rev().find(within));
+        let (what, command) = (self.role.what, found.map_or("MNT".into(), |m| m.mountpoint.display().to_string()));
+        format!(
+            "the {what} of {} crashed again and again, and was given up (its log says why): `darner upgrade {command}` starts it again",
+            mounts.join(", ")
+        )
+    }
+
     /// Answers what is asked of mounts with an error, until the other end of `asked` is closed (`true`) or no mount is left.
     fn refuse_until(&mut self, asked: &OwnedFd) -> Result<bool> {
         loop {
@@ -368,7 +376,8 @@ impl Supervisor {
             }
         }
         let (asked, asking) = keeper::pair()?;
-        let given_up = Arc::new(GivenUp { program: Mutex::default(), asked: Mutex::new(Some(asking)) });
+        let told = self.how_to_go_on();
+        let given_up = Arc::new(GivenUp { told, program: Mutex::default(), asked: Mutex::new(Some(asking)) });
         let mut listeners = Vec::new();
         for (key, item) in self.items.iter().filter(|(key, _)| key.starts_with(LISTENER)) {
             match control::listen_over(item.fd.try_clone()?, given_up.clone()) {
@@ -387,6 +396,7 @@ impl Supervisor {
 
 /// Answers commands while there is no worker; notes the program to try next, if one asks for that.
 struct GivenUp {
+    told: String,
     program: Mutex<Option<PathBuf>>,
     /// Is closed then.
     asked: Mutex<Option<OwnedFd>>,
@@ -396,7 +406,7 @@ impl Answers for Arc<GivenUp> {
     fn answer(&self, request: Request, _: &mut Tell<'_>) -> Result<Response> {
         Ok(match request {
             Request::Upgrade { .. } => Response::Closing,
-            _ => Response::GivenUp(GIVEN_UP.into()),
+            _ => Response::GivenUp(self.told.clone()),
         })
     }
 

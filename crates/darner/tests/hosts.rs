@@ -111,7 +111,11 @@ fn a_host_that_fails_at_every_start_is_given_up_and_an_upgrade_takes_it_up_again
     signal(&[status(&world, "hi")["host_pid"].as_i64().unwrap()], libc::SIGKILL);
     // Whoever asks is told in the end, and commands are, too.
     assert_eq!(fs::metadata(at.join("none")).unwrap_err().raw_os_error(), Some(libc::EIO));
-    eventually("it says so", || status(&world, "hi")["state"].as_str().unwrap().contains("darner upgrade"));
+    let names = [format!("the host of {} ", at.display()), format!("`darner upgrade {}`", world.mnt.display())];
+    eventually("it says so", || {
+        let said = status(&world, "hi")["state"].as_str().unwrap().to_string();
+        names.iter().all(|name| said.contains(name))
+    });
     assert!(fs::read_to_string(&log).unwrap().contains("given up"));
     world.darner(&["upgrade", world.mnt.to_str().unwrap()]);
     assert_eq!(status(&world, "hi")["state"], "runs");

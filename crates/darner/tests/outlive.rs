@@ -684,7 +684,8 @@ fn a_daemon_that_crashes_at_every_start_is_given_up_and_can_be_taken_up_again() 
     assert!(start.elapsed() < Duration::from_secs(1));
     let out = std::process::Command::new(common::DARNER).arg("status").arg(&w.store).output().unwrap();
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(!out.status.success() && text.contains("given up") && text.contains("darner upgrade"), "{text}");
+    let names = [format!("the daemon of {} ", w.mnt.display()), format!("`darner upgrade {}`", w.mnt.display())];
+    assert!(!out.status.success() && text.contains("given up") && names.iter().all(|n| text.contains(n)), "{text}");
     assert!(w.log().contains("given up"));
     // Nobody else gets hold of the store meanwhile.
     let out = std::process::Command::new(common::DARNER).args(["check"]).arg(&w.store).output().unwrap();
