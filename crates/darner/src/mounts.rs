@@ -35,6 +35,14 @@ impl Mounted {
     }
 }
 
+/// What is said of a mount whose processes were killed at once.
+pub fn is_dead(mountpoint: &Path) -> String {
+    let at = mountpoint.display();
+    format!(
+        "the mount on {at} is dead: its processes were killed. `darner unmount {at}` takes it away; then it can be mounted again"
+    )
+}
+
 /// All mounts, in the order they were made.
 pub fn all() -> Result<Vec<Mounted>> {
     let text = std::fs::read("/proc/self/mountinfo").cant(|| "read /proc/self/mountinfo".into())?;

@@ -205,8 +205,12 @@ fn after_the_daemons_death_the_mount_is_removed_like_any_and_mounted_again() {
         w.kill_all();
         // (What the kernel has cached goes on being answered.)
         eventually("it is dead", || fs::write(w.path("new"), "").is_err());
-        let said = w.mount_at_dead();
-        assert!(said.contains("mounted") || said.contains("umount"), "{said}");
+        // Whoever asks is told what to do.
+        for command in ["mount", "status", "upgrade"] {
+            let said = w.at_dead(command);
+            let names = said.contains(&format!("the mount on {} is dead", w.mnt.display()));
+            assert!(names && said.contains(&format!("`darner unmount {}`", w.mnt.display())), "{command}: {said}");
+        }
         w.sh_outside(how);
         let start = Instant::now();
         w.mount();
@@ -216,10 +220,10 @@ fn after_the_daemons_death_the_mount_is_removed_like_any_and_mounted_again() {
 }
 
 impl World {
-    /// What mounting on a dead mount says.
-    fn mount_at_dead(&self) -> String {
-        let out =
-            Command::new("timeout").args(["20", DARNER, "mount"]).arg(&self.store).arg(&self.mnt).output().unwrap();
+    /// What a command says of a dead mount.
+    fn at_dead(&self, command: &str) -> String {
+        let store = (command == "mount").then_some(&self.store);
+        let out = Command::new("timeout").args(["20", DARNER, command]).args(store).arg(&self.mnt).output().unwrap();
         assert!(!out.status.success());
         String::from_utf8_lossy(&out.stderr).into_owned()
     }

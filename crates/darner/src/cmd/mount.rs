@@ -49,8 +49,13 @@ pub fn run(c: Mount) -> Result<()> {
     if place.path.starts_with(&mountpoint) || mountpoint.starts_with(&place.path) {
         return Err(Failure::new("the store and the mount point must not lie within each other"));
     }
-    if mounts::all()?.iter().any(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse")) {
-        return Err(Failure::new(format!("{} has something mounted on it already", mountpoint.display())));
+    let there = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse"));
+    if let Some(m) = there {
+        let is_dead = m.is_ours() && matches!(control::call(&Place::behind(&m), &Request::Status), Ok(None));
+        return Err(Failure::new(match is_dead {
+            true => mounts::is_dead(&mountpoint),
+            false => format!("{} has something mounted on it already", mountpoint.display()),
+        }));
     }
     let request = MountRequest { mountpoint, ..request };
     let start = || match c.foreground {

@@ -32,7 +32,7 @@ pub fn run(c: &Upgrade) -> Result<()> {
     match control::call(&place, &Request::Upgrade { program: program.clone() })? {
         Some(Response::Done | Response::Closing) => {}
         Some(_) => return Err(super::other_answer()),
-        None => return Err(Failure::new(format!("{} is not mounted (no daemon has it open)", place.path.display()))),
+        None => return Err(control::nobody_has(&place)),
     }
     let status = wait_for_the_next(&place, &program, before.as_ref().map(|(pid, _)| *pid))?;
     let was = before.map_or_else(|| "none".into(), |(pid, version)| format!("process {pid}, version {version}"));

@@ -20,6 +20,7 @@ use super::value::{decode, encode};
 use super::{Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::keeper::Keeper;
+use crate::mounts;
 use crate::place::Place;
 use crate::supervisor::LISTENER;
 
@@ -210,11 +211,19 @@ pub fn must_call(place: &Place, request: &Request) -> Result<Response> {
 /// As [`must_call`]; `progress` gets what is done and what there is to do.
 pub fn must_call_with(place: &Place, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Response> {
     match call_with(&Callee::daemon(place), request, progress)? {
-        Some(Response::Closing) | None => {
-            Err(Failure::new(format!("{} is not mounted (no daemon has it open)", place.path.display())))
-        }
+        Some(Response::Closing) | None => Err(nobody_has(place)),
         Some(response) => Ok(response),
     }
+}
+
+/// No daemon has the store open.
+pub fn nobody_has(place: &Place) -> Failure {
+    let dead =
+        mounts::all().ok().and_then(|all| all.into_iter().find(|m| m.is_ours() && Place::behind(m).path == place.path));
+    Failure::new(match dead {
+        Some(mount) => mounts::is_dead(&mount.mountpoint),
+        None => format!("{} is not mounted (no daemon has it open)", place.path.display()),
+    })
 }
 
 /// Tells whoever asked what is done, and what there is to do.
