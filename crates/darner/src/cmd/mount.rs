@@ -165,6 +165,50 @@ fn answers(request: &MountRequest) -> Result<()> {
     Ok(())
 }
 
+/// The options that are looked through for what an unknown one may have meant.
+const OPTIONS: [&str; 20] = [
+    "ro",
+    "rw",
+    "degraded",
+    "allow_other",
+    "subtype",
+    "nosuid",
+    "nodev",
+    "noexec",
+    "writeback",
+    "fileset",
+    "volume",
+    "as_of",
+    "create",
+    "local",
+    "copies",
+    "size",
+    "memory",
+    "threads",
+    "poll",
+    "noatime",
+];
+
+/// The option that differs from `name` in the fewest letters, if those are fewer than half.
+fn nearest(name: &str) -> Option<&'static str> {
+    let near = OPTIONS.into_iter().min_by_key(|option| distance(option, name))?;
+    (distance(near, name) * 2 < near.len().max(name.len())).then_some(near)
+}
+
+/// How many letters are to be changed, added or left away to make one of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let same = before + usize::from(x != y);
+            before = row[j + 1];
+            row[j + 1] = same.min(before + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
 /// Folds `-o` options into the others.
 pub(crate) fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
     let mut r = MountRequest { threads: c.threads, poll_us: c.poll, ..MountRequest::default() };
@@ -216,7 +260,10 @@ pub(crate) fn settle(mut c: Mount) -> Result<(Mount, MountRequest)> {
             | "dirsync"
             | "" => {}
             _ if name.starts_with("x-") || name.starts_with("comment") => {}
-            _ => return Err(bad("unknown".into())),
+            _ => {
+                let hint = nearest(name).map(|near| format!(" (is {near} meant?)"));
+                return Err(bad(format!("unknown{}", hint.unwrap_or_default())));
+            }
         }
     }
     r.as_of = c.as_of.clone();
@@ -260,4 +307,17 @@ pub(crate) fn arguments(c: &Mount, place: &Place, r: &MountRequest) -> Vec<std::
     args.extend(r.subtype.as_ref().map(|s| format!("-osubtype={s}").into()));
     args.extend([place.path.clone().into(), r.mountpoint.clone().into()]);
     args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_mount_option_is_answered_with_the_nearest() {
+        let hints =
+            ["as-of", "as_off", "read", "filesets", "allow-other", "thread", "nonsense", "", "r\u{fc}"].map(nearest);
+        let known = [Some("as_of"), Some("as_of"), None, Some("fileset"), Some("allow_other"), Some("threads"), None];
+        assert_eq!((&hints[..7], hints[7]), (&known[..], None));
+    }
 }
