@@ -470,12 +470,12 @@ fn silent(mount: &Mounted, why: &Failure) -> Attachment {
     }
 }
 
-/// Ends one, and returns when its process has ended (unless lazily).
+/// Ends one, and returns when its processes have ended (unless lazily): each has the files that it was handed.
 pub fn detach(directory: &Path, lazy: bool) -> Result<()> {
     let mount = mounted(directory)?;
-    let host = ask(&mount).ok().map(|a| a.host_pid);
+    let processes = ask(&mount).ok().map(|a| [Some(a.host_pid), a.supervisor_pid]);
     darner_fuse::unmount(directory, lazy)?;
-    if let Some(pid) = host.filter(|_| !lazy) {
+    for pid in processes.into_iter().flatten().flatten().filter(|_| !lazy) {
         ends_within(pid, PATIENCE);
     }
     Ok(())

@@ -34,6 +34,7 @@ pub mod serving;
 mod supervisor;
 mod syslog;
 mod systemd;
+mod users;
 pub mod verifying;
 mod volumes;
 pub mod when;

@@ -14,6 +14,8 @@ use crate::place::Place;
 /// One line of mountinfo.
 #[derive(Clone, Debug)]
 pub struct Mounted {
+    /// The kernel's number of it.
+    pub id: u64,
     /// Major and minor number: the same for all mounts of one filesystem.
     pub device: String,
     /// What of the filesystem is mounted: `/`, or a directory of it for a bind mount.
@@ -54,6 +56,7 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     let dash = fields.iter().position(|f| *f == b"-")?;
     let path = |i: usize| Some(PathBuf::from(OsString::from_vec(unescape(fields.get(i)?))));
     Some(Mounted {
+        id: std::str::from_utf8(fields.first()?).ok()?.parse().ok()?,
         device: String::from_utf8_lossy(fields.get(2)?).into_owned(),
         root: path(3)?,
         mountpoint: path(4)?,

@@ -504,6 +504,7 @@ mod tests {
     #[test]
     fn a_mount_that_got_the_number_of_one_that_has_ended_does_not_lead_to_its_daemon() {
         let mount = |source: &str| Mounted {
+            id: 36,
             device: "0:52".into(),
             root: "/".into(),
             mountpoint: "/mnt".into(),

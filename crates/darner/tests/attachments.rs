@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::attached::{attach, python, status, try_attach};
-use common::{World, eventually};
+use common::{World, eventually, signal};
 
 #[test]
 fn a_plug_in_is_attached_read_listed_and_detached() {
@@ -40,6 +40,44 @@ fn unmounting_takes_along_what_is_attached() {
     for pid in hosts {
         assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
     }
+}
+
+#[test]
+fn unmounting_waits_for_whoever_has_the_image_of_an_attachment() {
+    let Some(world) = World::new() else { return };
+    world.sh("mkdir tree; echo x > tree/f; tar -cf it.tar tree");
+    attach(&world, "here", &["archive", world.path("it.tar").to_str().unwrap()]);
+    // It ends later than the host, and has the image until then.
+    let supervisor = status(&world, "here")["supervisor_pid"].as_i64().unwrap() as i32;
+    signal(supervisor, libc::SIGSTOP);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            eventually("it is detached", || !world.path("here/tree").exists());
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            signal(supervisor, libc::SIGCONT);
+        });
+        world.unmount();
+    });
+}
+
+#[test]
+fn a_mount_in_use_keeps_its_attachments_and_says_who_uses_it() {
+    let Some(world) = World::new() else { return };
+    attach(&world, "a", &["hello"]);
+    attach(&world, "b", &["hello"]);
+    std::fs::write(world.path("file"), "").unwrap();
+    for name in ["file", "a/hello.txt"] {
+        let open = std::fs::File::open(world.path(name)).unwrap();
+        let out = Command::new(common::DARNER).arg("unmount").arg(&world.mnt).output().unwrap();
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(!out.status.success(), "{name}");
+        for word in ["is in use", &format!("process {} ", std::process::id()), world.path(name).to_str().unwrap()] {
+            assert!(said.contains(word), "{said}");
+        }
+        assert_eq!(world.status()["attachments"].as_array().unwrap().len(), 2);
+        drop(open);
+    }
+    world.unmount();
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! `darner unmount`
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::attachments;
+use crate::attachments::{self, Attachment};
 use crate::cli::Unmount;
 use crate::control::{self, Request, Response};
 use crate::error::{Failure, Result};
-use crate::mounts;
 use crate::place::Place;
+use crate::{mounts, users};
 
 /// As long as `mount` waits for the same.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -16,8 +17,13 @@ pub fn run(c: &Unmount) -> Result<()> {
     let mountpoint = mounts::absolute(&c.mountpoint)?;
     let mounted = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse"));
     let mounted = mounted.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
-    // What is attached to directories in it goes first, the innermost before the others.
-    for a in attachments::below(&mountpoint)?.into_iter().rev() {
+    // What is attached to directories in it goes first, the innermost before the others: all of it or, if the mount is in use,
+    // nothing.
+    let attached = attachments::below(&mountpoint)?;
+    if !c.lazy && !attached.is_empty() {
+        must_be_free(&mountpoint, &attached)?;
+    }
+    for a in attached.into_iter().rev() {
         attachments::detach(&a.directory, c.lazy)?;
     }
     let request = Request::Unmount { mountpoint: mountpoint.clone(), lazy: c.lazy };
@@ -29,6 +35,33 @@ pub fn run(c: &Unmount) -> Result<()> {
     }
     // Its daemon is gone; the mount is what is left.
     Ok(darner_fuse::unmount(&mountpoint, c.lazy)?)
+}
+
+/// Looks for what would keep the mount or something attached to it from being taken away, other than attachments. (What it does not
+/// see is told by the kernel, then.)
+fn must_be_free(mountpoint: &Path, attached: &[Attachment]) -> Result<()> {
+    let at = mountpoint.display();
+    let mut here = mounts::all()?;
+    here.retain(|m| m.mountpoint.starts_with(mountpoint));
+    let other = here.iter().find(|m| m.mountpoint != mountpoint && m.kind != attachments::KIND);
+    if let Some(other) = other {
+        return Err(Failure::new(format!("{at} is in use: something is mounted on {}", other.mountpoint.display())));
+    }
+    let mut processes = Vec::new();
+    for a in attached {
+        // (The processes of one that does not answer are not known.)
+        let Some(supervisor) = a.supervisor_pid else { return Ok(()) };
+        processes.extend([a.host_pid, supervisor]);
+    }
+    match users::user(&here, &processes) {
+        Some(user) => Err(Failure::new(format!(
+            "{at} is in use: process {} ({}) has {}; unmount lazily to detach it now",
+            user.pid,
+            user.name,
+            user.path.display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The mount went another way just before; its daemon is about to give the store back.

@@ -1,0 +1,58 @@
+//! Who keeps a mount from being taken away, as far as /proc tells. (It tells an ordinary user nothing of others' processes.)
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::mounts::Mounted;
+
+/// A process that uses something.
+#[derive(Debug)]
+pub struct User {
+    pub pid: u32,
+    /// Of its program.
+    pub name: String,
+    /// What of the mount it has open or works in.
+    pub path: PathBuf,
+}
+
+/// One that has something of one of these mounts open or works in it, other than `but` and those that they started.
+pub fn user(mounts: &[Mounted], but: &[u32]) -> Option<User> {
+    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| !descends(*pid, but)).find_map(|pid: u32| {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+        let links = ["cwd", "root", "exe"].map(|name| process.join(name)).into_iter().chain(open);
+        let path = links.into_iter().find_map(|link| leads_to(&link, mounts))?;
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default().trim_end().to_string();
+        Some(User { pid, name, path })
+    })
+}
+
+/// What one of /proc's links leads to, if that is in one of the mounts. Nothing is asked of these.
+fn leads_to(link: &Path, mounts: &[Mounted]) -> Option<PathBuf> {
+    let path = fs::read_link(link).ok()?;
+    mounts.iter().find(|m| path.starts_with(&m.mountpoint))?;
+    // (The same path may be another one, where another directory is the root.)
+    let file = File::options().read(true).custom_flags(libc::O_PATH).open(link).ok()?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse::<u64>().ok()?;
+    mounts.iter().any(|m| m.id == id).then_some(path)
+}
+
+fn descends(mut pid: u32, from: &[u32]) -> bool {
+    while !from.contains(&pid) {
+        match parent(pid) {
+            Some(parent) if parent != 0 => pid = parent,
+            _ => return false,
+        }
+    }
+    true
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // PID (NAME) STATE PARENT …; the name may have anything in it.
+    stat[stat.rfind(')')? + 1..].split_whitespace().nth(1)?.parse().ok()
+}
