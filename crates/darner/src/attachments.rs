@@ -23,14 +23,13 @@ use crate::control::{self, Answers, Callee, Listener, Request, Response, Tell};
 use crate::daemon::Daemon;
 use crate::errand::Errands;
 use crate::error::{Context, Failure, Result};
-use crate::keeper::{self, Items, Keeper};
+use crate::handed::{self, Handed};
+use crate::keeper::{self, Keeper};
 use crate::mounts::{self, Mounted};
 use crate::supervisor::{LISTENER, MOUNT, block_end_signals};
 
 /// What /proc/mounts says of attachments.
 pub const KIND: &str = "fuse.darner-vfs";
-/// What the name of a file that is kept begins with.
-const FILE: &str = "file ";
 /// Calls that move bytes at a time.
 const SLOTS: u16 = 24;
 /// Requests that are worked on at a time; as many may wait for a slow plug-in before the others do.
@@ -84,6 +83,9 @@ pub struct Attachment {
     pub last_end: Option<String>,
     /// What of the sandbox this machine lacks.
     pub sandbox_lacks: Vec<String>,
+    /// What was handed over to it.
+    #[serde(default)]
+    pub files: Vec<Handed>,
 }
 
 /// Serves until the mount ends. `ready` is called when it answers.
@@ -91,7 +93,7 @@ pub fn run(c: &Attach, ready: &dyn Fn()) -> Result<()> {
     // Before there is any other thread.
     let signals = block_end_signals();
     let (keeper, mut items) = Keeper::find(keeper::ATTACHMENT)?;
-    let files = files(c, &keeper, &mut items)?;
+    let (files, handed) = handed::open(c, &keeper, &mut items)?;
     let lacks = Arc::new(Mutex::new(Vec::new()));
     let launcher = Launcher { attach: c.clone(), files, lacks: lacks.clone() };
     let options = Options { deadline: c.deadline, restart: !c.no_restart };
@@ -112,6 +114,7 @@ pub fn run(c: &Attach, ready: &dyn Fn()) -> Result<()> {
         keeper: keeper.clone(),
         directory: c.directory.clone(),
         lacks,
+        handed,
         goes_on: keeper.is_there() && goes_on(&session),
         stopper: session.stopper(),
         next: Mutex::default(),
@@ -156,22 +159,6 @@ fn heed(signals: &libc::sigset_t, keeper: &Keeper, directory: &Path) {
     }
     keeper.bye();
     std::process::exit(0);
-}
-
-/// The files that are handed over: opened once, so that what they name may change meanwhile.
-fn files(c: &Attach, keeper: &Keeper, items: &mut Items) -> Result<Vec<File>> {
-    let paths: Vec<&PathBuf> = c.files.iter().chain(&c.of).collect();
-    let open = |(n, path): (usize, &&PathBuf)| {
-        let key = format!("{FILE}{n}");
-        if let Some(item) = items.remove(&key) {
-            return Ok(File::from(item.fd));
-        }
-        let file =
-            File::options().read(true).write(c.writable).open(path).cant(|| format!("open {}", path.display()))?;
-        keeper.keep(&key, "", &file)?;
-        Ok(file)
-    };
-    paths.iter().enumerate().map(open).collect()
 }
 
 fn mount(c: &Attach, front: &Front, keeper: &Keeper, key: &str) -> Result<Session> {
@@ -365,6 +352,7 @@ struct Inner {
     keeper: Keeper,
     directory: PathBuf,
     lacks: Arc<Mutex<Vec<String>>>,
+    handed: Vec<Handed>,
     goes_on: bool,
     stopper: Stopper,
     /// The program that is to go on from here.
@@ -407,6 +395,7 @@ impl Inner {
             late_calls: health.late,
             last_end: health.last_end,
             sandbox_lacks: self.lacks.lock().clone(),
+            files: self.handed.clone(),
         }
     }
 }
@@ -467,6 +456,7 @@ fn silent(mount: &Mounted, why: &Failure) -> Attachment {
         late_calls: 0,
         last_end: None,
         sandbox_lacks: Vec::new(),
+        files: Vec::new(),
     }
 }
 

@@ -14,6 +14,7 @@ pub mod error;
 pub mod far;
 mod filesets;
 pub mod frontend;
+mod handed;
 mod healing;
 pub mod keeper;
 pub mod listing;

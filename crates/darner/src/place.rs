@@ -222,28 +222,11 @@ impl Place {
             return Ok(file);
         }
         let file = File::open(&self.path).cant(|| format!("open {}", self.path.display()))?;
-        let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-        // SAFETY: a plain system call on an open descriptor.
-        if unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) } == 0 {
+        if try_lock(&file, exclusive).cant(|| format!("lock {}", self.path.display()))? {
             return Ok(file);
         }
-        let error = std::io::Error::last_os_error();
-        if error.kind() != std::io::ErrorKind::WouldBlock {
-            return Err(error).cant(|| format!("lock {}", self.path.display()));
-        }
-        Err(Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder: self.holder() }))
-    }
-
-    /// Who holds the lock, as the kernel tells.
-    fn holder(&self) -> Option<String> {
-        let meta = fs::metadata(&self.path).ok()?;
-        let dev = meta.dev();
-        let wanted = format!("{:02x}:{:02x}:{}", libc::major(dev), libc::minor(dev), meta.ino());
-        let locks = fs::read_to_string("/proc/locks").ok()?;
-        let line = locks.lines().find(|l| l.contains("FLOCK") && l.split_whitespace().any(|w| w == wanted))?;
-        let pid = line.split_whitespace().nth(4)?;
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(format!("process {pid} ({})", name.trim()))
+        let holder = fs::metadata(&self.path).ok().and_then(|meta| holder(&meta));
+        Err(Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder }))
     }
 
     /// The addresses at which the daemon that has the store may listen.
@@ -257,6 +240,28 @@ impl Place {
         let (a, b) = if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) };
         Ok(SocketAddr::from_abstract_name(format!("darner/{a:x}/{b:x}"))?)
     }
+}
+
+/// Locks an open file, as flock(2) does; `false`: somebody else has it.
+pub fn try_lock(file: &File, exclusive: bool) -> std::io::Result<bool> {
+    let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: a plain system call on an open descriptor.
+    if unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    let error = std::io::Error::last_os_error();
+    if error.kind() == std::io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
+}
+
+/// Who holds the lock of a file, as the kernel tells.
+pub fn holder(meta: &fs::Metadata) -> Option<String> {
+    let dev = meta.dev();
+    let wanted = format!("{:02x}:{:02x}:{}", libc::major(dev), libc::minor(dev), meta.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let line = locks.lines().find(|l| l.contains("FLOCK") && l.split_whitespace().any(|w| w == wanted))?;
+    let pid = line.split_whitespace().nth(4)?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("process {pid} ({})", name.trim()))
 }
 
 /// Options that reach buckets too.

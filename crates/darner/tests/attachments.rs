@@ -382,3 +382,40 @@ fn what_a_killed_fat_plug_in_has_written_is_there() {
     world.darner(&["detach", at.to_str().unwrap()]);
     world.sh_outside(&format!("fsck.fat -n {} || test $? = 1", image.display()));
 }
+
+#[test]
+fn an_image_that_is_attached_writable_is_not_attached_a_second_time() {
+    let Some(world) = World::new() else { return };
+    if !common::has("mkfs.fat") {
+        return;
+    }
+    let image = world.path("fat.img");
+    world.sh_outside(&format!("truncate -s 4M {0}; mkfs.fat {0} >/dev/null", image.display()));
+    let image = image.to_str().unwrap();
+    let at = attach(&world, "fat", &["--writable", "msdosfs", image]);
+    let refused = |args: &[&str]| {
+        let why = try_attach(&world, "again", args).unwrap_err();
+        assert!(why.contains(&format!("{image} is in use by what is attached to {}", at.display())), "{why}");
+    };
+    for who in ["host_pid", "supervisor_pid", "plugin_pid", "host_pid"] {
+        let before = status(&world, "fat")[who].as_i64().unwrap();
+        common::signal(before as i32, libc::SIGKILL);
+        eventually("there is another one", || status(&world, "fat")[who].as_i64().is_some_and(|pid| pid != before));
+        refused(&["--writable", "msdosfs", image]);
+    }
+    refused(&["msdosfs", image]);
+    refused(&["--writable", &format!("--file={image}"), "--", "/usr/bin/true"]);
+    world.darner(&["detach", at.to_str().unwrap()]);
+    // To be read, twice; but not written meanwhile.
+    attach(&world, "fat", &["msdosfs", image]);
+    let second = attach(&world, "second", &["msdosfs", image]);
+    refused(&["--writable", "msdosfs", image]);
+    world.darner(&["detach", at.to_str().unwrap()]);
+    world.darner(&["detach", second.to_str().unwrap()]);
+    // Somebody else.
+    let why = world.sh_outside(&format!(
+        "exec 9<{image}; flock 9; $DARNER attach --writable mnt/again msdosfs {image} 2>&1 && exit 1; exec 9>&-; true"
+    ));
+    assert!(why.contains(&format!("{image} is in use by process ")), "{why}");
+    attach(&world, "again", &["--writable", "msdosfs", image]);
+}
