@@ -73,7 +73,9 @@ fn user_of(file: &File) -> String {
     let is_it = |f: &Handed| (f.device, f.inode) == (meta.dev(), meta.ino());
     let attached = attachments::below(Path::new("/")).unwrap_or_default();
     match attached.iter().find(|a| a.files.iter().any(is_it)) {
-        Some(a) => format!("what is attached to {}: detach that first", a.directory.display()),
+        Some(a) => {
+            format!("what is attached to {}: detach that first", darner_syslink::plain(&a.directory.to_string_lossy()))
+        }
         None => holder(&meta).unwrap_or_else(|| "another process, which has locked it".into()),
     }
 }

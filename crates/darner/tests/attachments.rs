@@ -419,3 +419,30 @@ fn an_image_that_is_attached_writable_is_not_attached_a_second_time() {
     assert!(why.contains(&format!("{image} is in use by process ")), "{why}");
     attach(&world, "again", &["--writable", "msdosfs", image]);
 }
+
+#[test]
+fn what_a_plug_in_says_of_itself_forges_no_lines() {
+    let Some(world) = World::new() else { return };
+    let forged = r#"
+class Memory(Memory):
+    def start(self, c):
+        return element(12, TEXT, b"good\nwarning      all is lost\x1b[2J")
+"#;
+    let Some(program) = python(&world, forged) else { return };
+    attach(&world, "py", &["--", &program]);
+    let shown = world.darner(&["status", world.mnt.to_str().unwrap()]);
+    assert!(shown.contains(r"(good\nwarning      all is lost\u{1b}[2J, read-only): runs"), "{shown}");
+    let log = std::fs::read_to_string(world.dir.join("host.log")).unwrap();
+    assert!(!shown.contains('\x1b') && !log.contains('\x1b'), "{log}");
+    let refuse = r#"
+class Memory(Memory):
+    def start(self, c):
+        raise Refused(1)
+real_group = group
+def group(tag, *parts):
+    return real_group(0, element(1, TEXT, b"no\ndarner: all is lost\x1b[2J")) if tag == 0 else real_group(tag, *parts)
+"#;
+    let Some(program) = python(&world, refuse) else { return };
+    let why = try_attach(&world, "no", &["--", &program]).unwrap_err();
+    assert_eq!(why.trim_end(), r"darner: no\ndarner: all is lost\u{1b}[2J");
+}

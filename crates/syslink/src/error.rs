@@ -210,7 +210,30 @@ pub(crate) fn sentence(text: &str) -> Message {
     m
 }
 
-/// What such a body says.
+/// What such a body says, in one [`plain`] line.
 pub(crate) fn sentence_of(m: &Message) -> String {
-    m.root().text(SENTENCE).unwrap_or_default().into()
+    plain(m.root().text(SENTENCE).unwrap_or_default())
+}
+
+/// A text of somebody else's as one that may be printed within a line: what would end the line, move the cursor, colour or turn round
+/// what follows is shown as its number.
+pub fn plain(text: &str) -> String {
+    let acts = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}')
+    };
+    text.chars().flat_map(|c| if acts(c) { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_of_others_are_one_line_and_move_no_cursor() {
+        let forged = "no\r\n\u{1b}[2Kattachment /etc: runs\u{9b}m\u{202e}\0";
+        let said = sentence_of(&Message::verified(sentence(forged).into_parts().0, vec![]));
+        assert_eq!(said, r"no\r\n\u{1b}[2Kattachment /etc: runs\u{9b}m\u{202e}\u{0}");
+        assert_eq!(plain("größer als 5 %: 日本"), "größer als 5 %: 日本");
+    }
 }

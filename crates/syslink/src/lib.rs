@@ -32,7 +32,7 @@ mod wire;
 pub use admission::{Admission, Known, Nobody, Scope, Ticket, Tickets};
 pub use element::{Element, ReadError, Tag};
 pub use engine::{CallId, Config, Engine};
-pub use error::{CallError, Code, ConnectError, Reason, Refusal, Why};
+pub use error::{CallError, Code, ConnectError, Reason, Refusal, Why, plain};
 pub use header::Limits;
 pub use identity::{Fingerprint, Identity};
 pub use link::{Link, Pending};

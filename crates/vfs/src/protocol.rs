@@ -149,7 +149,7 @@ pub(crate) fn put_info(m: &mut Message, i: &Info) {
 
 pub(crate) fn info(e: &Element<'_>) -> Read<Info> {
     Ok(Info {
-        name: e.text(TITLE)?.into(),
+        name: darner_syslink::plain(e.text(TITLE)?),
         writable: get::<u64>(e, WRITABLE)? != 0,
         valid: std::time::Duration::from_millis(get::<u32>(e, VALID_MS)?.into()),
     })

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use darner_syslink::plain;
+
 use super::human;
 use crate::attachments::{self, Attachment};
 use crate::cli;
@@ -42,12 +44,14 @@ fn attachments(s: &Status) -> Result<Vec<Attachment>> {
 
 fn attachment(a: &Attachment) -> String {
     let how = if a.read_only { "read-only" } else { "writable" };
-    let mut out = format!("{:<12} {} ({}, {how}): {}", "attachment", a.directory.display(), a.name, a.state);
+    // (A host may be another user's.)
+    let directory = plain(&a.directory.to_string_lossy());
+    let mut out = format!("{:<12} {directory} ({}, {how}): {}", "attachment", plain(&a.name), plain(&a.state));
     if let Some(pid) = a.plugin_pid {
         write!(out, ", process {pid}").expect("strings take all");
     }
     if a.restarts > 0 {
-        let last = a.last_end.as_deref().unwrap_or_default();
+        let last = plain(a.last_end.as_deref().unwrap_or_default());
         write!(out, "; {} restarts, the last time: {last}", a.restarts).expect("strings take all");
     }
     if a.late_calls > 0 {
@@ -55,7 +59,7 @@ fn attachment(a: &Attachment) -> String {
     }
     out.push('\n');
     for lack in &a.sandbox_lacks {
-        writeln!(out, "{:<12} its sandbox is incomplete: {lack}", "warning").expect("strings take all");
+        writeln!(out, "{:<12} its sandbox is incomplete: {}", "warning", plain(lack)).expect("strings take all");
     }
     out
 }
