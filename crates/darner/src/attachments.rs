@@ -462,10 +462,19 @@ fn silent(mount: &Mounted, why: &Failure) -> Attachment {
 
 /// Ends one, and returns when its processes have ended (unless lazily): each has the files that it was handed.
 pub fn detach(directory: &Path, lazy: bool) -> Result<()> {
+    end(directory, lazy, !lazy)
+}
+
+/// Ends one that has just been attached and does not answer, whoever looks at it meanwhile.
+pub fn take_back(directory: &Path) -> Result<()> {
+    end(directory, true, true)
+}
+
+fn end(directory: &Path, lazy: bool, wait: bool) -> Result<()> {
     let mount = mounted(directory)?;
     let processes = ask(&mount).ok().map(|a| [Some(a.host_pid), a.supervisor_pid]);
     darner_fuse::unmount(directory, lazy)?;
-    for pid in processes.into_iter().flatten().flatten().filter(|_| !lazy) {
+    for pid in processes.into_iter().flatten().flatten().filter(|_| wait) {
         ends_within(pid, PATIENCE);
     }
     Ok(())

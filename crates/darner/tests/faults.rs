@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::attached::{attach, python, status};
+use common::attached::{attach, python, status, try_attach};
 use common::{World, eventually, long};
 
 /// That process, as soon as there is one.
@@ -331,4 +331,21 @@ fn rounds_of_attaching_killing_and_detaching_leave_nothing_behind() {
     });
     assert!(after.memory <= before.memory + (16 << 20), "{before:?} {after:?}");
     drop(File::open(&directory).unwrap());
+}
+
+#[test]
+fn one_that_does_not_answer_when_it_is_attached_is_gone_with_the_error() {
+    let Some(world) = World::new() else { return };
+    let hang = r#"
+class Memory(Memory):
+    def getattr(self, c):
+        time.sleep(1000)
+"#;
+    let Some(program) = python(&world, hang) else { return };
+    let why = try_attach(&world, "py", &["--deadline=300ms", "--writable", "--", &program]).unwrap_err();
+    assert!(why.contains("just attached"), "{why}");
+    assert_eq!(world.status()["attachments"].as_array().unwrap().len(), 0);
+    assert_eq!(world.sh("ls py; mountpoint -q py || echo none"), "none");
+    let hosts = format!("pgrep -f '[h]ost .*{}' || echo none", world.path("py").display());
+    eventually("its processes end", || world.sh_outside(&hosts) == "none");
 }

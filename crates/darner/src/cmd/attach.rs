@@ -31,7 +31,13 @@ pub fn run(c: Attach) -> Result<()> {
     }
     let c = Attach { directory, ..c };
     daemon::start(keeper::ATTACHMENT.supervisor, &arguments(&c)?)?;
-    std::fs::metadata(&c.directory).cant(|| format!("look at {}, just attached", c.directory.display()))?;
+    if let Err(e) = std::fs::metadata(&c.directory).cant(|| format!("look at {}, just attached", c.directory.display()))
+    {
+        if let Err(stays) = attachments::take_back(&c.directory) {
+            eprintln!("darner: WARNING: it stays attached: {stays}");
+        }
+        return Err(e);
+    }
     for a in attachments::below(&c.directory)?.into_iter().filter(|a| a.directory == c.directory) {
         for lack in &a.sandbox_lacks {
             eprintln!("darner: WARNING: the sandbox is incomplete: {lack}");
