@@ -264,7 +264,8 @@ impl Launcher {
             tracing::warn!("the sandbox is incomplete: {lack}");
         }
         *self.lacks.lock() = lacks;
-        Ok(Launched { socket: ours, arena, process: Box::new(process) })
+        let program = self.attach.program.first().map(PathBuf::from);
+        Ok(Launched { socket: ours, arena, process: Box::new(process), program })
     }
 }
 
@@ -303,7 +304,8 @@ impl Process for Plugin {
             let _ = self.child.kill();
         }
         match self.child.wait() {
-            Ok(status) => (by_itself && status.signal() == Some(libc::SIGKILL), status.to_string()),
+            Ok(_) if !by_itself => (false, "it was ended, as it did not end with its link".into()),
+            Ok(status) => (status.signal() == Some(libc::SIGKILL), status.to_string()),
             Err(e) => (false, e.to_string()),
         }
     }

@@ -119,7 +119,7 @@ impl Launch for Again {
             })
         };
         let child = command.spawn().map_err(|e| e.to_string())?;
-        Ok(Launched { socket: ours, arena, process: Box::new(Running(child)) })
+        Ok(Launched { socket: ours, arena, process: Box::new(Running(child)), program: None })
     }
 }
 

@@ -107,7 +107,7 @@ impl Launch for Between {
                 }
             })
         }));
-        Ok(Launched { socket: ours, arena, process: Box::new(Threads { sockets, stop, threads }) })
+        Ok(Launched { socket: ours, arena, process: Box::new(Threads { sockets, stop, threads }), program: None })
     }
 }
 

@@ -4,6 +4,7 @@
 //! what was under way when the process ended is asked again only if asking twice does no harm.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -57,6 +58,8 @@ pub struct Launched {
     pub arena: Arena,
     /// Itself.
     pub process: Box<dyn Process>,
+    /// The program that was started, if it may be none that is a plug-in.
+    pub program: Option<PathBuf>,
 }
 
 /// A plug-in's process. It is gone when this is dropped.
@@ -328,7 +331,7 @@ impl Keeper {
 
     /// One life of the plug-in: whether it served, whether it was killed, how it ended.
     fn once(&mut self) -> (bool, bool, String) {
-        let Launched { socket, arena, mut process } = match self.launch.launch() {
+        let Launched { socket, arena, mut process, program } = match self.launch.launch() {
             Ok(launched) => launched,
             Err(e) => return (false, false, e),
         };
@@ -338,17 +341,30 @@ impl Keeper {
             .map_err(ConnectError::Io)
             .map(|ring| Ends { socket, ring: Some(ring) })
             .and_then(|ends| unix::connect_over(ends, SERVICE, &config(&self.shared.options), watch))
-            .map_err(|e| format!("no plug-in answers: {e}"))
+            .map_err(|e| (true, e.to_string()))
             .and_then(|link| {
                 match Running::open(self.epoch, link.clone(), Arc::new(arena), self.shared.options.deadline) {
                     Ok(running) => Ok((link, running)),
-                    Err(CallError::Refused(no)) => Err(no.why),
-                    Err(e) => Err(format!("no plug-in answers: {e}")),
+                    Err(CallError::Refused(no)) => Err((false, no.why)),
+                    Err(e) => Err((true, e.to_string())),
                 }
             });
         let (link, running) = match opened {
             Ok(opened) => opened,
-            Err(e) => return (false, process.end().0, e),
+            Err((silent, why)) => {
+                let (killed, how) = process.end();
+                let why = match (silent, program) {
+                    (false, _) => why,
+                    (true, None) => format!("no plug-in answers: {why} ({how})"),
+                    (true, Some(program)) => {
+                        let program = program.display();
+                        format!(
+                            "no plug-in answers: {why}; {program} may be no plug-in (docs/vfs.md); how it ended: {how}"
+                        )
+                    }
+                };
+                return (false, killed, why);
+            }
         };
         let running = Arc::new(running);
         let mut state = self.shared.state.lock();
