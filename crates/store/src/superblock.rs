@@ -151,6 +151,11 @@ impl Superblock {
         volume.write_super((self.generation % 2) as usize, &self.encode(number))
     }
 
+    /// The valid superblocks at the beginning of a volume, newest first.
+    pub fn read_beginning(volume: &dyn Volume) -> Result<Vec<OnVolume>> {
+        valid(volume, &[volume.read_super(0)?, volume.read_super(1)?])
+    }
+
     /// The valid superblocks of a volume, newest first; an error that says why if there is none.
     pub fn read(volume: &dyn Volume) -> Result<Vec<OnVolume>> {
         let slots = [volume.read_super(0)?, volume.read_super(1)?];

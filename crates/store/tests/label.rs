@@ -90,6 +90,7 @@ fn of_a_damaged_newest_superblock_the_label_has_another() {
             run.compare_some(&store, 10);
             let mut report = store.begin_scrub(7).unwrap();
             while store.step_scrub(&mut report, 1 << 30).unwrap() {}
+            assert!(report.damages.is_empty());
             store.close().unwrap();
             drop(store);
             run.compare_some(&open(std::slice::from_ref(&rotten)).unwrap(), 10);

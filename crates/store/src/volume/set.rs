@@ -222,7 +222,7 @@ impl Volumes {
     pub fn without_super(&self, sb: &Superblock) -> Result<u64> {
         let mut without = 0;
         for m in self.with_super().iter().filter(|m| sb.entry(m.number).is_some() && !m.health.has_failed()) {
-            let newest = match Superblock::read(&*m.volume) {
+            let newest = match Superblock::read_beginning(&*m.volume) {
                 Err(Error::NotAStore(_)) => None,
                 read => read?.into_iter().next(),
             };
