@@ -46,7 +46,7 @@ impl Daemon {
                     PAUSE
                 }
             };
-            thread::sleep(pause);
+            self.pause(pause);
         }
         self.store().attend_push(false);
     }

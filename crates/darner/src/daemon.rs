@@ -380,8 +380,14 @@ impl Daemon {
             let last = self.store().wait_for_work(seen, SYNC_EVERY);
             let mut outcome = self.store().write_out();
             if last != seen {
-                thread::sleep(WRITE_EVERY);
+                // Full buffers go at once: those in memory that was used lately are filled at half the cost.
+                let until = Instant::now() + WRITE_EVERY;
+                while outcome.is_ok() && self.store().wait_for_full(until.saturating_duration_since(Instant::now())) {
+                    outcome = self.store().write_out();
+                }
                 outcome = outcome.and_then(|()| self.store().write_all());
+            } else {
+                self.store().cool();
             }
             seen = last;
             if outcome.is_ok() && synced.elapsed() >= SYNC_EVERY {
@@ -392,7 +398,7 @@ impl Daemon {
                 if !std::mem::replace(&mut complained, true) {
                     tracing::error!("the log can't be written: {e}");
                 }
-                thread::sleep(SYNC_EVERY);
+                self.pause(SYNC_EVERY);
             }
         }
     }
@@ -426,7 +432,7 @@ impl Daemon {
                 }
             };
             seen = self.store().tid();
-            thread::sleep(pause);
+            self.pause(pause);
         }
     }
 

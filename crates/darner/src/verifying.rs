@@ -7,9 +7,9 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use darner_fs::{Compared, FilesetId, MAIN, ObjectId, Tid};
+use darner_fs::{Compared, FilesetId, MAIN, Tid};
 use darner_mirror::{Failure as Cut, Puller, Verified, Walk, ask_for_bytes};
-use darner_store::Elsewhere;
+use darner_store::{Elsewhere, Lost};
 use darner_syslink::{Caller, Link};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -235,38 +235,34 @@ impl Others {
         link
     }
 
-    /// Everybody who may know, with the fileset and the moment to ask for.
-    fn ask(&self, daemon: &Daemon, tid: Tid) -> Vec<(Arc<dyn Caller>, FilesetId, Tid)> {
+    /// Everybody who may know, with the fileset and the moment to ask for; who is not asked is not connected to.
+    fn all<'a>(
+        &'a self,
+        daemon: &'a Daemon,
+        lost: &Lost,
+    ) -> impl Iterator<Item = (Arc<dyn Caller>, FilesetId, Tid)> + 'a {
+        let tid = lost.tid;
         // Those who follow are there already, wherever they are.
-        let mut all: Vec<(Arc<dyn Caller>, _, _)> =
-            daemon.source.followers().into_iter().map(|follower| (follower, MAIN, tid)).collect();
-        for (_, target) in daemon.fs.mirrors().unwrap_or_default() {
-            let link = self.link(&target, || mirroring::connect(&Place::at(Path::new(&target))?));
-            all.extend(link.map(|link| (link as Arc<dyn Caller>, MAIN, tid)));
-        }
-        if let Some(f) = daemon.fs.following() {
+        let followers = daemon.source.followers(lost.fileset).into_iter().map(move |follower| (follower, MAIN, tid));
+        let mirrors = daemon.fs.mirrors().unwrap_or_default().into_iter().filter_map(move |(_, target)| {
+            let link = self.link(&target, || mirroring::connect(&Place::at(Path::new(&target))?))?;
+            Some((link as Arc<dyn Caller>, MAIN, tid))
+        });
+        let source = daemon.fs.following().filter(|_| lost.fileset == MAIN).into_iter().filter_map(move |f| {
             let then = daemon.fs.pulled_from(tid).unwrap_or(tid);
-            let link = self.link(&f.origin, || daemon.connect_to(&f.origin));
-            all.extend(link.map(|link| (link as Arc<dyn Caller>, f.fileset, then)));
-        }
-        all
+            let link = self.link(&f.origin, || daemon.connect_to(&f.origin))?;
+            Some((link as Arc<dyn Caller>, f.fileset, then))
+        });
+        followers.chain(source).chain(mirrors)
     }
 }
 
 impl Elsewhere for Others {
-    fn bytes(
-        &self,
-        _fileset: FilesetId,
-        object: ObjectId,
-        offset: u64,
-        tid: Tid,
-        len: usize,
-        is_it: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> bool {
+    fn bytes(&self, lost: &Lost, is_it: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         let Some(daemon) = self.daemon.upgrade() else { return false };
-        let place = (object.0, offset, len as u64);
+        let place = (lost.object.0, lost.offset, lost.len as u64);
         let until = Instant::now() + ANSWER;
-        self.ask(&daemon, tid).into_iter().any(|(caller, fileset, then)| {
+        self.all(&daemon, lost).any(|(caller, fileset, then)| {
             let answer = |n| {
                 let left = until.saturating_duration_since(Instant::now());
                 ask_for_bytes(&*caller, fileset, place, then, n, left).ok().flatten()

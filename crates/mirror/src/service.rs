@@ -41,6 +41,7 @@ pub struct Source {
 
 struct Follower {
     peer: Peer,
+    fileset: FilesetId,
     /// (The link has this service, which must not keep the link.)
     caller: Weak<dyn Caller>,
     looked: Instant,
@@ -110,18 +111,19 @@ impl Source {
         Source { clock: Some(clock), ..self }
     }
 
-    /// Ways to those who follow, and are there: they may have what is lost here ([`crate::ask_for_bytes`], of fileset [`MAIN`]).
-    pub fn followers(&self) -> Vec<Arc<dyn Caller>> {
+    /// Ways to those who follow a fileset, and are there: they may have what is lost here ([`crate::ask_for_bytes`], of their fileset [`MAIN`]).
+    pub fn followers(&self, of: FilesetId) -> Vec<Arc<dyn Caller>> {
         let followers = self.followers.lock();
-        followers.iter().filter(|f| f.looked.elapsed() < PATIENCE).filter_map(|f| f.caller.upgrade()).collect()
+        let follows = |f: &&Follower| f.fileset == of && f.looked.elapsed() < PATIENCE;
+        followers.iter().filter(follows).filter_map(|f| f.caller.upgrade()).collect()
     }
 
-    fn note_follower(&self, peer: &Peer, reply: &Reply) {
+    fn note_follower(&self, peer: &Peer, fileset: FilesetId, reply: &Reply) {
         let mut followers = self.followers.lock();
         followers.retain(|f| f.peer != *peer && f.looked.elapsed() < PATIENCE);
         followers.truncate(FOLLOWERS_MAX - 1);
         let caller = Arc::downgrade(&reply.caller());
-        followers.push(Follower { peer: peer.clone(), caller, looked: Instant::now() });
+        followers.push(Follower { peer: peer.clone(), fileset, caller, looked: Instant::now() });
     }
 
     /// Answers a command of somebody in this process.
@@ -152,8 +154,11 @@ impl Source {
     pub fn serve(&self, peer: &Peer, command: &Message, reply: Reply, within: Option<&[u32]>) {
         let answer = self.answer_to(&peer.who, command, within);
         // (Whoever asks by a name may only want to know.)
-        if command.tag() == LOOK && command.root().find(FILESET).is_some() && answer.is_ok() {
-            self.note_follower(peer, &reply);
+        if command.tag() == LOOK
+            && answer.is_ok()
+            && let Ok(fileset) = command.root().number(FILESET)
+        {
+            self.note_follower(peer, FilesetId(fileset), &reply);
         }
         reply.finish(answer);
     }

@@ -373,20 +373,34 @@ fn check(place: &Place, at: u64, block: &[u8], crc: &[u8]) -> Result<(), Error> 
 }
 
 fn load_raw(place: &Place, stored: &[u8], out: &mut [u8]) -> Result<(), Error> {
+    let (len, mut done) = (out.len(), 0);
+    each_raw(place, stored, len, |part| {
+        out[done..done + part.len()].copy_from_slice(part);
+        done += part.len();
+    })
+}
+
+/// As [`load`], of `len` bytes of a raw extent to the end of `out`; some may be there already where one is damaged.
+pub fn append_raw(place: &Place, stored: &[u8], len: usize, out: &mut Vec<u8>) -> Result<(), Error> {
+    each_raw(place, stored, len, |part| out.extend_from_slice(part))
+}
+
+/// Visits the bytes at `place`, each block verified before.
+fn each_raw(place: &Place, stored: &[u8], len: usize, mut visit: impl FnMut(&[u8])) -> Result<(), Error> {
     let first = place.skip as usize / BLOCK;
     let mut at = place.offset + (first * (BLOCK + 4)) as u64;
     let mut skip = place.skip as usize % BLOCK;
-    let mut done = 0;
+    let mut left = len;
     for block in stored.chunks(BLOCK + 4) {
         let (data, crc) = block.split_at(block.len() - 4);
         check(place, at, data, crc)?;
-        let n = (data.len() - skip).min(out.len() - done);
-        out[done..done + n].copy_from_slice(&data[skip..skip + n]);
-        done += n;
+        let n = (data.len() - skip).min(left);
+        visit(&data[skip..skip + n]);
+        left -= n;
         skip = 0;
         at += block.len() as u64;
     }
-    assert_eq!(done, out.len(), "needed() named too little for {place:?}");
+    assert_eq!(left, 0, "needed() named too little for {place:?}");
     Ok(())
 }
 

@@ -12,19 +12,26 @@ use crate::reading::{Window, damaged_blocks};
 use crate::volume::Region;
 use crate::{Error, FilesetId, ObjectId, Result, Tid};
 
+/// Bytes of an object that can't be read here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Whose they are.
+    pub fileset: FilesetId,
+    /// And of which object.
+    pub object: ObjectId,
+    /// The first of them.
+    pub offset: u64,
+    /// How many.
+    pub len: usize,
+    /// The transaction that wrote them.
+    pub tid: Tid,
+}
+
 /// Who may have bytes that are damaged here: a mirror, for instance.
 pub trait Elsewhere: Send + Sync {
-    /// Offers `len` bytes of an object from `offset` on, as transaction `tid` wrote them, one possibility after the other until one
-    /// is taken; says whether one was. It is not believed: `is_it` takes only what has the checksum that is stored here.
-    fn bytes(
-        &self,
-        fileset: FilesetId,
-        object: ObjectId,
-        offset: u64,
-        tid: Tid,
-        len: usize,
-        is_it: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> bool;
+    /// Offers what is lost, as its transaction wrote it, one possibility after the other until one is taken; says whether one was. It is
+    /// not believed: `is_it` takes only what has the checksum that is stored here.
+    fn bytes(&self, lost: &Lost, is_it: &mut dyn FnMut(&[u8]) -> bool) -> bool;
 }
 
 /// Fills `buf` from the copy of which `is_good` holds, and heals the others; says whether there is one.

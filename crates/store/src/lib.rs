@@ -72,7 +72,7 @@ pub use delta::{Change, Delta, Tails, What, split_tail};
 pub use error::{Error, Result};
 pub use extent::{CHUNK, Piece, Stored};
 pub use fileset::{CATALOGUE, Lineage};
-pub use heal::Elsewhere;
+pub use heal::{Elsewhere, Lost};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;
 pub use moving::Move;

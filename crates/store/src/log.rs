@@ -155,6 +155,14 @@ impl Tail {
         !self.queue.is_empty() && self.shelter.as_ref().is_some_and(|(s, _)| s.room() < SLOTS_MIN)
     }
 
+    /// Nothing has been appended for a while: gives memory back.
+    pub fn cool(&mut self) {
+        if let Some((shelter, _)) = &self.shelter {
+            shelter.cool();
+        }
+        self.unused.clear();
+    }
+
     /// Whether the volume does not keep up with what is appended.
     pub fn is_behind(&self) -> bool {
         self.queued > BEHIND

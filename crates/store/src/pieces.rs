@@ -150,6 +150,27 @@ impl Store {
         Ok(())
     }
 
+    /// Appends the bytes of a piece. On failure `out` is as it was.
+    pub fn read_onto(&self, piece: &Piece, out: &mut Vec<u8>) -> Result<()> {
+        let (start, len) = (out.len(), piece.len as usize);
+        if let Some(place) = piece.place.filter(|p| p.codec == Codec::Raw) {
+            let appended = SCRATCH.with_borrow_mut(|scratch| {
+                let (at, n) = extent::needed(&place, len);
+                if scratch.len() < n {
+                    scratch.resize(n, 0);
+                }
+                self.read_stored(None, place.region, at, &mut scratch[..n])?;
+                extent::append_raw(&place, &scratch[..n], len, out)
+            });
+            if !matches!(appended, Err(Error::Corrupt { .. })) {
+                return appended;
+            }
+            out.truncate(start);
+        }
+        out.resize(start + len, 0);
+        self.read_piece(None, piece, &mut out[start..]).inspect_err(|_| out.truncate(start))
+    }
+
     /// Reads one data piece. `tail`: the log's tail, where the caller holds it.
     pub(crate) fn read_piece(&self, tail: Option<&Tail>, piece: &Piece, out: &mut [u8]) -> Result<()> {
         SCRATCH.with_borrow_mut(|scratch| self.read_piece_into(tail, piece, out, scratch))

@@ -82,7 +82,7 @@ fn durable_in_copy(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Opt
         let len = (STEP + FRAME_MAX as u64).min(at.size - start) as usize;
         let mut bytes = vec![0; len];
         region.read_at(&mut bytes, start)?;
-        if bytes.iter().all(|b| *b == 0) {
+        if is_zero(&bytes) {
             break;
         }
         for i in (0..len.min(STEP as usize)).step_by(8) {
@@ -99,6 +99,11 @@ fn durable_in_copy(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Opt
         start += STEP;
     }
     Ok(None)
+}
+
+/// (Page by page, each without a branch: a byte at a time takes longer than the reading.)
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(4096).all(|page| page.iter().fold(0, |any, b| any | b) == 0)
 }
 
 /// Where the first frame of a segment is.

@@ -15,7 +15,7 @@ use crate::codec::{Reader, is_sealed, put_varint};
 use crate::extent::{self, BLOCK, Codec, Piece};
 use crate::fileset::MAIN;
 use crate::frame::{self, Body, Content, Record};
-use crate::heal::{Elsewhere, Sides, heal};
+use crate::heal::{Elsewhere, Lost, Sides, heal};
 use crate::index::table::{Cursor, Table};
 use crate::key::Key;
 use crate::manifest::Manifest;
@@ -431,7 +431,7 @@ impl Store {
         let elsewhere = self.elsewhere.lock().clone();
         elsewhere.is_some_and(|elsewhere| {
             let mut is_it = |plain: &[u8]| put_back(region, at, damaged, codec, plain);
-            elsewhere.bytes(lost.fileset, lost.object, lost.offset, lost.tid, lost.len, &mut is_it)
+            elsewhere.bytes(lost, &mut is_it)
         })
     }
 
@@ -462,15 +462,6 @@ impl Store {
             report.add(Damage { region: region.place().id, offset: at, len: part.len() as u64, rot });
         }
     }
-}
-
-/// Bytes that a transaction wrote, and that can't be read.
-struct Lost {
-    fileset: FilesetId,
-    object: ObjectId,
-    offset: u64,
-    len: usize,
-    tid: Tid,
 }
 
 /// Writes what a damaged block holds, if it has the checksum that is stored with it; says whether it did.

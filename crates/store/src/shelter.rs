@@ -28,7 +28,7 @@ const TABLE: usize = PAGE;
 const SLOTS_MAX: usize = (TABLE - HEAD) / DESCRIPTOR;
 /// A buffer that is not full yet, one more frame, and what compression may need meanwhile.
 const SLOT: usize = BUFFER + FRAME_MAX + (128 << 10);
-/// So many free slots keep their memory.
+/// So many free slots keep their memory when nothing goes on.
 const WARM: usize = 12;
 
 /// Memory for a [`Shelter`].
@@ -136,6 +136,17 @@ impl Shelter {
         Some(slot)
     }
 
+    /// Gives back the memory of most slots that are free.
+    pub(crate) fn cool(&self) {
+        let mut free = self.0.free.lock();
+        while free.warm.len() > WARM {
+            // (The others are warmer.)
+            let number = free.warm.remove(0);
+            self.0.memory.discard(TABLE + number * SLOT, SLOT);
+            free.cold.push(number);
+        }
+    }
+
     /// Slots that are free.
     pub(crate) fn room(&self) -> usize {
         self.0.free_count.load(Ordering::Relaxed)
@@ -225,13 +236,7 @@ impl DerefMut for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut free = self.inner.free.lock();
-        if free.warm.len() < WARM {
-            free.warm.push(self.number);
-        } else {
-            self.inner.memory.discard(TABLE + self.number * SLOT, SLOT);
-            free.cold.push(self.number);
-        }
+        self.inner.free.lock().warm.push(self.number);
         self.inner.free_count.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -612,11 +612,25 @@ impl Store {
         self.tid()
     }
 
+    /// Waits until a buffer is full, at most for `most`; says whether one may be. (Commits do not end it.)
+    pub fn wait_for_full(&self, most: Duration) -> bool {
+        let mut due = self.work.0.lock();
+        if !*due {
+            self.work.1.wait_for(&mut due, most);
+        }
+        std::mem::take(&mut *due)
+    }
+
     /// Called after each commit: the first one after a pause wakes the writer.
     pub(crate) fn committed(&self, full: bool) {
         if full || self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::SeqCst) {
             self.wake();
         }
+    }
+
+    /// To be called when nothing was committed for a while: gives back memory that was used to write fast.
+    pub fn cool(&self) {
+        self.log.tail().cool();
     }
 
     /// Writes full buffers of the log to the volume.

@@ -148,24 +148,44 @@ impl<'s> Tx<'s> {
         self.fold.overlay(self.store, object, offset, len, Some(place))
     }
 
-    /// Writes a chunk of many small pieces anew: one extent per run of data.
+    /// Writes a chunk of many small pieces anew: one extent per run of data. What is damaged stays where it is: who reads it
+    /// is told, or has it healed.
     fn consolidate(&mut self, object: ObjectId, chunk: u64) -> Result<()> {
-        let base = chunk * CHUNK;
         let mut pieces = Vec::new();
-        self.fold.chunk(self.store, object, chunk)?.pieces(object.0, base, 0, CHUNK as u32, &mut pieces);
-        for run in pieces.split(|p| !p.is_data()).filter(|run| run.len() > 1) {
-            let mut data = vec![0; run.iter().map(|p| p.len as usize).sum()];
-            let mut at = 0;
-            for p in run {
-                let end = at + p.len as usize;
-                match without_waiting(|| self.store.read_piece(Some(&self.tail), p, &mut data[at..end])) {
+        self.fold.chunk(self.store, object, chunk)?.pieces(object.0, chunk * CHUNK, 0, CHUNK as u32, &mut pieces);
+        // Where the run begins, how many pieces it has, and their bytes.
+        let (mut start, mut n, mut data) = (0, 0, Vec::new());
+        for p in pieces {
+            let mut ends = !p.is_data();
+            if !ends {
+                let at = data.len();
+                data.resize(at + p.len as usize, 0);
+                match without_waiting(|| self.store.read_piece(Some(&self.tail), &p, &mut data[at..])) {
+                    Ok(()) => {
+                        start = if n == 0 { p.offset } else { start };
+                        n += 1;
+                    }
                     // Commits wait for us: it stays in pieces.
                     Err(Error::Cold(_)) => return Ok(()),
-                    read => read?,
+                    Err(Error::Data { .. } | Error::Io { .. }) => {
+                        data.truncate(at);
+                        ends = true;
+                    }
+                    Err(e) => return Err(e),
                 }
-                at = end;
             }
-            self.write_extent(object, run[0].offset, &data)?;
+            if ends {
+                self.write_run(object, start, n, &data)?;
+                (n, data) = (0, Vec::new());
+            }
+        }
+        self.write_run(object, start, n, &data)
+    }
+
+    /// Writes what `n` pieces held as one.
+    fn write_run(&mut self, object: ObjectId, offset: u64, n: usize, data: &[u8]) -> Result<()> {
+        if n > 1 {
+            self.write_extent(object, offset, data)?;
         }
         Ok(())
     }

@@ -170,7 +170,8 @@ macro_rules! stream {
 stream!(ClientConnection);
 stream!(ServerConnection);
 
-fn plain_tls() -> Exchange {
+/// Both ends of a TLS connection, before their handshake.
+fn tls_pair() -> (Tls<ClientConnection>, Tls<ServerConnection>) {
     let identity = Identity::generate();
     let provider = Arc::new(ring::default_provider());
     let versions = [&rustls::version::TLS13];
@@ -182,8 +183,32 @@ fn plain_tls() -> Exchange {
     let client = client.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))).with_no_client_auth();
     let (a, b) = tcp_pair();
     let server = ServerConnection::new(Arc::new(server)).unwrap();
-    thread::spawn(move || answer(Tls(server, b)));
-    ask(Tls(ClientConnection::new(Arc::new(client), "x".try_into().unwrap()).unwrap(), a))
+    (Tls(ClientConnection::new(Arc::new(client), "x".try_into().unwrap()).unwrap(), a), Tls(server, b))
+}
+
+fn plain_tls() -> Exchange {
+    let (client, server) = tls_pair();
+    thread::spawn(move || answer(server));
+    ask(client)
+}
+
+/// Bytes a second through a plain TLS connection in one direction, from memory and into nothing.
+fn plain_stream() -> f64 {
+    const TOTAL: usize = 1 << 30;
+    let (mut client, mut server) = tls_pair();
+    let start = Instant::now();
+    let reader = thread::spawn(move || {
+        let (mut buffer, mut left) = (vec![0; LARGE], TOTAL);
+        while left > 0 {
+            left -= server.read(&mut buffer).unwrap();
+        }
+        server.write_all(&[0]).unwrap();
+    });
+    let bytes = vec![7; LARGE];
+    (0..TOTAL / LARGE).for_each(|_| client.write_all(&bytes).unwrap());
+    client.read_exact(&mut [0]).unwrap();
+    reader.join().unwrap();
+    TOTAL as f64 / start.elapsed().as_secs_f64()
 }
 
 fn unix_link() -> Exchange {
@@ -238,6 +263,8 @@ fn main() {
     compare("unix / SOCK_SEQPACKET", seqpacket(), unix_link());
     compare("TCP / TLS socket", plain_tls(), tcp_link());
     compare("TCP / unencrypted TCP socket", plain_tcp(), tcp_link());
+    let mut streams: Vec<f64> = (0..5).map(|_| plain_stream() / 1e6).collect();
+    println!("a stream over a plain TLS socket: {:.0} MB/s", median(&mut streams));
     let mut memory = over(Pair::perfect(Arc::new(Refuse), service()).caller(Side::A));
     println!("in memory: 64 bytes {:.2} µs", chunk(&mut memory, &[7; SMALL]));
 }

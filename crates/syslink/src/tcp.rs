@@ -100,8 +100,11 @@ pub struct Listener {
     ends: Arc<AtomicBool>,
 }
 
+/// Bytes of what tells which link a bulk connection is for.
+const TOKEN: usize = 16;
+
 /// Links that wait for their bulk connection: by token, whose, and where to give it.
-type Expected = Mutex<HashMap<[u8; 16], (Fingerprint, Hand<(Channel, Raw)>)>>;
+type Expected = Mutex<HashMap<[u8; TOKEN], (Fingerprint, Hand<(Channel, Raw)>)>>;
 
 /// How often to look whether a peer whose bulk connection is awaited is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -183,7 +186,7 @@ impl House {
         let mut peer = Peer { who: Who::Key(key), service: String::new() };
         let mut engine = Engine::accept(self.config.clone(), Hello::default(), now_ns());
         let mut wire = half(control.clone());
-        let token: [u8; 16] = random();
+        let token: [u8; TOKEN] = random();
         let (hand, arrives) = channel();
         let greeted = greet(&mut engine, &mut wire, until, &mut |hello| {
             peer.service = hello.service.clone();
@@ -211,16 +214,17 @@ impl House {
 
     /// Gives the connection to the link whose token it brings.
     fn bulk(&self, channel: Channel, until: u64) -> io::Result<()> {
-        let (mut token, mut have, mut raw) = ([0; 16], 0, Raw::default());
-        while have < token.len() && now_ns() < until {
-            match channel.read(&mut raw, &mut token[have..])? {
+        let (mut token, mut raw) = (Vec::new(), Raw::default());
+        while token.len() < TOKEN && now_ns() < until {
+            let left = TOKEN - token.len();
+            match channel.read(&mut raw, &mut token, left)? {
                 Some(0) => return Ok(()),
-                Some(n) => have += n,
+                Some(_) => {}
                 None => drop(poll::wait(&[(channel.fd(), false)], Some(until))?),
             }
         }
         let key = channel.peer()?;
-        let waiting = self.expected.lock().remove(&token);
+        let waiting = self.expected.lock().remove(token.as_slice());
         if let Some((_, hand)) = waiting.filter(|(expected, _)| *expected == key) {
             // If it gave up meanwhile, so do we.
             let _ = hand.send((channel, raw));
@@ -309,9 +313,8 @@ impl Outlet for Sender {
 struct Waiting {
     announced: Announced,
     bulk: Vec<Vec<u8>>,
-    /// The buffer that is being filled, and how far.
+    /// The buffer that is being filled.
     buffer: usize,
-    at: usize,
 }
 
 struct Receiver {
@@ -336,19 +339,17 @@ impl Waiting {
     fn new(announced: Announced) -> Waiting {
         // Not yet of their length: a peer that announces much and sends nothing shall cost nothing.
         let bulk = announced.bulks().iter().map(|_| Vec::new()).collect();
-        Waiting { announced, bulk, buffer: 0, at: 0 }
+        Waiting { announced, bulk, buffer: 0 }
     }
 
-    /// Where the next bytes go; `None`: all is here.
-    fn room(&mut self) -> Option<&mut [u8]> {
-        let lengths = self.announced.bulks();
-        while self.buffer < lengths.len() && self.at == lengths[self.buffer] as usize {
-            (self.buffer, self.at) = (self.buffer + 1, 0);
+    /// Where the next bytes go, and how many; `None`: all is here.
+    fn room(&mut self) -> Option<(&mut Vec<u8>, usize)> {
+        let left = |n: usize| self.announced.bulks().get(n).map(|len| *len as usize - self.bulk[n].len());
+        while left(self.buffer) == Some(0) {
+            self.buffer += 1;
         }
-        let len = *lengths.get(self.buffer)? as usize;
-        let buffer = &mut self.bulk[self.buffer];
-        buffer.resize(len, 0);
-        Some(&mut buffer[self.at..])
+        let left = left(self.buffer)?;
+        Some((&mut self.bulk[self.buffer], left))
     }
 }
 
@@ -389,10 +390,10 @@ impl Receiver {
     /// Reads bulk for the first message that waits for some.
     fn next_bulk(&mut self, now: u64) -> io::Result<Option<Got>> {
         let (Some(first), Some(bulk)) = (self.waiting.front_mut(), &self.bulk) else { return Ok(None) };
-        while let Some(room) = first.room() {
-            match bulk.read(&mut self.bulk_raw, room)? {
+        while let Some((buffer, left)) = first.room() {
+            match bulk.read(&mut self.bulk_raw, buffer, left)? {
                 Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Some(n) => first.at += n,
+                Some(_) => {}
                 None => {
                     self.bulk_is_dry = true;
                     return Ok(None);

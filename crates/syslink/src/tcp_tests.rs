@@ -152,7 +152,7 @@ fn the_bulk_token_of_one_peer_is_of_no_use_to_another() {
     let thief = dial(&inn.remote(), &Identity::generate(), Purpose::Bulk, until).unwrap();
     say(&thief, &hello.bulk_token.unwrap());
     poll::wait(&[(thief.fd(), false)], Some(until)).unwrap();
-    assert_eq!(thief.read(&mut Raw::default(), &mut [0; 1]).unwrap_or(Some(0)), Some(0));
+    assert_eq!(thief.read(&mut Raw::default(), &mut Vec::new(), 1).unwrap_or(Some(0)), Some(0));
 }
 
 /// The bulk connection is made, and cut on its way: the side that connects believes in a link, the other one never sees it.
@@ -210,6 +210,6 @@ fn who_goes_between_the_hello_and_the_bulk_connection_is_not_waited_for() {
     let late = dial(&inn.remote(), &me, Purpose::Bulk, until).unwrap();
     say(&late, &hello.bulk_token.unwrap());
     poll::wait(&[(late.fd(), false)], Some(until)).unwrap();
-    assert_eq!(late.read(&mut Raw::default(), &mut [0; 1]).unwrap_or(Some(0)), Some(0));
+    assert_eq!(late.read(&mut Raw::default(), &mut Vec::new(), 1).unwrap_or(Some(0)), Some(0));
     inn.still_works();
 }

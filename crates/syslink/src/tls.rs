@@ -1,6 +1,6 @@
 //! TLS 1.3 with a key on both sides, and a connection under it that never blocks. docs/syslink.md §TCP.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -283,14 +283,22 @@ impl Channel {
         }
     }
 
-    /// Reads up to `to.len()` bytes; what the socket gives beyond them stays here. `None`: nothing is there.
-    pub fn read(&self, raw: &mut Raw, to: &mut [u8]) -> io::Result<Option<usize>> {
+    /// Appends up to `most` bytes; what the socket gives beyond them stays here. `None`: nothing is there.
+    pub fn read(&self, raw: &mut Raw, to: &mut Vec<u8>, most: usize) -> io::Result<Option<usize>> {
         loop {
             {
                 let mut tls = self.tls.lock();
                 raw.feed(&mut tls)?;
-                match tls.reader().read(to) {
-                    Ok(n) => return Ok(Some(n)),
+                let mut reader = tls.reader();
+                match reader.fill_buf() {
+                    Ok(some) => {
+                        let n = some.len().min(most);
+                        // (All of them now: fewer come than are announced only where a peer goes away.)
+                        to.reserve_exact(most);
+                        to.extend_from_slice(&some[..n]);
+                        reader.consume(n);
+                        return Ok(Some(n));
+                    }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                     Err(e) => return Err(e),
                 }

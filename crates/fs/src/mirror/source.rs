@@ -17,7 +17,8 @@ use crate::mirror::item::{Item, LZ4, RAW, put_chunk, put_shared, put_span};
 use crate::mirror::{BOOKS, is_mirrored, tail_of};
 use crate::node::{Inode, MAIN, ROOT};
 
-/// Keys looked up at a time.
+/// Keys looked up at a time: few at first, because a part holds few chunks of files.
+const BATCH_FIRST: usize = 16;
 const BATCH: usize = 512;
 /// Places of which it is known that they were sent, at most.
 const SENT_MAX: usize = 1 << 18;
@@ -194,8 +195,10 @@ impl<'s> Telling<'s> {
     fn tell(&mut self, stretch: &Stretch, from: &[u8], to: &[u8], since: Tid) -> Result<Option<Vec<u8>>> {
         let there = |tail: &[u8]| stretch.there(tail);
         let (mut pos, end) = (stretch.here(from), stretch.here(to));
+        let mut batch = BATCH_FIRST;
         loop {
-            let delta = self.fs.store.delta(self.root.fileset, &pos, &end, since, self.at, BATCH)?;
+            let delta = self.fs.store.delta(self.root.fileset, &pos, &end, since, self.at, batch)?;
+            batch = BATCH.min(2 * batch);
             let mut next = delta.next;
             for change in delta.changes {
                 if self.is_full() {
@@ -328,9 +331,7 @@ impl<'s> Telling<'s> {
             }
             None => {
                 put_span(&mut self.out, range, RAW);
-                let at = self.out.len();
-                self.out.resize(at + piece.len as usize, 0);
-                self.fs.store.read(std::slice::from_ref(piece), &mut self.out[at..])
+                self.fs.store.read_onto(piece, &mut self.out)
             }
         }
     }
