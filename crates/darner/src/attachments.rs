@@ -18,6 +18,7 @@ use darner_vfs::{Arena, Front, Host, Launch, Launched, Options, Process};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::chatter;
 use crate::cli::Attach;
 use crate::control::{self, Answers, Callee, Listener, Request, Response, Tell};
 use crate::daemon::Daemon;
@@ -223,8 +224,11 @@ impl Launcher {
         let (ours, theirs) = keeper::pair()?;
         let arena = Arena::new(SLOTS)?;
         let (report, for_report) = std::io::pipe()?;
-        let log =
-            self.attach.log.as_ref().map(|path| File::options().append(true).create(true).open(path)).transpose()?;
+        // Never the log itself, which it could fill and truncate.
+        let (printed, prints) = match self.attach.log {
+            Some(_) => std::io::pipe().map(|(from, to)| (Some(from), Stdio::from(to)))?,
+            None => (None, Stdio::inherit()),
+        };
         let child = keeper::start(&keeper::program()?, "plugin", &self.arguments(), |command| {
             command.env_clear();
             for variable in ["PATH", "LANG", "TZ", "RUST_BACKTRACE"] {
@@ -238,7 +242,7 @@ impl Launcher {
                 numbers.push(file.as_raw_fd().to_string());
             }
             command.env(darner_vfs::FILES, numbers.join(","));
-            command.stdout(for_report).stderr(log.map_or_else(Stdio::inherit, Stdio::from));
+            command.stdout(for_report).stderr(prints);
             // SAFETY: a plain system call between fork and exec.
             unsafe {
                 command.pre_exec(|| {
@@ -248,6 +252,7 @@ impl Launcher {
             };
         })?;
         let mut process = Plugin { pid: child.id(), child };
+        printed.map_or(Ok(()), chatter::log)?;
         let (mut lacks, mut failed) = (None, None);
         for line in BufReader::new(report).lines() {
             match serde_json::from_str(&line?)? {

@@ -3,6 +3,7 @@
 mod attachments;
 pub mod bench;
 mod buckets;
+mod chatter;
 pub mod cli;
 pub mod cmd;
 mod cold;

@@ -349,3 +349,27 @@ class Memory(Memory):
     let hosts = format!("pgrep -f '[h]ost .*{}' || echo none", world.path("py").display());
     eventually("its processes end", || world.sh_outside(&hosts) == "none");
 }
+
+#[test]
+fn what_a_plug_in_prints_neither_fills_nor_truncates_the_log() {
+    let Some(world) = World::new() else { return };
+    let chatty = r#"
+class Memory(Memory):
+    def start(self, c):
+        os.write(2, b"first words\n")
+        try:
+            os.ftruncate(2, 0)
+        except OSError:
+            pass
+        for n in range(300):
+            os.write(2, b"chatter\n" * 8192)
+        return super().start(c)
+"#;
+    let Some(program) = python(&world, chatty) else { return };
+    attach(&world, "py", &["--", &program]);
+    let log = || fs::read_to_string(world.dir.join("host.log")).unwrap();
+    eventually("what was dropped is told", || log().contains(" bytes dropped"));
+    let log = log();
+    assert!(log.contains("plug-in: first words\n"), "{}", log.len());
+    assert!(log.len() < 2_000_000, "{} bytes", log.len());
+}
