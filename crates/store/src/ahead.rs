@@ -1,6 +1,5 @@
 //! Reading a region in order while what was read is worked on: a lent thread is a few pieces ahead.
 
-use std::cell::Cell;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use crate::Result;
@@ -30,19 +29,10 @@ pub(crate) struct Reading {
     free: Receiver<Buf>,
 }
 
-thread_local! {
-    /// Memory for the next one on this thread: who scrubs takes one region after the other.
-    static ROOM: Cell<Vec<Buf>> = const { Cell::new(Vec::new()) };
-}
-
 /// Both ends. The second one ends when the first one is dropped.
 pub(crate) fn ahead() -> (Ahead, Reading) {
     let ((full, arrives), (free, comes_back)) = (sync_channel(PIECES), channel());
-    let mut room = ROOM.take();
-    room.resize_with(PIECES, || Buf::with_head(FRAME_MAX));
-    for buf in room {
-        free.send(buf).expect("we have the other end");
-    }
+    (0..PIECES).for_each(|_| free.send(Buf::with_head(FRAME_MAX)).expect("we have the other end"));
     (Ahead { full: arrives, free }, Reading { full, free: comes_back })
 }
 
