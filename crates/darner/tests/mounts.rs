@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -219,7 +220,54 @@ fn after_the_daemons_death_the_mount_is_removed_like_any_and_mounted_again() {
     }
 }
 
+/// Its threads end one after another: the mount may be dead before nobody can connect.
+#[test]
+fn a_daemon_that_dies_while_it_is_greeted_is_dead() {
+    let Some(w) = World::new() else { return };
+    w.kill_all();
+    eventually("it is dead", || fs::write(w.path("new"), "").is_err());
+    for command in ["mount", "status", "upgrade"] {
+        let dying = w.listen_once();
+        let said = w.at_dead(command);
+        dying.join().unwrap();
+        assert!(said.contains(&format!("the mount on {} is dead", w.mnt.display())), "{command}: {said}");
+    }
+    let dying = w.listen_once();
+    w.darner(&["unmount", w.mnt.to_str().unwrap()]);
+    dying.join().unwrap();
+    assert_eq!(mounted(&w.mnt), None);
+    w.mount();
+}
+
 impl World {
+    /// Listens where the daemon does, and ends when somebody has connected.
+    fn listen_once(&self) -> std::thread::JoinHandle<()> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = fs::metadata(&self.store).unwrap();
+        let name = format!("\0darner/{:x}/{:x}", meta.dev(), meta.ino());
+        // SAFETY: plain system calls; the address is as long as is said.
+        let listener = unsafe {
+            let fd = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
+            assert!(fd >= 0);
+            let mut address: libc::sockaddr_un = std::mem::zeroed();
+            address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+            for (to, from) in address.sun_path.iter_mut().zip(name.bytes()) {
+                *to = from as libc::c_char;
+            }
+            let length = (std::mem::offset_of!(libc::sockaddr_un, sun_path) + name.len()) as libc::socklen_t;
+            eventually("the address is free", || libc::bind(fd, (&raw const address).cast(), length) == 0);
+            assert_eq!(libc::listen(fd, 1), 0);
+            std::os::fd::OwnedFd::from_raw_fd(fd)
+        };
+        std::thread::spawn(move || {
+            // SAFETY: a plain system call.
+            let greeted = unsafe { libc::accept(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
+            drop(listener);
+            // SAFETY: nobody else has it.
+            assert_eq!(unsafe { libc::close(greeted) }, 0);
+        })
+    }
+
     /// What a command says of a dead mount.
     fn at_dead(&self, command: &str) -> String {
         let store = (command == "mount").then_some(&self.store);

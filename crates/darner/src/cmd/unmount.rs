@@ -29,12 +29,15 @@ pub fn run(c: &Unmount) -> Result<()> {
     let request = Request::Unmount { mountpoint: mountpoint.clone(), lazy: c.lazy };
     let place = Place::behind(&mounted);
     match control::call(&place, &request)? {
-        Some(Response::Closing) => return wait_until_closed(&place),
+        Some(Response::Closing) => wait_until_closed(&place)?,
         Some(_) => return Ok(()),
         None => {}
     }
-    // Its daemon is gone; the mount is what is left.
-    Ok(darner_fuse::unmount(&mountpoint, c.lazy)?)
+    // Its daemon is gone; the mount may be left.
+    match mounts::all()?.iter().any(|m| m.id == mounted.id) {
+        true => Ok(darner_fuse::unmount(&mountpoint, c.lazy)?),
+        false => wait_until_closed(&place),
+    }
 }
 
 /// Looks for what would keep the mount or something attached to it from being taken away, other than attachments. (What it does not

@@ -87,19 +87,32 @@ pub(crate) fn call_at(callee: &Callee, request: &Request) -> Result<Option<Respo
 fn call_with(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
     let mut asked = false;
     loop {
-        match (call_once(callee, request, progress)?, asked) {
-            (Some(Some(response)), _) => return Ok(Some(response)),
-            (Some(None), true) | (None, _) if !request.is_repeatable() => {
+        match call_once(callee, request, progress)? {
+            Outcome::Answered(response) => return Ok(Some(response)),
+            // It has ended in between.
+            Outcome::Nobody if asked => return Ok(Some(Response::Closing)),
+            Outcome::Nobody => return Ok(None),
+            // (It may be that nobody is there, or the next one.)
+            Outcome::NotAsked => {}
+            Outcome::Died if !request.is_repeatable() => {
                 return Err(Failure::new(
                     "the daemon ended before it answered: see whether it was done, and try again if not",
                 ));
             }
-            // It has ended in between.
-            (Some(None), true) => return Ok(Some(Response::Closing)),
-            (Some(None), false) => return Ok(None),
-            (None, _) => asked = true,
+            Outcome::Died => asked = true,
         }
     }
+}
+
+/// What came of asking once.
+enum Outcome {
+    Answered(Response),
+    /// There is no daemon.
+    Nobody,
+    /// It went away while it was greeted.
+    NotAsked,
+    /// It went away before it answered.
+    Died,
 }
 
 /// What the thread that calls tells the one that waits.
@@ -151,17 +164,12 @@ fn unreached(callee: &Callee, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(format!("can't reach {}: {why}", callee.what))
 }
 
-/// `Some(None)`: there is no daemon; `None`: it went away before it answered.
-fn call_once(
-    callee: &Callee,
-    request: &Request,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Option<Option<Response>>> {
+fn call_once(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Outcome> {
     let (tell, heard) = channel();
     let own = Arc::new(Hears(Mutex::new(tell.clone())));
     let link = match connect(callee, &own)? {
-        Found::Nobody => return Ok(Some(None)),
-        Found::Gone => return Ok(None),
+        Found::Nobody => return Ok(Outcome::Nobody),
+        Found::Gone => return Ok(Outcome::NotAsked),
         Found::Daemon(link) => link,
     };
     // Anybody may take an abstract name: only root, we, and the store's owner are believed.
@@ -186,20 +194,20 @@ fn call_once(
                     &format!("it has said nothing for {} seconds", callee.patience.as_secs()),
                 ));
             }
-            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Outcome::Died),
         }
     };
     let answer = match answer {
         Ok(message) => decode(&message)?,
         Err(CallError::Refused(no)) => return Err(Failure::new(no.why)),
-        Err(CallError::Broken(reason)) if matches!(reason.why, Why::Lost | Why::Closed) => return Ok(None),
+        Err(CallError::Broken(reason)) if matches!(reason.why, Why::Lost | Why::Closed) => return Ok(Outcome::Died),
         Err(e) => return Err(unreached(callee, &e)),
     };
     match answer {
         // Mounts can be taken away without it.
-        Response::GivenUp(_) if matches!(request, Request::Unmount { .. }) => Ok(Some(None)),
+        Response::GivenUp(_) if matches!(request, Request::Unmount { .. }) => Ok(Outcome::Nobody),
         Response::GivenUp(why) => Err(Failure::new(why)),
-        response => Ok(Some(Some(response))),
+        response => Ok(Outcome::Answered(response)),
     }
 }
 
