@@ -88,7 +88,7 @@ fn call_with(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u
     let mut asked = false;
     loop {
         match call_once(callee, request, progress)? {
-            Outcome::Answered(response) => return Ok(Some(response)),
+            Outcome::Answered(response) => return Ok(Some(*response)),
             // It has ended in between.
             Outcome::Nobody if asked => return Ok(Some(Response::Closing)),
             Outcome::Nobody => return Ok(None),
@@ -106,7 +106,7 @@ fn call_with(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u
 
 /// What came of asking once.
 enum Outcome {
-    Answered(Response),
+    Answered(Box<Response>),
     /// There is no daemon.
     Nobody,
     /// It went away while it was greeted.
@@ -207,7 +207,7 @@ fn call_once(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u
         // Mounts can be taken away without it.
         Response::GivenUp(_) if matches!(request, Request::Unmount { .. }) => Ok(Outcome::Nobody),
         Response::GivenUp(why) => Err(Failure::new(why)),
-        response => Ok(Outcome::Answered(response)),
+        response => Ok(Outcome::Answered(Box::new(response))),
     }
 }
 
