@@ -16,6 +16,7 @@ compile_error!("darner-fuse speaks to Linux's /dev/fuse");
 pub mod abi;
 mod awake;
 mod buffer;
+mod caller;
 mod decode;
 mod dir;
 mod error;
@@ -32,6 +33,7 @@ mod session;
 mod token;
 mod types;
 
+pub use caller::is_dying;
 pub use dir::DirBuffer;
 pub use error::Error;
 pub use mount::{MountOptions, mount, remount, set_readahead, unmount};

@@ -160,6 +160,7 @@ pub struct Engine {
     deadlines: BTreeSet<(u64, CallId)>,
     greet_by: u64,
     heard: u64,
+    replied: u64,
     pinged: bool,
     actions: VecDeque<Action>,
     counts: Counts,
@@ -196,6 +197,7 @@ impl Engine {
             deadlines: BTreeSet::new(),
             greet_by: now.saturating_add(config.handshake_ns),
             heard: now,
+            replied: 0,
             pinged: false,
             actions: VecDeque::new(),
             counts: Counts::default(),
@@ -231,6 +233,16 @@ impl Engine {
     /// Calls and commands that are remembered: none when all is answered.
     pub fn pending(&self) -> (usize, usize) {
         (self.calls.len(), self.serving.len())
+    }
+
+    /// Whether the peer's reply to a call is not here yet, wanted or not.
+    pub(crate) fn owes(&self, call: CallId) -> bool {
+        self.calls.contains_key(&call)
+    }
+
+    /// When the last reply came that was owed; 0: none did.
+    pub(crate) fn replied_at(&self) -> u64 {
+        self.replied
     }
 
     /// As many messages may wait at once until the peer takes them, if it keeps the rules: ours to it and their cancellations, replies to
@@ -434,6 +446,7 @@ impl Engine {
         match self.calls.get_mut(&CallId(head.call)) {
             Some(out) if !out.replied => {
                 out.replied = true;
+                self.replied = self.heard;
                 Ok(false)
             }
             _ => {

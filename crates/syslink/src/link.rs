@@ -109,6 +109,26 @@ struct Reading {
     commands: Pace,
 }
 
+/// Until when a caller waits without asking whether it still shall; see [`Link::call_patiently`].
+struct Patience<'a> {
+    until: Option<u64>,
+    slow: Option<&'a mut dyn FnMut() -> Option<Duration>>,
+}
+
+impl Patience<'_> {
+    fn endless() -> Self {
+        Patience { until: None, slow: None }
+    }
+
+    /// Asks when it is time to; false: the caller waits no longer.
+    fn holds(&mut self) -> bool {
+        let Some(slow) = self.slow.as_mut().filter(|_| self.until.is_some_and(|t| t <= now_ns())) else { return true };
+        let more = slow();
+        self.until = deadline(more);
+        more.is_some()
+    }
+}
+
 /// A call that is under way. Dropping it takes the command back.
 pub struct Pending {
     shared: Arc<Shared>,
@@ -179,8 +199,7 @@ impl Link {
 
     /// Sends a command, waiting for room if the link is full, but not for the reply.
     pub fn start_call(&self, command: Message, timeout: Option<Duration>) -> Result<Pending, CallError> {
-        let until = deadline(timeout);
-        let call = self.shared.begin(command, until)?;
+        let call = self.shared.begin(command, deadline(timeout), &mut Patience::endless())?;
         self.shared.attend();
         Ok(Pending { shared: self.shared.clone(), call })
     }
@@ -194,22 +213,29 @@ impl Link {
         Ok(Pending { shared: self.shared.clone(), call })
     }
 
-    /// As [`Caller::call`]. If the reply takes longer than `patience`, `slow` is called, once, and the waiting goes on.
+    /// As [`Caller::call`]. If it takes longer than `patience`, `slow` is called, which says how much longer until it is
+    /// called again; or `None`, which takes the command back ([`CallError::Cancelled`]). An error comes with the call, if
+    /// the command was sent: see [`Link::owes`].
     pub fn call_patiently(
         &self,
         command: Message,
         timeout: Option<Duration>,
         patience: Duration,
-        slow: &mut dyn FnMut(),
-    ) -> Result<Message, CallError> {
-        let call = self.shared.begin(command, deadline(timeout))?;
-        let there = |s: &mut State| s.slots.get(&call).is_none_or(|slot| slot.0.is_some()).then_some(());
-        let (state, found) = self.shared.pump(self.shared.state.lock(), deadline(Some(patience)), Some(call), there);
-        drop(state);
-        if found.is_none() {
-            slow();
-        }
-        self.shared.wait_for(call)
+        slow: &mut dyn FnMut() -> Option<Duration>,
+    ) -> Result<Message, (CallError, Option<CallId>)> {
+        let mut patience = Patience { until: deadline(Some(patience)), slow: Some(slow) };
+        let call = self.shared.begin(command, deadline(timeout), &mut patience).map_err(|e| (e, None))?;
+        self.shared.wait_for(call, &mut patience).map_err(|e| (e, Some(call)))
+    }
+
+    /// Whether the peer has not replied to a call yet: it may be at work on it, also when nobody waits any more.
+    pub fn owes(&self, call: CallId) -> bool {
+        self.shared.state.lock().engine.owes(call)
+    }
+
+    /// When the peer last replied to a call, be it too late, on the clock of [`now_ns`]; 0: never.
+    pub fn replied_at(&self) -> u64 {
+        self.shared.state.lock().engine.replied_at()
     }
 
     /// Ends it; what was not replied to is answered with [`CallError::Broken`] on both sides.
@@ -242,7 +268,7 @@ impl Awaited for Pending {
 impl Pending {
     /// Waits for the answer.
     pub fn wait(self) -> Result<Message, CallError> {
-        self.shared.wait_for(self.call)
+        self.shared.wait_for(self.call, &mut Patience::endless())
     }
 
     /// Whether the answer is there, so that [`Pending::wait`] returns at once.
@@ -263,8 +289,9 @@ fn deadline(timeout: Option<Duration>) -> Option<u64> {
 
 impl Shared {
     fn call(&self, command: Message, timeout: Option<Duration>) -> Result<Message, CallError> {
-        let call = self.begin(command, deadline(timeout))?;
-        self.wait_for(call)
+        let mut patience = Patience::endless();
+        let call = self.begin(command, deadline(timeout), &mut patience)?;
+        self.wait_for(call, &mut patience)
     }
 
     fn try_begin(
@@ -284,7 +311,7 @@ impl Shared {
     }
 
     /// Sends a command; waits for room.
-    fn begin(&self, command: Message, until: Option<u64>) -> Result<CallId, CallError> {
+    fn begin(&self, command: Message, until: Option<u64>, patience: &mut Patience<'_>) -> Result<CallId, CallError> {
         let mut command = Some(command);
         let size = command.as_ref().map_or(0, Message::size);
         let mut state = self.state.lock();
@@ -300,22 +327,40 @@ impl Shared {
                 Err((e, _)) => return Err(e),
             }
             let room = |s: &mut State| (s.closed.is_some() || s.engine.has_room(size)).then_some(());
+            let next = [until, patience.until].into_iter().flatten().min();
             let found;
-            (state, found) = self.pump(state, until, None, room);
+            (state, found) = self.pump(state, next, None, room);
             if found.is_none() {
-                return Err(CallError::TooLate);
+                drop(state);
+                if until.is_some_and(|t| t <= now_ns()) {
+                    return Err(CallError::TooLate);
+                }
+                if !patience.holds() {
+                    return Err(CallError::Cancelled);
+                }
+                state = self.state.lock();
             }
         }
     }
 
-    fn wait_for(&self, call: CallId) -> Result<Message, CallError> {
+    fn wait_for(&self, call: CallId, patience: &mut Patience<'_>) -> Result<Message, CallError> {
         let done = |s: &mut State| match s.slots.get_mut(&call) {
             None => Some(Err(CallError::Cancelled)),
             Some(slot) => slot.0.take().inspect(|_| drop(s.slots.remove(&call))),
         };
-        // The engine has the deadline.
-        let (_, answer) = self.pump(self.state.lock(), None, Some(call), done);
-        answer.unwrap_or(Err(CallError::TooLate))
+        loop {
+            // The engine has the deadline.
+            let (state, answer) = self.pump(self.state.lock(), patience.until, Some(call), done);
+            drop(state);
+            match answer {
+                Some(answer) => return answer,
+                None if patience.holds() => {}
+                None => {
+                    self.give_up(call);
+                    return Err(CallError::Cancelled);
+                }
+            }
+        }
     }
 
     fn give_up(&self, call: CallId) {

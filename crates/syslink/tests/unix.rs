@@ -22,22 +22,31 @@ fn a_call_is_answered_and_the_kernel_says_who_asked() {
 }
 
 #[test]
-fn a_socket_pair_carries_a_link_and_who_is_patient_is_told_once_that_it_takes_long() {
+fn a_socket_pair_carries_a_link_and_who_is_patient_is_asked_whether_to_wait_on() {
     let (ours, theirs) = seqpacket_pair();
     let serving =
         thread::spawn(move || unix::accept_over(theirs, &Config::default(), &common::everybody, Arc::new(Echo)));
     let link = unix::connect_over(ours, "test", &Config::default(), Arc::new(Echo)).unwrap();
     let theirs = serving.join().unwrap().unwrap();
     let slow = AtomicUsize::new(0);
-    let mut told = || slow.store(slow.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    let mut told = || {
+        let times = slow.fetch_add(1, Ordering::Relaxed);
+        [Some(Duration::from_secs(5)), Some(Duration::from_millis(1)), None][times.min(2)]
+    };
     let reply = link.call_patiently(echo(5, &[]), long(), Duration::from_secs(5), &mut told).unwrap();
     assert_eq!((reply.root().uint(Tag(1)), slow.load(Ordering::Relaxed)), (Ok(5), 0));
     let (late, patience) = (Some(Duration::from_millis(60)), Duration::from_millis(1));
     let hold = link.call_patiently(Message::new(HOLD), late, patience, &mut told);
-    assert_eq!((hold, slow.load(Ordering::Relaxed)), (Err(CallError::TooLate), 1));
+    let (error, call) = hold.unwrap_err();
+    assert_eq!((error, slow.load(Ordering::Relaxed)), (CallError::TooLate, 1));
+    assert!(link.owes(call.unwrap()) && link.replied_at() > 0, "nobody waits, but it is not replied to");
+    let hold = link.call_patiently(Message::new(HOLD), long(), patience, &mut told);
+    let (error, call) = hold.unwrap_err();
+    assert_eq!((error, slow.load(Ordering::Relaxed)), (CallError::Cancelled, 3));
+    assert!(link.owes(call.unwrap()));
     drop(theirs);
     let after = link.call_patiently(echo(5, &[]), long(), patience, &mut told);
-    assert!(matches!(after, Err(CallError::Broken(_))), "an accepted link ends with its last clone");
+    assert!(matches!(after, Err((CallError::Broken(_), _))), "an accepted link ends with its last clone");
 }
 
 fn seqpacket_pair() -> (OwnedFd, OwnedFd) {

@@ -2,9 +2,8 @@
 //! on the way between kernel and plug-in.
 //!
 //! The host makes it, sealed, so that the plug-in can't have anybody die of SIGBUS; a plug-in that changes bytes while
-//! they are on their way spoils what it was to deliver, nothing else. It is cut in slots, one for each call that moves bytes. The
-//! slot of a call that came to no answer in time stays taken: the plug-in may still write to it. Each start of a plug-in
-//! has an arena of its own.
+//! they are on their way spoils what it was to deliver, nothing else. It is cut in slots, one for each call that moves bytes,
+//! which keeps it until the plug-in has replied. Each start of a plug-in has an arena of its own.
 
 use std::fs::File;
 use std::io;
@@ -116,7 +115,7 @@ impl Arena {
     pub(crate) fn take(self: &Arc<Arena>) -> Option<Slot> {
         // The last one given back is the likeliest to be in the CPU's cache.
         let n = self.free.lock().pop()?;
-        Some(Slot { arena: self.clone(), n, lost: false })
+        Some(Slot { arena: self.clone(), n })
     }
 }
 
@@ -130,7 +129,6 @@ impl AsFd for Arena {
 pub(crate) struct Slot {
     arena: Arc<Arena>,
     n: u16,
-    lost: bool,
 }
 
 impl Slot {
@@ -152,17 +150,10 @@ impl Slot {
         // SAFETY: within the mapping. Another process may write meanwhile; only system calls read it.
         unsafe { std::slice::from_raw_parts(at.as_ptr(), len.min(SLOT)) }
     }
-
-    /// The plug-in may still write to it: nobody else gets it.
-    pub fn lose(&mut self) {
-        self.lost = true;
-    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if !self.lost {
-            self.arena.free.lock().push(self.n);
-        }
+        self.arena.free.lock().push(self.n);
     }
 }

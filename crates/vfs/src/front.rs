@@ -57,7 +57,7 @@ impl Front {
         }
     }
 
-    fn list(&self, dir: u64, r: &List, ctx: &Ctx<'_>, reply: Reply<'_>) {
+    fn list(&self, dir: u64, r: &List, still: &mut dyn FnMut() -> bool, reply: Reply<'_>) {
         let mut out = DirBuffer::new(r.size);
         if r.after < DOTS {
             for (n, name) in [(1, &b"."[..]), (2, b"..")].into_iter().filter(|(n, _)| *n > r.after) {
@@ -69,7 +69,7 @@ impl Front {
         }
         let after = r.after.saturating_sub(DOTS);
         let most = r.size as usize / if r.plus { PLUS_HEAD } else { HEAD };
-        let page = self.host.ask(true, &mut || ctx.will_block(), |p, t| p.readdir(dir, after, most, t));
+        let page = self.host.ask(true, still, |p, t| p.readdir(dir, after, most, t));
         match page {
             Err(e) if out.is_empty() => reply.error(e.0),
             // The next call fails.
@@ -156,6 +156,15 @@ fn changes(op: &Operation<'_>) -> Option<bool> {
     }
 }
 
+/// Lets other requests be read, and says whether the one who asked still waits for this one. Only death interrupts: a
+/// program that catches a signal, be it every millisecond, sees no `EINTR` where a file on a disk has none. That is looked up
+/// instead of heeding the kernel's INTERRUPT: that one comes for the first signal only, whichever it is, and waits unread while
+/// all threads are at calls.
+fn is_wanted(request: &Request<'_>, ctx: &Ctx<'_>) -> bool {
+    ctx.will_block();
+    !fuse::is_dying(request.pid)
+}
+
 fn done(outcome: Result<()>, reply: Reply<'_>) {
     match outcome {
         Ok(()) => reply.empty(),
@@ -173,30 +182,34 @@ impl Handler for Front {
             Some(false) if request.resent => return reply.error(libc::EIO),
             _ => {}
         }
-        let slow = &mut || ctx.will_block();
+        let still = &mut || is_wanted(&request, ctx);
         let host = &self.host;
         let (uid, gid) = (request.uid, request.gid);
         match request.op {
-            O::Lookup { name } => match host.ask(true, slow, |p, t| p.lookup(node, name, t)) {
+            O::Lookup { name } => match host.ask(true, still, |p, t| p.lookup(node, name, t)) {
                 Err(Errno(libc::ENOENT)) => {
                     reply.entry(&fuse::Entry { entry_valid: self.valid, ..fuse::Entry::default() });
                 }
                 found => self.give_entry(found, reply),
             },
-            O::Getattr { .. } => self.give_attr(host.ask(true, slow, |p, t| p.getattr(node, t)), reply),
-            O::Readlink => match host.ask(true, slow, |p, t| p.readlink(node, t)) {
+            O::Getattr { .. } => self.give_attr(host.ask(true, still, |p, t| p.getattr(node, t)), reply),
+            O::Readlink => match host.ask(true, still, |p, t| p.readlink(node, t)) {
                 Ok(target) => reply.data(&target),
                 Err(e) => reply.error(e.0),
             },
-            O::Read { offset, size, .. } => match host.ask(true, slow, |p, t| p.read(node, offset, size as usize, t)) {
-                Ok((slot, n)) => reply.data(slot.bytes(n)),
-                Err(e) => reply.error(e.0),
-            },
-            O::Readdir { offset, size, .. } => self.list(node, &List { after: offset, size, plus: false }, ctx, reply),
-            O::Readdirplus { offset, size, .. } => {
-                self.list(node, &List { after: offset, size, plus: true }, ctx, reply);
+            O::Read { offset, size, .. } => {
+                match host.ask(true, still, |p, t| p.read(node, offset, size as usize, t)) {
+                    Ok((slot, n)) => reply.data(slot.bytes(n)),
+                    Err(e) => reply.error(e.0),
+                }
             }
-            O::Statfs => match host.ask(true, slow, |p, t| p.statfs(t)) {
+            O::Readdir { offset, size, .. } => {
+                self.list(node, &List { after: offset, size, plus: false }, still, reply)
+            }
+            O::Readdirplus { offset, size, .. } => {
+                self.list(node, &List { after: offset, size, plus: true }, still, reply);
+            }
+            O::Statfs => match host.ask(true, still, |p, t| p.statfs(t)) {
                 Ok(s) => reply.statfs(&fuse::Statfs {
                     blocks: s.blocks,
                     bfree: s.free,
@@ -211,34 +224,34 @@ impl Handler for Front {
             },
             O::Setattr(s) => {
                 let wanted = wanted(&s);
-                self.give_attr(host.ask(true, slow, |p, t| p.setattr(node, &wanted, t)), reply);
+                self.give_attr(host.ask(true, still, |p, t| p.setattr(node, &wanted, t)), reply);
             }
-            O::Write { offset, data, .. } => match host.ask(true, slow, |p, t| p.write(node, offset, data, t)) {
+            O::Write { offset, data, .. } => match host.ask(true, still, |p, t| p.write(node, offset, data, t)) {
                 Ok(()) => reply.written(data.len() as u32),
                 Err(e) => reply.error(e.0),
             },
             O::Mknod { name, mode, rdev, umask } => {
                 let new = New { mode: mode & !umask, uid, gid, rdev, target: b"" };
-                self.give_entry(host.ask(false, slow, |p, t| p.create(node, name, &new, t)), reply);
+                self.give_entry(host.ask(false, still, |p, t| p.create(node, name, &new, t)), reply);
             }
             O::Mkdir { name, mode, umask } => {
                 let new = New { mode: libc::S_IFDIR | mode & 0o7777 & !umask, uid, gid, ..New::default() };
-                self.give_entry(host.ask(false, slow, |p, t| p.create(node, name, &new, t)), reply);
+                self.give_entry(host.ask(false, still, |p, t| p.create(node, name, &new, t)), reply);
             }
             O::Symlink { name, target } => {
                 let new = New { mode: libc::S_IFLNK | 0o777, uid, gid, rdev: 0, target };
-                self.give_entry(host.ask(false, slow, |p, t| p.create(node, name, &new, t)), reply);
+                self.give_entry(host.ask(false, still, |p, t| p.create(node, name, &new, t)), reply);
             }
-            O::Unlink { name } => done(host.ask(false, slow, |p, t| p.remove(node, name, false, t)), reply),
-            O::Rmdir { name } => done(host.ask(false, slow, |p, t| p.remove(node, name, true, t)), reply),
+            O::Unlink { name } => done(host.ask(false, still, |p, t| p.remove(node, name, false, t)), reply),
+            O::Rmdir { name } => done(host.ask(false, still, |p, t| p.remove(node, name, true, t)), reply),
             O::Rename { name, newdir, newname, flags } => {
                 if flags & !libc::RENAME_NOREPLACE != 0 {
                     return reply.error(libc::EINVAL);
                 }
                 let (from, to) = ((node, name), (newdir, newname));
-                done(host.ask(false, slow, |p, t| p.rename(from, to, flags != 0, t)), reply);
+                done(host.ask(false, still, |p, t| p.rename(from, to, flags != 0, t)), reply);
             }
-            O::Fsync { .. } | O::Fsyncdir { .. } | O::Syncfs => done(host.ask(true, slow, |p, t| p.sync(t)), reply),
+            O::Fsync { .. } | O::Fsyncdir { .. } | O::Syncfs => done(host.ask(true, still, |p, t| p.sync(t)), reply),
             O::Forget { .. } | O::BatchForget(_) => {}
             O::Link { .. } => reply.error(libc::EPERM),
             O::Release { .. } | O::Releasedir { .. } | O::Destroy | O::Interrupt { .. } => reply.empty(),

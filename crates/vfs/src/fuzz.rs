@@ -189,27 +189,27 @@ const DEADLINE: Duration = Duration::from_millis(150);
 
 /// Makes one call; an error may be any, an answer must be a possible one.
 fn once(host: &Host, random: &mut fastrand::Rng) -> std::result::Result<(), Errno> {
-    let slow = &mut || ();
+    let wanted = &mut || true;
     let node = random.u64(2..500);
     let possible =
         |a: Attr| assert!(a.node > 0 && a.node < 1 << 62 && a.size <= i64::MAX as u64 && a.nlink > 0, "{a:?}");
     match random.u8(..6) {
-        0 => host.ask(true, slow, |p, t| p.lookup(ROOT, node.to_string().as_bytes(), t)).map(possible),
-        1 => host.ask(true, slow, |p, t| p.getattr(node, t)).map(|a| {
+        0 => host.ask(true, wanted, |p, t| p.lookup(ROOT, node.to_string().as_bytes(), t)).map(possible),
+        1 => host.ask(true, wanted, |p, t| p.getattr(node, t)).map(|a| {
             assert_eq!(a.node, node);
             possible(a);
         }),
-        2 => host.ask(true, slow, |p, t| p.readdir(ROOT, node, 400, t)).map(|all| {
+        2 => host.ask(true, wanted, |p, t| p.readdir(ROOT, node, 400, t)).map(|all| {
             for e in all {
                 assert!(!e.name.contains(&b'/') && !e.name.is_empty() && (1..1 << 62).contains(&e.cookie));
                 possible(e.attr);
             }
         }),
         3 => host
-            .ask(true, slow, |p, t| p.read(node, 0, 4096, t))
+            .ask(true, wanted, |p, t| p.read(node, 0, 4096, t))
             .map(|(slot, n)| assert!(n <= 4096 && slot.bytes(n).len() == n)),
-        4 => host.ask(true, slow, |p, t| p.readlink(node, t)).map(|t| assert!(!t.is_empty() && t.len() < 4096)),
-        _ => host.ask(true, slow, |p, t| p.write(node, 0, DATA, t)),
+        4 => host.ask(true, wanted, |p, t| p.readlink(node, t)).map(|t| assert!(!t.is_empty() && t.len() < 4096)),
+        _ => host.ask(true, wanted, |p, t| p.write(node, 0, DATA, t)),
     }
 }
 
@@ -265,21 +265,21 @@ fn undamaged(ring: bool) {
             });
         }
     });
-    let slow = &mut || ();
+    let wanted = &mut || true;
     let mut names = Vec::new();
     loop {
         let after = names.last().map_or(0, |(_, cookie)| *cookie);
-        let page = host.ask(true, slow, |p, t| p.readdir(ROOT, after, 1000, t)).unwrap();
+        let page = host.ask(true, wanted, |p, t| p.readdir(ROOT, after, 1000, t)).unwrap();
         if page.is_empty() {
             break;
         }
         names.extend(page.into_iter().map(|e| (e.name, e.cookie)));
     }
     assert_eq!(names.len(), 498);
-    let found = host.ask(true, slow, |p, t| p.read(7, 5, 4, t)).map(|(slot, n)| slot.bytes(n).to_vec());
+    let found = host.ask(true, wanted, |p, t| p.read(7, 5, 4, t)).map(|(slot, n)| slot.bytes(n).to_vec());
     assert_eq!(found.unwrap(), DATA[5..9]);
-    assert_eq!(host.ask(true, slow, |p, t| p.getattr(7, t)).unwrap().mtime, -5);
+    assert_eq!(host.ask(true, wanted, |p, t| p.getattr(7, t)).unwrap().mtime, -5);
     let mode = Wanted { mode: Some(0o600), ..Wanted::default() };
-    assert_eq!(host.ask(true, slow, |p, t| p.setattr(7, &mode, t)).unwrap_err(), Errno(libc::EROFS));
+    assert_eq!(host.ask(true, wanted, |p, t| p.setattr(7, &mode, t)).unwrap_err(), Errno(libc::EROFS));
     assert_eq!((host.health().restarts, host.health().late), (0, 0));
 }

@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::arena::Arena;
 use crate::protocol::{self as p, SERVICE};
-use crate::running::{Running, Terms};
+use crate::running::{LOOK_EVERY, Running, Terms};
 use crate::vfs::{Errno, Info};
 
 /// Pauses before a plug-in that has failed is started again; then it is given up.
@@ -172,19 +172,20 @@ impl Host {
 
     /// Returns when everything is durable.
     pub fn sync(&self) -> Result<(), Errno> {
-        self.ask(true, &mut || (), |plugin, terms| plugin.sync(terms))
+        self.ask(true, &mut || true, |plugin, terms| plugin.sync(terms))
     }
 
-    /// Makes a call, waiting for the plug-in to be there. `repeatable`: it may be carried out twice.
+    /// Makes a call, waiting for the plug-in to be there. `repeatable`: it may be carried out twice. `wanted`: see
+    /// [`Terms::wanted`]; when it says no, the call is taken back, and the outcome is `EINTR`.
     pub(crate) fn ask<T>(
         &self,
         repeatable: bool,
-        slow: &mut dyn FnMut(),
+        wanted: &mut dyn FnMut() -> bool,
         mut call: impl FnMut(&Running, &mut Terms<'_>) -> Result<T, CallError>,
     ) -> Result<T, Errno> {
         let begun = now_ns();
         let until = begun + self.shared.options.deadline.as_nanos() as u64;
-        let mut terms = Terms { until, slow };
+        let mut terms = Terms { until, wanted };
         let mut asked = 0;
         loop {
             let running = self.running(&mut terms)?;
@@ -203,6 +204,7 @@ impl Host {
                     self.late(&running, begun);
                     return Err(Errno(libc::ETIMEDOUT));
                 }
+                CallError::Cancelled => return Err(Errno(libc::EINTR)),
                 CallError::Broken(_) => {
                     let killed = self.wait_for_end(&running, &mut terms);
                     asked += u32::from(!killed);
@@ -230,9 +232,10 @@ impl Host {
                 state.late += 1;
                 return Err(Errno(libc::ETIMEDOUT));
             }
-            (terms.slow)();
-            let left = Duration::from_nanos(terms.until.saturating_sub(now_ns()));
-            self.shared.changed.wait_for(&mut state, left);
+            if !(terms.wanted)() {
+                return Err(Errno(libc::EINTR));
+            }
+            self.shared.changed.wait_for(&mut state, terms.left().min(LOOK_EVERY));
         }
     }
 
@@ -242,12 +245,10 @@ impl Host {
         loop {
             match state.ended {
                 Some((epoch, killed)) if epoch >= running.epoch => return killed && epoch == running.epoch,
-                _ if now_ns() >= terms.until || state.stop => return false,
+                _ if now_ns() >= terms.until || state.stop || !(terms.wanted)() => return false,
                 _ => {}
             }
-            (terms.slow)();
-            let left = Duration::from_nanos(terms.until.saturating_sub(now_ns()));
-            self.shared.changed.wait_for(&mut state, left);
+            self.shared.changed.wait_for(&mut state, terms.left().min(LOOK_EVERY));
         }
     }
 

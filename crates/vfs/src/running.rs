@@ -1,10 +1,10 @@
 //! One process of a plug-in that runs: its link, its arena, and the calls.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use darner_syslink::{CallError, Code, Element, Link, Message, Refusal, Tag, now_ns};
+use darner_syslink::{CallError, CallId, Code, Element, Link, Message, Refusal, Tag, now_ns};
+use parking_lot::Mutex;
 
 use crate::arena::{Arena, SLOT, Slot};
 use crate::protocol as p;
@@ -12,6 +12,10 @@ use crate::vfs::{Attr, Info, New, ROOT, Space, Wanted};
 
 /// A call that takes longer gives way to others.
 const PATIENCE: Duration = Duration::from_millis(1);
+/// How often who waits looks whether that is still wanted.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often to look for a slot.
+const SLOT_EVERY: Duration = Duration::from_millis(10);
 /// What stat(2) can tell.
 const SIZE_MAX: u64 = i64::MAX as u64;
 /// What a symbolic link may hold, without its end.
@@ -23,8 +27,14 @@ type Result<T> = std::result::Result<T, CallError>;
 pub(crate) struct Terms<'a> {
     /// When it is given up, on syslink's clock.
     pub until: u64,
-    /// Called once.
-    pub slow: &'a mut dyn FnMut(),
+    /// Called when the call gives way to others, and then every [`LOOK_EVERY`]: whether its outcome is still wanted.
+    pub wanted: &'a mut dyn FnMut() -> bool,
+}
+
+impl Terms<'_> {
+    pub fn left(&self) -> Duration {
+        Duration::from_nanos(self.until.saturating_sub(now_ns()))
+    }
 }
 
 pub(crate) struct Running {
@@ -33,8 +43,9 @@ pub(crate) struct Running {
     pub info: Info,
     link: Link,
     arena: Arc<Arena>,
-    /// When it answered last.
-    heard: AtomicU64,
+    /// Of calls that nobody waits for any more: the plug-in may still write there, until it has replied.
+    owed: Mutex<Vec<(CallId, Slot)>>,
+    began: u64,
 }
 
 /// An entry of a directory.
@@ -53,8 +64,8 @@ impl Running {
     /// Asks what it is, which also tells whether it is there.
     pub fn open(epoch: u64, link: Link, arena: Arc<Arena>, timeout: Duration) -> Result<Running> {
         let info = Info { name: String::new(), writable: false, valid: Duration::ZERO };
-        let new = Running { epoch, info, link, arena, heard: AtomicU64::new(now_ns()) };
-        let mut terms = Terms { until: now_ns() + timeout.as_nanos() as u64, slow: &mut || () };
+        let new = Running { epoch, info, link, arena, owed: Mutex::default(), began: now_ns() };
+        let mut terms = Terms { until: now_ns() + timeout.as_nanos() as u64, wanted: &mut || true };
         let reply = new.call(Message::new(p::START), &mut terms)?;
         Ok(Running { info: p::info(&reply.root())?, ..new })
     }
@@ -64,20 +75,24 @@ impl Running {
         self.link.close();
     }
 
-    /// When it answered last, on syslink's clock.
+    /// When it answered last, be it too late, on syslink's clock.
     pub fn heard(&self) -> u64 {
-        self.heard.load(Ordering::Relaxed)
+        self.link.replied_at().max(self.began)
     }
 
     fn call(&self, command: Message, terms: &mut Terms<'_>) -> Result<Message> {
-        let left = Duration::from_nanos(terms.until.saturating_sub(now_ns()));
-        let tag = command.tag();
-        let reply = self.link.call_patiently(command, Some(left), PATIENCE, terms.slow);
-        if matches!(reply, Ok(_) | Err(CallError::Refused(_))) {
-            self.heard.fetch_max(now_ns(), Ordering::Relaxed);
-        }
-        let reply = reply?;
-        if reply.tag() == tag { Ok(reply) } else { Err(wrong("it belongs to another command")) }
+        self.call_known(command, terms).map_err(|e| e.0)
+    }
+
+    /// An error comes with the call, if it was begun.
+    fn call_known(
+        &self,
+        command: Message,
+        terms: &mut Terms<'_>,
+    ) -> std::result::Result<Message, (CallError, Option<CallId>)> {
+        let (left, tag, wanted) = (terms.left(), command.tag(), &mut *terms.wanted);
+        let reply = self.link.call_patiently(command, Some(left), PATIENCE, &mut || wanted().then_some(LOOK_EVERY))?;
+        if reply.tag() == tag { Ok(reply) } else { Err((wrong("it belongs to another command"), None)) }
     }
 
     pub fn lookup(&self, dir: u64, name: &[u8], terms: &mut Terms<'_>) -> Result<Attr> {
@@ -98,34 +113,49 @@ impl Running {
 
     /// Where the bytes are, and how many.
     pub fn read(&self, node: u64, offset: u64, size: usize, terms: &mut Terms<'_>) -> Result<(Slot, usize)> {
-        let mut slot = self.slot()?;
+        let slot = self.slot(terms)?;
         let size = size.min(SLOT);
         let mut m = command(p::READ, node);
         m.uint(p::OFFSET, offset).uint(p::LEN, size as u64).uint(p::PLACE, slot.place());
-        let reply = self.call_with(&mut slot, m, terms)?;
+        let (reply, slot) = self.call_with(slot, m, terms)?;
         let n: usize = reply.root().number(p::LEN)?;
         if n <= size { Ok((slot, n)) } else { Err(wrong("it has more bytes than were asked for")) }
     }
 
     pub fn write(&self, node: u64, offset: u64, data: &[u8], terms: &mut Terms<'_>) -> Result<()> {
-        let mut slot = self.slot()?;
+        let mut slot = self.slot(terms)?;
         slot.fill(data);
         let mut m = command(p::WRITE, node);
         m.uint(p::OFFSET, offset).uint(p::LEN, data.len() as u64).uint(p::PLACE, slot.place());
-        self.call_with(&mut slot, m, terms).map(drop)
+        self.call_with(slot, m, terms).map(drop)
     }
 
-    fn call_with(&self, slot: &mut Slot, command: Message, terms: &mut Terms<'_>) -> Result<Message> {
-        let outcome = self.call(command, terms);
-        if matches!(outcome, Err(CallError::TooLate)) {
-            slot.lose();
+    fn call_with(&self, slot: Slot, command: Message, terms: &mut Terms<'_>) -> Result<(Message, Slot)> {
+        match self.call_known(command, terms) {
+            Ok(reply) => Ok((reply, slot)),
+            Err((error, call)) => {
+                self.owed.lock().extend(call.map(|call| (call, slot)));
+                Err(error)
+            }
         }
-        outcome
     }
 
-    /// All slots taken: it has let so many calls pass their deadline, or is at as many now.
-    fn slot(&self) -> Result<Slot> {
-        self.arena.take().ok_or(CallError::TooLate)
+    /// A slot; waits for one while the plug-in owes replies to so many calls that there is none.
+    fn slot(&self, terms: &mut Terms<'_>) -> Result<Slot> {
+        loop {
+            if let Some(slot) = self.arena.take() {
+                return Ok(slot);
+            }
+            self.owed.lock().retain(|(call, _)| self.link.owes(*call));
+            if let Some(slot) = self.arena.take() {
+                return Ok(slot);
+            }
+            match terms.left() {
+                Duration::ZERO => return Err(CallError::TooLate),
+                _ if !(terms.wanted)() => return Err(CallError::Cancelled),
+                left => std::thread::sleep(left.min(SLOT_EVERY)),
+            }
+        }
     }
 
     pub fn readlink(&self, node: u64, terms: &mut Terms<'_>) -> Result<Vec<u8>> {

@@ -108,6 +108,9 @@ struct Server<V> {
 impl<V: Vfs> Service for Server<V> {
     fn call(&self, _: &Peer, command: Message, reply: Reply) {
         let _one = self.one.lock();
+        if reply.is_cancelled() {
+            return reply.refuse(Refusal::new(Code::Cancelled, ""));
+        }
         reply.finish(self.answer(&command));
     }
 
