@@ -11,8 +11,9 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use darner_fs::Tid;
 use darner_fuse::{Config, Ended, MountOptions, Session, Stopper, abi};
 use darner_vfs::{Arena, Front, Host, Launch, Launched, Options, Process};
 use parking_lot::Mutex;
@@ -25,9 +26,10 @@ use crate::daemon::Daemon;
 use crate::errand::Errands;
 use crate::error::{Context, Failure, Result};
 use crate::handed::{self, Handed};
-use crate::keeper::{self, Keeper};
+use crate::keeper::{self, FailedUpgrade, Keeper};
 use crate::mounts::{self, Mounted};
 use crate::supervisor::{LISTENER, MOUNT, block_end_signals};
+use crate::when::local;
 
 /// What /proc/mounts says of attachments.
 pub const KIND: &str = "fuse.darner-vfs";
@@ -45,8 +47,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a host may take to answer: it asks nobody for that.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long the next host may take: calls under way keep their deadlines.
-const NEXT: Duration = Duration::from_secs(60);
 /// How often to look for attachments whose processes were all killed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -72,8 +72,17 @@ pub struct Attachment {
     pub plugin_pid: Option<u32>,
     /// The process that serves the mount.
     pub host_pid: u32,
+    /// When that began, RFC 3339, local.
+    #[serde(default)]
+    pub started: Option<String>,
     /// Its version.
     pub version: String,
+    /// The program that it was started from.
+    #[serde(default)]
+    pub program: Option<PathBuf>,
+    /// The last upgrade, if it came to nothing.
+    #[serde(default)]
+    pub failed_upgrade: Option<FailedUpgrade>,
     /// The one that would start another.
     pub supervisor_pid: Option<u32>,
     /// How often the plug-in was started anew.
@@ -396,7 +405,10 @@ impl Inner {
             state: health.state,
             plugin_pid: health.pid,
             host_pid: std::process::id(),
+            started: self.keeper.started().map(|ns| local(Tid(ns))),
             version: env!("CARGO_PKG_VERSION").into(),
+            program: keeper::program().ok(),
+            failed_upgrade: self.keeper.failed_upgrade(),
             supervisor_pid: self.keeper.stats().map(|(_, pid)| pid),
             restarts: health.restarts,
             late_calls: health.late,
@@ -426,26 +438,23 @@ fn ask(mount: &Mounted) -> Result<Attachment> {
     }
 }
 
-/// Has a host of this program go on with an attachment, also after it was given up; tells how that is then.
-pub fn upgrade(directory: &Path, program: &Path) -> Result<Attachment> {
-    let mount = mounted(directory)?;
-    let before = ask(&mount).ok().map(|a| a.host_pid);
-    if control::call_at(&callee(&mount)?, &Request::Upgrade { program: program.into() })?.is_none() {
-        return Err(Failure::new(format!("the processes of {} are gone", directory.display())));
-    }
-    let start = Instant::now();
-    loop {
-        match ask(&mount) {
-            Ok(a) if Some(a.host_pid) != before => return Ok(a),
-            outcome if start.elapsed() > NEXT => {
-                outcome?;
-                return Err(Failure::new(format!(
-                    "no other host of {} has come; its log says why",
-                    directory.display()
-                )));
-            }
-            _ => std::thread::sleep(Duration::from_millis(20)),
-        }
+/// How the attachment to this directory is.
+pub fn at(directory: &Path) -> Result<Attachment> {
+    ask(&mounted(directory)?)
+}
+
+/// The directory of the innermost attachment that a path is in.
+pub fn around(path: &Path) -> Option<PathBuf> {
+    let (path, all) = (mounts::absolute(path).ok()?, mounts::all().ok()?);
+    let within = all.into_iter().filter(|m| path.starts_with(&m.mountpoint));
+    within.max_by_key(|m| m.mountpoint.as_os_str().len()).filter(|m| m.kind == KIND).map(|m| m.mountpoint)
+}
+
+/// Has the host make way for one of this program, also after it was given up.
+pub fn replace(directory: &Path, program: &Path) -> Result<()> {
+    match control::call_at(&callee(&mounted(directory)?)?, &Request::Upgrade { program: program.into() })? {
+        Some(_) => Ok(()),
+        None => Err(Failure::new(format!("the processes of {} are gone", directory.display()))),
     }
 }
 
@@ -457,7 +466,10 @@ fn silent(mount: &Mounted, why: &Failure) -> Attachment {
         state: format!("can't be asked: {why}"),
         plugin_pid: None,
         host_pid: 0,
+        started: None,
         version: String::new(),
+        program: None,
+        failed_upgrade: None,
         supervisor_pid: None,
         restarts: 0,
         late_calls: 0,

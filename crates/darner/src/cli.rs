@@ -197,7 +197,7 @@ pub struct Stay {
 /// `darner upgrade`
 #[derive(Args, Debug)]
 pub struct Upgrade {
-    /// A mount of the store, or the store
+    /// A mount of the store, or the store; or what is attached somewhere
     pub mnt: PathBuf,
     /// The program that goes on; without it, this one
     #[arg(long, value_name = "FILE")]
@@ -225,7 +225,7 @@ pub struct Attach {
     /// Memory that it may have
     #[arg(long, value_parser = size, default_value = "512M")]
     pub memory: u64,
-    /// Processes that it may have at a time; by default it starts none
+    /// Whether it may start processes: more than 1, and so many; threads count as well, of which it may have 64 more
     #[arg(long, default_value_t = 1)]
     pub processes: u32,
     /// Do not start it again when it has ended
@@ -290,7 +290,7 @@ pub struct Unmount {
 /// `darner status`
 #[derive(Args, Debug)]
 pub struct Status {
-    /// A mount point, a path in a mount, or a store
+    /// A mount point, a path in a mount, a store, or what is attached somewhere
     pub mnt: PathBuf,
     /// What the history of each age costs (reads the whole index)
     #[arg(long)]

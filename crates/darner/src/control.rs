@@ -661,6 +661,9 @@ pub struct Status {
     pub objects: u64,
     /// The daemon.
     pub daemon_pid: u32,
+    /// When that process began, RFC 3339, local; one of an older version does not tell.
+    #[serde(default)]
+    pub started: Option<String>,
     /// Its version.
     pub version: String,
     /// The program that it was started from; one of an older version does not tell.

@@ -613,6 +613,7 @@ impl Daemon {
             free_bytes: usage.free,
             objects: usage.objects,
             daemon_pid: std::process::id(),
+            started: self.keeper.started().map(|ns| local(Tid(ns))),
             version: env!("CARGO_PKG_VERSION").into(),
             program: keeper::program().ok(),
             failed_upgrade: self.keeper.failed_upgrade(),

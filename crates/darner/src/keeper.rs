@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Failure, Result};
+use crate::frontend::now_ns;
 use crate::systemd;
 
 /// The variable with the number of our end of the socket.
@@ -332,6 +333,8 @@ struct Kept {
     items: Items,
     serving: bool,
     stats: Stats,
+    /// When this process began.
+    started: u64,
     /// Since when nobody has served, if that was so and still is.
     gone: Option<Instant>,
     failed: Option<FailedUpgrade>,
@@ -356,7 +359,7 @@ impl Keeper {
             own.insert(key.clone(), Item { text: item.text.clone(), fd: item.fd.try_clone()? });
         }
         let gone = gone_ms.and_then(|ms| Instant::now().checked_sub(Duration::from_millis(ms)));
-        let kept = Kept { role, socket, pid, items: own, serving: false, stats, gone, failed };
+        let kept = Kept { role, socket, pid, items: own, serving: false, stats, started: now_ns(), gone, failed };
         let kept = Arc::new(Mutex::new(kept));
         let watched = kept.clone();
         thread::Builder::new().name("keeper".into()).spawn(move || watch(&watched))?;
@@ -372,6 +375,11 @@ impl Keeper {
     pub fn stats(&self) -> Option<(Stats, u32)> {
         let kept = self.0.as_ref()?.lock();
         Some((kept.stats_by_now(), kept.pid))
+    }
+
+    /// When this process began, nanoseconds since 1970: with its number that tells it from any other.
+    pub fn started(&self) -> Option<u64> {
+        Some(self.0.as_ref()?.lock().started)
     }
 
     /// The last upgrade, if it came to nothing.

@@ -31,6 +31,12 @@ const PAUSES_MS: [u64; 5] = [0, 100, 500, 1000, 2000];
 const SILENCE: Duration = Duration::from_secs(20);
 /// The same, where there is a program to fall back to.
 const SILENCE_OF_THE_NEXT: Duration = Duration::from_secs(5);
+/// A worker none of whose threads has run for so long, and that does not serve yet, waits for what will never come.
+const STANDSTILL: Duration = Duration::from_secs(120);
+/// The same, where there is a program to fall back to.
+const STANDSTILL_OF_THE_NEXT: Duration = Duration::from_secs(10);
+/// How often to look.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// One that was killed is not at fault: that many times in a row before it served.
 const KILLS_MAX: u32 = 100;
 /// A worker that has served so long did not crash at its start.
@@ -50,8 +56,10 @@ struct Running {
     socket_open: bool,
     /// Since when it runs without a word.
     silent: Option<Instant>,
-    /// It was killed for that.
-    hung: bool,
+    /// Since when its threads have run so often and no more.
+    still: (Instant, u64),
+    /// It was killed for either.
+    hung: Option<String>,
     serving: Option<Instant>,
     /// It said that it would end, and whether another is to follow.
     next: Option<Option<PathBuf>>,
@@ -61,12 +69,40 @@ impl Running {
     fn new(worker: Worker, pid: u32, socket: OwnedFd) -> Result<Running> {
         let silent = matches!(worker, Worker::Child(_)).then(Instant::now);
         let pidfd = pidfd(pid)?;
-        Ok(Running { worker, pidfd, socket, socket_open: true, silent, hung: false, serving: None, next: None })
+        Ok(Running {
+            worker,
+            pidfd,
+            socket,
+            socket_open: true,
+            silent,
+            still: (Instant::now(), 0),
+            hung: None,
+            serving: None,
+            next: None,
+        })
+    }
+
+    /// How long it may still go on without a sign of life; `None`: it serves, and is not looked after, or it was ended.
+    fn left(&mut self, silence: Duration, standstill: Duration) -> Option<(Duration, String)> {
+        let Worker::Child(child) = &self.worker else { return None };
+        if self.serving.is_some() || self.hung.is_some() {
+            return None;
+        }
+        if let Some(since) = self.silent {
+            let how = format!("said nothing for {} seconds", silence.as_secs());
+            return Some((silence.saturating_sub(since.elapsed()), how));
+        }
+        match runs(child.id()) {
+            Some(n) if n == self.still.1 => {}
+            n => self.still = (Instant::now(), n.unwrap_or(0)),
+        }
+        let how = format!("stood still for {} seconds before it served", standstill.as_secs());
+        Some((standstill.saturating_sub(self.still.0.elapsed()), how))
     }
 
     /// Ends it, with all that it has started.
-    fn end(&mut self) {
-        (self.silent, self.hung) = (None, true);
+    fn end(&mut self, why: String) {
+        self.hung = Some(why);
         if let Worker::Child(child) = &self.worker {
             // SAFETY: a plain system call; it leads a session (`keeper::start`), and nobody has waited for it yet.
             unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
@@ -167,8 +203,10 @@ impl Supervisor {
     fn watch(&mut self, r: &mut Running) -> Result<Option<ExitStatus>> {
         loop {
             let socket = if r.socket_open { r.socket.as_raw_fd() } else { -1 };
-            let left = r.silent.map(|since| self.silence_max().saturating_sub(since.elapsed()));
-            let [said, ended, signalled] = poll([socket, r.pidfd.as_raw_fd(), self.signals.as_raw_fd()], left)?;
+            let (silence, standstill) = self.patience();
+            let left = r.left(silence, standstill);
+            let most = left.as_ref().map(|(left, _)| (*left).min(LOOK_EVERY));
+            let [said, ended, signalled] = poll([socket, r.pidfd.as_raw_fd(), self.signals.as_raw_fd()], most)?;
             if signalled {
                 self.forward(r);
             }
@@ -181,14 +219,17 @@ impl Supervisor {
                     Worker::Child(child) => Some(child.wait()?),
                     Worker::Other => None,
                 });
-            } else if left == Some(Duration::ZERO) {
-                r.end();
+            } else if let Some((Duration::ZERO, how)) = left {
+                r.end(how);
             }
         }
     }
 
-    fn silence_max(&self) -> Duration {
-        if self.fallback.is_some() { SILENCE_OF_THE_NEXT } else { SILENCE }
+    fn patience(&self) -> (Duration, Duration) {
+        match self.fallback {
+            Some(_) => (SILENCE_OF_THE_NEXT, STANDSTILL_OF_THE_NEXT),
+            None => (SILENCE, STANDSTILL),
+        }
     }
 
     /// A message of the worker; `false`: there will be no more.
@@ -283,11 +324,11 @@ impl Supervisor {
             return;
         }
         let well = r.serving.is_some_and(|since| since.elapsed() >= WELL);
-        let killed = !r.hung && status.is_none_or(|s| s.signal() == Some(libc::SIGKILL));
-        let how = match status {
-            _ if r.hung => format!("said nothing for {} seconds and was killed", self.silence_max().as_secs()),
-            Some(status) => format!("ended ({status})"),
-            None => "ended".into(),
+        let killed = r.hung.is_none() && status.is_none_or(|s| s.signal() == Some(libc::SIGKILL));
+        let how = match (&r.hung, status) {
+            (Some(why), _) => format!("{why}, and was killed"),
+            (None, Some(status)) => format!("ended ({status})"),
+            (None, None) => "ended".into(),
         };
         tracing::warn!("the worker {how}; another one is started");
         if well {
@@ -327,13 +368,17 @@ impl Supervisor {
     /// What is said of a worker that was given up.
     fn how_to_go_on(&self) -> String {
         let mounts: Vec<&str> = self.items.keys().filter_map(|key| key.strip_prefix(MOUNT)).collect();
-        // (Attachments are upgraded with the mount that they are in.)
+        // (Attachments are upgraded with the mount that they are in, if it is one of ours.)
         let within =
             |m: &mounts::Mounted| m.is_ours() && mounts.iter().any(|at| Path::new(at).starts_with(&m.mountpoint));
         let found = mounts::all().ok().and_then(|all| all.into_iter().rev().find(within));
-        let (what, command) = (self.role.what, found.map_or("MNT".into(), |m| m.mountpoint.display().to_string()));
+        let of = found.map_or_else(
+            || mounts.first().map_or("MNT".into(), |at| at.to_string()),
+            |m| m.mountpoint.display().to_string(),
+        );
         format!(
-            "the {what} of {} crashed again and again, and was given up (its log says why): `darner upgrade {command}` starts it again",
+            "the {} of {} crashed again and again, and was given up (its log says why): `darner upgrade {of}` starts it again",
+            self.role.what,
             mounts.join(", ")
         )
     }
@@ -416,6 +461,28 @@ impl Answers for Arc<GivenUp> {
             *self.asked.lock() = None;
         }
     }
+}
+
+/// Grows while threads of a process run: how often one has given up a CPU or lost it, and ticks of CPU time; `None`: it is
+/// stopped, or not to be seen.
+fn runs(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // (Behind its name, which may be any.)
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    let mut sum = ticks() + ticks();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        // (A thread may end meanwhile.)
+        let status = std::fs::read_to_string(task.ok()?.path().join("status")).unwrap_or_default();
+        for line in status.lines() {
+            match line.split_once(':').map(|(name, value)| (name, value.trim())) {
+                Some(("State", value)) if value.starts_with(['T', 't']) => return None,
+                Some(("voluntary_ctxt_switches" | "nonvoluntary_ctxt_switches", n)) => sum += n.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+    Some(sum)
 }
 
 fn pidfd(pid: u32) -> Result<OwnedFd> {

@@ -125,6 +125,40 @@ fn a_host_that_fails_at_every_start_is_given_up_and_an_upgrade_takes_it_up_again
 }
 
 #[test]
+fn an_attachment_outside_of_every_mount_is_looked_at_and_upgraded_by_its_directory() {
+    let Some(world) = World::new() else { return };
+    let (other, at) = (world.dir.join("darner-new"), world.dir.join("outside"));
+    fs::copy(DARNER, &other).unwrap();
+    fs::create_dir(&at).unwrap();
+    let dir = at.to_str().unwrap();
+    world.darner(&["attach", "--log", world.dir.join("host.log").to_str().unwrap(), dir, "hello"]);
+    let file = at.join("hello.txt");
+    let status = || -> serde_json::Value {
+        let all: serde_json::Value = serde_json::from_str(&world.darner(&["status", "--json", dir])).unwrap();
+        let all = all["attachments"].as_array().unwrap();
+        assert_eq!(all.len(), 1);
+        all[0].clone()
+    };
+    assert!(world.darner(&["status", file.to_str().unwrap()]).contains("outside (hello, read-only): runs, process "));
+    let before = status();
+    assert_eq!((before["program"].as_str(), before["directory"].as_str()), (Some(DARNER), Some(dir)));
+    let said = world.darner(&["upgrade", dir, "--program", other.to_str().unwrap()]);
+    let (after, pid) = (status(), before["host_pid"].as_i64().unwrap());
+    assert!(said.contains(&format!("outside: process {pid}, version ")), "{said}");
+    assert_eq!(after["program"].as_str(), other.to_str());
+    assert!(after["started"].as_str().unwrap() > before["started"].as_str().unwrap());
+    // A program that does not serve is not taken for one that does, because a process of another number does.
+    let out = Command::new(DARNER).args(["upgrade", dir, "--program", "/bin/false"]).output().unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    let named = ["/bin/false did not come to serve as the host of", "exit status: 1", "darner-new serves again"];
+    assert!(!out.status.success() && named.iter().all(|n| said.contains(n)), "{said}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), HELLO);
+    world.darner(&["detach", dir]);
+    let out = Command::new(DARNER).args(["status", dir]).output().unwrap();
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("not in a darner mount"));
+}
+
+#[test]
 fn an_attachment_whose_processes_are_all_killed_at_once_goes_away_by_itself() {
     let Some(world) = World::new() else { return };
     let outer = attach(&world, "hi", &["hello"]);

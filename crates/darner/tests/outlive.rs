@@ -636,6 +636,29 @@ fn an_upgrade_to_what_does_not_come_to_serve_says_so_and_why() {
 }
 
 #[test]
+fn an_upgrade_to_what_asks_for_what_is_kept_and_then_stands_still_is_taken_back() {
+    let Some(w) = World::new() else { return };
+    if !Path::new("/usr/bin/python3").exists() {
+        return eprintln!("SKIPPED: needs /usr/bin/python3");
+    }
+    let hangs = "import os, socket, time\nsocket.socket(fileno=int(os.environ['DARNER_KEEPER_FD'])).send(b'\"list\"')";
+    let program =
+        script(&w, "hangs", &format!("exec /usr/bin/python3 -c \"$(cat <<'E'\n{hangs}\ntime.sleep(1000)\nE\n)\""));
+    let said = fails_to_upgrade(&w, &program);
+    assert!(said.contains("stood still for 10 seconds"), "{said}");
+    // One that takes longer, but runs, may.
+    if !long() {
+        return w.forgive_errors();
+    }
+    let slow = format!("{hangs}\nfor n in range(130):\n    time.sleep(.1)");
+    let program = script(&w, "slow", &format!("exec /usr/bin/python3 -c \"$(cat <<'E'\n{slow}\nE\n)\""));
+    let said = fails_to_upgrade(&w, &program);
+    assert!(said.contains("exit status: 0"), "{said}");
+    w.unmount();
+    w.forgive_errors();
+}
+
+#[test]
 fn the_longest_pause_counts_the_last_one_whole_with_starts_that_failed() {
     let Some(w) = World::new() else { return };
     let own = w.dir.join("darner-own");

@@ -1,6 +1,7 @@
 //! `darner status`
 
 use std::fmt::Write;
+use std::path::Path;
 
 use darner_syslink::plain;
 
@@ -8,11 +9,15 @@ use super::human;
 use crate::attachments::{self, Attachment};
 use crate::cli;
 use crate::control::{self, Request, Response, Status, Usage};
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::mounts;
 
 pub fn run(c: &cli::Status) -> Result<()> {
-    let place = mounts::store_of(&c.mnt)?;
+    let place = match (mounts::store_of(&c.mnt), attachments::around(&c.mnt)) {
+        (Ok(place), _) => place,
+        (Err(_), Some(directory)) => return of_attachments(c, &directory),
+        (Err(no), None) => return Err(no),
+    };
     let Response::Status(s) = control::must_call(&place, &Request::Status)? else {
         return Err(super::other_answer());
     };
@@ -34,6 +39,18 @@ pub fn run(c: &cli::Status) -> Result<()> {
     }
     let attached: String = attached.iter().map(attachment).collect();
     super::print(&(table(&s) + &attached + &usage.as_ref().map(by_time).unwrap_or_default()))
+}
+
+/// Of an attachment by itself, and those within.
+fn of_attachments(c: &cli::Status, directory: &Path) -> Result<()> {
+    if c.by_time {
+        return Err(Failure::new(format!("{} is an attachment, whose history is its own matter", directory.display())));
+    }
+    let all = attachments::below(directory)?;
+    match c.json {
+        true => super::print_json(&serde_json::json!({ "attachments": all })),
+        false => super::print(&all.iter().map(attachment).collect::<String>()),
+    }
 }
 
 /// Of all mounts of the store.
