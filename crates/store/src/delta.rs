@@ -178,7 +178,7 @@ impl Store {
         let place = piece.place.filter(|_| piece.packed_len().is_some()).expect("a piece that is a whole LZ4 block");
         let start = out.len();
         out.resize(start + place.stored as usize, 0);
-        self.read_stored(None, place.region, place.offset, &mut out[start..])?;
+        self.read_stored(None, place.region, place.offset, true, &mut out[start..])?;
         let n = extent::packed(&place, &out[start..]).map_err(|e| damage(piece, e))?.len();
         out.truncate(start + n);
         Ok(())

@@ -17,6 +17,8 @@ const GAP: u64 = 16 << 10;
 const MOST: u64 = 2 << 20;
 /// A read from this many places is worth asking for all of them first.
 const SCATTERED: usize = 4;
+/// So much that nobody wants is then asked for rather than twice as many requests.
+const SKIP: u64 = 64 << 10;
 
 thread_local! {
     /// Stored bytes on their way to a reader; grows to the largest read and stays.
@@ -71,13 +73,14 @@ impl Store {
         assert_eq!(to, buf.len(), "the buffer is as long as the pieces");
         // (Linear where they are in order.)
         parts.sort_by_key(|p| (p.place.region, p.at));
-        if parts.len() >= SCATTERED && parts.chunk_by(|a, b| near(a, b)).nth(SCATTERED - 1).is_some() {
+        let scattered = parts.len() >= SCATTERED && parts.chunk_by(|a, b| near(a, b, GAP)).nth(SCATTERED - 1).is_some();
+        if scattered {
             self.fetch_scattered(&parts);
         }
         let mut rest = &parts[..];
         while !rest.is_empty() {
             let (group, after) = rest.split_at(group(rest));
-            self.read_group(group, buf)?;
+            self.read_group(group, !scattered, buf)?;
             rest = after;
         }
         Ok(())
@@ -87,7 +90,7 @@ impl Store {
     fn fetch_scattered(&self, parts: &[Part<'_>]) {
         let mut wanted = Vec::new();
         let tail = self.log.tail();
-        for run in parts.chunk_by(|a, b| near(a, b)) {
+        for run in parts.chunk_by(|a, b| near(a, b, SKIP)) {
             let (region, at) = (run[0].place.region, run[0].at);
             let n = run.iter().map(Part::end).max().expect("runs are not empty") - at;
             if !tail.unwritten(region, at, n) {
@@ -103,11 +106,12 @@ impl Store {
         }
     }
 
-    /// Reads parts that lie near one another with one request.
-    fn read_group(&self, parts: &[Part<'_>], buf: &mut [u8]) -> Result<()> {
+    /// Reads parts that lie near one another with one request. `follow`: as [`Store::read_stored`].
+    fn read_group(&self, parts: &[Part<'_>], follow: bool, buf: &mut [u8]) -> Result<()> {
         let (region, from) = (parts[0].place.region, parts[0].at);
         if let [p] = parts {
-            return self.read_piece(None, p.piece, &mut buf[p.to..p.to + p.piece.len as usize]);
+            let out = &mut buf[p.to..p.to + p.piece.len as usize];
+            return SCRATCH.with_borrow_mut(|scratch| self.read_piece_into(None, p.piece, follow, out, scratch));
         }
         let end = parts.iter().map(Part::end).max().expect("parts");
         let mut unpacked = Unpacked::default();
@@ -116,7 +120,7 @@ impl Store {
             if scratch.len() < len {
                 scratch.resize(len, 0);
             }
-            let whole = self.read_stored(None, region, from, &mut scratch[..len]);
+            let whole = self.read_stored(None, region, from, follow, &mut scratch[..len]);
             for p in parts {
                 let out = &mut buf[p.to..p.to + p.piece.len as usize];
                 let stored = (p.at - from) as usize..(p.end() - from) as usize;
@@ -126,7 +130,7 @@ impl Store {
                         let loaded = self.load_part(&p.place, &mut scratch[stored], out, &mut unpacked);
                         loaded.map_err(|e| damage(p.piece, e))?;
                     }
-                    Err(_) => self.read_piece_into(None, p.piece, out, &mut Vec::new())?,
+                    Err(_) => self.read_piece_into(None, p.piece, follow, out, &mut Vec::new())?,
                 }
             }
             Ok(())
@@ -159,7 +163,7 @@ impl Store {
                 if scratch.len() < n {
                     scratch.resize(n, 0);
                 }
-                self.read_stored(None, place.region, at, &mut scratch[..n])?;
+                self.read_stored(None, place.region, at, true, &mut scratch[..n])?;
                 extent::append_raw(&place, &scratch[..n], len, out)
             });
             if !matches!(appended, Err(Error::Corrupt { .. })) {
@@ -173,10 +177,17 @@ impl Store {
 
     /// Reads one data piece. `tail`: the log's tail, where the caller holds it.
     pub(crate) fn read_piece(&self, tail: Option<&Tail>, piece: &Piece, out: &mut [u8]) -> Result<()> {
-        SCRATCH.with_borrow_mut(|scratch| self.read_piece_into(tail, piece, out, scratch))
+        SCRATCH.with_borrow_mut(|scratch| self.read_piece_into(tail, piece, true, out, scratch))
     }
 
-    fn read_piece_into(&self, tail: Option<&Tail>, piece: &Piece, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+    fn read_piece_into(
+        &self,
+        tail: Option<&Tail>,
+        piece: &Piece,
+        follow: bool,
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<()> {
         let Some(place) = piece.place else {
             out.fill(0);
             return Ok(());
@@ -185,7 +196,7 @@ impl Store {
         if scratch.len() < n {
             scratch.resize(n, 0);
         }
-        self.read_stored(tail, place.region, at, &mut scratch[..n])?;
+        self.read_stored(tail, place.region, at, follow, &mut scratch[..n])?;
         self.load(&place, &mut scratch[..n], out).map_err(|e| damage(piece, e))
     }
 
@@ -209,8 +220,16 @@ impl Store {
         extent::load(place, stored, out)
     }
 
-    /// Bytes of a segment, from memory if they are not written yet. Fails where only some of them are.
-    pub(crate) fn read_stored(&self, tail: Option<&Tail>, region: u64, at: u64, out: &mut [u8]) -> Result<()> {
+    /// Bytes of a segment, from memory if they are not written yet. Fails where only some of them are. `follow`: the log may be
+    /// read ahead. (Not where the volume was asked for all that is needed: pieces that happen to lie in order are no stream.)
+    pub(crate) fn read_stored(
+        &self,
+        tail: Option<&Tail>,
+        region: u64,
+        at: u64,
+        follow: bool,
+        out: &mut [u8],
+    ) -> Result<()> {
         let in_memory = match tail {
             Some(t) => t.read(region, at, out),
             None => {
@@ -235,7 +254,9 @@ impl Store {
         match open {
             Some(r) => {
                 self.note_read(region, out.len() as u64);
-                self.readahead.note(&*r, at, out.len() as u64);
+                if follow {
+                    self.readahead.note(&*r, at, out.len() as u64);
+                }
                 r.read_at(out, at)
             }
             None => Err(Error::Corrupt {
@@ -253,14 +274,14 @@ pub(crate) fn damage(p: &Piece, e: Error) -> Error {
     Error::Data { object: p.object, offset: p.offset, tid, source: Box::new(e) }
 }
 
-/// Whether the second part is best read together with the first one, which lies before it in the log.
-fn near(a: &Part<'_>, b: &Part<'_>) -> bool {
-    a.place.region == b.place.region && b.at <= a.end() + GAP
+/// Whether the second part lies at most so far behind the first one.
+fn near(a: &Part<'_>, b: &Part<'_>, gap: u64) -> bool {
+    a.place.region == b.place.region && b.at <= a.end() + gap
 }
 
 /// How many of the first parts one request may fetch.
 fn group(parts: &[Part<'_>]) -> usize {
     let start = parts[0].at;
-    let more = parts.windows(2).take_while(|p| near(&p[0], &p[1]) && p[1].end() - start <= MOST);
+    let more = parts.windows(2).take_while(|p| near(&p[0], &p[1], GAP) && p[1].end() - start <= MOST);
     1 + more.count()
 }

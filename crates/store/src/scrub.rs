@@ -409,7 +409,7 @@ impl Store {
             let Some(region) = self.regions.read().get(&place.region).cloned() else { continue };
             let (at, n) = extent::needed(&place, piece.len as usize);
             let mut stored = vec![0; n];
-            self.read_stored(None, place.region, at, &mut stored)?;
+            self.read_stored(None, place.region, at, true, &mut stored)?;
             let len = match place.codec {
                 Codec::Raw => n - 4 * n.div_ceil(BLOCK + 4),
                 Codec::Lz4 => place.extent_len as usize,
