@@ -491,7 +491,7 @@ pub fn take_back(directory: &Path) -> Result<()> {
 
 fn end(directory: &Path, lazy: bool, wait: bool) -> Result<()> {
     let mount = mounted(directory)?;
-    let processes = ask(&mount).ok().map(|a| [Some(a.host_pid), a.supervisor_pid]);
+    let processes = ask(&mount).ok().map(|a| [Some(a.host_pid), a.supervisor_pid, a.plugin_pid]);
     darner_fuse::unmount(directory, lazy)?;
     for pid in processes.into_iter().flatten().flatten().filter(|_| wait) {
         ends_within(pid, PATIENCE);
