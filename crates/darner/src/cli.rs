@@ -534,7 +534,7 @@ pub enum MirrorAction {
         #[arg(long)]
         json: bool,
     },
-    /// Have one pull now
+    /// Have one pull now; one that is paused pulls once, and stays paused
     Sync {
         /// A mount point of the source, or the mirror's own store
         mnt: PathBuf,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Fs, Tid};
+use darner_fs::{Following, Fs, Tid};
 use darner_mirror::{Failure as Cut, Memory, Puller, ROOM_WANTED, SERVICE, Source};
 use darner_syslink::engine::Hello;
 use darner_syslink::{Config, Link, Pool, Refuse, Service, Who, unix};
@@ -53,6 +53,8 @@ pub(crate) struct Follows {
     room: AtomicU64,
     /// How many pulls have begun, and which of them was the last to come to its end.
     pulls: Mutex<(u64, u64)>,
+    /// Up to this one, pulls were asked for: they are made though the mirror is paused.
+    asked: AtomicU64,
     /// Whether to look at once.
     now: Mutex<bool>,
     wake: Condvar,
@@ -69,6 +71,7 @@ impl Default for Follows {
             changed: Condvar::new(),
             room: AtomicU64::new(ROOM_WANTED),
             pulls: Mutex::default(),
+            asked: AtomicU64::new(0),
             now: Mutex::default(),
             wake: Condvar::new(),
             verify: Mutex::default(),
@@ -78,6 +81,11 @@ impl Default for Follows {
 }
 
 impl Follows {
+    /// Whether a pull was asked for that has not begun.
+    fn is_asked(&self) -> bool {
+        self.pulls.lock().0 < self.asked.load(Ordering::Relaxed)
+    }
+
     /// Has the one who follows look, or see that it is over.
     pub(crate) fn wake(&self, ends: bool) {
         self.ends.fetch_or(ends, Ordering::Relaxed);
@@ -168,9 +176,12 @@ impl Daemon {
         while !self.is_closing() {
             let Some(f) = self.fs.following() else { break };
             let mut pause = EVERY;
-            if f.paused {
+            if f.paused && !self.follows.is_asked() {
                 self.tell(|line| (line.state, line.waits_for) = ("paused".into(), None));
             } else {
+                if f.paused {
+                    self.tell(|line| line.state = "pulls".into());
+                }
                 let outcome = match link.clone().filter(|link| link.closed().is_none()) {
                     Some(link) => Ok(link),
                     None => self.connect_to(&f.origin).map(Arc::new),
@@ -179,6 +190,7 @@ impl Daemon {
                     Ok(connected) => {
                         link = Some(connected.clone());
                         pause = match self.pull(connected.clone(), session) {
+                            true if f.paused => EVERY,
                             true => {
                                 self.verify_if_asked(&connected, session);
                                 self.verify_by_itself(&connected, session, &mut comparing);
@@ -197,6 +209,8 @@ impl Daemon {
                         after_failure = AFTER_FAILURE;
                     }
                     Err(e) => {
+                        // (Of a mirror that is paused, it was tried.)
+                        self.follows.asked.store(0, Ordering::Relaxed);
                         pause = after_failure;
                         if Far::is_meant(&f.origin) {
                             after_failure = (2 * after_failure).min(AFTER_FAILURES);
@@ -218,11 +232,7 @@ impl Daemon {
 
     /// Connects to a source, which may ask for what it lost.
     pub(crate) fn connect_to(&self, origin: &str) -> Result<Link> {
-        let own = remembering(&self.fs)?;
-        match Far::is_meant(origin) {
-            true => origin.parse::<Far>()?.connect_with(&serving::identity(&self.fs)?, None, own),
-            false => connect_to(origin, own),
-        }
+        connect_to(&self.fs, origin)
     }
 
     /// Pulls; says whether that went well.
@@ -249,7 +259,8 @@ impl Daemon {
             while limit > 0 && Instant::now() < until && !follows.ends.load(Ordering::Relaxed) {
                 thread::sleep(EVERY.min(until - Instant::now()));
             }
-            fs.following().is_some_and(|f| !f.paused) && !follows.ends.load(Ordering::Relaxed)
+            let goes_on = |f: Following| !f.paused || number <= follows.asked.load(Ordering::Relaxed);
+            fs.following().is_some_and(goes_on) && !follows.ends.load(Ordering::Relaxed)
         };
         let room = self.follows.room.load(Ordering::Relaxed);
         let puller = Puller::new(self.fs.clone(), link, session).with_room(room).with_pause(Box::new(go_on));
@@ -356,16 +367,17 @@ impl Daemon {
             Request::Follow { wait } => {
                 // One that is under way does not know what is there now.
                 let wanted = self.follows.pulls.lock().0 + 1;
+                self.follows.asked.fetch_max(wanted, Ordering::Relaxed);
                 self.follows.wake(false);
                 let start = Instant::now();
+                let mut line = self.follows.line.lock();
                 while wait && self.follows.pulls.lock().1 < wanted {
-                    let line = self.follow_line()?;
-                    if line.state == "paused" || start.elapsed() > PATIENCE {
+                    if line.state == "paused" && !self.follows.is_asked() || start.elapsed() > PATIENCE {
                         return Err(Failure::new(format!("it has not come so far: {}", why(&line))));
                     }
-                    let mut line = self.follows.line.lock();
                     self.follows.changed.wait_for(&mut line, EVERY);
                 }
+                drop(line);
                 Ok(Response::Following(self.follow_line()?))
             }
             Request::PauseMirror { paused, limit } => {
@@ -474,7 +486,26 @@ pub(crate) fn why(line: &FollowLine) -> String {
     known.unwrap_or_else(|| format!("it {}", if line.state.is_empty() { "begins" } else { &line.state }))
 }
 
-fn connect_to(origin: &str, own: Arc<dyn Service>) -> Result<Link> {
+/// Has a mirror that no daemon has pull what there is.
+pub(crate) fn pull_once(fs: &Arc<Fs>, f: &Following) -> Result<()> {
+    let (link, limit) = (Arc::new(connect_to(fs, &f.origin)?), fs.pull_limit()?);
+    let mut puller = Puller::new(fs.clone(), link, session());
+    if limit > 0 {
+        let wait = move |bytes: u64| {
+            thread::sleep(Duration::from_secs_f64(bytes as f64 / limit as f64));
+            true
+        };
+        puller = puller.with_ahead(0).with_pause(Box::new(wait));
+    }
+    puller.pull().map(drop).map_err(Failure::new)
+}
+
+/// Connects a mirror to its source, which may ask for what it lost.
+fn connect_to(fs: &Arc<Fs>, origin: &str) -> Result<Link> {
+    let own = remembering(fs)?;
+    if Far::is_meant(origin) {
+        return origin.parse::<Far>()?.connect_with(&serving::identity(fs, now_ns())?, None, own);
+    }
     if origin.is_empty() {
         return Err(Failure::new("it was made by `darner mirror import`, and knows no way to its source"));
     }

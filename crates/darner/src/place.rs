@@ -358,6 +358,8 @@ pub struct Make {
     pub existing_is_fine: bool,
     /// The key of the directory hash, of a mirror that of its source.
     pub hash_key: Option<[u8; 16]>,
+    /// When its history begins, if not now: of a mirror, by its source's clock.
+    pub born_ns: Option<u64>,
     /// Its other volumes, made like the first.
     pub beside: Vec<PathBuf>,
     /// Of what it has two copies.
@@ -402,7 +404,7 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
         return Ok(place);
     }
     let (_lock, size_limit) = place.take(make, exists)?;
-    let now_ns = crate::frontend::now_ns();
+    let now_ns = make.born_ns.unwrap_or_else(crate::frontend::now_ns);
     let volume = place.volume(true)?;
     Store::create(
         &*volume,
@@ -417,8 +419,8 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
 fn begin_tree(store: &Arc<Store>) -> Result<()> {
     // SAFETY: these calls can't fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let fs = darner_fs::Fs::create(store.clone(), uid, gid, 0o755, crate::frontend::now_ns())?;
-    crate::serving::identity(&fs)?;
+    let fs = darner_fs::Fs::create(store.clone(), uid, gid, 0o755, store.birth().0)?;
+    crate::serving::identity(&fs, store.birth().0)?;
     Ok(store.close()?)
 }
 

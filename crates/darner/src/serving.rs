@@ -130,12 +130,12 @@ fn scope(filesets: &[FilesetId]) -> Scope {
 }
 
 /// The store's key; it gets one, if it has none yet.
-pub(crate) fn identity(fs: &Fs) -> Result<Identity> {
+pub(crate) fn identity(fs: &Fs, now_ns: u64) -> Result<Identity> {
     match fs.identity()? {
         Some(bytes) => Identity::from_bytes(&bytes).map_err(|e| Failure::new(format!("the store's own key: {e}"))),
         None => {
             let made = Identity::generate();
-            fs.set_identity(made.to_bytes(), now_ns())?;
+            fs.set_identity(made.to_bytes(), now_ns)?;
             fs.sync()?;
             Ok(made)
         }
@@ -143,7 +143,7 @@ pub(crate) fn identity(fs: &Fs) -> Result<Identity> {
 }
 
 fn open(fs: &Arc<Fs>, source: &Arc<Source>, address: &str) -> Result<Open> {
-    let identity = identity(fs)?;
+    let identity = identity(fs, now_ns())?;
     let addr = address.to_socket_addrs().cant(|| format!("find {address}"))?.next();
     let addr = addr.ok_or_else(|| Failure::new(format!("{address} is no address")))?;
     let keeps = fs.clone();
@@ -281,7 +281,7 @@ impl Daemon {
             PeerLine { key: key.to_string(), filesets, admitted: local(a.since), asked_seconds_ago: seconds }
         });
         Ok(ServeReport {
-            key: identity(&self.fs)?.fingerprint().to_string(),
+            key: identity(&self.fs, now_ns())?.fingerprint().to_string(),
             address: state.open.as_ref().map(|open| open.listener.addr().to_string()).or(state.address.clone()),
             listens: state.open.is_some(),
             failed: state.failed.clone(),

@@ -168,7 +168,6 @@ fn a_mirror_follows_without_a_mount_until_it_is_paused_removed_or_promoted() {
     w.darner(&["check", store]);
     w.remount();
     fs::write(w.path("a"), "four").unwrap();
-    assert!(refused(&["mirror", "sync", "--wait", &mnt, "copy"]).contains("paused"));
     assert_eq!(line()["state"], "stopped");
     w.darner(&["mirror", "resume", &mnt, "copy"]);
     w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
@@ -185,6 +184,96 @@ fn a_mirror_follows_without_a_mount_until_it_is_paused_removed_or_promoted() {
     fs::write(copy.join("a"), "five").unwrap();
     w.darner(&["unmount", copy.to_str().unwrap()]);
     w.darner(&["check", store]);
+}
+
+#[test]
+fn a_mirror_that_is_paused_pulls_once_when_it_is_told_to_and_stays_paused() {
+    let Some(p) = Pair::new() else { return };
+    let (a, target) = (p.w.path("a"), p.target.to_str().unwrap());
+    p.mirror("pause", &[]);
+    for n in 0..5 {
+        fs::write(&a, format!("{n}")).unwrap();
+        p.sync();
+        assert_eq!(fs::read(p.copy.join("a")).unwrap(), format!("{n}").as_bytes());
+    }
+    fs::write(&a, "later").unwrap();
+    eventually("it is paused again", || p.line()["state"] == "paused");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(fs::read(p.copy.join("a")).unwrap(), b"4");
+    // Nor does it try for ever if its source is not there.
+    p.w.kill();
+    assert!(refused(&["mirror", "sync", "--wait", target]).contains("is not mounted"));
+    eventually("it is paused again", || {
+        let lines: Value = serde_json::from_str(&p.w.darner(&["mirror", "list", "--json", target])).unwrap();
+        lines[0]["state"] == "paused"
+    });
+    p.w.mount();
+    // Without a mount it has no daemon, before and after.
+    p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
+    p.sync();
+    assert_eq!(p.line()["state"], "stopped");
+    p.w.darner(&["check", target]);
+    p.mount_copy();
+    assert_eq!(fs::read(p.copy.join("a")).unwrap(), b"later");
+}
+
+/// A mirror whose clock is a year ahead, or behind.
+#[test]
+fn a_mirror_whose_clock_is_wrong_by_a_year_follows_and_its_past_has_the_times_of_its_source() {
+    if !common::has("faketime") {
+        return;
+    }
+    for (by, seconds) in [("+365d", 31_536_000.0), ("-365d", -31_536_000.0)] {
+        let Some(w) = World::new() else { return };
+        let (mnt, target, copy) = (w.mnt.to_str().unwrap(), w.dir.join("target"), w.dir.join("copy"));
+        let (store, copy_at) = (target.to_str().unwrap(), copy.to_str().unwrap());
+        fs::write(w.path("a"), "one").unwrap();
+        w.darner(&["mirror", "add", mnt, "copy", store]);
+        w.darner(&["mirror", "sync", "--wait", store]);
+        w.darner(&["mirror", "pause", store]);
+        // From here on its daemon lives in another year.
+        fs::create_dir(&copy).unwrap();
+        let faked =
+            "LD_PRELOAD=$(faketime -f +0 sh -c 'echo $LD_PRELOAD') NO_FAKE_STAT=1 FAKETIME_DONT_FAKE_MONOTONIC=1";
+        w.sh_outside(&format!("{faked} FAKETIME={by} $DARNER mount {store} {copy_at}"));
+        w.darner(&["mirror", "resume", store]);
+        let (mut moments, names) = (Vec::new(), ["two", "three", "four"]);
+        for name in names {
+            fs::write(w.path("a"), name).unwrap();
+            w.darner(&["mirror", "sync", "--wait", store]);
+            assert_eq!(fs::read_to_string(copy.join("a")).unwrap(), name);
+            moments.push((w.now(), w.sh_outside("date +%FT%T.%NZ -u")));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // (What is newer than all that it has, is the future to a clock that is behind.)
+        fs::write(w.path("b"), "later").unwrap();
+        w.darner(&["mirror", "sync", "--wait", store]);
+        let lines: Value = serde_json::from_str(&w.darner(&["mirror", "list", "--json", store])).unwrap();
+        let ahead = -lines[0]["clock_ahead_seconds"].as_f64().unwrap();
+        assert!((ahead - seconds).abs() < 60.0, "its clock is {ahead} s ahead of its source's, not {seconds}");
+        assert_eq!((&lines[0]["state"], &lines[0]["last_error"]), (&Value::from("follows"), &Value::Null));
+        for ((tid, date), name) in moments.iter().zip(names) {
+            for when in [tid, date] {
+                assert_eq!(fs::read_to_string(copy.join(format!("a@@{when}"))).unwrap(), name, "{by}: as of {when}");
+            }
+        }
+        w.darner(&["unmount", copy_at]);
+        w.darner(&["mirror", "pause", store]);
+        w.darner(&["check", store]);
+        // One that is made by such a clock.
+        let import = "$DARNER mirror import made";
+        w.sh_outside(&format!(
+            "$DARNER mirror export {mnt} | {faked} FAKETIME={by} {import}; $DARNER mount made {copy_at}"
+        ));
+        let four = w.sh_outside("date +%FT%T.%NZ -u");
+        fs::write(w.path("a"), "five").unwrap();
+        let since = lines[0]["at_tid"].as_str().unwrap();
+        w.darner(&["unmount", copy_at]);
+        w.sh_outside(&format!("$DARNER mirror export {mnt} --since {since} | {import}; $DARNER mount made {copy_at}"));
+        assert_eq!(fs::read_to_string(copy.join("a")).unwrap(), "five");
+        assert_eq!(fs::read_to_string(copy.join(format!("a@@{four}"))).unwrap(), "four", "{by}: as of {four}");
+        w.darner(&["unmount", copy_at]);
+    }
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl<'f> Plan<'f> {
     }
 
     fn begin_for(self, now_ns: u64, bytes: Option<u64>) -> Result<Change<'f>> {
-        let tx = self.fs.store.begin_for(self.fileset, now_ns, bytes)?;
+        let tx = self.fs.store.begin_for(self.fileset, self.fs.dated(now_ns), bytes)?;
         let time = tx.tid().into();
         Ok(Change { tx, time, objects: 0, bytes: 0, result: 0, orphaned: Vec::new(), adopted: Vec::new(), plan: self })
     }

@@ -217,6 +217,11 @@ impl Fs {
         self.show(tid)
     }
 
+    /// The clock for what is changed here: of a mirror, whose past has the times of its source, never ahead of what it has.
+    pub(crate) fn dated(&self, now_ns: u64) -> u64 {
+        if self.head().is_some() { now_ns.min(self.store.tid().0) } else { now_ns }
+    }
+
     /// Has a mirror pull or not, until told otherwise.
     pub fn pause(&self, paused: bool, now_ns: u64) -> Result<()> {
         self.store.admit(SMALL)?;
@@ -226,7 +231,7 @@ impl Fs {
             return refuse(libc::EINVAL, "this is no mirror");
         };
         // (A pull is done under the same lock, so that what is written here is as far as it is.)
-        let mut tx = self.store.begin(MAIN, now_ns)?;
+        let mut tx = self.store.begin(MAIN, self.dated(now_ns))?;
         f.paused = paused;
         let whole = f.is_whole();
         put_books(&mut tx, f);

@@ -2,8 +2,8 @@
 //! it is under a load of small writes; and a first copy beside `cp`.
 //!
 //! Before each pull the source is cleaned and mounted anew, so that its daemon has nothing of the index in memory; the peers'
-//! trees and caches stay warm. A pull is timed from the start of `darner mirror resume` to the end of `darner mirror sync
-//! --wait`: two processes are in it. `btrfs send` goes to a file, without a receiver, and once with its snapshot (and the sync that this needs), once without.
+//! trees and caches stay warm. The mirror is mounted and paused; a pull is timed from the start of `darner mirror sync --wait` to its
+//! end: that process is in it. `btrfs send` goes to a file, without a receiver, and once with its snapshot (and the sync that this needs), once without.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -339,7 +339,6 @@ fn pull(source: &mut Darner, copy: &Copy, files: u64, round: u64) -> Result<Pull
     // What it does after opening.
     thread::sleep(Duration::from_millis(500));
     let (read, start) = (bytes_read(source)?, Instant::now());
-    copy.command(&["mirror", "resume"], &copy.store)?;
     copy.command(&["mirror", "sync", "--wait"], &copy.store)?;
     let seconds = start.elapsed().as_secs_f64();
     let read = bytes_read(source)? - read;

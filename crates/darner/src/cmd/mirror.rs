@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Node, ROOT, Tid};
@@ -71,8 +72,19 @@ pub fn run(c: &Mirror) -> Result<()> {
         }
         A::Sync { mnt, name, wait } => {
             let mirror = mirror(mnt, name.as_deref())?;
-            daemon::stay(&mirror.path)?;
-            control::must_call(&mirror, &Request::Follow { wait: *wait }).map(drop)
+            let request = Request::Follow { wait: *wait };
+            // One that is paused and not mounted has no daemon, and needs none for this.
+            let here = |fs: &Arc<Fs>| match fs.following().filter(|f| f.paused) {
+                Some(f) => mirroring::pull_once(fs, &f).map(|()| Response::Done),
+                None => Ok(Response::Closing),
+            };
+            match call_or_open(&mirror, &request, here)? {
+                Response::Closing => {
+                    daemon::stay(&mirror.path)?;
+                    control::must_call(&mirror, &request).map(drop)
+                }
+                _ => Ok(()),
+            }
         }
         A::Pause { mnt, name } => pause(&mirror(mnt, name.as_deref())?, true, None),
         A::Resume { mnt, name, limit } => {
@@ -122,9 +134,9 @@ pub(super) fn call(place: &Place, request: &Request) -> Result<Option<Response>>
 }
 
 /// Opens a store that no daemon has.
-pub(super) fn opened<T>(place: &Place, act: impl FnOnce(&Fs) -> Result<T>) -> Result<T> {
+pub(super) fn opened<T>(place: &Place, act: impl FnOnce(&Arc<Fs>) -> Result<T>) -> Result<T> {
     let (store, _held) = place.open(&[], &place::options(), &mut |_| ())?;
-    let fs = Fs::open(store.clone())?;
+    let fs = Arc::new(Fs::open(store.clone())?);
     let outcome = act(&fs);
     drop(fs);
     store.close()?;
@@ -132,7 +144,7 @@ pub(super) fn opened<T>(place: &Place, act: impl FnOnce(&Fs) -> Result<T>) -> Re
 }
 
 /// Has the daemon of a store do something; where there is none, opens the store and does it here.
-fn call_or_open(place: &Place, request: &Request, here: impl Fn(&Fs) -> Result<Response>) -> Result<Response> {
+fn call_or_open(place: &Place, request: &Request, here: impl Fn(&Arc<Fs>) -> Result<Response>) -> Result<Response> {
     let began = Instant::now();
     loop {
         if let Some(answer) = call(place, request)? {
@@ -149,7 +161,7 @@ fn call_or_open(place: &Place, request: &Request, here: impl Fn(&Fs) -> Result<R
 }
 
 fn pause(mirror: &Place, paused: bool, limit: Option<u64>) -> Result<()> {
-    let here = |fs: &Fs| {
+    let here = |fs: &Arc<Fs>| {
         if let Some(limit) = limit {
             fs.limit_pulls(limit, now_ns())?;
         }
@@ -182,7 +194,7 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
             if fs.following().is_some() || fs.getattr(Node::Live(ROOT))?.size != 0 || fs.filesets().len() > 1 {
                 return Err(Failure::new(format!("{} is a store already, and not an empty one", store.display())));
             }
-            serving::identity(fs)
+            serving::identity(fs, now_ns())
         })?,
         false => Identity::generate(),
     };
@@ -191,9 +203,9 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
         let name = far.fileset.clone().unwrap_or_else(|| "main".into());
         Puller::look(&link, Which::Named(&name), None).map_err(Failure::new)
     });
-    let make = |hash_key| -> Result<Place> {
-        let place = place::create(&store, &Make { hash_key, force: known, ..Make::default() })?;
-        opened(&place, |fs| Ok(fs.set_identity(identity.to_bytes(), now_ns())?))?;
+    let make = |hash_key, born: u64| -> Result<Place> {
+        let place = place::create(&store, &Make { hash_key, born_ns: Some(born), force: known, ..Make::default() })?;
+        opened(&place, |fs| Ok(fs.set_identity(identity.to_bytes(), born)?))?;
         Ok(place)
     };
     let looked = match looked {
@@ -201,7 +213,7 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
         Err(e) => {
             // To be let in the next time by the same key.
             if !known {
-                make(None)?;
+                make(None, now_ns())?;
             }
             return Err(Failure::new(format!(
                 "{e}\n{} was made, and has the key {}: `darner serve MNT --admit` there lets it in; then again",
@@ -210,8 +222,9 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
             )));
         }
     };
-    let place = make(Some(looked.hash_key))?;
-    opened(&place, |fs| Ok(fs.follow(looked.uuid, looked.fileset, &looked.name, &far.to_string(), now_ns())?))?;
+    let born = looked.newest.0;
+    let place = make(Some(looked.hash_key), born)?;
+    opened(&place, |fs| Ok(fs.follow(looked.uuid, looked.fileset, &looked.name, &far.to_string(), born)?))?;
     if limit.is_some() {
         pause(&place, false, limit)?;
     }
@@ -225,7 +238,10 @@ fn turn_back(store: &Path, promoted: &str, ticket: Option<&str>, key: Option<&st
     let (link, origin) = match Far::is_meant(promoted) {
         true => {
             let (far, ticket) = expecting(promoted.parse()?, ticket, key)?;
-            (opened(&place, |fs| far.connect(&serving::identity(fs)?, ticket.map(|t| t.secret)))?, far.to_string())
+            (
+                opened(&place, |fs| far.connect(&serving::identity(fs, now_ns())?, ticket.map(|t| t.secret)))?,
+                far.to_string(),
+            )
         }
         false => {
             let other = mounts::store_of(Path::new(promoted))?;
@@ -273,12 +289,13 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
     let header = Header::read(&mut *from).map_err(Failure::new)?;
     let new = !target.exists();
     if new {
-        place::create(target, &Make { hash_key: Some(header.hash_key), ..Make::default() })?;
+        let born_ns = Some(header.at.0);
+        place::create(target, &Make { hash_key: Some(header.hash_key), born_ns, ..Make::default() })?;
     }
     let (store, _held) = Place::at(target)?.open(&[], &place::options(), &mut |_| ())?;
     let fs = Fs::open(store.clone())?;
     if new {
-        fs.follow(header.uuid, header.fileset, &header.name, "", now_ns())?;
+        fs.follow(header.uuid, header.fileset, &header.name, "", header.at.0)?;
     }
     let outcome = import(&fs, &header, &mut *from);
     // What of it was read stays, and need not be read again.
@@ -291,7 +308,7 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
 
 fn promote(target: &Path) -> Result<()> {
     let place = mounts::store_of(target)?;
-    let here = |fs: &Fs| {
+    let here = |fs: &Arc<Fs>| {
         let was = fs.promote(now_ns())?;
         Ok(Response::Following(FollowLine { at: was.at.0, origin: was.origin, ..FollowLine::default() }))
     };
