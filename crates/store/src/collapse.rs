@@ -287,7 +287,7 @@ impl<'k> Sieve<'k> {
         if self.is_between_objects(&e) {
             self.begin_object(&e.key);
         }
-        if self.key != e.key {
+        if *self.key != *e.key {
             self.begin_key(&e.key);
         }
         self.note_keepless(&e);
@@ -713,11 +713,12 @@ impl Store {
                     // One object may take long.
                     self.flush_locked(state)?;
                 }
-                last.clone_from(&e.key);
+                last.clear();
+                last.extend_from_slice(&e.key);
                 if state.deriving && self.is_left_over(&mut with_attr, &e) {
                     continue;
                 }
-                while let Some(g) = ghosts.next_if(|g| g.from <= e.key) {
+                while let Some(g) = ghosts.next_if(|g| *g.from <= *e.key) {
                     outputs[0].ghost(g);
                 }
                 written += (e.key.len() + 16) as u64;

@@ -212,7 +212,7 @@ mod tests {
             for i in 0..entries {
                 let key = Key::new(FilesetId(1), ObjectId(i / 3), Kind::DIRENT, &i.to_be_bytes());
                 let value = (i % 5 != 0).then(|| Arc::from(i.to_le_bytes().as_slice()));
-                builder.add(&Entry { key: key.as_bytes().to_vec(), tid: Tid(i + 1), value });
+                builder.add(&Entry { key: key.as_bytes().into(), tid: Tid(i + 1), value });
             }
             builder.finish().unwrap()
         };

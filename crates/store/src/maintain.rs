@@ -32,6 +32,8 @@ pub(crate) const LOG_MAX: u64 = 256 << 20;
 /// Newer runs together at least this share (1/n) of the next one: merge them.
 const MERGE_RATIO: u64 = 3;
 const RUNS_MIN: usize = 3;
+/// While the index is derived, few look anything up: what is merged seldom is written seldom.
+const RUNS_MIN_DERIVING: usize = 12;
 /// With less free space than this, no segment is made ahead.
 const SPARE_MIN: u64 = 64 << 20;
 
@@ -185,16 +187,17 @@ impl Store {
     /// Merges runs, if that is due; says whether it was.
     pub(crate) fn step_merge(&self, state: &mut State) -> Result<bool> {
         let levels = self.index.read().levels.clone();
+        let least = if state.deriving { RUNS_MIN_DERIVING } else { RUNS_MIN };
         let in_pass = |r: &Run| state.pass.as_ref().is_some_and(|p| p.has(r));
         // A pass has all runs behind those that were flushed since it began.
         let free = levels.live.iter().position(in_pass).unwrap_or(levels.live.len());
-        if let Some(n) = merge_choice(&levels.live[..free]) {
+        if let Some(n) = merge_choice(&levels.live[..free], least) {
             self.merge(state, Family::Live, levels.live[..n].to_vec())?;
             return Ok(true);
         }
         let mut by_size: Vec<Run> = levels.history.iter().filter(|r| !in_pass(r)).cloned().collect();
         by_size.sort_by_key(Run::len);
-        if let Some(n) = merge_choice(&by_size) {
+        if let Some(n) = merge_choice(&by_size, least) {
             self.merge(state, Family::History, by_size[..n].to_vec())?;
             return Ok(true);
         }
@@ -473,7 +476,7 @@ impl Store {
         let mut n = 0u64;
         let mut ghosts = input.ghosts.into_iter().peekable();
         while let Some(entry) = merged.next()? {
-            while let Some(g) = ghosts.next_if(|g| g.from <= entry.key) {
+            while let Some(g) = ghosts.next_if(|g| *g.from <= *entry.key) {
                 outputs[usize::from(family == Family::History)].ghost(g);
             }
             let until = match family {
@@ -568,13 +571,13 @@ impl RunWriter {
     }
 }
 
-/// How many of the first runs to merge: the longest stretch of which each is not much larger than all before it.
-fn merge_choice(runs: &[Run]) -> Option<usize> {
+/// How many of the first runs to merge, `least` or more: the longest stretch of which each is not much larger than all before it.
+fn merge_choice(runs: &[Run], least: usize) -> Option<usize> {
     let mut n = 1;
     let mut sum = runs.first()?.len();
     while n < runs.len() && runs[n].len() <= MERGE_RATIO * sum {
         sum += runs[n].len();
         n += 1;
     }
-    (n >= RUNS_MIN).then_some(n)
+    (n >= least).then_some(n)
 }

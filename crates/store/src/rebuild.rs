@@ -233,7 +233,7 @@ impl Store {
     }
 
     fn is_much_in_memory(&self) -> bool {
-        !self.read_only && self.index.read().active.bytes() as u64 > self.memtable_max()
+        !self.read_only && self.index.read().active.bytes() as u64 > self.memory / DERIVED
     }
 
     /// What is in memory is to become tables; what comes later is not among it. (What was frozen before is in tables by now.)
@@ -280,15 +280,16 @@ impl Store {
         let sources: Vec<Source<'_>> = of_memory.chain(runs.map(|r| -> Source<'_> { run_source(r) })).collect();
         let mut merged = Merged::new(sources)?;
         let mut counts = Counts::default();
-        let mut last = Vec::new();
+        let mut last: Vec<u8> = Vec::new();
         // An object's ATTR comes before its data.
         let mut alive: Option<(FilesetId, ObjectId)> = None;
         while let Some(e) = merged.next()? {
             // Newest first.
-            if e.key == last {
+            if *e.key == *last {
                 continue;
             }
-            last.clone_from(&e.key);
+            last.clear();
+            last.extend_from_slice(&e.key);
             let Some(value) = e.value else { continue };
             match parse(&e.key) {
                 Some((fileset, object, Kind::ATTR, _)) => {
@@ -311,6 +312,10 @@ impl Store {
         Ok(())
     }
 }
+
+/// What is applied becomes tables when it is this share (1/n) of the memory. As much may be on its way to tables, and the cache
+/// holds little meanwhile.
+const DERIVED: u64 = 4;
 
 /// Bytes that are read ahead at a time, and how many times so many.
 const PORTION: usize = 4 << 20;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::Entry;
+use crate::key::KeyBytes;
 use crate::store::{Value, Version};
 use crate::{Key, Tid};
 
@@ -14,7 +15,9 @@ use crate::{Key, Tid};
 pub struct Slot {
     tid: Tid,
     value: Option<Value>,
-    /// Superseded ones, oldest first.
+    /// The one before, if its tid is not zero: of most keys that is all.
+    before: (Tid, Option<Value>),
+    /// Those before that, oldest first.
     older: Vec<(Tid, Option<Value>)>,
 }
 
@@ -24,6 +27,9 @@ impl Slot {
         if self.tid <= at {
             return Some((self.tid, self.value.as_ref()));
         }
+        if self.before.0 != Tid::ZERO && self.before.0 <= at {
+            return Some((self.before.0, self.before.1.as_ref()));
+        }
         let n = self.older.partition_point(|(tid, _)| *tid <= at);
         let (tid, value) = self.older[..n].last()?;
         Some((*tid, value.as_ref()))
@@ -31,37 +37,49 @@ impl Slot {
 
     /// All versions, newest first.
     pub fn versions(&self) -> impl Iterator<Item = (Tid, Option<&Value>)> {
-        let older = self.older.iter().rev().map(|(t, v)| (*t, v.as_ref()));
+        let before = Some(&self.before).filter(|(tid, _)| *tid != Tid::ZERO);
+        let older = before.into_iter().chain(self.older.iter().rev()).map(|(t, v)| (*t, v.as_ref()));
         std::iter::once((self.tid, self.value.as_ref())).chain(older)
+    }
+
+    /// Adds a newer one. Says whether that took memory.
+    fn push(&mut self, tid: Tid, value: Option<Value>) -> bool {
+        assert!(tid > self.tid, "versions of a key come in order: {tid} after {}", self.tid);
+        let was = (std::mem::replace(&mut self.tid, tid), std::mem::replace(&mut self.value, value));
+        let before = std::mem::replace(&mut self.before, was);
+        if before.0 != Tid::ZERO {
+            self.older.push(before);
+        }
+        !self.older.is_empty()
     }
 }
 
 /// See the module.
 #[derive(Default, Debug)]
 pub struct Memtable {
-    slots: BTreeMap<Box<[u8]>, Slot>,
+    slots: BTreeMap<KeyBytes, Slot>,
     bytes: usize,
 }
 
 /// Estimated bytes of a tree node and its allocations, by measurement of resident memory.
-const SLOT_COST: usize = 120;
-const VERSION_COST: usize = 48;
+const SLOT_COST: usize = 170;
+const VERSION_COST: usize = 40;
+/// Of a value's allocation.
+const VALUE_COST: usize = 24;
 
 impl Memtable {
     /// Adds a version, newer than those the key has.
     pub fn put(&mut self, key: Key, tid: Tid, value: Option<Value>) {
-        self.bytes += value.as_ref().map_or(0, |v| v.len());
+        self.bytes += value.as_ref().map_or(0, |v| v.len() + VALUE_COST);
         match self.slots.entry(key.into_bytes()) {
             std::collections::btree_map::Entry::Vacant(e) => {
-                self.bytes += SLOT_COST + e.key().len();
-                e.insert(Slot { tid, value, older: Vec::new() });
+                self.bytes += SLOT_COST + e.key().allocated();
+                e.insert(Slot { tid, value, before: (Tid::ZERO, None), older: Vec::new() });
             }
             std::collections::btree_map::Entry::Occupied(mut e) => {
-                let slot = e.get_mut();
-                assert!(tid > slot.tid, "versions of a key come in order: {tid} after {}", slot.tid);
-                let was = (std::mem::replace(&mut slot.tid, tid), std::mem::replace(&mut slot.value, value));
-                slot.older.push(was);
-                self.bytes += VERSION_COST;
+                if e.get_mut().push(tid, value) {
+                    self.bytes += VERSION_COST;
+                }
             }
         }
     }
@@ -69,7 +87,7 @@ impl Memtable {
     /// The newest version with tid ≤ `at` and the newest of all here; `None` if the key is not here.
     /// A version's value `None` is a tombstone.
     pub fn get(&self, key: &Key, at: Tid) -> Option<Found> {
-        let slot = self.slots.get(key.as_bytes())?;
+        let slot = self.slots.get(key.bytes())?;
         Some(match slot.at(at) {
             Some((tid, value)) => Found::Version(tid, value.cloned()),
             None => Found::OnlyNewer,
@@ -84,7 +102,7 @@ impl Memtable {
     /// All entries in table order.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         self.slots.iter().flat_map(|(key, slot)| {
-            slot.versions().map(|(tid, value)| Entry { key: key.to_vec(), tid, value: value.cloned() })
+            slot.versions().map(|(tid, value)| Entry { key: key.clone(), tid, value: value.cloned() })
         })
     }
 

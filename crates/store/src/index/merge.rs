@@ -123,7 +123,7 @@ impl Divider {
     /// Until when this entry was the newest of its key, if that is over: then it is history.
     pub fn superseded(&mut self, e: &Entry) -> Option<Tid> {
         let newer = std::mem::replace(&mut self.newer, e.tid);
-        if self.last_key == e.key {
+        if *self.last_key == *e.key {
             return Some(newer);
         }
         self.last_key.clear();

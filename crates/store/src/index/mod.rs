@@ -13,12 +13,13 @@ pub mod scan;
 pub mod table;
 
 use crate::Tid;
+use crate::key::KeyBytes;
 use crate::store::Value;
 
 /// A version as the index keeps it; `value` `None` is a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    pub key: Vec<u8>,
+    pub key: KeyBytes,
     pub tid: Tid,
     pub value: Option<Value>,
 }

@@ -187,7 +187,7 @@ pub fn versions(
                 break;
             }
             out.extend(slot.versions().map(|(tid, value)| super::Entry {
-                key: key.to_vec(),
+                key: key.into(),
                 tid,
                 value: value.cloned(),
             }));

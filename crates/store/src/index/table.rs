@@ -101,7 +101,7 @@ impl Builder {
 
     /// Adds an entry; they come in table order.
     pub fn add(&mut self, e: &Entry) {
-        if self.entries == 0 || self.last_key != e.key {
+        if self.entries == 0 || *self.last_key != *e.key {
             self.hashes.push(hash_key(&e.key));
         }
         let mut shared = 0;
@@ -112,7 +112,7 @@ impl Builder {
             self.n_blocks += 1;
             self.newest.push(e.tid);
         } else {
-            shared = self.last_key.iter().zip(&e.key).take_while(|(a, b)| a == b).count();
+            shared = self.last_key.iter().zip(&*e.key).take_while(|(a, b)| a == b).count();
         }
         put_varint(&mut self.block, shared as u64);
         put_bytes(&mut self.block, &e.key[shared..]);
@@ -597,7 +597,7 @@ impl<'c> Cursor<'c> {
 
     /// The current entry, copied.
     pub fn entry(&self) -> Option<Entry> {
-        self.valid.then(|| Entry { key: self.key.clone(), tid: self.tid, value: self.value() })
+        self.valid.then(|| Entry { key: self.key[..].into(), tid: self.tid, value: self.value() })
     }
 }
 
