@@ -287,3 +287,91 @@ fn a_filesystem_is_larger_than_its_disk() {
     });
     w.unmount();
 }
+
+/// Types what README says, on several machines: each is a directory, with a /srv and a port of its own.
+struct Machines<'w> {
+    w: &'w World,
+    server: &'w Server,
+    ports: [(&'static str, u16); 2],
+    ticket: String,
+}
+
+impl Machines<'_> {
+    fn type_in(&mut self, machine: &str, line: &str) {
+        let mut typed = line.replace("/srv/", "./srv-").replace("TICKET", &self.ticket);
+        for (name, port) in self.ports {
+            let own = if name == machine { "0.0.0.0:7437" } else { "" };
+            for at in [own, &format!("{name}:7437")].into_iter().filter(|at| !at.is_empty()) {
+                typed = typed.replace(at, &format!("127.0.0.1:{port}"));
+            }
+        }
+        let said = sh(self.w, self.server, &format!("darner() {{ $DARNER \"$@\"; }}; cd {machine}; {typed}"));
+        if let Some(ticket) = said.lines().find(|l| l.starts_with("darner-ticket-")) {
+            self.ticket = ticket.to_owned();
+        }
+    }
+
+    /// The lines of README that are for a machine, in their order.
+    fn follow(&mut self, machine: &str, lines: &[(String, String)]) {
+        let own: Vec<_> = lines.iter().filter(|(on, _)| on == machine).map(|(_, line)| line.clone()).collect();
+        assert!(!own.is_empty(), "README has nothing for {machine}");
+        own.iter().for_each(|line| self.type_in(machine, line));
+    }
+}
+
+/// What README has in its block of shell after some words: machine and line.
+fn readme(after: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
+    let (_, rest) = text.split_once(after).unwrap_or_else(|| panic!("README says no more {after:?}"));
+    let block = rest.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
+    let machines = [
+        ("laptop", "on the laptop"),
+        ("server", "on the server"),
+        ("second", "at the second site"),
+        ("new", "anywhere"),
+    ];
+    let line = |line: &str| {
+        let (typed, on) = line.split_once(" # ").unwrap_or_else(|| panic!("{line:?} does not say where"));
+        let on = machines.iter().find(|(_, said)| on.starts_with(said)).unwrap_or_else(|| panic!("where is {on:?}?"));
+        (on.0.to_owned(), typed.trim_end().to_owned())
+    };
+    block.lines().map(line).collect()
+}
+
+#[test]
+fn from_a_laptop_to_a_server_a_bucket_and_a_second_site_and_the_days_the_disk_dies_and_the_house_burns_down() {
+    let Some(w) = World::unmounted() else { return };
+    let server = Server::new(&w.dir.join("s3"));
+    let recipe = readme("From a laptop to a server at home");
+    assert_eq!(recipe.len(), 5, "it is a recipe of five lines");
+    let the_day = readme("The day the laptop's disk dies");
+    w.sh_outside("mkdir laptop server second new; mkdir laptop/mnt; $DARNER mount --create laptop/store laptop/mnt");
+    w.sh_outside(
+        "cd laptop/mnt; mkdir src; for i in $(seq 30); do seq $i 2000 > src/$i; done; ln src/1 link; sync -f .",
+    );
+    let ports = [("laptop", common::free_port()), ("server", common::free_port())];
+    let mut m = Machines { w: &w, server: &server, ports, ticket: String::new() };
+    for (machine, line) in recipe {
+        m.type_in(&machine, &line);
+    }
+    let sync = "$DARNER mirror sync --wait server/srv-laptop; $DARNER mirror sync --wait second/srv-laptop";
+    let before = w.sh_outside(&format!("{sync}; date -u +%FT%T.%NZ"));
+    w.sh_outside("cd laptop/mnt; seq 7 > src/7; rm src/8; md5sum src/* > $DIR/sums; sync -f .");
+    w.sh_outside(&format!("{sync}; $DARNER volume push server/srv-laptop"));
+    let goes_on = |files: &str| {
+        w.sh_outside(&format!(
+            "cd {files}; md5sum -c --quiet $DIR/sums; test ! -e src/8; test $(stat -c %h link) = 2; seq 8 2000 | cmp src@@{before}/8; \
+             echo more > more; sync -f .; cd ..; $DARNER unmount files"
+        ));
+    };
+    // The laptop's disk dies.
+    w.sh_outside("cd laptop; $DARNER serve mnt --stop; $DARNER unmount mnt; rm -r store");
+    // The house burns down.
+    w.sh_outside("cd server; $DARNER serve srv-laptop --stop; $DARNER mirror pause srv-laptop; rm -r srv-laptop");
+    m.follow("new", &the_day);
+    goes_on("new/files");
+    // The second site does what the server would have done.
+    let on_the_server: Vec<_> = the_day.iter().filter(|(on, _)| on == "server").cloned().collect();
+    on_the_server.iter().for_each(|(_, line)| m.type_in("second", line));
+    goes_on("second/files");
+}
