@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use darner_fs::Fs;
 use darner_store::{Damage, Rot, ScrubReport, Tid};
 use parking_lot::Mutex;
 
@@ -61,7 +62,7 @@ impl Daemon {
         let before = report.damages.len();
         let more = self.store().step_scrub(report, budget)?;
         for d in &report.damages[before..] {
-            let line = self.damage_line(d);
+            let line = damage_line(&self.fs, d);
             tracing::error!(
                 path = line.path,
                 offset = line.offset,
@@ -142,29 +143,30 @@ impl Daemon {
             total_bytes: self.store().scrub_total(),
             damaged: report.damages.len() as u64 + report.more,
             healed: report.healed,
-            damages: report.damages.iter().map(|d| self.damage_line(d)).collect(),
+            damages: report.damages.iter().map(|d| damage_line(&self.fs, d)).collect(),
         }
     }
+}
 
-    fn damage_line(&self, d: &Damage) -> DamageLine {
-        let mut line = DamageLine {
-            region: format!("{:x}", d.region),
-            region_offset: d.offset,
-            region_len: d.len,
-            ..DamageLine::default()
-        };
-        match d.rot {
-            Rot::Frame => {
-                line.what = "a transaction's heads: what they say is in the index, and lost only with that".into()
-            }
-            Rot::Table => line.what = "a table of the index: the next mount derives it anew".into(),
-            Rot::Data { fileset, object, offset, len, tid } => {
-                let (path, live) = self.fs.damaged(fileset, object, offset, len, tid);
-                line.what = if live { "bytes of a file" } else { "bytes of a file's past" }.into();
-                (line.path, line.live) = (Some(path), live);
-                (line.offset, line.len, line.tid) = (Some(offset), Some(len), Some(tid.to_string()));
-            }
+/// What a finding means to people.
+pub(crate) fn damage_line(fs: &Fs, d: &Damage) -> DamageLine {
+    let mut line = DamageLine {
+        region: format!("{:x}", d.region),
+        region_offset: d.offset,
+        region_len: d.len,
+        ..DamageLine::default()
+    };
+    match d.rot {
+        Rot::Frame => {
+            line.what = "a transaction's heads: what they say is in the index, and lost only with that".into()
         }
-        line
+        Rot::Table => line.what = "a table of the index: the next mount derives it anew".into(),
+        Rot::Data { fileset, object, offset, len, tid } => {
+            let (path, live) = fs.damaged(fileset, object, offset, len, tid);
+            line.what = if live { "bytes of a file" } else { "bytes of a file's past" }.into();
+            (line.path, line.live) = (Some(path), live);
+            (line.offset, line.len, line.tid) = (Some(offset), Some(len), Some(tid.to_string()));
+        }
     }
+    line
 }

@@ -13,7 +13,7 @@ use darner_store::{BucketState, Move, Progress, VolumeUsage};
 
 use crate::control::{CopyLine, Listener, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
-use crate::error::{Failure, Result};
+use crate::error::{Context, Failure, Result};
 use crate::keeper::Keeper;
 use crate::mounts;
 use crate::place::{self, Held, Make, Place};
@@ -130,7 +130,8 @@ impl Daemon {
             // It is to be made.
             let parent = path.parent().map(std::fs::canonicalize).transpose()?.unwrap_or_default();
             Ok::<_, std::io::Error>(parent.join(path.file_name().unwrap_or_default()))
-        })?;
+        });
+        let real = real.cant(|| format!("find {}", path.display()))?;
         if let Some(at) = mountpoints.iter().find(|at| real.starts_with(at)) {
             return Err(Failure::new(format!(
                 "{} is within {}, a mount of the store itself",
@@ -171,6 +172,7 @@ impl Daemon {
         if wanted.from == to {
             return Err(Failure::new(format!("it is on volume {to} already")));
         }
+        store.must_fit(&wanted)?;
         let (regions, bytes) = store.left_to_move(&wanted);
         let left = || store.left_to_move(&wanted);
         self.drive(&left, tell, &|| store.step_move(&wanted, BUDGET), &|| left().0 == 0)

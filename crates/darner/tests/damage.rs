@@ -44,6 +44,8 @@ fn a_scrub_names_the_file_whose_bytes_are_damaged() {
     // A bit of its third block is flipped where it is stored.
     let block = std::fs::read(w.path("../before")).unwrap()[8192..8208].to_vec();
     common::rot(&w.path("../store"), &block);
+    let checked = w.sh_outside("$DARNER check store || test $? = 1");
+    assert!(checked.contains("/d/victim: bytes 8192 to 12288 as written by 0x"), "{checked}");
     w.mount();
     let out = w.try_sh("$DARNER scrub $MNT");
     let said = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -230,6 +230,7 @@ fn a_killed_daemon_goes_on_emptying_a_volume_at_the_next_mount() {
 #[test]
 fn what_can_not_be_a_volume_and_what_can_not_leave_is_refused_with_a_reason() {
     let Some(w) = World::new() else { return };
+    refused(&w, "$DARNER volume add $MNT /nowhere/at/all", "can't find /nowhere/at/all: No such file");
     w.sh("head -c 100M /dev/urandom > data; sync -f .");
     refused(&w, "$DARNER volume remove $MNT 0", "the only one");
     refused(&w, "$DARNER volume remove $MNT 7", "no volume 7");
@@ -263,6 +264,37 @@ fn what_can_not_be_a_volume_and_what_can_not_leave_is_refused_with_a_reason() {
     w.sh_outside(&format!("$DARNER mount img $MNT; $DARNER volume move $MNT {region} --to 2; $DARNER unmount $MNT"));
     w.sh_outside(&format!("$DARNER inspect store-2 --json | grep '\"segment\"' | grep '\"region\":\"{region}\"' | grep -q '\"volume\":\"2\"'"));
     w.sh_outside("$DARNER check img; $DARNER check store-2");
+}
+
+/// The command said that it was not there, when it was there no more.
+#[test]
+fn a_volume_that_is_lost_is_taken_away() {
+    let Some(w) = World::new() else { return };
+    w.sh_outside("$DARNER volume add $MNT other; $DARNER volume copies $MNT 2");
+    w.sh("seq 100000 > f; sync f");
+    w.sh_outside("$DARNER unmount $MNT; rm -r store; $DARNER mount other $MNT --degraded");
+    refused(&w, "$DARNER volume remove $MNT 0", "have one copy of everything");
+    w.sh_outside("$DARNER volume copies $MNT 1");
+    let said = w.sh_outside("$DARNER volume remove $MNT 0");
+    assert!(said.contains("no volume any more"), "{said}");
+    assert_eq!(ids(&w), [1]);
+    w.sh_outside("$DARNER unmount $MNT; $DARNER check other; $DARNER mount other $MNT");
+    w.sh("seq 100000 | cmp - f");
+    w.unmount();
+}
+
+/// Directories of one filesystem share its room, but not their limits: a volume was emptied until the other one was full.
+#[test]
+fn what_the_limits_of_the_others_can_not_hold_does_not_begin_to_move() {
+    let Some(w) = World::new() else { return };
+    w.sh("head -c 120M /dev/urandom > f; sync f");
+    w.sh_outside("$DARNER volume add $MNT small --size 100M");
+    refused(&w, "$DARNER volume remove $MNT 0", "more are needed");
+    refused(&w, "$DARNER volume move $MNT --from 0 --to 1", "more are needed");
+    assert!(volumes(&w).iter().all(|v| v["state"] == "active"), "{:?}", volumes(&w));
+    w.sh_outside("$DARNER volume resize $MNT 1 400M; $DARNER volume remove $MNT 0");
+    assert_eq!(ids(&w), [1]);
+    w.unmount();
 }
 
 #[test]

@@ -298,7 +298,7 @@ impl Past<'_> {
     fn check(&mut self) {
         self.h.fs().sync().unwrap();
         assert_eq!(self.h.fs().check().unwrap().findings, Vec::<String>::new());
-        assert_eq!(self.h.fs().store().check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(self.h.fs().store().check(&mut |_, _| ()).all(), Vec::<String>::new());
     }
 
     // Destroying.

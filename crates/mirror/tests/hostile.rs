@@ -107,7 +107,7 @@ fn a_source_that_lies_is_refused_or_leaves_a_mirror_that_goes_on() {
         let _ = Puller::new(copy.clone(), pair.caller(Side::A), seed).pull();
         copy.getattr(Node::AsOf(ROOT, copy.head().unwrap())).unwrap();
         copy.store().sync().unwrap();
-        assert_eq!(copy.store().check(&mut |_, _| ()).findings, Vec::<String>::new(), "seed {seed}");
+        assert_eq!(copy.store().check(&mut |_, _| ()).all(), Vec::<String>::new(), "seed {seed}");
     }
     assert!(refused > 50 && done > 10, "{refused} refused, {done} done");
 }

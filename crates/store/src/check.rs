@@ -10,7 +10,8 @@ use crate::extent::{self, ChunkMap, Span};
 use crate::frame::{self, Content};
 use crate::index::table::{Cursor, Table};
 use crate::key::{KEY_HEAD, parse};
-use crate::reading::{Window, data_is_valid, each_copy, region_start};
+use crate::reading::{Window, each_copy, region_start};
+use crate::scrub::{Damage, damaged_data};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;
@@ -31,8 +32,22 @@ pub struct Report {
     pub versions: u64,
     /// Bytes read.
     pub bytes: u64,
-    /// One sentence for each thing that is not as it should be.
+    /// Bytes of files that are damaged, in all copies that there are.
+    pub damages: Vec<Damage>,
+    /// Places of files' bytes that are damaged in one of two copies, and will be written anew from the other.
+    pub mendable: u64,
+    /// One sentence for each other thing that is not as it should be.
     pub findings: Vec<String>,
+}
+
+impl Report {
+    /// All that is not as it should be.
+    pub fn all(&self) -> Vec<String> {
+        let damages = self.damages.iter().map(|d| format!("{d:?}"));
+        let mendable =
+            (self.mendable > 0).then(|| format!("{} places are damaged in one of two copies", self.mendable));
+        self.findings.iter().cloned().chain(damages).chain(mendable).collect()
+    }
 }
 
 impl Store {
@@ -53,13 +68,18 @@ impl Store {
             let chain = sealed.filter(|(_, next)| *next == s.at.id).map(|(crc, _)| crc);
             let region = self.regions.read()[&s.at.id].clone();
             let copies = each_copy(&region);
-            let found = self.check_segment(&copies[0], s, ends[&s.at.id], chain, &mut report);
+            let mut damages = Vec::new();
+            let found = self.check_segment(&copies[0], s, ends[&s.at.id], chain, &mut report, &mut damages);
             for copy in &copies[1..] {
                 // Counted once; what it has is verified like the first.
-                let mut of_copy = Report::default();
-                let found = self.check_segment(copy, s, ends[&s.at.id], chain, &mut of_copy);
+                let (mut of_copy, mut there) = (Report::default(), Vec::new());
+                let found = self.check_segment(copy, s, ends[&s.at.id], chain, &mut of_copy, &mut there);
                 report.findings.extend(of_copy.findings.into_iter().chain(found.err().map(|e| e.to_string())));
+                let all = damages.len() + there.len();
+                damages.retain(|d| there.contains(d));
+                report.mendable += (all - 2 * damages.len()) as u64;
             }
+            report.damages.append(&mut damages);
             sealed = match found {
                 Ok(next) => next,
                 Err(e) => {
@@ -82,7 +102,7 @@ impl Store {
         report
     }
 
-    /// Returns the seal's checksum and the segment that it leads to.
+    /// Adds what is damaged of files' bytes, and returns the seal's checksum and the segment that it leads to.
     fn check_segment(
         &self,
         region: &Arc<dyn Region>,
@@ -90,6 +110,7 @@ impl Store {
         end: u64,
         mut chain: Option<u32>,
         report: &mut Report,
+        damages: &mut Vec<Damage>,
     ) -> Result<Option<(u32, u64)>> {
         // What is left of a cleaned one has its pack's header instead, which was verified when it was opened.
         let packed = s.pack.is_some();
@@ -127,8 +148,8 @@ impl Store {
                     bad(report, at, &format!("tid {} comes after {last}", f.header.tid));
                 }
                 last = f.header.tid;
-                if !data_is_valid(&**region, bytes, at, records) {
-                    bad(report, at, &format!("file data of transaction {} is damaged", f.header.tid));
+                for r in records {
+                    damages.extend(damaged_data(&**region, bytes, at, f.header.tid, r).map(|(damage, _)| damage));
                 }
                 report.transactions += 1;
                 report.records += records.len() as u64;

@@ -60,18 +60,20 @@ pub struct Cleaned {
 }
 
 /// A region whose bytes are one segment's, or what is left of several.
-struct Container {
+pub(crate) struct Container {
+    /// The region.
+    pub(crate) id: u64,
     /// Which segments, by their place in the list.
     segments: Vec<usize>,
     /// Bytes that it holds, those needed, and tombstones that may be stuck.
-    kept: u64,
+    pub(crate) kept: u64,
     needed: u64,
     tombstones: u64,
     newest: Tid,
 }
 
 impl Container {
-    fn waste(&self) -> u64 {
+    pub(crate) fn waste(&self) -> u64 {
         self.kept.saturating_sub(self.needed)
     }
 
@@ -194,17 +196,22 @@ impl Store {
         Ok(bytes >= of_bytes || versions >= (account.versions / LAPSED).max(LAPSED_VERSIONS_MIN))
     }
 
+    /// What the cleaner may take. (What is in the bucket would have to be fetched first.)
     fn containers(&self, state: &State) -> Vec<Container> {
-        // What is in the bucket would have to be fetched first.
         let cold = self.cold_regions();
+        self.containers_of(state, &|id| !cold.contains(&id))
+    }
+
+    pub(crate) fn containers_of(&self, state: &State, chosen: &dyn Fn(u64) -> bool) -> Vec<Container> {
         let segments = self.segments.lock();
         let regions = self.regions.read();
         let mut by_region: HashMap<u64, Container> = HashMap::new();
         let sealed = segments.iter().enumerate().take_while(|(_, s)| s.at.id != state.log.region);
-        for (i, s) in sealed.filter(|(_, s)| !cold.contains(&s.container())) {
+        for (i, s) in sealed.filter(|(_, s)| chosen(s.container())) {
             let kept = if s.pack.is_some() { regions[&s.at.id].bytes_kept() } else { s.end };
             let needed = if s.live == LIVE_UNKNOWN { kept } else { (s.live + s.slack).min(kept) };
             let c = by_region.entry(s.container()).or_insert_with(|| Container {
+                id: s.container(),
                 segments: Vec::new(),
                 kept: 0,
                 needed: 0,

@@ -82,7 +82,7 @@ pub use receipt::Receipt;
 pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
 pub use retain::{Grid, Pin, Retention, Step, WhenFull};
 pub use scatter::{STRETCH, Stretch, strays};
-pub use scrub::{Damage, Rot, ScrubAt, ScrubReport};
+pub use scrub::{Damage, LISTED, Rot, ScrubAt, ScrubReport};
 pub use shelter::{Memory, Shelter};
 pub use store::{Store, Usage, Value, Version, VisitValue, VisitVersion};
 pub use tid::Tid;

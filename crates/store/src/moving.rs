@@ -111,6 +111,19 @@ impl Store {
         }
     }
 
+    /// Refuses a move to a volume that can't hold it.
+    pub fn must_fit(&self, wanted: &Move) -> Result<()> {
+        let Some(to) = wanted.to else { return Ok(()) };
+        let ((regions, bytes), free) = (self.left_to_move(wanted), self.volumes.room_on(to, wanted.from)?);
+        if bytes <= free {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "{bytes} bytes in {regions} regions are to be moved, volume {to} has {free} bytes free: {} more are needed",
+            bytes - free
+        )))
+    }
+
     /// Regions that are still to be moved, and their bytes.
     pub fn left_to_move(&self, wanted: &Move) -> (u64, u64) {
         self.left(Aim::Move(wanted))

@@ -448,23 +448,43 @@ impl Store {
         r: &Record<'_>,
         report: &mut ScrubReport,
     ) {
-        let Body::Extent { offset, len, codec, data_at, stored } = r.body else { return };
-        let start = at + u64::from(data_at);
-        let bytes = &frame[data_at as usize..(data_at + stored) as usize];
-        let (len, unit) = (u64::from(len), if codec == Codec::Raw { BLOCK as u64 } else { u64::from(len) });
-        for part in damaged_blocks(region, start, bytes, codec, len as usize) {
-            let from = part.start as u64 / (BLOCK as u64 + 4) * BLOCK as u64;
-            let n = unit.min(len.saturating_sub(from));
-            let at = start + part.start as u64;
-            let lost = Lost { fileset: r.fileset, object: r.object, offset: offset + from, len: n as usize, tid };
-            if self.fetch(region, at, &bytes[part.clone()], codec, &lost) {
-                report.healed += 1;
-                continue;
+        let Body::Extent { codec, .. } = r.body else { return };
+        for (damage, stored) in damaged_data(region, frame, at, tid, r) {
+            let Rot::Data { fileset, object, offset, len, tid } = damage.rot else { continue };
+            let lost = Lost { fileset, object, offset, len: len as usize, tid };
+            match self.fetch(region, damage.offset, stored, codec, &lost) {
+                true => report.healed += 1,
+                false => report.add(damage),
             }
-            let rot = Rot::Data { fileset: r.fileset, object: r.object, offset: offset + from, len: n, tid };
-            report.add(Damage { region: region.place().id, offset: at, len: part.len() as u64, rot });
         }
     }
+}
+
+/// What is damaged of a record's extent in the frame that begins at byte `at` of a region, and the stored bytes of it.
+pub(crate) fn damaged_data<'b>(
+    region: &'b dyn Region,
+    frame: &'b [u8],
+    at: u64,
+    tid: Tid,
+    r: &Record<'_>,
+) -> impl Iterator<Item = (Damage, &'b [u8])> {
+    let extent = match r.body {
+        Body::Extent { offset, len, codec, data_at, stored } => Some((offset, len, codec, data_at, stored)),
+        _ => None,
+    };
+    let (fileset, object) = (r.fileset, r.object);
+    extent.into_iter().flat_map(move |(offset, len, codec, data_at, stored)| {
+        let start = at + u64::from(data_at);
+        let bytes = &frame[data_at as usize..(data_at + stored) as usize];
+        let (whole, unit) = (u64::from(len), if codec == Codec::Raw { BLOCK as u64 } else { u64::from(len) });
+        damaged_blocks(region, start, bytes, codec, len as usize).map(move |part| {
+            let from = part.start as u64 / (BLOCK as u64 + 4) * BLOCK as u64;
+            let len = unit.min(whole.saturating_sub(from));
+            let rot = Rot::Data { fileset, object, offset: offset + from, len, tid };
+            let at = start + part.start as u64;
+            (Damage { region: region.place().id, offset: at, len: part.len() as u64, rot }, &bytes[part])
+        })
+    })
 }
 
 /// Writes what a damaged block holds, if it has the checksum that is stored with it; says whether it did.

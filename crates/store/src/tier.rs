@@ -1,4 +1,5 @@
 //! Tiers: what is not read much gives way on hot volumes when room gets short, and comes back when it is read much. docs/format.md §Bucket.
+//! What most of is waste comes back too, to be cleaned.
 //!
 //! What is in the bucket too gives way without a copy: a manifest names the place there instead of the one here. Without a bucket it moves to a
 //! cold volume. Segments and packs do; the open segment,
@@ -8,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::clean::Container;
 use crate::heal::write_anew;
 use crate::maintain::{Progress, State};
 use crate::moving::Move;
@@ -22,6 +24,8 @@ const LOW: u64 = 8;
 const HIGH: u64 = 5;
 /// A region of which 1/n was fetched comes back, if more than 1/HIGH stays free.
 const HOT: u64 = 2;
+/// Less waste in the bucket is not worth fetching it.
+const WASTED: u64 = 256 << 10;
 
 /// When segments were read last, by callers' clocks, and how many bytes since the open.
 #[derive(Default)]
@@ -66,9 +70,24 @@ impl Store {
             let at = bucket.place_of(*id);
             at.is_some_and(|at| fetched[id] >= (at.size / HOT).max(1) && u.free > u.size / HIGH + at.size)
         };
-        let Some(id) = fetched.keys().copied().find(is_hot) else { return Ok(Progress::Idle) };
+        let hot = fetched.keys().copied().find(is_hot);
+        let Some(id) = hot.or_else(|| self.mostly_waste(u.free.saturating_sub(u.size / HIGH))) else {
+            return Ok(Progress::Idle);
+        };
         self.bring_back(id)?;
         Ok(Progress::Worked)
+    }
+
+    /// What is in the bucket only, is no longer than `room`, and is waste for the most part: here it can be cleaned.
+    fn mostly_waste(&self, room: u64) -> Option<u64> {
+        let cold = self.cold_regions();
+        if cold.is_empty() {
+            return None;
+        }
+        let state = self.maintenance.lock();
+        let all = self.containers_of(&state, &|id| cold.contains(&id)).into_iter();
+        let worth = all.filter(|c| c.kept <= room && c.waste() >= WASTED.max(c.kept / 2));
+        worth.max_by_key(Container::waste).map(|c| c.id)
     }
 
     /// Moves a region to the cold volume or back, if that is due.

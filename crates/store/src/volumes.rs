@@ -108,9 +108,11 @@ impl Store {
                 "without volume {number} two copies have no place: add another first, or have one copy of everything"
             )));
         }
+        let (_, free_now, _) = self.volumes.bytes_without(None)?;
         let (used, free, _) = self.volumes.bytes_without(Some(number))?;
         let reserve = reserve_of(used + free);
-        if bytes + reserve > free && !self.volumes.shares_a_pool(number) {
+        // (What moves within a filesystem takes nothing of the reserve.)
+        if bytes + reserve > free && bytes.saturating_add(free_now) > free {
             return Err(Error::Refused(format!(
                 "volume {number} holds {bytes} bytes in {regions} regions; the others have {free} bytes free, of which {reserve} are \
                  in reserve: {} more are needed",
@@ -256,17 +258,20 @@ impl Store {
         }
         drop(tail);
         self.volumes.write_super(None, |sb| sb.volumes.retain(|v| v.number != number))?;
-        let volume = self.volumes.get(number)?;
+        let volume = self.volumes.get(number);
         let bucket = self.volumes.bucket().filter(|b| b.number() == number);
         self.volumes.forget(number);
         if let Some(bucket) = bucket {
             drop((state, moving));
             if let Err(e) = self.clear_bucket(&bucket) {
-                tracing::warn!("{} is no volume any more, but can't be cleared: {e}", volume.name());
+                tracing::warn!("{} is no volume any more, but can't be cleared: {e}", bucket.name());
             }
             return Ok(true);
         }
-        if let Err(e) = volume.keep_only(&[], false).and_then(|()| volume.wipe_super()) {
+        // (One that is missing can't be cleared.)
+        if let Ok(volume) = volume
+            && let Err(e) = volume.keep_only(&[], false).and_then(|()| volume.wipe_super())
+        {
             tracing::warn!("{} is no volume any more, but can't be cleared: {e}", volume.name());
         }
         Ok(true)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{FS, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Bucket, Buckets, Disk, RawVolume, SimBucket, Tier, Volume, without_waiting};
-use darner_store::{CreateOptions, Error, Key, Kind, Move, ObjectId, OpenOptions, Progress, Store, Tid};
+use darner_store::{CreateOptions, Error, Grid, Key, Kind, Move, ObjectId, OpenOptions, Progress, Step, Store, Tid};
 
 const SIZE: u64 = 128 << 20;
 /// Nothing is due by itself.
@@ -117,7 +117,7 @@ fn check_alone(run: &Run, bucket: &SimBucket, reached: Option<Tid>, seed: u64) {
     }
     push(&store, there.now).unwrap();
     there.compare_some(&store, 1);
-    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
     store.close().unwrap();
     drop(store);
     there.compare_some(&open(&disk, &bucket).unwrap(), 1);
@@ -150,7 +150,7 @@ fn what_comes_and_goes_between_here_and_a_bucket_stays_as_it_was_and_a_prefix_of
         push(&store, run.now).unwrap();
         assert_eq!(store.bucket().unwrap().reached, Some(store.tid()));
         check_alone(&run, &bucket, Some(store.tid()), seed);
-        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
         // Nothing is there that nobody needs.
         store.clean(run.now, &mut |_| ()).unwrap();
         push(&store, run.now).unwrap();
@@ -229,7 +229,7 @@ fn a_power_failure_at_any_event_leaves_all_that_was_synced_here_and_a_whole_pref
                 push(&store, run.now).unwrap();
                 push(&store, run.now).unwrap();
                 run.compare_some(&store, 1);
-                assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+                assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
                 let parts = there.objects().keys().filter(|name| name.starts_with("c/")).count();
                 assert_eq!(parts, 1);
             }
@@ -280,7 +280,7 @@ fn when_the_nth_operation_fails_nothing_visible_changes_and_it_goes_on() {
             run.compare(&store, Tid::MAX);
             change(&store, run.now).unwrap_or_else(|e| panic!("operation {n}: {e}"));
             run.compare_some(&store, 2);
-            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
             if n % 7 == 0 {
                 check_alone(&run, &bucket, Some(store.tid()), seed);
             }
@@ -513,7 +513,7 @@ fn what_is_not_read_moves_to_a_cold_volume_when_room_gets_short_and_back_when_it
     while store.step_tier().unwrap() == Progress::Worked {}
     assert!(used(&store) < before, "{before} bytes, then {}", used(&store));
     (0..files.len()).for_each(|i| read(&store, i));
-    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }
 
 #[test]
@@ -545,7 +545,54 @@ fn what_is_forgotten_leaves_the_bucket_with_the_next_checkpoint() {
     while store.step_push(run.now, NEVER).unwrap() == Progress::Worked {}
     assert!(!is_there());
     run.compare_some(&store, 5);
-    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
+}
+
+#[test]
+fn waste_in_the_bucket_is_cleaned_when_there_is_room_here() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    store.retain(FS, 5, |r| r.with_grid(Grid { steps: vec![Step { every: 1, lasts: 1 }] })).unwrap();
+    let mut rng = fastrand::Rng::with_seed(6);
+    let mut now = 10;
+    let files: Vec<Vec<u8>> = (0..40).map(|_| std::iter::repeat_with(|| rng.u8(..)).take(1 << 20).collect()).collect();
+    for (i, bytes) in files.iter().enumerate() {
+        now += 1;
+        let mut tx = store.begin(FS, now).unwrap();
+        tx.put(ObjectId(10 + i as u64), Kind::ATTR, &[], b"attributes");
+        tx.write(ObjectId(10 + i as u64), 0, bytes).unwrap();
+        tx.commit().unwrap();
+        while store.step().unwrap() == Progress::Worked {}
+    }
+    push(&store, now).unwrap();
+    to_bucket(&store).unwrap();
+    let there = || bucket.objects().values().map(|o| o.len() as u64).sum::<u64>();
+    assert!(there() > 40 << 20);
+    let kept = |i: usize| i.is_multiple_of(8);
+    for i in (0..files.len()).filter(|i| !kept(*i)) {
+        now += 1;
+        let mut tx = store.begin(FS, now).unwrap();
+        tx.delete(ObjectId(10 + i as u64), Kind::ATTR, &[]);
+        tx.punch(ObjectId(10 + i as u64), 0, 1 << 20).unwrap();
+        tx.commit().unwrap();
+    }
+    for _ in 0..400 {
+        now += 1_000_000_000;
+        store.want_collapse();
+        while store.step_clean(now).unwrap() == Progress::Worked {}
+        while store.step_tier().unwrap() == Progress::Worked {}
+        while store.step().unwrap() == Progress::Worked {}
+    }
+    push(&store, now).unwrap();
+    println!("{} MiB are left there", there() >> 20);
+    assert!(there() < 12 << 20, "{} bytes are there", there());
+    for i in (0..files.len()).filter(|i| kept(*i)) {
+        let pieces = store.map(FS, ObjectId(10 + i as u64), 0, 1 << 20, Tid::MAX).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        store.read(&pieces, &mut bytes).unwrap();
+        assert!(bytes == files[i], "file {i}");
+    }
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }
 
 #[test]
@@ -596,7 +643,7 @@ fn what_is_damaged_here_heals_from_the_bucket() {
     }
     println!("{healed} healed");
     assert!(healed > 50, "{healed}");
-    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn every_moment_that_is_visible_shows_what_it_did_whatever_was_given_up() {
         }
         store.clean(run.now, &mut |_| ()).unwrap();
         visible.compare(&mut run, &store, 40);
-        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
         store.close().unwrap();
         drop(store);
         let options = OpenOptions { read_only: true, index: IndexFrom::Segments, ..OpenOptions::default() };
@@ -215,7 +215,7 @@ fn a_power_failure_at_any_write_of_the_cleaner_changes_nothing_that_is_visible()
             if n % 5 == 0 {
                 store.clean(run.now, &mut |_| ()).unwrap();
                 Visible::default().compare(run, &store, 3);
-                assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+                assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
             }
         });
     }
@@ -251,7 +251,7 @@ fn when_the_nth_disk_operation_of_the_cleaner_fails_nothing_visible_changes() {
             let store = open(&disk).unwrap_or_else(|e| panic!("operation {n}, {fault:?}: {e}"));
             run.model.cut(store.tid());
             run.compare(&store, Tid::MAX);
-            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
             if over {
                 println!("{n} operations for {fault:?}");
                 break;
@@ -333,7 +333,7 @@ fn what_is_forgotten_is_nowhere_on_the_disk_and_all_else_is_as_it_was() {
             }
         }
         gone.compare(&mut run, &store, 20);
-        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
     }
 }
 
@@ -454,7 +454,7 @@ fn versions_that_were_collapsed_long_before_are_destroyed_in_the_segments_too() 
     store.forget(&[], &[key], Tid::MAX, 400, &mut |_| ()).unwrap();
     assert!(!is_on(&disk, name));
     assert!(store.get(&darner_store::Key::new(FS, ObjectId(1500), Kind::ATTR, &[]), Tid::MAX).unwrap().is_some());
-    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }
 
 #[test]
@@ -480,7 +480,7 @@ fn forgetting_takes_all_with_it_that_had_lapsed() {
     store.forget(&[], &[], Tid::MAX, 400, &mut |_| ()).unwrap();
     assert!(!is_on(&disk, small) && !is_on(&disk, value));
     assert_eq!(names(Kind::ATTR), 2000);
-    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }
 
 #[test]

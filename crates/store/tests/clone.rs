@@ -239,7 +239,7 @@ fn clones_equal_plain_maps_at_every_moment_across_crashes_and_rebuilds() {
             }
             assert!(world.model.len() > 3, "there were clones");
             world.store().sync().unwrap();
-            let findings = world.store().check(&mut |_, _| ()).findings;
+            let findings = world.store().check(&mut |_, _| ()).all();
             assert_eq!(findings, Vec::<String>::new());
         });
         if let Err(panic) = failed {

@@ -123,7 +123,7 @@ fn copies_come_and_go_and_any_one_volume_may_be_lost() {
         }
         store.set_copies(Copies::Two).unwrap();
         copy_all(&store);
-        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
         run.compare_some(&store, 5);
         store.sync().unwrap();
         drop(store);
@@ -217,7 +217,7 @@ fn a_power_failure_at_any_write_leaves_what_was_synced_on_either_disk_alone() {
                 if n % 5 == 0 {
                     store.set_copies(Copies::Two).unwrap();
                     copy_all(&store);
-                    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+                    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
                     store.sync().unwrap();
                     drop(store);
                     // What one copy lacked it has now.
@@ -324,7 +324,7 @@ fn a_disk_that_is_lost_at_any_moment_loses_nothing_and_is_brought_up_to_date_whe
             let store = open(&order);
             copy_all(&store);
             run.compare(&store, Tid::MAX);
-            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
             store.sync().unwrap();
             drop(store);
             let alone = open_as(&disks[lost..][..1], &degraded()).unwrap();

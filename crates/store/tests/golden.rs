@@ -182,5 +182,5 @@ fn shows_every_moment(store: &Store) {
     second[60_000..70_000].fill(0);
     assert!(read(b, Tid(3_000)) == second && read(b, Tid::MAX) == second);
     assert!(read(a, Tid::MAX)[5..50_005] == second[..50_000] && read(a, Tid(3_999)).iter().all(|b| *b == 0));
-    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }

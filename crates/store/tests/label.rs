@@ -59,7 +59,7 @@ fn a_volume_whose_beginning_was_overwritten_is_told_and_taken_back() {
         assert_eq!(usize::from(reclaim(&*volume(disk)).unwrap().number), number);
         let store = open(&disks).unwrap();
         run.compare_some(&store, 10);
-        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
         store.close().unwrap();
     }
     // One that has left leaves no label.

@@ -90,7 +90,7 @@ fn a_rotten_index_is_noticed_and_derived_anew_and_every_moment_is_as_it_was() {
             let store = open(&rotten).unwrap();
             run.compare_some(&store, 3);
             equal(&store, &whole);
-            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
             // It goes on, and is whole from now on.
             let mut on = Run { model: run.model.clone(), now: run.now, ..Run::new(seed) };
             on.transaction(&store).unwrap();
@@ -202,7 +202,7 @@ fn an_index_larger_than_the_memory_is_derived_by_way_of_tables_and_a_crash_at_an
     disk.record();
     let store = open_from(&disk, IndexFrom::TablesOrSegments, 0).unwrap();
     is_large(&store, 40);
-    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
     drop(store);
     let events = disk.events();
     println!("{events} events");
@@ -361,7 +361,7 @@ fn a_directory_without_its_index_files_opens_and_shows_every_moment() {
         let store = Store::open(volume(), &OpenOptions::default()).unwrap();
         assert_eq!((store.tid(), store.counted(FS)), (tid, counts));
         run.compare_some(&store, 5);
-        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
         run.transaction(&store).unwrap();
         store.close().unwrap();
         drop(store);

@@ -66,7 +66,7 @@ fn a_volume_becomes_shorter_and_longer_in_use_and_every_moment_stays() {
         assert_eq!(len(&disk), LESS);
         run.compare_some(&store, 20);
         store.sync().unwrap();
-        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
         store.close().unwrap();
         drop(store);
         // The label is where the end is now.

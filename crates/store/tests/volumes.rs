@@ -143,7 +143,7 @@ fn volumes_come_and_go_and_every_moment_shows_what_it_did() {
         finish_leaving(&store).unwrap();
         run.compare_some(&store, 30);
         store.sync().unwrap();
-        assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
         store.close().unwrap();
     }
 }
@@ -186,7 +186,7 @@ fn a_store_that_swaps_its_only_volume_for_another_three_times_stays_as_it_was() 
             assert_eq!(numbers(&store), [number]);
             run.compare_some(&store, 20);
             store.sync().unwrap();
-            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
             store.close().unwrap();
             drop(store);
             let gone = Store::open(held, &OpenOptions::default()).map(drop).unwrap_err();
@@ -254,7 +254,7 @@ fn a_power_failure_while_volumes_come_and_go_changes_nothing_that_is_visible() {
                 if n % 5 == 0 {
                     finish_leaving(&store).unwrap();
                     run.compare_some(&store, 2);
-                    assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+                    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
                     drop(store);
                     run.compare_some(&open(&crashed), 1);
                 }
@@ -306,7 +306,7 @@ fn when_the_nth_operation_of_a_change_of_volumes_fails_nothing_visible_changes()
             change(&store).unwrap_or_else(|e| panic!("operation {n}, {fault:?}: {e}"));
             assert!(!numbers(&store).contains(&0), "operation {n}, {fault:?}");
             run.compare_some(&store, 3);
-            assert_eq!(store.check(&mut |_, _| ()).findings, Vec::<String>::new());
+            assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
             if over {
                 println!("{n} operations for {fault:?}");
                 break;
@@ -404,5 +404,5 @@ fn damage_moves_along_and_stays_noticed() {
     assert_eq!(numbers(&store), [1]);
     let pieces = store.map(FS, darner_store::ObjectId(5), 0, 1 << 20, Tid::MAX).unwrap();
     assert!(store.read(&pieces, &mut vec![0; 1 << 20]).is_err());
-    assert_eq!(store.check(&mut |_, _| ()).findings.len(), 1);
+    assert_eq!(store.check(&mut |_, _| ()).all().len(), 1);
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use darner_fs::Fs;
-use darner_store::{Error, IndexFrom, OpenOptions, Store};
+use darner_store::{Error, IndexFrom, LISTED, OpenOptions, Store};
 
 use super::{human, progress_bar};
 use crate::cli::Check;
 use crate::error::{Failure, Result};
 use crate::place::{self, Place};
+use crate::scrub::damage_line;
 
 pub fn run(c: &Check) -> Result<()> {
     let place = Place::at(&c.store)?;
@@ -32,10 +33,19 @@ pub fn run(c: &Check) -> Result<()> {
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    let names = Fs::open(store)?.check()?;
+    let fs = Fs::open(store)?;
+    let names = fs.check()?;
     report.findings.extend(names.findings);
     report.findings.extend(lost);
-    let sound = report.findings.is_empty();
+    if report.mendable > 0 {
+        report.findings.push(format!(
+            "{} places are damaged in one of two copies: reading them, or darner scrub, writes them anew from the other",
+            report.mendable
+        ));
+    }
+    let damages: Vec<_> = report.damages.iter().take(LISTED).map(|d| damage_line(&fs, d)).collect();
+    let found = report.findings.len() + report.damages.len();
+    let sound = found == 0;
     if c.json {
         super::print_json(&serde_json::json!({
             "sound": sound,
@@ -46,9 +56,17 @@ pub fn run(c: &Check) -> Result<()> {
             "versions": report.versions,
             "bytes": report.bytes,
             "objects": names.objects,
+            "damaged": report.damages.len(),
+            "damages": damages,
             "findings": report.findings,
         }))?;
     } else {
+        for d in &damages {
+            super::print(&super::scrub::damage(d))?;
+        }
+        if report.damages.len() > damages.len() {
+            super::print(&format!("and {} more\n", report.damages.len() - damages.len()))?;
+        }
         for f in &report.findings {
             super::print(&format!("{f}\n"))?;
         }
@@ -63,9 +81,5 @@ pub fn run(c: &Check) -> Result<()> {
             names.objects,
         ))?;
     }
-    if sound {
-        Ok(())
-    } else {
-        Err(Failure::new(format!("{} is damaged: {} findings", place.path.display(), report.findings.len())))
-    }
+    if sound { Ok(()) } else { Err(Failure::new(format!("{} is damaged: {found} findings", place.path.display()))) }
 }

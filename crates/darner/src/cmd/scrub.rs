@@ -2,7 +2,7 @@
 
 use super::human;
 use crate::cli::Scrub;
-use crate::control::{self, Request, Response, ScrubLine};
+use crate::control::{self, DamageLine, Request, Response, ScrubLine};
 use crate::error::{Failure, Result};
 use crate::mounts;
 
@@ -35,23 +35,26 @@ fn text(r: &ScrubLine) -> String {
         }
         (Some(begun), Some(ended)) => format!("from {begun} to {ended}: {} read\n", human(r.bytes)),
     };
-    for d in &r.damages {
-        let at = format!("region {}, byte {}, {} bytes", d.region, d.region_offset, d.region_len);
-        match (&d.path, d.offset, d.len, &d.tid) {
-            (Some(path), Some(offset), Some(len), Some(tid)) => {
-                out.push_str(&format!("{path}: bytes {offset} to {} as written by {tid} ({at})\n", offset + len));
-            }
-            _ => out.push_str(&format!("{} ({at})\n", d.what)),
-        }
-    }
+    r.damages.iter().for_each(|d| out.push_str(&damage(d)));
     if r.damaged > r.damages.len() as u64 {
         out.push_str(&format!("and {} more\n", r.damaged - r.damages.len() as u64));
     }
     if r.healed > 0 {
-        out.push_str(&format!("{} manifests and superblocks were damaged and are written anew\n", r.healed));
+        out.push_str(&format!("{} places were damaged and are written anew\n", r.healed));
     }
     if r.begun.is_some() && r.damaged == 0 {
         out.push_str("nothing is damaged\n");
     }
     out
+}
+
+/// One line.
+pub(super) fn damage(d: &DamageLine) -> String {
+    let at = format!("region {}, byte {}, {} bytes", d.region, d.region_offset, d.region_len);
+    match (&d.path, d.offset, d.len, &d.tid) {
+        (Some(path), Some(offset), Some(len), Some(tid)) => {
+            format!("{path}: bytes {offset} to {} as written by {tid} ({at})\n", offset + len)
+        }
+        _ => format!("{} ({at})\n", d.what),
+    }
 }

@@ -437,9 +437,15 @@ impl Volumes {
         Ok((used, used + free.saturating_sub(lacking / 2)))
     }
 
-    /// (bytes in use, bytes free, the most that are free on one), as if a volume were not there.
+    /// (bytes in use, bytes free, the most that are free on one), as if a volume were not there: others of its pool have what it
+    /// gives back.
     pub fn bytes_without(&self, without: Option<u16>) -> Result<(u64, u64, u64)> {
         let members = self.0.members.read();
+        let leaving = members.iter().find(|m| Some(m.number) == without);
+        let returned = match leaving.and_then(|m| Some((m, m.volume.pool()?))) {
+            Some((m, pool)) => Some((pool, m.usage()?.0)),
+            None => None,
+        };
         let (mut used, mut free, mut most) = (0, 0, 0);
         // (free bytes as the volumes of a pool count them, the most that one of them sees, how many there are)
         let mut pools: HashMap<u64, (u64, u64, u64)> = HashMap::new();
@@ -449,8 +455,10 @@ impl Volumes {
             match m.volume.pool().filter(|_| members.len() > 1 && m.is_open()) {
                 Some(pool) => {
                     let (sum, most, n) = pools.entry(pool).or_default();
+                    let more = returned.filter(|r| r.0 == pool).map_or(0, |r| r.1);
                     let (_, there) = m.volume.usage(0)?;
-                    (*sum, *most, *n) = (*sum + (size - here), (*most).max(there - here.min(there)), *n + 1);
+                    let room = size - here + if m.limit == 0 { more } else { 0 };
+                    (*sum, *most, *n) = (*sum + room, (*most).max(there - here.min(there) + more), *n + 1);
                 }
                 None => {
                     free += size - here;
@@ -466,12 +474,17 @@ impl Volumes {
         Ok((used, free, most))
     }
 
-    /// Whether what one gives back others can use.
-    pub fn shares_a_pool(&self, number: u16) -> bool {
+    /// Bytes of another volume that one has room for.
+    pub fn room_on(&self, number: u16, from: u16) -> Result<u64> {
         let members = self.0.members.read();
         let pool = |m: &Member| m.volume.pool();
-        let here = members.iter().find(|m| m.number == number).and_then(pool);
-        here.is_some() && members.iter().any(|m| m.number != number && m.is_open() && pool(m) == here)
+        let Some(m) = members.iter().find(|m| m.number == number) else { return Ok(0) };
+        if m.is_bucket() {
+            return Ok(u64::MAX);
+        }
+        let given_back = pool(m).is_some() && members.iter().any(|o| o.number == from && pool(o) == pool(m));
+        let (used, size) = m.usage()?;
+        Ok(if m.limit == 0 && given_back { u64::MAX } else { size - used })
     }
 
     /// (bytes in use, bytes there are) of one.
