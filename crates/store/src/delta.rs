@@ -116,7 +116,8 @@ impl Store {
                 delta.changes.push(Change { tail: tail(&key), what: set.unwrap_or(What::Same) });
             }
             if next.is_some() || budget == 0 {
-                delta.next = Some(tail(&next.unwrap_or(g.to))).filter(|next| !next.is_empty());
+                // (Where those end that are told may be where all ends.)
+                delta.next = Some(next.unwrap_or(g.to)).filter(|next| *next < end).map(|next| tail(&next));
                 return Ok(delta);
             }
             pos = g.to;

@@ -168,6 +168,40 @@ fn who_follows_has_what_was_there_however_long_he_was_away() {
     assert!(stated > 0, "no deletion was dropped: nothing was tested");
 }
 
+/// A part said that it goes on at the very end of the range that was asked for: who follows took that for a lie, and asked again
+/// for the same, for ever.
+#[test]
+fn a_range_that_ends_where_dropped_keys_ended_has_nothing_behind_it() {
+    let mut ranges = 0;
+    for seed in 0..8 {
+        let disk = new_disk(1 << 30, seed);
+        create(&disk);
+        let (mut run, store) = (Run::new(seed + 500), Arc::new(open(&disk).unwrap()));
+        give_attributes(&mut run, &store);
+        for _ in 0..300 {
+            act(&mut run, &store);
+        }
+        let at = store.tid();
+        for since in run.model.tids.iter().step_by(5).filter(|since| **since < at) {
+            let stated = store.delta(FS, &[], &[], *since, at, 4096).unwrap().stated;
+            for (from, to) in stated.iter().filter(|(_, to)| !to.is_empty()) {
+                for limit in 1..12 {
+                    let mut pos = from.clone();
+                    while let Some(next) = store.delta(FS, &pos, to, *since, at, limit).unwrap().next {
+                        assert!(
+                            next > pos && next < *to,
+                            "seed {seed}: {next:?} of {pos:?} to {to:?}, {limit} at a time"
+                        );
+                        pos = next;
+                    }
+                    ranges += 1;
+                }
+            }
+        }
+    }
+    assert!(ranges > 0, "no deletion was dropped: nothing was tested");
+}
+
 #[test]
 fn what_did_not_change_is_not_read() {
     let disk = new_disk(1 << 30, 0);
