@@ -22,10 +22,8 @@ fn signal(pid: u32, signal: i32) {
     assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
 }
 
-/// Where the process is, in the kernel's words.
-fn waits_in(pid: u32) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default()
-}
+/// Long enough for most to get to where they wait; who does not dies all the same.
+const ON_THE_WAY: Duration = Duration::from_millis(500);
 
 /// As a shell starts it for who sits at a terminal.
 fn start(program: &str, args: &[&str]) -> Child {
@@ -76,9 +74,7 @@ fn who_waits_for_a_plug_in_that_hangs_can_be_killed() {
             start("ls", &["-l", &path("")]),
             start("truncate", &["-s", "7", &path("there")]),
         ]);
-        eventually("they wait", || waiting.iter().all(|child| waits_in(child.id()).len() > 1));
-        // Long enough for those that are first to be sent to the plug-in.
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(ON_THE_WAY);
         let took = end(waiting, by);
         eprintln!("signal {by}: the last one took {took:?}");
         assert!(took < SOON, "{took:?}");
@@ -101,12 +97,15 @@ fn who_was_interrupted_before_can_still_be_killed() {
         signal.signal(signal.SIGALRM, lambda *_: None)\n\
         signal.signal(signal.SIGINT, lambda *_: None)\n\
         signal.setitimer(signal.ITIMER_REAL, .01, .01)\n\
+        open(sys.argv[2], 'w').close()\n\
         os.stat(sys.argv[1])";
     signal(plugin, libc::SIGSTOP);
-    let mut child = start("python3", &["-c", program, file.to_str().unwrap()]);
-    eventually("it waits", || waits_in(child.id()).contains("request_wait"));
+    let ready = world.dir.join("ready");
+    let mut child = start("python3", &["-c", program, file.to_str().unwrap(), ready.to_str().unwrap()]);
+    eventually("it is ready", || ready.exists());
+    thread::sleep(ON_THE_WAY);
     signal(child.id(), libc::SIGINT);
-    thread::sleep(Duration::from_millis(500));
+    thread::sleep(ON_THE_WAY);
     assert!(child.try_wait().unwrap().is_none(), "a signal that it catches does not end the call");
     assert!(end(vec![child], libc::SIGKILL) < SOON);
     signal(plugin, libc::SIGCONT);
