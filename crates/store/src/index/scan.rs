@@ -20,11 +20,15 @@ impl<'c> RunCursor<'c> {
     fn seek(run: &'c Run, key: &[u8], at: Tid, cache: &'c BlockCache) -> Result<RunCursor<'c>> {
         let clipped = run.clip(key);
         let (key, at) = clipped.as_ref().map_or((key, at), |k| (k, Tid::MAX));
-        let table = run.table_for(key);
-        let mut c = RunCursor { run, cache, table, cursor: None };
-        if let Some(t) = run.tables.get(table) {
-            c.cursor = Some(Cursor::seek(t.clone(), key, at, Some(cache))?);
-            c.settle()?;
+        let mut c = RunCursor { run, cache, table: run.table_for(key), cursor: None };
+        // The versions of one key may go on in the next table, and those wanted begin in a later one.
+        while let Some(t) = run.tables.get(c.table) {
+            let cursor = Cursor::seek(t.clone(), key, at, Some(cache))?;
+            if cursor.key().is_some() {
+                c.cursor = Some(cursor);
+                break;
+            }
+            c.table += 1;
         }
         Ok(c)
     }
