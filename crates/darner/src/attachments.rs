@@ -28,6 +28,7 @@ use crate::error::{Context, Failure, Result};
 use crate::handed::{self, Handed};
 use crate::keeper::{self, FailedUpgrade, Keeper};
 use crate::mounts::{self, Mounted};
+use crate::place::Place;
 use crate::supervisor::{LISTENER, MOUNT, block_end_signals};
 use crate::when::local;
 
@@ -443,8 +444,21 @@ pub fn at(directory: &Path) -> Result<Attachment> {
     ask(&mounted(directory)?)
 }
 
+/// What a user means by a path.
+pub enum Meant {
+    /// A store, as [`mounts::store_of`] finds it.
+    Store(Place),
+    /// An attachment outside of every mount: its directory.
+    Attachment(PathBuf),
+}
+
+/// Finds out what a path means; an error if it is neither.
+pub fn meant(path: &Path) -> Result<Meant> {
+    mounts::store_of(path).map(Meant::Store).or_else(|no| around(path).map(Meant::Attachment).ok_or(no))
+}
+
 /// The directory of the innermost attachment that a path is in.
-pub fn around(path: &Path) -> Option<PathBuf> {
+fn around(path: &Path) -> Option<PathBuf> {
     let (path, all) = (mounts::absolute(path).ok()?, mounts::all().ok()?);
     let within = all.into_iter().filter(|m| path.starts_with(&m.mountpoint));
     within.max_by_key(|m| m.mountpoint.as_os_str().len()).filter(|m| m.kind == KIND).map(|m| m.mountpoint)

@@ -51,6 +51,11 @@ pub fn all() -> Result<Vec<Mounted>> {
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
+/// What of FUSE was mounted last at an absolute path.
+pub fn fuse_at(mountpoint: &Path) -> Result<Option<Mounted>> {
+    Ok(all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse")))
+}
+
 fn parse(line: &[u8]) -> Option<Mounted> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
     let dash = fields.iter().position(|f| *f == b"-")?;

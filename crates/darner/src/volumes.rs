@@ -172,8 +172,7 @@ impl Daemon {
         if wanted.from == to {
             return Err(Failure::new(format!("it is on volume {to} already")));
         }
-        store.must_fit(&wanted)?;
-        let (regions, bytes) = store.left_to_move(&wanted);
+        let (regions, bytes) = store.must_fit(&wanted)?;
         let left = || store.left_to_move(&wanted);
         self.drive(&left, tell, &|| store.step_move(&wanted, BUDGET), &|| left().0 == 0)
             .map_err(|e| Failure::new(format!("not all could be moved to volume {to}: {e}")))?;

@@ -68,18 +68,19 @@ impl Store {
             let chain = sealed.filter(|(_, next)| *next == s.at.id).map(|(crc, _)| crc);
             let region = self.regions.read()[&s.at.id].clone();
             let copies = each_copy(&region);
-            let mut damages = Vec::new();
-            let found = self.check_segment(&copies[0], s, ends[&s.at.id], chain, &mut report, &mut damages);
+            let before = report.damages.len();
+            let found = self.check_segment(&copies[0], s, ends[&s.at.id], chain, &mut report);
             for copy in &copies[1..] {
                 // Counted once; what it has is verified like the first.
-                let (mut of_copy, mut there) = (Report::default(), Vec::new());
-                let found = self.check_segment(copy, s, ends[&s.at.id], chain, &mut of_copy, &mut there);
+                let mut of_copy = Report::default();
+                let found = self.check_segment(copy, s, ends[&s.at.id], chain, &mut of_copy);
                 report.findings.extend(of_copy.findings.into_iter().chain(found.err().map(|e| e.to_string())));
-                let all = damages.len() + there.len();
-                damages.retain(|d| there.contains(d));
+                let mut damages = report.damages.split_off(before);
+                let all = damages.len() + of_copy.damages.len();
+                damages.retain(|d| of_copy.damages.contains(d));
                 report.mendable += (all - 2 * damages.len()) as u64;
+                report.damages.append(&mut damages);
             }
-            report.damages.append(&mut damages);
             sealed = match found {
                 Ok(next) => next,
                 Err(e) => {
@@ -102,7 +103,7 @@ impl Store {
         report
     }
 
-    /// Adds what is damaged of files' bytes, and returns the seal's checksum and the segment that it leads to.
+    /// Returns the seal's checksum and the segment that it leads to.
     fn check_segment(
         &self,
         region: &Arc<dyn Region>,
@@ -110,7 +111,6 @@ impl Store {
         end: u64,
         mut chain: Option<u32>,
         report: &mut Report,
-        damages: &mut Vec<Damage>,
     ) -> Result<Option<(u32, u64)>> {
         // What is left of a cleaned one has its pack's header instead, which was verified when it was opened.
         let packed = s.pack.is_some();
@@ -149,7 +149,8 @@ impl Store {
                 }
                 last = f.header.tid;
                 for r in records {
-                    damages.extend(damaged_data(&**region, bytes, at, f.header.tid, r).map(|(damage, _)| damage));
+                    let damaged = damaged_data(&**region, bytes, at, f.header.tid, r);
+                    report.damages.extend(damaged.map(|(damage, _)| damage));
                 }
                 report.transactions += 1;
                 report.records += records.len() as u64;

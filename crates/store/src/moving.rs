@@ -111,12 +111,13 @@ impl Store {
         }
     }
 
-    /// Refuses a move to a volume that can't hold it.
-    pub fn must_fit(&self, wanted: &Move) -> Result<()> {
-        let Some(to) = wanted.to else { return Ok(()) };
-        let ((regions, bytes), free) = (self.left_to_move(wanted), self.volumes.room_on(to, wanted.from)?);
+    /// As [`Store::left_to_move`]; refuses a move to a volume that can't hold it.
+    pub fn must_fit(&self, wanted: &Move) -> Result<(u64, u64)> {
+        let (regions, bytes) = self.left_to_move(wanted);
+        let Some(to) = wanted.to else { return Ok((regions, bytes)) };
+        let free = self.volumes.room_on(to, wanted.from)?;
         if bytes <= free {
-            return Ok(());
+            return Ok((regions, bytes));
         }
         Err(Error::Refused(format!(
             "{bytes} bytes in {regions} regions are to be moved, volume {to} has {free} bytes free: {} more are needed",

@@ -116,11 +116,8 @@ impl Store {
         let end = parts.iter().map(Part::end).max().expect("parts");
         let mut unpacked = Unpacked::default();
         SCRATCH.with_borrow_mut(|scratch| {
-            let len = (end - from) as usize;
-            if scratch.len() < len {
-                scratch.resize(len, 0);
-            }
-            let whole = self.read_stored(None, region, from, follow, &mut scratch[..len]);
+            let scratch = room(scratch, (end - from) as usize);
+            let whole = self.read_stored(None, region, from, follow, scratch);
             for p in parts {
                 let out = &mut buf[p.to..p.to + p.piece.len as usize];
                 let stored = (p.at - from) as usize..(p.end() - from) as usize;
@@ -160,11 +157,9 @@ impl Store {
         if let Some(place) = piece.place.filter(|p| p.codec == Codec::Raw) {
             let appended = SCRATCH.with_borrow_mut(|scratch| {
                 let (at, n) = extent::needed(&place, len);
-                if scratch.len() < n {
-                    scratch.resize(n, 0);
-                }
-                self.read_stored(None, place.region, at, true, &mut scratch[..n])?;
-                extent::append_raw(&place, &scratch[..n], len, out)
+                let stored = room(scratch, n);
+                self.read_stored(None, place.region, at, true, stored)?;
+                extent::append_raw(&place, stored, len, out)
             });
             if !matches!(appended, Err(Error::Corrupt { .. })) {
                 return appended;
@@ -193,11 +188,9 @@ impl Store {
             return Ok(());
         };
         let (at, n) = extent::needed(&place, out.len());
-        if scratch.len() < n {
-            scratch.resize(n, 0);
-        }
-        self.read_stored(tail, place.region, at, follow, &mut scratch[..n])?;
-        self.load(&place, &mut scratch[..n], out).map_err(|e| damage(piece, e))
+        let stored = room(scratch, n);
+        self.read_stored(tail, place.region, at, follow, stored)?;
+        self.load(&place, stored, out).map_err(|e| damage(piece, e))
     }
 
     /// Verifies and unpacks stored bytes; what is damaged comes from the other copy, if there is one.
@@ -267,6 +260,14 @@ impl Store {
             }),
         }
     }
+}
+
+/// The first `n` bytes of what grows to the largest need and stays.
+fn room(scratch: &mut Vec<u8>, n: usize) -> &mut [u8] {
+    if scratch.len() < n {
+        scratch.resize(n, 0);
+    }
+    &mut scratch[..n]
 }
 
 pub(crate) fn damage(p: &Piece, e: Error) -> Error {

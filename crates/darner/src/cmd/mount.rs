@@ -49,8 +49,7 @@ pub fn run(c: Mount) -> Result<()> {
     if place.path.starts_with(&mountpoint) || mountpoint.starts_with(&place.path) {
         return Err(Failure::new("the store and the mount point must not lie within each other"));
     }
-    let there = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse"));
-    if let Some(m) = there {
+    if let Some(m) = mounts::fuse_at(&mountpoint)? {
         let is_dead = m.is_ours() && matches!(control::call(&Place::behind(&m), &Request::Status), Ok(None));
         return Err(Failure::new(match is_dead {
             true => mounts::is_dead(&mountpoint),
@@ -82,7 +81,7 @@ fn stay(place: &Place, mountpoint: &Path) -> Result<()> {
     let told = told.ok_or_else(std::io::Error::last_os_error)?;
     let table = File::open("/proc/self/mountinfo")?;
     systemd::Store::find().0.ready();
-    while mounts::all()?.iter().any(|m| m.mountpoint == *mountpoint && m.kind.starts_with("fuse")) {
+    while mounts::fuse_at(mountpoint)?.is_some() {
         let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
         // The kernel marks changes of the table so.
         let mut polled = [poll(table.as_raw_fd(), libc::POLLPRI), poll(told.as_raw_fd(), libc::POLLIN)];
@@ -152,7 +151,7 @@ fn remount(c: &Mount) -> Result<()> {
 
 fn answers(request: &MountRequest) -> Result<()> {
     let mountpoint = &request.mountpoint;
-    if !mounts::all()?.iter().any(|m| m.mountpoint == *mountpoint && m.kind.starts_with("fuse")) {
+    if mounts::fuse_at(mountpoint)?.is_none() {
         return Err(Failure::new(format!("{} was said to be mounted, but is not", mountpoint.display())));
     }
     std::fs::metadata(mountpoint).cant(|| format!("look at {}, just mounted", mountpoint.display()))?;

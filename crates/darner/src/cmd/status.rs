@@ -6,17 +6,15 @@ use std::path::Path;
 use darner_syslink::plain;
 
 use super::human;
-use crate::attachments::{self, Attachment};
+use crate::attachments::{self, Attachment, Meant};
 use crate::cli;
 use crate::control::{self, Request, Response, Status, Usage};
 use crate::error::{Failure, Result};
-use crate::mounts;
 
 pub fn run(c: &cli::Status) -> Result<()> {
-    let place = match (mounts::store_of(&c.mnt), attachments::around(&c.mnt)) {
-        (Ok(place), _) => place,
-        (Err(_), Some(directory)) => return of_attachments(c, &directory),
-        (Err(no), None) => return Err(no),
+    let place = match attachments::meant(&c.mnt)? {
+        Meant::Store(place) => place,
+        Meant::Attachment(directory) => return of_attachments(c, &directory),
     };
     let Response::Status(s) = control::must_call(&place, &Request::Status)? else {
         return Err(super::other_answer());

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(c: &Unmount) -> Result<()> {
     let mountpoint = mounts::absolute(&c.mountpoint)?;
-    let mounted = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse"));
+    let mounted = mounts::fuse_at(&mountpoint)?;
     let mounted = mounted.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
     // What is attached to directories in it goes first, the innermost before the others: all of it or, if the mount is in use,
     // nothing.

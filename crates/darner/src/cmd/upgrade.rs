@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::attachments::{self, Attachment};
+use crate::attachments::{self, Attachment, Meant};
 use crate::cli::Upgrade;
 use crate::control::{self, Request, Response, Status};
 use crate::error::{Context, Failure, Result};
 use crate::keeper::FailedUpgrade;
-use crate::mounts;
 
 /// How long the next process may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,10 +22,9 @@ pub fn run(c: &Upgrade) -> Result<()> {
     if !program.is_file() {
         return Err(Failure::new(format!("{} is no program", program.display())));
     }
-    let place = match (mounts::store_of(&c.mnt), attachments::around(&c.mnt)) {
-        (Ok(place), _) => place,
-        (Err(_), Some(directory)) => return upgrade_attachments(&directory, &program),
-        (Err(no), None) => return Err(no),
+    let place = match attachments::meant(&c.mnt)? {
+        Meant::Store(place) => place,
+        Meant::Attachment(directory) => return upgrade_attachments(&directory, &program),
     };
     let ask = || -> Result<Option<Status>> {
         match control::call(&place, &Request::Status)? {
