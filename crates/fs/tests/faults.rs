@@ -67,7 +67,7 @@ fn a_full_raw_volume_refuses_to_grow_and_still_deletes() {
 
 fn fill_and_empty(volume: Arc<dyn Volume>, size_limit: u64) {
     Store::create(&*volume, &CreateOptions { now_ns: START, size_limit, seed: Some([1; 32]), hash_key: None }).unwrap();
-    let store = Arc::new(Store::open(volume, &OpenOptions { memory: 16 << 20, ..OpenOptions::default() }).unwrap());
+    let store = Arc::new(Store::open(volume, &OpenOptions::small()).unwrap());
     let fs = Fs::create(store, 0, 0, 0o755, START + 1).unwrap();
     let mut rng = fastrand::Rng::with_seed(1);
     let block: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(1 << 20).collect();

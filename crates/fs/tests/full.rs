@@ -25,7 +25,7 @@ struct Full {
 }
 
 fn open(disk: &SimDisk) -> Arc<Store> {
-    let options = OpenOptions { memory: 16 << 20, ..OpenOptions::default() };
+    let options = OpenOptions::small();
     Arc::new(Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options).unwrap())
 }
 

@@ -697,7 +697,7 @@ impl Store {
         let mut ghosts = ghosts_of(pass.live.iter().chain(&pass.history)).into_iter().peekable();
         let mut sieve = Sieve::new(&pass.keep, std::mem::take(&mut pass.tally));
         let mut made = Vec::new();
-        let mut outputs = [RunWriter::default(), RunWriter::default()];
+        let mut outputs = [(); 2].map(|()| RunWriter::new(self.table_size));
         let (mut written, mut read) = (0, 0u64);
         let mut last: Vec<u8> = Vec::new();
         let mut with_attr: Vec<u8> = Vec::new();

@@ -23,8 +23,6 @@ use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{For, Region, RegionRef, VolumeEntry};
 use crate::{FilesetId, Result, Tid};
 
-/// A table that grows beyond this is ended and the next begun.
-const TABLE_TARGET: usize = 8 << 20;
 /// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
 const FIRST_LOOK: u64 = 30_000_000_000;
 /// Replay after a crash reads no more of the log than about this.
@@ -472,7 +470,7 @@ impl Store {
         let mut merged = Merged::new(input.entries)?;
         let mut divider = Divider::new(bottom, self.index.read().filesets.clones());
         let mut ageing = Ageing::new(self.clock());
-        let mut outputs = [RunWriter::default(), RunWriter::default()];
+        let mut outputs = [(); 2].map(|()| RunWriter::new(self.table_size));
         let mut n = 0u64;
         let mut ghosts = input.ghosts.into_iter().peekable();
         while let Some(entry) = merged.next()? {
@@ -514,8 +512,9 @@ pub(crate) fn ghosts_of<'r>(runs: impl IntoIterator<Item = &'r Run>) -> Vec<Ghos
 }
 
 /// Writes entries as the tables of a run.
-#[derive(Default)]
 pub(crate) struct RunWriter {
+    /// A table that grows beyond this is ended and the next begun.
+    table_size: usize,
     builder: Option<Builder>,
     region: u64,
     run: Run,
@@ -524,8 +523,12 @@ pub(crate) struct RunWriter {
 }
 
 impl RunWriter {
+    pub fn new(table_size: usize) -> RunWriter {
+        RunWriter { table_size, builder: None, region: 0, run: Run::default(), ghosts: Vec::new() }
+    }
+
     pub fn add(&mut self, store: &Store, entry: &Entry, made: &mut Vec<RegionRef>) -> Result<()> {
-        if self.builder.as_ref().is_some_and(|b| b.len() >= TABLE_TARGET) {
+        if self.builder.as_ref().is_some_and(|b| b.len() >= self.table_size) {
             self.end_table(store, made)?;
         }
         self.begin_table(store).add(entry);
@@ -536,7 +539,7 @@ impl RunWriter {
     pub fn ghost(&mut self, g: Ghost) {
         // In a full table no key follows: it would seem to have the first one of the next.
         match &mut self.builder {
-            Some(builder) if builder.len() < TABLE_TARGET => builder.ghost(g),
+            Some(builder) if builder.len() < self.table_size => builder.ghost(g),
             _ => self.ghosts.push(g),
         }
     }

@@ -53,6 +53,8 @@ pub struct CreateOptions {
 pub struct OpenOptions {
     /// Bytes of memory for index, cache and buffers (tables' filters and block lists come on top).
     pub memory: u64,
+    /// Bytes that a table of the index has at most, about: with smaller ones a small store has what else only a large one has.
+    pub table_size: usize,
     /// Changes nothing on the volume.
     pub read_only: bool,
     /// Where the index comes from.
@@ -73,6 +75,7 @@ impl Default for OpenOptions {
     fn default() -> OpenOptions {
         OpenOptions {
             memory: 256 << 20,
+            table_size: 8 << 20,
             read_only: false,
             index: IndexFrom::default(),
             shelter: None,
@@ -84,6 +87,11 @@ impl Default for OpenOptions {
 }
 
 impl OpenOptions {
+    /// For tests: as little memory as it can do with, and tables so small that a small store has many.
+    pub fn small() -> OpenOptions {
+        OpenOptions { memory: 16 << 20, table_size: 12 << 10, ..OpenOptions::default() }
+    }
+
     pub(crate) fn reach(&self) -> Reach {
         Reach { buckets: self.buckets.clone(), memory: (self.memory / 4).max(8 << 20) }
     }
@@ -350,6 +358,7 @@ pub(crate) fn open_with(
         readahead: Readahead::default(),
         allowance: 0.into(),
         memory,
+        table_size: options.table_size,
         regions: RwLock::new(regions),
         segments: Mutex::new(m.segments.clone()),
         packs: Mutex::new(packs),

@@ -78,7 +78,7 @@ fn create(v: &dyn Volume) {
     Store::create(v, &CreateOptions { now_ns: 5, seed: Some([3; 32]), ..Default::default() }).unwrap();
 }
 fn opts() -> OpenOptions {
-    OpenOptions { memory: 16 << 20, ..Default::default() }
+    OpenOptions::small()
 }
 fn open(d: Arc<dyn Disk>) -> Result<Store> {
     Store::open(Arc::new(RawVolume::new(d)), &opts())

@@ -100,6 +100,7 @@ pub struct Store {
     /// Bytes that may still be written before free space is looked at.
     pub(crate) allowance: AtomicI64,
     pub(crate) memory: u64,
+    pub(crate) table_size: usize,
     /// Open segments.
     pub(crate) regions: RwLock<HashMap<u64, Arc<dyn Region>>>,
     pub(crate) segments: Mutex<Vec<Segment>>,

@@ -21,7 +21,7 @@ fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
 fn options(bucket: &SimBucket) -> OpenOptions {
     let bucket = bucket.clone();
     let buckets = Buckets(Arc::new(move |_| -> Arc<dyn Bucket> { Arc::new(bucket.clone()) }));
-    OpenOptions { memory: 16 << 20, buckets: Some(buckets), ..OpenOptions::default() }
+    OpenOptions { buckets: Some(buckets), ..OpenOptions::small() }
 }
 
 fn open(disk: &SimDisk, bucket: &SimBucket) -> Result<Store, Error> {

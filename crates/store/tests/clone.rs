@@ -51,7 +51,7 @@ impl World {
         let disk = SimDisk::new(1 << 30);
         let options = CreateOptions { now_ns: 1_000, seed: Some([5; 32]), ..CreateOptions::default() };
         Store::create(&RawVolume::new(Arc::new(disk.clone())), &options).unwrap();
-        let store = open(&disk, &OpenOptions { memory: 1, ..OpenOptions::default() });
+        let store = open(&disk, &OpenOptions { memory: 1, ..OpenOptions::small() });
         let model = BTreeMap::from([(MAIN, vec![(Tid(1_000), Some(State::default()))])]);
         World { rng: fastrand::Rng::with_seed(seed), disk, store: Some(store), model, last: 1, now: 2_000 }
     }
@@ -149,7 +149,7 @@ impl World {
             false => drop(store.sync().unwrap()),
         }
         drop(store);
-        self.store = Some(open(&self.disk, &OpenOptions { memory: 1, ..OpenOptions::default() }));
+        self.store = Some(open(&self.disk, &OpenOptions { memory: 1, ..OpenOptions::small() }));
     }
 
     fn step(&mut self) {
@@ -216,7 +216,7 @@ impl World {
         if self.rng.u8(0..20) == 0 {
             store.sync().unwrap();
             let options =
-                OpenOptions { read_only: true, index: IndexFrom::Segments, memory: 1, ..OpenOptions::default() };
+                OpenOptions { read_only: true, index: IndexFrom::Segments, memory: 1, ..OpenOptions::small() };
             let anew = open(&self.disk, &options);
             self.compare_any(&anew);
             for fileset in self.model.keys() {
@@ -268,7 +268,7 @@ fn a_power_failure_leaves_filesets_and_clones_as_they_were_at_some_transaction()
         let n = world.rng.usize(..=events);
         let mut luck = fastrand::Rng::with_seed(n as u64);
         let disk = SimDisk::crashed(&base, &world.disk, n, &mut |_| luck.bool());
-        let found = open(&disk, &OpenOptions { memory: 1, ..OpenOptions::default() });
+        let found = open(&disk, &OpenOptions { memory: 1, ..OpenOptions::small() });
         let tid = found.tid();
         let all: Vec<FilesetId> = world.model.keys().copied().collect();
         for fileset in world.rng.choose_multiple(&all, 3) {

@@ -17,15 +17,15 @@ fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
 
 fn open_as(disks: &[SimDisk], options: &OpenOptions) -> Result<Store, Error> {
     let volumes: Vec<_> = disks.iter().map(volume).collect();
-    Store::open_volumes(&volumes, &OpenOptions { memory: 16 << 20, ..options.clone() })
+    Store::open_volumes(&volumes, options)
 }
 
 fn open(disks: &[SimDisk]) -> Store {
-    open_as(disks, &OpenOptions::default()).unwrap()
+    open_as(disks, &OpenOptions::small()).unwrap()
 }
 
 fn degraded() -> OpenOptions {
-    OpenOptions { degraded: true, ..OpenOptions::default() }
+    OpenOptions { degraded: true, ..OpenOptions::small() }
 }
 
 fn create(disk: &SimDisk) {
@@ -213,7 +213,7 @@ fn a_power_failure_at_any_write_leaves_what_was_synced_on_either_disk_alone() {
                         drop(check(&fork(std::slice::from_ref(disk)), &degraded()));
                     }
                 }
-                let store = check(&crashed, &OpenOptions::default());
+                let store = check(&crashed, &OpenOptions::small());
                 if n % 5 == 0 {
                     store.set_copies(Copies::Two).unwrap();
                     copy_all(&store);

@@ -20,7 +20,7 @@ fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
 
 fn open(disks: &[SimDisk]) -> Result<Store, Error> {
     let volumes: Vec<_> = disks.iter().map(volume).collect();
-    Store::open_volumes(&volumes, &OpenOptions { memory: 16 << 20, ..OpenOptions::default() })
+    Store::open_volumes(&volumes, &OpenOptions::small())
 }
 
 fn create(disk: &SimDisk) {

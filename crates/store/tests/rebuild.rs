@@ -18,7 +18,7 @@ const MANIFEST: &[u8] = b"DARNMAN";
 
 fn open_from(disk: &SimDisk, index: IndexFrom, memory: u64) -> Result<Store, Error> {
     let volume = RawVolume::new(Arc::new(disk.clone()));
-    Store::open(Arc::new(volume), &OpenOptions { index, memory, ..OpenOptions::default() })
+    Store::open(Arc::new(volume), &OpenOptions { index, memory, table_size: 256 << 10, ..OpenOptions::small() })
 }
 
 /// Where on a disk some bytes are.
@@ -218,7 +218,7 @@ fn an_index_larger_than_the_memory_is_derived_by_way_of_tables_and_a_crash_at_an
 /// Derives the index with threads beside, or without.
 fn derive(volume: Arc<dyn Volume>, threads: bool) -> Result<Store, Error> {
     let workers = threads.then(|| Arc::new(Threads) as Arc<dyn Workers>);
-    let options = OpenOptions { index: IndexFrom::Segments, memory: 0, workers, ..OpenOptions::default() };
+    let options = OpenOptions { index: IndexFrom::Segments, memory: 0, workers, ..OpenOptions::small() };
     Store::open(volume, &options)
 }
 

@@ -77,7 +77,7 @@ impl Kept {
 
 fn open(disk: Arc<dyn Disk>, kept: &Kept) -> std::result::Result<Store, Error> {
     let shelter = Some(Shelter::over(Box::new(kept.clone())));
-    let options = OpenOptions { memory: 16 << 20, shelter, ..OpenOptions::default() };
+    let options = OpenOptions { shelter, ..OpenOptions::small() };
     Store::open(Arc::new(RawVolume::new(disk)), &options)
 }
 

@@ -18,7 +18,7 @@ fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
 }
 
 fn open(disk: &SimDisk) -> Store {
-    Store::open(volume(disk), &OpenOptions { memory: 16 << 20, ..OpenOptions::default() }).unwrap()
+    Store::open(volume(disk), &OpenOptions::small()).unwrap()
 }
 
 fn len(disk: &SimDisk) -> u64 {

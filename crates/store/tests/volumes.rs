@@ -21,7 +21,7 @@ fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
 fn open_by(disks: &[SimDisk], first: usize) -> Result<Store, Error> {
     let order = (first..disks.len()).chain(0..first);
     let volumes: Vec<_> = order.map(|i| volume(&disks[i])).collect();
-    Store::open_volumes(&volumes, &OpenOptions { memory: 16 << 20, ..OpenOptions::default() })
+    Store::open_volumes(&volumes, &OpenOptions::small())
 }
 
 /// Opens by whichever disk the store is on.

@@ -33,7 +33,7 @@ pub fn new_disk() -> SimDisk {
 
 pub fn open_store(disk: &SimDisk) -> Arc<Store> {
     let volume = Arc::new(RawVolume::new(Arc::new(disk.clone())));
-    Arc::new(Store::open(volume, &OpenOptions { memory: 16 << 20, ..OpenOptions::default() }).unwrap())
+    Arc::new(Store::open(volume, &OpenOptions::small()).unwrap())
 }
 
 /// Runs a script and compares each answer.

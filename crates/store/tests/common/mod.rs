@@ -57,13 +57,13 @@ pub struct Run {
 }
 
 pub fn open(disk: &SimDisk) -> Result<Store, Error> {
-    let options = OpenOptions { memory: 16 << 20, ..OpenOptions::default() };
+    let options = OpenOptions::small();
     Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options)
 }
 
 /// The same, with threads lent to it.
 pub fn open_with_threads(disk: &SimDisk) -> Result<Store, Error> {
-    let options = OpenOptions { memory: 16 << 20, workers: Some(Arc::new(Threads)), ..OpenOptions::default() };
+    let options = OpenOptions { workers: Some(Arc::new(Threads)), ..OpenOptions::small() };
     Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options)
 }
 
