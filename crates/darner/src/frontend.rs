@@ -18,6 +18,7 @@ use crate::cold;
 use crate::error::Failure;
 use crate::healing::Healer;
 use crate::listing::Listing;
+use crate::mortal::MortalReply;
 use crate::nodes::Nodes;
 use crate::reaper::Reaper;
 use crate::receipts::Receipts;
@@ -197,7 +198,7 @@ impl Frontend {
         }
     }
 
-    fn read(&self, node: Node, offset: u64, size: u32, reply: Reply<'_>, ctx: &Ctx<'_>) {
+    fn read(&self, pid: u32, node: Node, offset: u64, size: u32, reply: Reply<'_>, ctx: &Ctx<'_>) {
         DATA.with_borrow_mut(|buf| {
             let size = size as usize;
             if buf.len() < size {
@@ -205,8 +206,12 @@ impl Frontend {
             }
             match without_waiting(|| self.fs.read_unexplained(node, offset, &mut buf[..size])) {
                 Ok(n) => reply.data(&buf[..n]),
-                Err(e) if e.cold().is_some() => cold::read(&self.fs, node, offset, size, reply, ctx),
-                Err(e) if e.errno() == libc::EIO => self.healer.take(node, offset, size, reply),
+                Err(e) if e.cold().is_some() => {
+                    cold::read(&self.fs, node, offset, size, MortalReply::new(pid, reply), ctx);
+                }
+                Err(e) if e.errno() == libc::EIO => {
+                    self.healer.take(node, offset, size, MortalReply::new(pid, reply));
+                }
                 Err(e) => reply.error(e.errno()),
             }
         });
@@ -477,7 +482,7 @@ impl Frontend {
                 let Some(old) = self.nodes.node(oldnode) else { return reply.error(libc::ESTALE) };
                 self.answer_entry(self.run(&caller, Op::Link { node: old, dir: node, name }), reply);
             }
-            O::Read { offset, size, .. } => self.read(node, offset, size, reply, ctx),
+            O::Read { offset, size, .. } => self.read(request.pid, node, offset, size, reply, ctx),
             O::Write { offset, data, write_flags, flags, .. } => {
                 self.write(id, node, &WriteRequest { offset, data, flags, write_flags }, &caller, reply, ctx);
             }

@@ -5,17 +5,17 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use darner_fs::{Fs, Node};
-use darner_fuse::{DeferredReply, Reply};
 use parking_lot::Mutex;
 
 use crate::error::Result;
+use crate::mortal::MortalReply;
 
 /// A read that could not be answered.
 struct Wounded {
     node: Node,
     offset: u64,
     size: usize,
-    reply: DeferredReply,
+    reply: MortalReply,
 }
 
 /// Heals what reads of a mount find damaged, and answers them; ends when it is dropped, and all are answered.
@@ -30,14 +30,17 @@ impl Healer {
     }
 
     /// Sees to a read that failed because of damage.
-    pub fn take(&self, node: Node, offset: u64, size: usize, reply: Reply<'_>) {
+    pub fn take(&self, node: Node, offset: u64, size: usize, reply: MortalReply) {
         // (Without its thread the reply is dropped, which answers.)
-        let _ = self.0.lock().send(Wounded { node, offset, size, reply: reply.defer() });
+        let _ = self.0.lock().send(Wounded { node, offset, size, reply });
     }
 }
 
 fn heal(fs: &Fs, job: Wounded) {
     let Wounded { node, offset, size, reply } = job;
+    if reply.is_over() {
+        return;
+    }
     match fs.heal(node, offset, size) {
         Ok(true) => tracing::warn!(inode = node.inode().number(), offset, "damaged: healed from the other side"),
         Ok(false) => {}

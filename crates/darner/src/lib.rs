@@ -21,6 +21,7 @@ pub mod keeper;
 pub mod listing;
 pub mod memory;
 mod mirroring;
+mod mortal;
 mod mounting;
 pub mod mounts;
 pub mod nodes;

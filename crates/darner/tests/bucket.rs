@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -257,6 +258,37 @@ fn a_bucket_that_hangs_or_dies_fails_reads_of_what_is_there_only_and_heals() {
         w.sh_outside("$DARNER volume push $MNT");
         assert_eq!(bucket(&w)["state"], "active");
     }
+    w.unmount();
+}
+
+#[test]
+fn who_waits_for_a_bucket_that_hangs_can_be_killed() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let server = Server::new(&w.dir);
+    let id = with_cold(&w, &server);
+    w.sh_outside(&format!("$DARNER volume move $MNT --from 0 --to {id}; $DARNER unmount $MNT"));
+    sh(&w, &server, "$DARNER mount --log daemon.log store $MNT");
+    server.signal(libc::SIGSTOP);
+    let read = |i: usize| {
+        let mut read = Command::new("dd");
+        read.args(i.is_multiple_of(2).then_some("iflag=direct"))
+            .arg(format!("if={}", w.path(&format!("a/{i}")).display()));
+        read.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let mut reads: Vec<Child> = (1..=12).map(read).collect();
+    // Who does not wait yet dies all the same; the bucket is given up after five seconds.
+    std::thread::sleep(Duration::from_millis(500));
+    let start = Instant::now();
+    reads.iter_mut().for_each(|read| read.kill().unwrap());
+    for read in &mut reads {
+        assert_eq!(read.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+    println!("killed, the last one was gone after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    server.signal(libc::SIGCONT);
+    eventually("the bucket is reached again", || std::fs::read(w.path("a/3")).is_ok());
+    w.sh("md5sum -c --quiet $DIR/sums");
     w.unmount();
 }
 

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -167,6 +168,63 @@ fn one_that_hangs_costs_its_callers_the_deadline_and_nobody_else_anything() {
         s["late_calls"].as_u64().unwrap() >= 1 && s["last_end"].as_str().unwrap().contains("did not answer in time")
     );
     assert!(p99(&took) < Duration::from_millis(200), "{took:?}");
+}
+
+#[test]
+fn one_that_answers_but_stays_at_work_on_a_call_is_ended_whether_somebody_waits_or_not() {
+    let Some(world) = World::new() else { return };
+    let burn = r#"
+import threading
+
+class Link(Link):
+    def messages(self):
+        for kind, number, body in super().messages():
+            if kind == COMMAND and struct.unpack_from("<H", body)[0] == 5:
+                threading.Thread(target=self.burn).start()
+            else:
+                yield kind, number, body
+
+    def burn(self):
+        while True:
+            pass
+"#;
+    let Some(program) = python(&world, burn) else { return };
+    let at = attach(&world, "py", &["--deadline=1s", "--", &program]);
+    let file = at.join("hello.txt");
+    let mut missing = 0;
+    // The whole time it answers others.
+    let mut ended = |pid: i32, times: u64| {
+        let begun = Instant::now();
+        while status(&world, "py")["restarts"] != times {
+            missing += 1;
+            let outcome = fs::metadata(at.join(format!("none{missing}"))).unwrap_err().raw_os_error();
+            assert_eq!(outcome, Some(libc::ENOENT));
+            assert!(begun.elapsed() < Duration::from_secs(30), "it is still there");
+            thread::sleep(Duration::from_millis(5));
+        }
+        eventually("its process is gone", || !Path::new(&format!("/proc/{pid}")).exists());
+        let last = status(&world, "py")["last_end"].as_str().unwrap().to_string();
+        assert!(last.contains("unanswered long after its deadline"), "{last}");
+    };
+    let burning = pid(&world, "py", "plugin_pid");
+    thread::scope(|s| {
+        let waits = s.spawn(|| read(&file).unwrap_err().raw_os_error());
+        ended(burning, 1);
+        assert_eq!(waits.join().unwrap(), Some(libc::ETIMEDOUT));
+    });
+    // Who asked has been killed, and nobody asks for anything else.
+    let burning = pid(&world, "py", "plugin_pid");
+    let mut reader = Command::new("dd")
+        .arg(format!("if={}", file.display()))
+        .arg("iflag=direct")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_millis(300));
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    eventually("it is ended", || !Path::new(&format!("/proc/{burning}")).exists());
+    ended(burning, 2);
 }
 
 /// For a minute in the long form.

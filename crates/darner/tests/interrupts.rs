@@ -111,6 +111,37 @@ fn who_was_interrupted_before_can_still_be_killed() {
     signal(plugin, libc::SIGCONT);
 }
 
+#[test]
+fn who_waits_in_a_process_namespace_of_its_own_can_be_killed_too() {
+    let Some(world) = World::new() else { return };
+    let file = attach(&world, "hi", &["--deadline=60s", "hello"]).join("hello.txt");
+    let plugin = status(&world, "hi")["plugin_pid"].as_u64().unwrap() as u32;
+    signal(plugin, libc::SIGSTOP);
+    let source = format!("if={}", file.display());
+    // As root, or in a user namespace as well. Its first process dies with all in it, the one that waits among them.
+    let mut inside = start(
+        "unshare",
+        &["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "dd", "iflag=direct", &source],
+    );
+    thread::sleep(ON_THE_WAY);
+    if let Some(status) = inside.try_wait().unwrap() {
+        signal(plugin, libc::SIGCONT);
+        return eprintln!("SKIPPED: no namespaces here ({status})");
+    }
+    let begun = Instant::now();
+    assert!(end(vec![inside], libc::SIGKILL) < SOON);
+    eventually("who waited is gone", || running(&source) == 0);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    signal(plugin, libc::SIGCONT);
+}
+
+/// Processes with this argument.
+fn running(argument: &str) -> usize {
+    let lines =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|p| std::fs::read(p.path().join("cmdline")).ok());
+    lines.filter(|line| line.split(|b| *b == 0).any(|word| word == argument.as_bytes())).count()
+}
+
 extern "C" fn nothing(_: libc::c_int) {}
 
 /// The system call's result, which has to be no error at the first try.

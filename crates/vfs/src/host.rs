@@ -1,7 +1,8 @@
 //! Keeps a plug-in running: starts it, notices its end or its silence, starts it again, or gives it up.
 //!
-//! Invariants: there is at most one process of it; a call takes no longer than the deadline, whatever the plug-in does;
-//! what was under way when the process ended is asked again only if asking twice does no harm.
+//! Invariants: there is at most one process of it; a call takes no longer than the deadline, whatever the plug-in does; no
+//! process is at work on a call for much longer than twice that; what was under way when the process ended is asked again
+//! only if asking twice does no harm.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ use crate::vfs::{Errno, Info};
 const PAUSES_MS: [u64; 5] = [0, 100, 500, 1000, 2000];
 /// One that was killed is not at fault: that many times in a row without an answer in between.
 const KILLS_MAX: u32 = 100;
+/// What was given up is waited for as long again as its deadline, and no shorter than this.
+const GRACE: Duration = Duration::from_secs(1);
 /// One that has run so long did not fail at its start.
 const WELL: Duration = Duration::from_secs(30);
 /// How often a call is asked that ended the process that had it.
@@ -95,8 +98,8 @@ struct State {
     phase: Phase,
     /// The last process that ended, and whether it was killed by others.
     ended: Option<(u64, bool)>,
-    /// The host found that it hangs.
-    hung: bool,
+    /// The host found that it hangs, and how.
+    hung: Option<&'static str>,
     stop: bool,
     restarts: u32,
     late: u64,
@@ -135,7 +138,7 @@ impl Host {
     /// Starts a plug-in, and returns when it has said what it is; an error if that does not work the first time.
     pub fn start(launch: impl Launch + 'static, options: Options) -> Result<Host, String> {
         let state =
-            State { phase: Phase::Starts, ended: None, hung: false, stop: false, restarts: 0, late: 0, last_end: None };
+            State { phase: Phase::Starts, ended: None, hung: None, stop: false, restarts: 0, late: 0, last_end: None };
         let shared = Arc::new(Shared { options, state: Mutex::new(state), changed: Condvar::new() });
         let (tell, told) = channel();
         let for_thread = shared.clone();
@@ -204,7 +207,10 @@ impl Host {
                     self.late(&running, begun);
                     return Err(Errno(libc::ETIMEDOUT));
                 }
-                CallError::Cancelled => return Err(Errno(libc::EINTR)),
+                CallError::Cancelled => {
+                    self.given_up();
+                    return Err(Errno(libc::EINTR));
+                }
                 CallError::Broken(_) => {
                     let killed = self.wait_for_end(&running, &mut terms);
                     asked += u32::from(!killed);
@@ -258,9 +264,15 @@ impl Host {
         state.late += 1;
         let current = matches!(&state.phase, Phase::Runs(r, _) if r.epoch == running.epoch);
         if current && running.heard() < begun {
-            state.hung = true;
-            self.shared.changed.notify_all();
+            state.hung = Some("it did not answer in time");
         }
+        self.shared.changed.notify_all();
+    }
+
+    /// Has the keeper look when a call is to be answered that nobody waits for.
+    fn given_up(&self) {
+        let _state = self.shared.state.lock();
+        self.shared.changed.notify_all();
     }
 }
 
@@ -294,8 +306,8 @@ impl Keeper {
             if begun.elapsed() >= WELL {
                 (self.failures, self.kills) = (0, 0);
             }
-            let hung = std::mem::take(&mut state.hung);
-            let killed = killed && !hung;
+            let hung = state.hung.take();
+            let killed = killed && hung.is_none();
             match killed {
                 true if served => self.kills = 0,
                 true => self.kills += 1,
@@ -374,8 +386,13 @@ impl Keeper {
             let _ = tell.send(Ok(running.info.clone()));
         }
         self.shared.changed.notify_all();
-        while !state.stop && !state.hung && link.closed().is_none() {
-            self.shared.changed.wait(&mut state);
+        let grace = self.shared.options.deadline.max(GRACE).as_nanos() as u64;
+        while !state.stop && state.hung.is_none() && link.closed().is_none() {
+            match running.owes_since().map(|until| until.saturating_add(grace).saturating_sub(now_ns())) {
+                None => self.shared.changed.wait(&mut state),
+                Some(0) => state.hung = Some("it left a call unanswered long after its deadline"),
+                Some(left) => drop(self.shared.changed.wait_for(&mut state, Duration::from_nanos(left))),
+            }
         }
         let hung = state.hung;
         state.phase = Phase::Starts;
@@ -383,9 +400,9 @@ impl Keeper {
         let why = link.closed();
         running.close();
         let (killed, how) = process.end();
-        let how = match why {
-            _ if hung => "it did not answer in time, and was killed".into(),
-            Some(reason) if reason.why != darner_syslink::Why::Lost => format!("{reason}; {how}"),
+        let how = match (hung, why) {
+            (Some(hung), _) => format!("{hung}, and was killed"),
+            (None, Some(reason)) if reason.why != darner_syslink::Why::Lost => format!("{reason}; {how}"),
             _ => how,
         };
         (true, killed, how)

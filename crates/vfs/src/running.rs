@@ -43,9 +43,17 @@ pub(crate) struct Running {
     pub info: Info,
     link: Link,
     arena: Arc<Arena>,
-    /// Of calls that nobody waits for any more: the plug-in may still write there, until it has replied.
-    owed: Mutex<Vec<(CallId, Slot)>>,
+    /// Calls that nobody waits for any more, and that were not replied to.
+    owed: Mutex<Vec<Owed>>,
     began: u64,
+}
+
+struct Owed {
+    call: CallId,
+    /// Its deadline, on syslink's clock.
+    until: u64,
+    /// The plug-in may still write there, until it has replied.
+    _slot: Option<Slot>,
 }
 
 /// An entry of a directory.
@@ -80,19 +88,41 @@ impl Running {
         self.link.replied_at().max(self.began)
     }
 
-    fn call(&self, command: Message, terms: &mut Terms<'_>) -> Result<Message> {
-        self.call_known(command, terms).map_err(|e| e.0)
+    /// The earliest deadline of the calls that were given up and are not replied to, on syslink's clock.
+    pub fn owes_since(&self) -> Option<u64> {
+        let mut owed = self.owed.lock();
+        self.forget_settled(&mut owed);
+        owed.iter().map(|o| o.until).min()
     }
 
-    /// An error comes with the call, if it was begun.
-    fn call_known(
+    fn forget_settled(&self, owed: &mut Vec<Owed>) {
+        owed.retain(|o| self.link.owes(o.call));
+    }
+
+    fn call(&self, command: Message, terms: &mut Terms<'_>) -> Result<Message> {
+        self.call_with(None, command, terms).map(|(reply, _)| reply)
+    }
+
+    /// A call that may have a slot, which it gives back with the reply.
+    fn call_with<S: Into<Option<Slot>>>(
         &self,
+        slot: S,
         command: Message,
         terms: &mut Terms<'_>,
-    ) -> std::result::Result<Message, (CallError, Option<CallId>)> {
+    ) -> Result<(Message, S)> {
         let (left, tag, wanted) = (terms.left(), command.tag(), &mut *terms.wanted);
-        let reply = self.link.call_patiently(command, Some(left), PATIENCE, &mut || wanted().then_some(LOOK_EVERY))?;
-        if reply.tag() == tag { Ok(reply) } else { Err((wrong("it belongs to another command"), None)) }
+        match self.link.call_patiently(command, Some(left), PATIENCE, &mut || wanted().then_some(LOOK_EVERY)) {
+            Ok(reply) if reply.tag() == tag => Ok((reply, slot)),
+            Ok(_) => Err(wrong("it belongs to another command")),
+            Err((error, call)) => {
+                if let Some(call) = call {
+                    let mut owed = self.owed.lock();
+                    self.forget_settled(&mut owed);
+                    owed.push(Owed { call, until: terms.until, _slot: slot.into() });
+                }
+                Err(error)
+            }
+        }
     }
 
     pub fn lookup(&self, dir: u64, name: &[u8], terms: &mut Terms<'_>) -> Result<Attr> {
@@ -130,23 +160,13 @@ impl Running {
         self.call_with(slot, m, terms).map(drop)
     }
 
-    fn call_with(&self, slot: Slot, command: Message, terms: &mut Terms<'_>) -> Result<(Message, Slot)> {
-        match self.call_known(command, terms) {
-            Ok(reply) => Ok((reply, slot)),
-            Err((error, call)) => {
-                self.owed.lock().extend(call.map(|call| (call, slot)));
-                Err(error)
-            }
-        }
-    }
-
     /// A slot; waits for one while the plug-in owes replies to so many calls that there is none.
     fn slot(&self, terms: &mut Terms<'_>) -> Result<Slot> {
         loop {
             if let Some(slot) = self.arena.take() {
                 return Ok(slot);
             }
-            self.owed.lock().retain(|(call, _)| self.link.owes(*call));
+            self.forget_settled(&mut self.owed.lock());
             if let Some(slot) = self.arena.take() {
                 return Ok(slot);
             }
