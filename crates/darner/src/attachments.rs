@@ -108,7 +108,7 @@ pub fn run(c: &Attach, ready: &dyn Fn()) -> Result<()> {
     let lacks = Arc::new(Mutex::new(Vec::new()));
     let launcher = Launcher { attach: c.clone(), files, lacks: lacks.clone() };
     let options = Options { deadline: c.deadline, restart: !c.no_restart };
-    let host = Host::start(launcher, options).map_err(Failure::new)?;
+    let host = Host::start(launcher, options).map_err(|why| no_plugin(c, &why))?;
     let front = Arc::new(Front::new(host, !c.writable));
     let key = format!("{MOUNT}{}", c.directory.display());
     let session = match items.remove(&key) {
@@ -151,6 +151,13 @@ pub fn run(c: &Attach, ready: &dyn Fn()) -> Result<()> {
     served?;
     tracing::info!(directory = %c.directory.display(), "detached");
     Ok(())
+}
+
+fn no_plugin(c: &Attach, why: &str) -> Failure {
+    match (&c.plugin, &c.of) {
+        (Some(name), Some(file)) => Failure::new(format!("{name} can't show {}: {why}", file.display())),
+        _ => Failure::new(why),
+    }
 }
 
 /// Whether another process can go on with the mount.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::attached::{attach, python, status, try_attach};
-use common::{World, eventually, signal};
+use common::{DARNER, World, eventually, long, signal};
 
 #[test]
 fn a_plug_in_is_attached_read_listed_and_detached() {
@@ -40,6 +40,51 @@ fn unmounting_takes_along_what_is_attached() {
     for pid in hosts {
         assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
     }
+}
+
+#[test]
+fn unmounting_an_attachment_detaches_it_and_what_is_in_it() {
+    let Some(world) = World::new() else { return };
+    let Some(program) = python(&world, "") else { return };
+    let at = attach(&world, "py", &["--writable", "--", &program]);
+    let inner = attach(&world, "py/inner", &["hello"]);
+    let (at, inner) = (at.to_str().unwrap(), inner.to_str().unwrap());
+    let refused = Command::new(DARNER).args(["detach", at]).output().unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && why.contains("in use: something is attached to") && why.contains(inner),
+        "{why}"
+    );
+    world.darner(&["unmount", at]);
+    assert_eq!(world.status()["attachments"].as_array().unwrap().len(), 0);
+    assert_eq!(world.sh("ls py"), "");
+}
+
+#[test]
+fn what_can_not_be_shown_is_named_with_the_reason() {
+    let Some(world) = World::new() else { return };
+    let file = world.path("text");
+    std::fs::write(&file, "no image").unwrap();
+    for plugin in ["iso9660", "msdosfs", "archive"] {
+        let why = try_attach(&world, "at", &[plugin, file.to_str().unwrap()]).unwrap_err();
+        assert!(why.starts_with(&format!("darner: {plugin} can't show {}: ", file.display())), "{why}");
+        assert_eq!(why.lines().count(), 1, "{why}");
+    }
+}
+
+/// In the long form only: it compiles.
+#[test]
+fn the_lines_of_the_tutorial_make_a_filesystem_of_ones_own() {
+    if !long() {
+        return;
+    }
+    let Some(world) = World::new() else { return };
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let page = std::fs::read_to_string(format!("{root}/docs/vfs.md")).unwrap();
+    let lines = page.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let lines = lines.replace("darner attach", "$DARNER attach").replace("darner detach", "$DARNER detach");
+    let found = world.sh_outside(&format!("cd $DIR; ln -s {root} darner; export CARGO_NET_OFFLINE=true; {lines}"));
+    assert!(found.ends_with("Hello from a process of its own."), "{found}");
 }
 
 #[test]

@@ -2,9 +2,18 @@
 
 use crate::attachments;
 use crate::cli::Detach;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::mounts;
 
 pub fn run(c: &Detach) -> Result<()> {
-    attachments::detach(&mounts::absolute(&c.directory)?, c.lazy)
+    let directory = mounts::absolute(&c.directory)?;
+    let within = attachments::below(&directory)?.pop().filter(|a| a.directory != directory);
+    match within {
+        Some(a) if !c.lazy => Err(Failure::new(format!(
+            "{} is in use: something is attached to {}; detach that first",
+            directory.display(),
+            a.directory.display()
+        ))),
+        _ => attachments::detach(&directory, c.lazy),
+    }
 }

@@ -26,6 +26,10 @@ pub fn run(c: &Unmount) -> Result<()> {
     for a in attached.into_iter().rev() {
         attachments::detach(&a.directory, c.lazy)?;
     }
+    if mounted.kind == attachments::KIND {
+        // It was one of them.
+        return Ok(());
+    }
     let request = Request::Unmount { mountpoint: mountpoint.clone(), lazy: c.lazy };
     let place = Place::behind(&mounted);
     match control::call(&place, &request)? {
