@@ -447,13 +447,16 @@ pub enum VolumeAction {
         #[arg(long)]
         lost: bool,
     },
-    /// Keep two copies of everything, or of the index, on different volumes; without a number, tells how that is
+    /// Keep two copies of everything, of one fileset, or of the index, on different volumes; without a number, tells how that is
     Copies {
         /// A mount point
         mnt: PathBuf,
         /// 2, 1, or index: of tables and manifests, so that with a volume missing the tree can be read
         #[arg(value_parser = ["1", "2", "index"])]
         copies: Option<String>,
+        /// Only of this fileset (2), or no longer of it (1)
+        #[arg(long, value_name = "NAME", requires = "copies")]
+        fileset: Option<String>,
     },
     /// Take back a volume whose beginning was overwritten (by mkfs or dd, say), by the label at its end. Not of a mounted store
     Reclaim {
@@ -680,6 +683,9 @@ pub enum FilesetAction {
         mnt: PathBuf,
         /// Its name
         name: String,
+        /// Of what it has: 2, on different volumes, or as many as of everything
+        #[arg(long, value_parser = ["1", "2"], default_value = "1")]
+        copies: String,
     },
     /// All filesets, and what they hold
     List {

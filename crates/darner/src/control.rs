@@ -168,6 +168,9 @@ pub enum Request {
     Copies {
         /// `1`, `2` or `index`.
         copies: Option<String>,
+        /// Of what this fileset has, `1` or `2`, not of everything.
+        #[serde(default)]
+        fileset: Option<String>,
     },
     /// Change how much may be used of one.
     ResizeVolume {
@@ -470,6 +473,9 @@ pub struct FilesetLine {
     pub base: Option<String>,
     /// As of when, `0x…`.
     pub base_tid: Option<String>,
+    /// How many copies there are to be of what it has.
+    #[serde(default)]
+    pub copies: u32,
     /// Live objects.
     pub objects: u64,
     /// Live bytes of file data.
@@ -626,6 +632,9 @@ pub struct BucketLine {
 pub struct CopyLine {
     /// Of what there are to be two: `1` nothing, `index`, `2` everything.
     pub copies: String,
+    /// Filesets that are kept twice besides.
+    #[serde(default)]
+    pub filesets: Vec<String>,
     /// Bytes of which there is one copy, and are to be two.
     pub lacking_bytes: u64,
     /// Damaged places healed from the other copy since the store was opened.

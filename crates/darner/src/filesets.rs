@@ -2,6 +2,7 @@
 //! the kernel, which believes that only it changes the main root.
 
 use darner_fs::{Caller, Fileset, FilesetId, Inode, Limits, MAIN, ROOT, Tid};
+use darner_store::volume::Copies;
 
 use crate::control::{FilesetLine, Request, Spot};
 use crate::daemon::Daemon;
@@ -79,7 +80,11 @@ impl Daemon {
             return Err(Failure::new(format!("it is mounted on {at} by itself: unmount that first")));
         }
         drop(mounted);
-        Ok(self.fs.remove_fileset(now_ns(), name, force)?)
+        let removed = self.fs.remove_fileset(now_ns(), name, force)?;
+        if let Err(e) = self.store().keep_twice(removed.id, false) {
+            tracing::warn!("fileset {name:?} is removed, and still kept twice: {e}");
+        }
+        Ok(removed)
     }
 
     /// The root of the fileset at a spot as of a moment.
@@ -120,7 +125,10 @@ impl Daemon {
             let found = all.iter().find(|(fileset, _)| fileset.id == id);
             found.map_or_else(|| format!("{}", id.0), |(fileset, _)| fileset.name.clone())
         };
+        let kept_twice = self.store().kept_twice();
+        let all_twice = self.store().copies().wanted == Copies::Two;
         let line = |(fileset, count): &(Fileset, darner_fs::Count)| FilesetLine {
+            copies: 1 + u32::from(all_twice || kept_twice.contains(&fileset.id)),
             name: fileset.name.clone(),
             number: fileset.id.0,
             inode: fileset.inode().number(),

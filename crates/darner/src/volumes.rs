@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_store::volume::{Copies, Tier, VolumeKind};
-use darner_store::{BucketState, Move, Progress, VolumeUsage};
+use darner_store::{BucketState, Move, Progress, Tid, VolumeUsage};
 
 use crate::control::{CopyLine, Listener, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
@@ -90,7 +90,7 @@ impl Daemon {
         if matches!(request, Request::Volumes) {
             return Ok(Response::Volumes(self.volume_lines()?));
         }
-        if matches!(request, Request::Copies { copies: None }) {
+        if matches!(request, Request::Copies { copies: None, .. }) {
             return Ok(Response::Copies(self.copy_line()));
         }
         let _one_at_a_time = self.moving.lock();
@@ -108,7 +108,9 @@ impl Daemon {
                 self.let_go_of_volumes()?;
                 return Ok(Response::Moved { regions, bytes });
             }
-            Request::Copies { copies: Some(copies) } => return self.set_copies(&copies, tell),
+            Request::Copies { copies: Some(copies), fileset } => {
+                return self.set_copies(&copies, fileset.as_deref(), tell);
+            }
             Request::ResizeVolume { id, size } => {
                 self.resize_volume(id, size, tell)?;
                 id
@@ -195,11 +197,20 @@ impl Daemon {
         Ok(Response::Moved { regions, bytes })
     }
 
-    /// Has so many copies, and returns when they are there.
-    fn set_copies(&self, copies: &str, tell: &mut Tell<'_>) -> Result<Response> {
+    /// Has so many copies of everything, or of a fileset, and returns when they are there.
+    fn set_copies(&self, copies: &str, fileset: Option<&str>, tell: &mut Tell<'_>) -> Result<Response> {
         let wanted = copies_named(copies)?;
         let store = self.store();
-        store.set_copies(wanted)?;
+        match (fileset, wanted) {
+            (None, wanted) => store.set_copies(wanted)?,
+            (Some(_), Copies::Index) => {
+                return Err(Failure::new("a fileset has 1 or 2 copies: the index is the whole store's"));
+            }
+            (Some(name), wanted) => {
+                let root = self.fs.fileset_named(name, Tid::MAX)?;
+                store.keep_twice(root.fileset, wanted == Copies::Two)?;
+            }
+        }
         let left = || store.left_to_copy();
         self.drive(&left, tell, &|| store.step_copies(BUDGET), &|| left().0 == 0).map_err(|e| {
             Failure::new(format!("not everything has its copies yet; it goes on when that can be: {e}"))
@@ -210,7 +221,11 @@ impl Daemon {
     /// How the copies are.
     pub(crate) fn copy_line(&self) -> CopyLine {
         let state = self.store().copies();
-        CopyLine { copies: copies_name(state.wanted).into(), lacking_bytes: state.lacking, healed: state.healed }
+        let kept_twice = self.store().kept_twice();
+        let all = self.fs.filesets().into_iter().map(|(fileset, _)| fileset);
+        let filesets = all.filter(|fileset| kept_twice.contains(&fileset.id)).map(|fileset| fileset.name).collect();
+        let copies = copies_name(state.wanted).into();
+        CopyLine { copies, filesets, lacking_bytes: state.lacking, healed: state.healed }
     }
 
     /// What somebody should know of volumes and copies.

@@ -390,6 +390,44 @@ fn a_disk_that_is_lost_under_load_and_a_killed_daemon_cost_nothing_with_two_copi
 }
 
 #[test]
+fn a_fileset_that_is_kept_twice_is_whole_when_a_disk_is_lost() {
+    let Some(w) = World::new() else { return };
+    refused(&w, "$DARNER fileset create $MNT papers --copies 2", "is not made: two copies need two volumes");
+    refused(&w, "$DARNER volume copies $MNT 2 --fileset papers", "no fileset of this name");
+    w.sh_outside("$DARNER volume add $MNT disk-1 --image --size 800M; $DARNER fileset create $MNT papers --copies 2");
+    refused(&w, "$DARNER volume copies $MNT index --fileset papers", "1 or 2 copies");
+    let list = || -> Value { serde_json::from_str(&w.sh_outside("$DARNER fileset list $MNT --json")).unwrap() };
+    let copies = || list().as_array().unwrap().iter().map(|line| line["copies"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(copies(), [1, 2]);
+    w.sh("head -c 1M /dev/urandom > still; head -c 90M /dev/urandom > films");
+    w.sh("cd papers; for i in $(seq 20); do head -c 300K /dev/urandom > $i; done; cp ../still .; md5sum * > $DIR/sums; sync -f .");
+    let said = w.sh_outside("$DARNER volume copies $MNT");
+    assert!(said.starts_with("one copy of everything; two of the index, and of papers"), "{said}");
+    let used = || volumes(&w).iter().map(|v| v["used_bytes"].as_u64().unwrap()).sum::<u64>();
+    w.sh_outside("$DARNER clean $MNT --wait");
+    eventually("films have one copy", || used() < 160 << 20);
+    // (What papers share with others gets its second copy soon after.)
+    eventually("papers have two", || !w.sh_outside("$DARNER volume copies $MNT").contains("one yet"));
+    // The daemon is killed, goes on, and one disk is gone: either.
+    w.sh_outside("kill -9 $($DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9)");
+    w.sh("cd papers; md5sum -c --quiet $DIR/sums; echo last > last; sync last; md5sum last >> $DIR/sums");
+    w.sh_outside("$DARNER unmount $MNT");
+    for (lost, left) in [("disk-1", "store"), ("store", "disk-1")] {
+        w.sh_outside(&format!("mkdir others; cp -r store disk-1 others; mv {lost} away"));
+        w.sh_outside(&format!("$DARNER mount --degraded {left} $MNT"));
+        w.sh("cd papers; md5sum -c --quiet $DIR/sums; echo new > new; test $(cat new) = new; rm new");
+        w.sh_outside("$DARNER unmount $MNT; rm -rf store disk-1 away; mv others/* .; rmdir others");
+    }
+    w.sh_outside("$DARNER mount store $MNT; $DARNER volume copies $MNT 1 --fileset papers");
+    assert_eq!(copies(), [1, 1]);
+    w.sh("cd papers; md5sum -c --quiet $DIR/sums");
+    w.sh_outside("$DARNER volume copies $MNT 2 --fileset papers; $DARNER fileset remove $MNT papers --force");
+    assert!(w.sh_outside("$DARNER volume copies $MNT").starts_with("one copy of everything"));
+    w.unmount();
+    w.sh_outside("$DARNER check store");
+}
+
+#[test]
 fn devices_are_found_by_what_is_on_them_under_whatever_name_they_have() {
     let Some(w) = World::new() else { return };
     let attach = |image: &str| w.sh_outside(&format!("losetup -f --show {image} 2>/dev/null || true"));

@@ -70,6 +70,8 @@ pub(crate) struct Container {
     needed: u64,
     tombstones: u64,
     newest: Tid,
+    /// It holds something of a fileset that is kept twice.
+    twice: bool,
 }
 
 impl Container {
@@ -196,10 +198,10 @@ impl Store {
         Ok(bytes >= of_bytes || versions >= (account.versions / LAPSED).max(LAPSED_VERSIONS_MIN))
     }
 
-    /// What the cleaner may take. (What is in the bucket would have to be fetched first.)
+    /// What the cleaner may take. (What is in the bucket would have to be fetched first, and what is missing can't be.)
     fn containers(&self, state: &State) -> Vec<Container> {
-        let cold = self.cold_regions();
-        self.containers_of(state, &|id| !cold.contains(&id))
+        let out_of_reach = self.regions_where(&|at| self.volumes.is_cold(at) || self.volumes.is_absent(at));
+        self.containers_of(state, &|id| !out_of_reach.contains(&id))
     }
 
     pub(crate) fn containers_of(&self, state: &State, chosen: &dyn Fn(u64) -> bool) -> Vec<Container> {
@@ -217,11 +219,13 @@ impl Store {
                 needed: 0,
                 tombstones: 0,
                 newest: Tid::ZERO,
+                twice: false,
             });
             c.segments.push(i);
             c.kept += kept;
             c.needed += needed;
             c.tombstones += s.tombstones;
+            c.twice |= s.twice;
             c.newest = c.newest.max(segments.get(i + 1).map_or(Tid::MAX, |next| next.after));
         }
         let damaged = |c: &Container| c.segments.iter().any(|i| state.damaged.contains(&segments[*i].at.id));
@@ -405,10 +409,12 @@ impl Store {
         let mut all = self.containers(state);
         all.retain(|c| c.segments.iter().all(|i| rank(i).is_some()));
         all.sort_by_key(|c| c.segments.iter().filter_map(rank).min());
+        // A pack has copies as a whole.
+        let sort = all.first().is_some_and(|c| c.twice);
         let room = self.room()?;
         let mut chosen = Vec::new();
         let mut sum = 0;
-        for c in all {
+        for c in all.into_iter().filter(|c| c.twice == sort) {
             // A large one is a portion by itself.
             let alone = chosen.is_empty() && most == self.portion_max()?;
             if c.needed > room.saturating_sub(sum) || !alone && sum + c.needed > most {
@@ -448,8 +454,9 @@ impl Store {
             tombstones.push(self.copy_segment(state, &mut w, &copy.segments[i], copy.needed, drop_tombstones)?);
         }
         let mut made = None;
+        let twice = copy.chosen.iter().any(|i| copy.segments[*i].twice);
         let written = w.finish(&self.uuid, |size| {
-            let region = self.create_within_limit(size)?;
+            let region = self.create_pack(size, twice)?;
             made = Some(region.place());
             Ok(region)
         });

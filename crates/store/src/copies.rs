@@ -9,9 +9,13 @@ use std::sync::atomic::Ordering;
 use crate::maintain::{Progress, State};
 use crate::manifest::Manifest;
 use crate::moving::Aim;
+use crate::segment;
 use crate::store::{SEGMENT_MIN, Store, reserve_of};
-use crate::volume::{Copies, For, Region, RegionRef, Tier, VolumeEntry};
+use crate::volume::{Copies, For, Region, RegionRef, Tier, VolumeEntry, Wanted};
 use crate::{Error, Result};
+
+/// With more bytes of which a copy is to be given up once no replay would read there, the index is flushed.
+const LATER_MAX: u64 = 64 << 20;
 
 /// How the copies of a store are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,21 +31,43 @@ pub struct CopyState {
 impl Store {
     /// How the copies are.
     pub fn copies(&self) -> CopyState {
-        CopyState { wanted: self.volumes.copies(), lacking: self.left_to_copy().1, healed: self.volumes.healed() }
+        CopyState {
+            wanted: self.volumes.wanted().copies,
+            lacking: self.left_to_copy().1,
+            healed: self.volumes.healed(),
+        }
     }
 
     /// From now on so many copies are made; those that are missing by [`Store::step_copies`]. Refused where there are not two volumes,
     /// or too little room for what is missing.
     pub fn set_copies(&self, copies: Copies) -> Result<()> {
         self.must_be_writable()?;
-        let sound = |number| self.volumes.is_sound(number);
-        let entries = self.volumes.superblock().volumes;
-        let is_open = |e: &&VolumeEntry| !e.leaving && sound(e.number) && e.tier == Tier::Hot;
-        let open = entries.iter().filter(is_open).count();
-        if copies != Copies::One && open < 2 {
-            return Err(Error::Refused("two copies need two volumes: add another first".into()));
+        if copies != Copies::One {
+            self.must_have_two_volumes()?;
         }
-        let lacking = self.lacking_of(copies).1;
+        let wanted = Wanted { copies, ..self.volumes.wanted() };
+        let lacking = self.lacking_of(wanted, &self.maintenance.lock()).1;
+        self.must_have_room_to_copy(lacking)?;
+        self.volumes.write_super(None, |sb| sb.copies = copies)?;
+        self.copies_changed(wanted, lacking);
+        Ok(())
+    }
+
+    pub(crate) fn copies_changed(&self, wanted: Wanted, lacking: u64) {
+        self.volumes.set_lacking(if wanted.number(For::Log) == 2 { lacking } else { 0 });
+        self.allowance.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn must_have_two_volumes(&self) -> Result<()> {
+        let entries = self.volumes.superblock().volumes;
+        let is_open = |e: &&VolumeEntry| !e.leaving && self.volumes.is_sound(e.number) && e.tier == Tier::Hot;
+        match entries.iter().filter(is_open).count() {
+            0 | 1 => Err(Error::Refused("two copies need two volumes: add another first".into())),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn must_have_room_to_copy(&self, lacking: u64) -> Result<()> {
         let (_, free, _) = self.volumes.bytes_without(None)?;
         let reserve = reserve_of(self.volume_usage()?.1);
         if lacking + reserve > free {
@@ -50,30 +76,32 @@ impl Store {
                 lacking + reserve - free
             )));
         }
-        self.volumes.write_super(None, |sb| sb.copies = copies)?;
-        self.volumes.set_lacking(if copies == Copies::Two { lacking } else { 0 });
-        self.allowance.store(0, Ordering::Relaxed);
         Ok(())
     }
 
     /// Regions of which a copy is missing, and their bytes.
     pub fn left_to_copy(&self) -> (u64, u64) {
-        self.lacking_of(self.volumes.copies())
+        self.lacking_of(self.volumes.wanted(), &self.maintenance.lock())
     }
 
-    fn lacking_of(&self, copies: Copies) -> (u64, u64) {
-        let state = self.maintenance.lock();
-        let lacks = |(what, at): &(For, RegionRef)| copies.number(*what) > self.sound_places(*at);
-        let left = self.regions_now(&state).into_iter().filter(lacks);
+    pub(crate) fn lacking_of(&self, wanted: Wanted, state: &State) -> (u64, u64) {
+        let lacks = |(what, at): &(For, RegionRef)| wanted.number(*what) > self.sound_places(*at);
+        let left = self.regions_now(state).into_iter().filter(lacks);
         left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
     }
 
     /// Bytes of data that a manifest names once where it should twice.
     pub(crate) fn lacking(&self, m: &Manifest) -> u64 {
-        if self.volumes.copies() != Copies::Two {
+        let wanted = self.volumes.wanted();
+        if wanted.number(For::Log) < 2 {
             return 0;
         }
-        m.regions().filter(|at| at.second.is_none() && !self.volumes.is_cold(*at)).map(|at| at.size).sum()
+        let tables = m.tables().map(|at| (For::Index, at));
+        let all = segment::uses(&m.segments, &m.packs).into_iter().chain(tables);
+        let lacks = |(what, at): &(For, RegionRef)| {
+            wanted.number(*what) == 2 && at.second.is_none() && !self.volumes.is_cold(*at)
+        };
+        all.filter(lacks).map(|(_, at)| at.size).sum()
     }
 
     fn sound_places(&self, at: RegionRef) -> usize {
@@ -113,25 +141,39 @@ impl Store {
     /// A segment of all copies, for whoever begins the next one; [`Error::NoSpace`] where there is no room for that.
     pub(crate) fn make_spare_of_all_copies(&self) -> Result<()> {
         let id = self.next_region.fetch_add(1, Ordering::Relaxed);
-        let region = self.volumes.create(id, 16 * SEGMENT_MIN, For::Data, true)?;
+        let region = self.volumes.create(id, 16 * SEGMENT_MIN, For::Log, true)?;
         let old = self.spare.lock().replace(region);
         old.map_or(Ok(()), |old| self.volumes.remove(old.place()))
     }
 
     /// Gives up the second copies of what is to have one.
     fn give_up_copies(&self) -> Result<Progress> {
-        let wanted = self.volumes.copies();
+        let wanted = self.volumes.wanted();
         let moving = self.moving.lock();
         let mut state = self.maintenance.lock();
         let too_many = |what: For, at: RegionRef| at.places().count() > wanted.number(what);
-        let due = |state: &State| -> Vec<RegionRef> {
-            let is_due = |(what, at): &(For, RegionRef)| too_many(*what, *at) && !state.waits(at.id);
-            self.regions_now(state).into_iter().filter(is_due).map(|(_, at)| at).collect()
+        // Those that can be given up, and those that a replay would read: there they stay as the seals name them.
+        let surplus = |state: &State| -> (Vec<RegionRef>, Vec<RegionRef>) {
+            let segments = self.segments.lock().clone();
+            let replayed = &segments[segment::sealed(&segments, state.log.region)..];
+            let all = self.regions_now(state).into_iter();
+            let (later, now): (Vec<_>, Vec<_>) = all
+                .filter(|(what, at)| too_many(*what, *at) && !state.waits(at.id))
+                .partition(|(what, at)| *what != For::Log && replayed.iter().any(|s| s.at.id == at.id));
+            let places = |all: Vec<(For, RegionRef)>| all.into_iter().map(|(_, at)| at).collect();
+            (places(now), places(later))
         };
-        if !moving.is_empty() || due(&state).is_empty() {
+        let (due, later) = surplus(&state);
+        if !moving.is_empty() || due.is_empty() && later.is_empty() {
             return Ok(Progress::Idle);
         }
-        if let Some(spare) = self.spare.lock().take_if(|r| too_many(For::Data, r.place())) {
+        let later: u64 = later.iter().map(|at| at.size).sum();
+        if later >= LATER_MAX || later > 0 && self.is_short_of_room() {
+            self.flush_locked(&mut state)?;
+        } else if due.is_empty() {
+            return Ok(Progress::Idle);
+        }
+        if let Some(spare) = self.spare.lock().take_if(|r| too_many(For::Log, r.place())) {
             self.volumes.remove(spare.place())?;
         }
         if state.pass.is_some() {
@@ -139,7 +181,7 @@ impl Store {
             self.step_pass(&mut state)?;
             return Ok(Progress::Worked);
         }
-        if too_many(For::Data, self.log.tail().segment.place()) {
+        if too_many(For::Log, self.log.tail().segment.place()) {
             let mut tail = self.log.tail();
             tail.check()?;
             self.next_segment(&mut tail, SEGMENT_MIN)?;
@@ -148,7 +190,7 @@ impl Store {
         }
         self.trim_segments()?;
         let mut left = 0;
-        for at in due(&state) {
+        for at in surplus(&state).0 {
             left += u64::from(self.give_up_copy(&mut state, at)?);
         }
         let levels = self.index.read().levels.clone();

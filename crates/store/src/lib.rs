@@ -28,6 +28,7 @@ pub mod fuzz;
 mod heal;
 mod index;
 pub mod inspect;
+mod kept;
 mod key;
 mod log;
 mod maintain;

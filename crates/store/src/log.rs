@@ -13,6 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::buffer::Buffer;
 use crate::counts::Counts;
+use crate::kept::Kept;
 use crate::manifest::Position;
 use crate::store::FRAME_MAX;
 use crate::volume::Region;
@@ -70,6 +71,8 @@ pub struct Tail {
     unused: Vec<Vec<u8>>,
     /// Where buffers are, and whose.
     shelter: Option<(Shelter, [u8; 16])>,
+    /// Which filesets are kept twice.
+    pub kept: Kept,
     stopped: Option<Error>,
 }
 
@@ -88,6 +91,7 @@ impl Tail {
             queued: 0,
             unused: Vec::new(),
             shelter: None,
+            kept: Kept::default(),
             stopped: None,
         }
     }

@@ -11,7 +11,9 @@ use crate::segment::Segment;
 use crate::volume::{Region, RegionRef};
 use crate::{Error, FilesetId, Result, Tid};
 
-const MAGIC: &[u8; 8] = b"DARNMAN4";
+const MAGIC: &[u8; 8] = b"DARNMAN5";
+/// As versions 5 and 6 of the format had it: no filesets that are kept twice.
+const MAGIC_4: &[u8; 8] = b"DARNMAN4";
 /// As versions 3 and 4 of the format had it: one copy of everything.
 const MAGIC_3: &[u8; 8] = b"DARNMAN3";
 /// As version 2 of the format had it: one volume.
@@ -77,6 +79,7 @@ impl Manifest {
             put_varint(&mut out, s.slack);
             put_varint(&mut out, s.tombstones);
             put_varint(&mut out, s.pack.map_or(0, |id| id + 1));
+            out.push(s.twice.into());
         }
         put_varint(&mut out, self.packs.len() as u64);
         self.packs.iter().for_each(|at| at.put(&mut out));
@@ -100,8 +103,12 @@ impl Manifest {
     /// The regions that it names.
     pub fn regions(&self) -> impl Iterator<Item = RegionRef> {
         let own = self.segments.iter().filter(|s| s.pack.is_none()).map(|s| s.at);
-        let tables = self.live.iter().chain(&self.history).flat_map(|run| run.tables.iter().map(|t| t.region));
-        own.chain(self.packs.iter().copied()).chain(tables)
+        own.chain(self.packs.iter().copied()).chain(self.tables())
+    }
+
+    /// Those of its tables.
+    pub fn tables(&self) -> impl Iterator<Item = RegionRef> {
+        self.live.iter().chain(&self.history).flat_map(|run| run.tables.iter().map(|t| t.region))
     }
 
     /// Forgets the places that `gone` says, but of what is in none else.
@@ -183,7 +190,7 @@ impl Manifest {
     fn decode(body: &[u8]) -> Option<Manifest> {
         let mut r = Reader::new(body);
         let (packs_and_clips, reference): (bool, fn(&mut Reader) -> Option<RegionRef>) = match r.take(8)? {
-            magic if magic == MAGIC => (true, RegionRef::get),
+            magic if magic == MAGIC || magic == MAGIC_4 => (true, RegionRef::get),
             magic if magic == MAGIC_3 => (true, RegionRef::get_of_one_copy),
             magic if magic == MAGIC_2 => (true, RegionRef::get_without_volume),
             magic if magic == MAGIC_1 => (false, RegionRef::get_without_volume),
@@ -200,6 +207,7 @@ impl Manifest {
                 segment.live = r.varint()?.wrapping_sub(1);
                 (segment.slack, segment.tombstones) = (r.varint()?, r.varint()?);
                 segment.pack = r.varint()?.checked_sub(1);
+                segment.twice = body.starts_with(MAGIC) && r.u8()? != 0;
             }
             segments.push(segment);
         }

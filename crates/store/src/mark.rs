@@ -9,11 +9,14 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::codec::{hash_key, mix};
 use crate::collapse::{blocks_of, each_span};
 use crate::forget::Forgotten;
-use crate::index::table::Cursor;
+use crate::index::table::{Cursor, Table};
 use crate::maintain::State;
 use crate::segment::Segment;
 use crate::store::Store;
 use crate::{Result, Tid};
+
+/// Gets a version: key, tid, value.
+pub(crate) type VisitVersions<'v> = dyn FnMut(&[u8], Tid, Option<&[u8]>) + 'v;
 
 /// What the index needs of the victims.
 pub(crate) struct Needed {
@@ -61,16 +64,27 @@ impl Store {
             starts: segments.iter().map(|s| (s.after, s.at.id)).collect(),
         };
         let oldest = victims.iter().map(|s| s.after).min().unwrap_or_default();
+        self.each_version(state, &|t| t.tids().1 > oldest, &mut |key, tid, value| needed.note(key, tid, value))?;
+        Ok(needed)
+    }
+
+    /// Visits all versions in memory, and those of the tables that are `due`; what is committed meanwhile may be among them.
+    pub(crate) fn each_version(
+        &self,
+        state: &mut State,
+        due: &dyn Fn(&Table) -> bool,
+        visit: &mut VisitVersions<'_>,
+    ) -> Result<()> {
         // The memtable first: what is flushed from then on has been seen.
-        self.mark_memtable(&mut needed);
+        self.each_in_memory(visit);
         let levels = self.index.read().levels.clone();
         let mut n = 0u64;
         for run in levels.live.iter().chain(&levels.history) {
             let from = run.clip(&run.above).unwrap_or_default();
-            for table in run.tables.iter().filter(|t| t.tids().1 > oldest) {
+            for table in run.tables.iter().filter(|t| due(t)) {
                 let mut c = Cursor::seek(table.clone(), &from, Tid::MAX, None)?;
                 while let Some(key) = c.key() {
-                    needed.note(key, c.tid(), c.bytes());
+                    visit(key, c.tid(), c.bytes());
                     c.step()?;
                     n += 1;
                     if n.is_multiple_of(4096) && self.flush_is_due(state) {
@@ -79,10 +93,10 @@ impl Store {
                 }
             }
         }
-        Ok(needed)
+        Ok(())
     }
 
-    fn mark_memtable(&self, needed: &mut Needed) {
+    fn each_in_memory(&self, visit: &mut VisitVersions<'_>) {
         // In small portions: whoever commits waits meanwhile.
         const PORTION: usize = 512;
         for frozen in [true, false] {
@@ -98,7 +112,7 @@ impl Store {
                 let mut end = None;
                 for (key, slot) in table.range(from).take(PORTION) {
                     for (tid, value) in slot.versions() {
-                        needed.note(key, tid, value.map(|v| &**v));
+                        visit(key, tid, value.map(|v| &**v));
                     }
                     end = Some(key.to_vec());
                 }

@@ -8,6 +8,7 @@
 //! Copying holds no lock that anybody else waits for. What became of the region meanwhile (the cleaner may have taken it) is
 //! looked at before the switch. As long as an old copy of a region has readers it does not move again: it might meet itself.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::copying::{Copying, What};
@@ -183,8 +184,9 @@ impl Store {
         let levels = self.index.read().levels.clone();
         let tables = levels.tables().map(|t| t.reference().region);
         let mut all: Vec<_> = tables.chain(state.manifest).map(|at| (For::Index, at)).collect();
-        all.extend(self.segments.lock().iter().filter(|s| s.pack.is_none()).map(|s| (For::Data, s.at)));
-        all.extend(self.packs.lock().iter().map(|p| (For::Data, p.place())));
+        let segments = self.segments.lock();
+        let packs: Vec<RegionRef> = self.packs.lock().iter().map(|p| p.place()).collect();
+        all.extend(segment::uses(&segments, &packs));
         all
     }
 
@@ -194,14 +196,16 @@ impl Store {
         self.trim_segments()?;
         self.bury(&mut state)?;
         let wants = |what, at| self.wants(aim, what, at) && !moving.has(at);
-        if let Some(spare) = self.spare.lock().take_if(|r| wants(For::Data, r.place())) {
+        if let Some(spare) = self.spare.lock().take_if(|r| wants(For::Log, r.place())) {
             self.volumes.remove(spare.place())?;
             return Ok(Next::Worked);
         }
         let is_free = |id: u64| !state.waits(id);
+        let wanted = self.regions_now(&state).into_iter().filter(|(what, at)| wants(*what, *at));
+        let wanted: HashSet<u64> = wanted.map(|(_, at)| at.id).collect();
         let segments = self.segments.lock().clone();
         let open = segment::sealed(&segments, state.log.region);
-        let is_due = |s: &segment::Segment| s.pack.is_none() && wants(For::Data, s.at);
+        let is_due = |s: &segment::Segment| s.pack.is_none() && wanted.contains(&s.at.id);
         if let Some(s) = segments[..open].iter().find(|s| is_due(s) && is_free(s.at.id)) {
             let source = self.regions.read()[&s.at.id].clone();
             return self.begin_copy(What::Segment, aim, source, s.end).map(Next::Copy);
@@ -210,16 +214,16 @@ impl Store {
             if matches!(aim, Aim::Copies) {
                 self.make_spare_of_all_copies()?;
             }
-            self.seal_open(&mut state, &|at| self.wants(aim, For::Data, at))?;
+            self.seal_open(&mut state, &|at| self.wants(aim, For::Log, at))?;
             return Ok(Next::Worked);
         }
         let packs = self.packs.lock().clone();
-        if let Some(p) = packs.into_iter().find(|p| wants(For::Data, p.place()) && is_free(p.place().id)) {
+        if let Some(p) = packs.into_iter().find(|p| wanted.contains(&p.place().id) && is_free(p.place().id)) {
             let len = p.place().size;
             return self.begin_copy(What::Pack, aim, p, len).map(Next::Copy);
         }
         let levels = self.index.read().levels.clone();
-        if let Some(t) = levels.tables().find(|t| wants(For::Index, t.reference().region)) {
+        if let Some(t) = levels.tables().find(|t| wanted.contains(&t.reference().region.id)) {
             if state.pass.is_some() {
                 // It knows runs by their tables.
                 self.step_pass(&mut state)?;
@@ -265,11 +269,11 @@ impl Store {
             }
             Aim::Move(Move { to: Some(to), .. }) => self.volumes.create_on(*to, from.id, size),
             Aim::Cut(number) => match self.volumes.get(number)?.create(from.id, size) {
-                Err(Error::NoSpace { .. }) => self.volumes.create_beside(from, size, For::Data),
+                Err(Error::NoSpace { .. }) => self.volumes.create_beside(from, size, For::Log),
                 outcome => outcome,
             },
-            // (Data, so that volumes stay within their limits.)
-            _ => self.volumes.create_beside(from, size, For::Data),
+            // (Whatever it is, volumes stay within their limits.)
+            _ => self.volumes.create_beside(from, size, For::Log),
         };
         let instead = match aim {
             Aim::Move(wanted) => from.on(wanted.from),

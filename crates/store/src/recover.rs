@@ -147,6 +147,7 @@ impl Store {
             manifest_len: bytes.len() as u64,
             version: VERSION,
             copies: Copies::One,
+            kept_twice: Default::default(),
             next_volume: 1,
             volumes: vec![entry(volume, 0, options.size_limit, Tier::Hot)],
         };
@@ -246,7 +247,7 @@ pub(crate) fn open_segments(
     for at in &m.packs {
         let region = volumes.open(*at)?;
         packs.push(region.clone());
-        if volumes.is_cold(*at) {
+        if volumes.is_cold(*at) || volumes.is_absent(*at) {
             for s in m.segments.iter().filter(|s| s.pack == Some(at.id)) {
                 regions.insert(s.at.id, Arc::new(Packed::unread(region.clone(), s.at, *uuid)));
             }
@@ -387,6 +388,7 @@ pub(crate) fn open_with(
         volumes,
     };
     store.load_filesets()?;
+    let known = store.keep_replayed();
     let shelter = options.shelter.as_ref().filter(|_| !options.read_only);
     let replayed = match derive {
         true => store.derive(&m, shelter, options.workers.as_deref(), each)?,
@@ -399,6 +401,7 @@ pub(crate) fn open_with(
         tracing::warn!("the end of the log is on a missing volume: the store is open for reading only");
         store.read_only = true;
     }
+    store.kept_is_replayed(&known, derive)?;
     store.settle(replayed, shelter, derive)?;
     Ok(store)
 }
@@ -608,8 +611,10 @@ impl Store {
         for (fileset, objects, live) in counts {
             t.counts.add(fileset, objects, live);
         }
+        let entries = fold.finish();
+        self.mark_kept(&mut t, region, h.tid, &entries);
         drop(t);
-        self.insert(h.tid, fold.finish());
+        self.insert(h.tid, entries);
         Ok(())
     }
 

@@ -272,7 +272,7 @@ fn trimming_after_a_recovery_spares_what_was_put_into_the_freed_part() {
     s.step().unwrap(); // trims segment 1, merges the live runs
     // Something (tables) takes what segment 1 gave back.
     loop {
-        let r = s.create_within_limit(16 << 10).unwrap().place();
+        let r = s.create_pack(16 << 10, false).unwrap().place();
         if r.start > b.start {
             s.volumes.remove(r).unwrap();
             break;

@@ -2,9 +2,11 @@
 //!
 //! A header of [`HEADER`] bytes that says whose segment it is, then frames up to a seal or the end of the log.
 
+use std::collections::HashSet;
+
 use crate::codec::{Reader, crc_at};
 use crate::heal::read_good;
-use crate::volume::{Region, RegionRef};
+use crate::volume::{For, Region, RegionRef};
 use crate::{Error, Result, Tid};
 
 /// Bytes of a segment header; frames begin behind it.
@@ -27,6 +29,8 @@ pub struct Segment {
     pub slack: u64,
     /// Of those, tombstones that hide nothing in the index, but perhaps something in older segments.
     pub tombstones: u64,
+    /// It holds something of a fileset that is kept twice.
+    pub twice: bool,
     /// The pack that its remains are in, if it was cleaned (then `at` is only its number and size).
     pub pack: Option<u64>,
 }
@@ -42,8 +46,24 @@ impl Segment {
 
     /// A segment to be appended to.
     pub fn open(at: RegionRef, after: Tid) -> Segment {
-        Segment { at, end: 0, after, trimmed: false, live: LIVE_UNKNOWN, slack: 0, tombstones: 0, pack: None }
+        let (live, slack, tombstones) = (LIVE_UNKNOWN, 0, 0);
+        Segment { at, end: 0, after, trimmed: false, live, slack, tombstones, twice: false, pack: None }
     }
+}
+
+/// What the regions of segments (the last one is the open one) and of packs are for.
+pub fn uses(segments: &[Segment], packs: &[RegionRef]) -> Vec<(For, RegionRef)> {
+    let (mut all, mut twice) = (Vec::new(), HashSet::new());
+    for (i, s) in segments.iter().enumerate() {
+        match s.pack {
+            Some(pack) if s.twice => drop(twice.insert(pack)),
+            Some(_) => {}
+            None if i + 1 == segments.len() => all.push((For::Log, s.at)),
+            None => all.push((For::Kept { twice: s.twice }, s.at)),
+        }
+    }
+    all.extend(packs.iter().map(|at| (For::Kept { twice: twice.contains(&at.id) }, *at)));
+    all
 }
 
 /// How many of them, from the first on, are behind the one that a replay begins in, and so are never written again.

@@ -27,7 +27,7 @@ use crate::readahead::Readahead;
 use crate::retain::{Pins, Retention};
 use crate::segment::{self, Segment};
 use crate::tx::Tx;
-use crate::volume::{For, Region, Volumes};
+use crate::volume::{Copies, For, Region, RegionRef, Volumes};
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
 /// Bytes of a record, shared with the index's memory.
@@ -303,7 +303,7 @@ impl Store {
         let mut strict = true;
         loop {
             let id = self.next_region.fetch_add(1, Ordering::Relaxed);
-            match self.volumes.create(id, len, For::Data, strict) {
+            match self.volumes.create(id, len, For::Log, strict) {
                 // On a full volume a small one will do, and where only one volume has room, one copy.
                 Err(Error::NoSpace { .. }) if len > least => len = (len / 2).max(least),
                 Err(Error::NoSpace { .. }) if std::mem::take(&mut strict) => {}
@@ -317,10 +317,10 @@ impl Store {
         self.volumes.usage()
     }
 
-    /// A region that stays within the limits that volumes were made with.
-    pub(crate) fn create_within_limit(&self, size: u64) -> Result<Arc<dyn Region>> {
+    /// A region for a pack.
+    pub(crate) fn create_pack(&self, size: u64, twice: bool) -> Result<Arc<dyn Region>> {
         let id = self.next_region.fetch_add(1, Ordering::Relaxed);
-        self.volumes.create(id, size, For::Data, false)
+        self.volumes.create(id, size, For::Kept { twice }, false)
     }
 
     /// Adds a transaction's entries to the index.
@@ -572,13 +572,16 @@ impl Store {
     /// How full it is.
     pub fn usage(&self) -> Result<Usage> {
         let (reserved, size) = self.volume_usage()?;
-        let (room, live, objects) = {
+        // What has two copies counts twice, unless everything has.
+        let all_twice = self.volumes.wanted().copies == Copies::Two;
+        let times = |at: RegionRef| if all_twice { 1 } else { at.places().count() as u64 };
+        let (room, unused, live, objects) = {
             let t = self.log.tail();
             let total = t.counts.total();
-            (t.room(), total.live, total.objects)
+            (t.room(), t.room() * times(t.segment.place()), total.live, total.objects)
         };
-        let spare = self.spare.lock().as_ref().map_or(0, |r| r.place().size);
-        let used = reserved.saturating_sub(room + spare);
+        let spare = self.spare.lock().as_ref().map_or(0, |r| r.place().size * times(r.place()));
+        let used = reserved.saturating_sub(unused + spare);
         let reserve = reserve_of(size);
         let free = size.saturating_sub(reserved + reserve) + room.saturating_sub(4 * FRAME_MAX as u64);
         Ok(Usage { size, used, free, live, objects })

@@ -4,13 +4,15 @@
 //! modulo 2), each checksummed: a torn write leaves the other one valid. The newest one on any volume holds for all: what a
 //! crash has kept from the others is written again at the next open.
 
-use crate::codec::{Reader, crc_at};
-use crate::volume::{Copies, RegionRef, SLOT_SIZE, SUPER_SIZE, Spot, Volume, VolumeEntry, VolumeKind};
-use crate::{Error, Result, Tid};
+use std::collections::BTreeSet;
+
+use crate::codec::{Reader, crc_at, put_varint};
+use crate::volume::{Copies, RegionRef, SLOT_SIZE, SUPER_SIZE, Spot, Volume, VolumeEntry, VolumeKind, Wanted};
+use crate::{Error, FilesetId, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
 /// The version of the whole format, as it is written.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// The oldest version that can be read; opening for writing makes it the newest.
 const VERSION_MIN: u32 = 1;
 /// More than any store gets to; up to there sums don't overflow.
@@ -37,6 +39,8 @@ pub struct Superblock {
     pub manifest_len: u64,
     /// Of what there are to be two copies.
     pub copies: Copies,
+    /// Filesets that are kept twice besides.
+    pub kept_twice: BTreeSet<FilesetId>,
     /// The number that the next volume gets; beyond those of 16 bits there is none.
     pub next_volume: u32,
     /// The store's volumes, by number.
@@ -54,6 +58,8 @@ impl Superblock {
     fn encode(&self, number: u16) -> Vec<u8> {
         let mut table = Vec::new();
         self.volumes.iter().for_each(|v| v.put(&mut table));
+        put_varint(&mut table, self.kept_twice.len() as u64);
+        self.kept_twice.iter().for_each(|fileset| put_varint(&mut table, fileset.0.into()));
         let mut out = Vec::with_capacity(SUPER_SIZE + table.len());
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -110,13 +116,13 @@ impl Superblock {
         let manifest_len = r.u64()?;
         let (mut number, mut next_volume) = (0, 1);
         let mut volumes = vec![VolumeEntry { size_limit, ..VolumeEntry::new(number, kind) }];
-        let mut copies = Copies::One;
+        let (mut copies, mut kept_twice) = (Copies::One, BTreeSet::new());
         if version >= 3 {
             let mut short = || Some(u16::from_le_bytes(r.take(2)?.try_into().ok()?));
             (manifest.volume, number) = (short()?, short()?);
             let (next, n, len, crc) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
             next_volume = next;
-            volumes = table(behind.get(..len as usize)?, n, crc, version)?;
+            (volumes, kept_twice) = table(behind.get(..len as usize)?, n, crc, version)?;
         }
         if version >= 5 {
             copies = Copies::of_byte(r.u8()?)?;
@@ -134,11 +140,17 @@ impl Superblock {
             manifest,
             manifest_len,
             copies,
+            kept_twice,
             next_volume,
             volumes,
         };
         let sense = superblock.volumes.iter().all(|v| v.away.is_none_or(|since| since <= generation));
         (sense && superblock.entry(number).is_some()).then_some(Ok(OnVolume { number, superblock }))
+    }
+
+    /// Of what there are to be two copies.
+    pub fn wanted(&self) -> Wanted {
+        Wanted { copies: self.copies, of_filesets: !self.kept_twice.is_empty() }
     }
 
     /// What the store knows of a volume.
@@ -213,14 +225,20 @@ fn valid(volume: &dyn Volume, slots: &[Vec<u8>]) -> Result<Vec<OnVolume>> {
     Ok(found)
 }
 
-fn table(bytes: &[u8], n: u32, crc: u32, version: u32) -> Option<Vec<VolumeEntry>> {
+fn table(bytes: &[u8], n: u32, crc: u32, version: u32) -> Option<(Vec<VolumeEntry>, BTreeSet<FilesetId>)> {
     if crc_at(0, SUPER_SIZE as u64, bytes) != crc {
         return None;
     }
     let mut r = Reader::new(bytes);
     let entries: Option<Vec<VolumeEntry>> = (0..n).map(|_| VolumeEntry::get(&mut r, version)).collect();
-    let entries = entries.filter(|_| r.is_empty())?;
-    entries.is_sorted_by(|a, b| a.number < b.number).then_some(entries)
+    let entries = entries.filter(|all| all.is_sorted_by(|a, b| a.number < b.number))?;
+    let mut kept_twice = BTreeSet::new();
+    if version >= 7 {
+        for _ in 0..r.varint()? {
+            kept_twice.insert(FilesetId(u32::try_from(r.varint()?).ok()?));
+        }
+    }
+    r.is_empty().then_some((entries, kept_twice))
 }
 
 #[cfg(test)]
@@ -244,6 +262,7 @@ mod tests {
             manifest,
             manifest_len: 100,
             copies: Copies::One,
+            kept_twice: [FilesetId(1), FilesetId(70_000)].into(),
             next_volume: n.into(),
             volumes: (0..n).map(entry).collect(),
         };

@@ -62,6 +62,7 @@ impl Store {
             manifest: RegionRef { id: 0, start: 0, size: 0, volume: number, second: None },
             manifest_len: 0,
             copies: Copies::One,
+            kept_twice: Default::default(),
             next_volume: u32::from(number) + 1,
             volumes: vec![bucket, entry(&*local, number, 0, Tier::Hot)],
         };

@@ -101,7 +101,7 @@ impl Store {
             let heat = self.heat.lock();
             let open = sealed(&segments, state.log.region);
             let may_move = |what: &For, at: &RegionRef| {
-                *what == For::Data && at.second.is_none() && segments[open..].iter().all(|s| s.at.id != at.id)
+                what.is_data() && at.second.is_none() && segments[open..].iter().all(|s| s.at.id != at.id)
             };
             let here =
                 all.iter().filter(|(what, at)| may_move(what, at)).map(|(_, at)| (heat.of(&segments, at.id), *at));
@@ -130,13 +130,17 @@ impl Store {
 
     /// Segments and packs that are in the bucket only.
     pub(crate) fn cold_regions(&self) -> HashSet<u64> {
-        let mut all = HashSet::new();
-        if self.volumes.has_bucket() {
-            let segments = self.segments.lock().iter().filter(|s| s.pack.is_none()).map(|s| s.at).collect::<Vec<_>>();
-            let packs = self.packs.lock().iter().map(|p| p.place()).collect::<Vec<_>>();
-            all.extend(segments.into_iter().chain(packs).filter(|at| self.volumes.is_cold(*at)).map(|at| at.id));
+        match self.volumes.has_bucket() {
+            true => self.regions_where(&|at| self.volumes.is_cold(at)),
+            false => HashSet::new(),
         }
-        all
+    }
+
+    /// The numbers of those segments and packs.
+    pub(crate) fn regions_where(&self, is_one: &dyn Fn(RegionRef) -> bool) -> HashSet<u64> {
+        let segments = self.segments.lock().iter().filter(|s| s.pack.is_none()).map(|s| s.at).collect::<Vec<_>>();
+        let packs = self.packs.lock().iter().map(|p| p.place()).collect::<Vec<_>>();
+        segments.into_iter().chain(packs).filter(|at| is_one(*at)).map(|at| at.id).collect()
     }
 
     /// Brings a region back from the bucket.
@@ -175,9 +179,10 @@ impl Store {
         }
         self.trim_segments()?;
         let mut all: Vec<(u64, RegionRef)> = {
-            let now = self.regions_now(&state).into_iter().filter(|(what, at)| {
-                *what == For::Data && bucket.place_of(at.id).is_some() && !self.volumes.is_cold(*at)
-            });
+            let now = self
+                .regions_now(&state)
+                .into_iter()
+                .filter(|(what, at)| what.is_data() && bucket.place_of(at.id).is_some() && !self.volumes.is_cold(*at));
             let due: Vec<_> = now.collect();
             let segments = self.segments.lock();
             let heat = self.heat.lock();
@@ -263,6 +268,6 @@ impl Store {
     /// Whether a region is to be moved.
     pub(crate) fn is_due(&self, wanted: &Move, what: For, at: RegionRef) -> bool {
         let to_bucket = self.volumes.bucket().is_some_and(|b| wanted.to == Some(b.number()));
-        wanted.wants(at) && (!to_bucket || what == For::Data && !self.volumes.is_cold(at))
+        wanted.wants(at) && (!to_bucket || what.is_data() && !self.volumes.is_cold(at))
     }
 }

@@ -292,7 +292,9 @@ impl<'s> Tx<'s> {
             tail.counts.add(fileset, objects, live);
         }
         let fold = std::mem::replace(&mut self.fold, Fold::new(FilesetId(0), tid));
-        self.store.insert(tid, fold.finish());
+        let entries = fold.finish();
+        self.store.mark_kept(tail, region, tid, &entries);
+        self.store.insert(tid, entries);
         for fileset in self.retains.drain(..) {
             self.store.retention_changed(fileset);
         }

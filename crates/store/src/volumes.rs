@@ -10,7 +10,7 @@ use crate::maintain::Progress;
 use crate::moving::{Aim, Move};
 use crate::recover::{SIZE_MIN, clear_supers, entry};
 use crate::store::{Store, reserve_of};
-use crate::volume::{Copies, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, number_of};
+use crate::volume::{For, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, number_of};
 use crate::{Error, Result};
 
 /// A volume of an open store.
@@ -103,7 +103,7 @@ impl Store {
         if staying == 0 {
             return Err(Error::Refused(format!("volume {number} is the only one for what is new: add another first")));
         }
-        if staying < 2 && self.volumes.copies() != Copies::One && is_hot(&entry) {
+        if staying < 2 && self.volumes.wanted().number(For::Index) == 2 && is_hot(&entry) {
             return Err(Error::Refused(format!(
                 "without volume {number} two copies have no place: add another first, or have one copy of everything"
             )));

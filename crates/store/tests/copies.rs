@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::{FS, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Copies, DirVolume, RawVolume, Volume};
-use darner_store::{CreateOptions, Error, IndexFrom, OpenOptions, Progress, Store, Tid};
+use darner_store::{CreateOptions, Error, Grid, IndexFrom, ObjectId, OpenOptions, Progress, Store, Tid};
 
 const SIZE: u64 = 128 << 20;
 
@@ -350,7 +350,7 @@ fn two_disks_that_went_on_one_without_the_other_are_refused_together() {
     for disk in &disks {
         let store = open_as(std::slice::from_ref(disk), &degraded()).unwrap();
         let mut tx = store.begin(FS, 1 << 40).unwrap();
-        tx.put(darner_store::ObjectId(70), darner_store::Kind::ATTR, b"", b"x");
+        tx.put(ObjectId(70), darner_store::Kind::ATTR, b"", b"x");
         tx.commit().unwrap();
         store.close().unwrap();
     }
@@ -379,12 +379,12 @@ fn without_copies_a_missing_volume_costs_what_is_on_it_and_the_rest_is_served() 
     fastrand::Rng::with_seed(1).fill(&mut data);
     let write = |store: &Store, object: u64| {
         let mut tx = store.begin(FS, 100 + object).unwrap();
-        tx.write(darner_store::ObjectId(object), 0, &data).unwrap();
+        tx.write(ObjectId(object), 0, &data).unwrap();
         tx.commit().unwrap();
         store.sync().unwrap();
     };
     let read = |store: &Store, object: u64| {
-        let pieces = store.map(FS, darner_store::ObjectId(object), 0, 1 << 20, Tid::MAX).unwrap();
+        let pieces = store.map(FS, ObjectId(object), 0, 1 << 20, Tid::MAX).unwrap();
         let mut buf = vec![0; 1 << 20];
         store.read(&pieces, &mut buf).map(|()| assert!(buf == data))
     };
@@ -424,6 +424,54 @@ fn without_copies_a_missing_volume_costs_what_is_on_it_and_the_rest_is_served() 
     let options = OpenOptions { index: IndexFrom::Segments, ..OpenOptions::default() };
     drop(store);
     read(&Store::open_volumes(&dirs(), &options).unwrap(), 5).unwrap();
+}
+
+#[test]
+fn a_pack_on_a_missing_volume_does_not_keep_the_rest_from_being_opened() {
+    let disks = two(0);
+    create(&disks[0]);
+    let store = open(&disks);
+    store.add_volume(volume(&disks[1]), 0).unwrap();
+    store.set_copies(Copies::Index).unwrap();
+    store.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let mut run = Run::new(12);
+    let mut written = Vec::new();
+    for now in 100..140 {
+        let mut tx = store.begin(FS, now).unwrap();
+        let bytes = run.data(100_000);
+        // Half of them are overwritten.
+        let object = ObjectId(if now % 2 == 0 { 7 } else { now });
+        tx.write(object, 0, &bytes).unwrap();
+        tx.commit().unwrap();
+        written.push((object, bytes));
+        if now % 10 == 9 {
+            store.clean(now, &mut |_| ()).unwrap();
+            // Packs here and there.
+            let elsewhere = store.all_on(now as u16 / 10 % 2, Some(1 - now as u16 / 10 % 2));
+            while store.step_move(&elsewhere, 1 << 20).is_ok_and(|p| p == Progress::Worked) {}
+        }
+    }
+    written.retain(|(object, _)| *object != ObjectId(7));
+    copy_all(&store);
+    store.close().unwrap();
+    drop(store);
+    let mut could_read = 0;
+    for disk in &disks {
+        let store = open_as(&[disk.fork()], &degraded()).unwrap();
+        for (object, bytes) in &written {
+            let mut found = vec![0; bytes.len()];
+            let pieces = store.map(FS, *object, 0, bytes.len() as u64, Tid::MAX).unwrap();
+            match store.read(&pieces, &mut found) {
+                Ok(()) => assert!(found == *bytes),
+                Err(e) => assert!(e.to_string().contains("missing"), "{e}"),
+            }
+            could_read += usize::from(found == *bytes);
+        }
+        if !store.is_read_only() {
+            store.clean(200, &mut |_| ()).unwrap();
+        }
+    }
+    assert_eq!(could_read, written.len(), "each is on one of them");
 }
 
 /// Flips a bit in some places of one copy, reads, scrubs, and scrubs again.
@@ -501,7 +549,7 @@ fn of_many_flips_in_two_copies_none_is_returned_and_all_are_healed_that_have_a_g
     };
     for file in 0..files {
         let mut tx = store.begin(FS, 100 + file).unwrap();
-        tx.write(darner_store::ObjectId(10 + file), 0, &content(file)).unwrap();
+        tx.write(ObjectId(10 + file), 0, &content(file)).unwrap();
         tx.commit().unwrap();
     }
     copy_all(&store);
@@ -516,7 +564,7 @@ fn of_many_flips_in_two_copies_none_is_returned_and_all_are_healed_that_have_a_g
         let store = open(&disks);
         let read_all = || {
             for file in 0..files {
-                let pieces = store.map(FS, darner_store::ObjectId(10 + file), 0, 1 << 20, Tid::MAX).unwrap();
+                let pieces = store.map(FS, ObjectId(10 + file), 0, 1 << 20, Tid::MAX).unwrap();
                 let mut buf = vec![0; 1 << 20];
                 store.read(&pieces, &mut buf).unwrap();
                 assert!(buf == content(file), "file {file}");

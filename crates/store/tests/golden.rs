@@ -14,10 +14,12 @@ const FS: FilesetId = FilesetId(1);
 /// A clone, since version 2.
 const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v6.bin");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7.bin");
 /// Its second volume, on which regions are scattered.
-const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v6-second.bin");
+const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7-second.bin");
 const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
+const VERSION_6: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v6.bin");
+const VERSION_6_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v6-second.bin");
 const VERSION_5: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5.bin");
 const VERSION_5_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5-second.bin");
 const VERSION_4: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v4.bin");
@@ -76,6 +78,7 @@ fn written() -> [SimDisk; 2] {
     let first = store.region_to(1, 1).unwrap();
     while store.step_move(&first, 1 << 20).unwrap() == Progress::Worked {}
     store.set_copies(Copies::Index).unwrap();
+    store.keep_twice(OTHER, true).unwrap();
     while store.step_copies(1 << 20).unwrap() == Progress::Worked {}
     assert_eq!(store.left_to_copy(), (0, 0));
     let mut tx = store.begin(FS, 4_000).unwrap();
@@ -128,6 +131,7 @@ fn the_golden_images_open_and_show_every_moment() {
         (vec![VERSION_3, VERSION_3_SECOND], 2),
         (vec![VERSION_4, VERSION_4_SECOND], 2),
         (vec![VERSION_5, VERSION_5_SECOND], 2),
+        (vec![VERSION_6, VERSION_6_SECOND], 2),
         (vec![FIXTURE, SECOND], 2),
         (vec![SECOND, FIXTURE], 2),
     ] {

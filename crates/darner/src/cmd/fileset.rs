@@ -17,10 +17,18 @@ pub fn run(c: &Fileset) -> Result<()> {
             let lines = all(&mounts::store_of(mnt)?)?;
             if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
         }
-        A::Create { mnt, name } => {
+        A::Create { mnt, name, copies } => {
             // SAFETY: these calls can't fail.
             let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-            change(mnt, name, Request::CreateFileset { name: name.clone(), uid, gid }).map(drop)
+            change(mnt, name, Request::CreateFileset { name: name.clone(), uid, gid })?;
+            let twice = Request::Copies { copies: Some(copies.clone()), fileset: Some(name.clone()) };
+            if copies == "2"
+                && let Err(e) = super::volume::ask(mnt, twice)
+            {
+                change(mnt, name, Request::RemoveFileset { name: name.clone(), force: false })?;
+                return Err(Failure::new(format!("fileset {name:?} is not made: {e}")));
+            }
+            Ok(())
         }
         A::Remove { mnt, name, force } => {
             change(mnt, name, Request::RemoveFileset { name: name.clone(), force: *force }).map(drop)
@@ -87,6 +95,9 @@ fn table(lines: &[FilesetLine]) -> String {
         let mut text = format!("{:<widest$}  {:>10}  {:>8} objects", line.name, human(line.live_bytes), line.objects);
         if let (Some(base), Some(tid)) = (&line.base, &line.base_tid) {
             write!(text, "  clone of {base}@@{tid}").expect("strings take all");
+        }
+        if line.copies > 1 {
+            write!(text, "  {} copies", line.copies).expect("strings take all");
         }
         if line.limit_bytes != 0 {
             write!(text, "  at most {}", human(line.limit_bytes)).expect("strings take all");

@@ -113,7 +113,7 @@ fn table(s: &Status) -> String {
     for v in &s.volumes {
         line("volume", format!("{}: {}, {} of {}", v.id, v.path, human(v.used_bytes), human(v.size_bytes)));
     }
-    if s.copies.copies != "1" && !s.copies.copies.is_empty() {
+    if !["1", ""].contains(&&*s.copies.copies) || !s.copies.filesets.is_empty() {
         line("copies", super::volume::copies_text(&s.copies).trim_end().to_string());
     }
     for m in &s.mounts {

@@ -43,10 +43,12 @@ pub fn run(c: &Volume) -> Result<()> {
             }
             _ => Err(other_answer()),
         },
-        A::Copies { mnt, copies } => match ask(mnt, Request::Copies { copies: copies.clone() })? {
-            Response::Copies(line) => super::print(&copies_text(&line)),
-            _ => Err(other_answer()),
-        },
+        A::Copies { mnt, copies, fileset } => {
+            match ask(mnt, Request::Copies { copies: copies.clone(), fileset: fileset.clone() })? {
+                Response::Copies(line) => super::print(&copies_text(&line)),
+                _ => Err(other_answer()),
+            }
+        }
         A::Remove { mnt, id, lost: false } => {
             moved(&ask(mnt, Request::RemoveVolume { id: *id })?, "to the others; it is no volume any more")?;
             // Whoever mounts by the one that has left has to name another.
@@ -77,7 +79,7 @@ fn lines(answer: &Response) -> Result<()> {
     }
 }
 
-fn ask(mnt: &std::path::Path, request: Request) -> Result<Response> {
+pub(super) fn ask(mnt: &std::path::Path, request: Request) -> Result<Response> {
     call_showing_progress(&mounts::store_of(mnt)?, &request)
 }
 
@@ -96,12 +98,16 @@ pub(super) fn copies_text(line: &CopyLine) -> String {
         "index" => "two copies of the index, one of all else",
         _ => "two copies of everything",
     };
+    let besides = match &line.filesets[..] {
+        [] => String::new(),
+        names => format!("; two of the index, and of {}", names.join(", ")),
+    };
     let lacking = match line.lacking_bytes {
         0 => String::new(),
         bytes => format!("; {} have one yet", human(bytes)),
     };
     let healed = if line.healed > 0 { format!("; {} places healed", line.healed) } else { String::new() };
-    format!("{of}{lacking}{healed}\n")
+    format!("{of}{besides}{lacking}{healed}\n")
 }
 
 fn table(lines: &[VolumeLine]) -> String {

@@ -333,6 +333,12 @@ impl Table {
     }
 
     /// The last key.
+    /// The least key that it has, if it has any.
+    pub fn first_key(&self) -> &[u8] {
+        self.blocks.first().map_or(&self.last_key, |b| &b.first_key)
+    }
+
+    /// The greatest one.
     pub fn last_key(&self) -> &[u8] {
         &self.last_key
     }

@@ -26,7 +26,7 @@ pub(crate) use raw::UNIT;
 pub(crate) use set::{For, Volumes};
 pub use simbucket::SimBucket;
 pub(crate) use table::number_of;
-pub use table::{Copies, Tier, VolumeEntry, VolumeKind};
+pub use table::{Copies, Tier, VolumeEntry, VolumeKind, Wanted};
 
 use crate::Result;
 use crate::codec::{Reader, put_varint};

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::raw::UNIT;
 use super::twice::{Absent, Health, Side, Twice};
-use super::{BucketVolume, Copies, Region, RegionRef, Tier, Volume, VolumeEntry, VolumeKind};
+use super::{BucketVolume, Copies, Region, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, Wanted};
 use crate::codec::mix;
 use crate::superblock::{OnVolume, Superblock};
 use crate::{Error, Result};
@@ -20,10 +20,22 @@ use crate::{Error, Result};
 /// What a region is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum For {
-    /// Segments and packs: only where volumes stay within their limits.
-    Data,
-    /// Tables and manifests, without which nothing goes on.
+    /// The segment that the log is appended to, and the next one.
+    Log,
+    /// Sealed segments and packs.
+    Kept {
+        /// They hold something of a fileset that is kept twice.
+        twice: bool,
+    },
+    /// Tables and manifests, without which nothing goes on, whatever the limits of volumes.
     Index,
+}
+
+impl For {
+    /// Whether it is made only where volumes stay within their limits.
+    pub fn is_data(self) -> bool {
+        self != For::Index
+    }
 }
 
 #[derive(Clone)]
@@ -157,6 +169,11 @@ impl Volumes {
         at.second.is_none() && self.bucket().is_some_and(|b| b.number() == at.volume)
     }
 
+    /// Whether nothing of a region is there.
+    pub fn is_absent(&self, at: RegionRef) -> bool {
+        at.places().all(|at| !self.is_there(at.volume))
+    }
+
     /// A volume by its number.
     pub fn get(&self, number: u16) -> Result<Arc<dyn Volume>> {
         let found = self.0.members.read().iter().find(|m| m.number == number).map(|m| m.volume.clone());
@@ -250,13 +267,13 @@ impl Volumes {
     }
 
     /// Of what there are to be two copies.
-    pub fn copies(&self) -> Copies {
-        self.0.superblock.lock().copies
+    pub fn wanted(&self) -> Wanted {
+        self.0.superblock.lock().wanted()
     }
 
     /// How many copies of such regions there are to be, as far as there are volumes for them.
     pub fn copies_of(&self, what: For) -> usize {
-        self.copies().number(what).min(self.0.members.read().iter().filter(|m| m.takes_new()).count())
+        self.wanted().number(what).min(self.0.members.read().iter().filter(|m| m.takes_new()).count())
     }
 
     /// Reserves a region of `size` bytes somewhere, and again elsewhere if there are to be two copies; [`Error::NoSpace`] if no
@@ -310,7 +327,7 @@ impl Volumes {
         }
         let mut outcome = Err(Error::NoSpace { used: 0, size: 0 });
         for (m, free) in order {
-            if what == For::Data && m.limit > 0 && size > free {
+            if what.is_data() && m.limit > 0 && size > free {
                 continue;
             }
             outcome = m.volume.create(id, size);
@@ -426,15 +443,17 @@ impl Volumes {
         self.members().iter().filter(|m| !m.health.has_failed()).try_for_each(|m| m.volume.wipe_given_back())
     }
 
-    /// (bytes in use, bytes there are) of all; where everything has two copies, both count as one.
+    /// (bytes in use, bytes there are) of all. What is free counts once where it is written twice; where everything has two copies, what
+    /// is in use does too.
     pub fn usage(&self) -> Result<(u64, u64)> {
         let (used, free, most) = self.bytes_without(None)?;
-        if self.copies() != Copies::Two || self.copies_of(For::Data) < 2 {
+        if self.copies_of(For::Log) < 2 {
             return Ok((used, used + free));
         }
         let lacking = self.0.lacking.load(Ordering::Relaxed);
-        let (used, free) = (used.saturating_add(lacking) / 2, (free / 2).min(free.saturating_sub(most)));
-        Ok((used, used + free.saturating_sub(lacking / 2)))
+        let free = (free / 2).min(free.saturating_sub(most)).saturating_sub(lacking / 2);
+        let used = if self.wanted().copies == Copies::Two { used.saturating_add(lacking) / 2 } else { used };
+        Ok((used, used + free))
     }
 
     /// (bytes in use, bytes free, the most that are free on one), as if a volume were not there: others of its pool have what it
@@ -531,7 +550,7 @@ impl Inner {
             }
             first.map_or(Ok(()), |(volume, number)| next.write(volume, number))?;
             let mut sound = members.iter().filter(|m| next.entry(m.number).is_some() && !m.health.has_failed());
-            let others = sound.clone().count() > 1 && next.copies != Copies::One;
+            let others = sound.clone().count() > 1 && next.wanted().number(For::Index) == 2;
             let failed = sound.find_map(|m| next.write(&*m.volume, m.number).err().map(|e| (m, e)));
             match failed {
                 None => break,

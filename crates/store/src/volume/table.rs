@@ -27,15 +27,29 @@ pub enum Copies {
     Two,
 }
 
-impl Copies {
+/// Of what there are to be two copies, filesets considered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whosever it is.
+    pub copies: Copies,
+    /// Some filesets are kept twice.
+    pub of_filesets: bool,
+}
+
+impl Wanted {
     /// How many there are to be of such regions.
     pub(crate) fn number(self, what: For) -> usize {
-        match (self, what) {
-            (Copies::One, _) | (Copies::Index, For::Data) => 1,
-            (Copies::Index, For::Index) | (Copies::Two, _) => 2,
-        }
+        let twice = match (self.copies, what) {
+            (Copies::Two, _) | (Copies::Index, For::Index) => true,
+            (_, For::Kept { twice: false }) => false,
+            // The log is everybody's, and without the index nothing could be found.
+            (_, For::Index | For::Log | For::Kept { twice: true }) => self.of_filesets,
+        };
+        1 + usize::from(twice)
     }
+}
 
+impl Copies {
     pub(crate) fn to_byte(self) -> u8 {
         match self {
             Copies::One => 0,
