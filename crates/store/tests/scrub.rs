@@ -78,7 +78,7 @@ fn damaged_manifests_and_superblocks_are_written_anew() {
     for page in disk.written_pages() {
         let mut magic = [0; 8];
         disk.read_at(&mut magic, page).unwrap();
-        manifests.extend((&magic == b"DARNMAN4").then_some(page));
+        manifests.extend((&magic == b"DARNMAN5").then_some(page));
     }
     let mut healed = 0;
     // Either superblock slot, too: only one is the newest.
