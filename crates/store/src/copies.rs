@@ -151,7 +151,8 @@ impl Store {
         let wanted = self.volumes.wanted();
         let moving = self.moving.lock();
         let mut state = self.maintenance.lock();
-        let too_many = |what: For, at: RegionRef| at.places().count() > wanted.number(what);
+        // (Where one has failed, the other is all there is.)
+        let too_many = |what: For, at: RegionRef| at.second.is_some() && self.sound_places(at) > wanted.number(what);
         // Those that can be given up, and those that a replay would read: there they stay as the seals name them.
         let surplus = |state: &State| -> (Vec<RegionRef>, Vec<RegionRef>) {
             let segments = self.segments.lock().clone();

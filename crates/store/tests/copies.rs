@@ -427,6 +427,33 @@ fn without_copies_a_missing_volume_costs_what_is_on_it_and_the_rest_is_served() 
 }
 
 #[test]
+fn no_copy_is_given_up_where_the_other_is_on_a_volume_that_failed() {
+    for lost in 0..2 {
+        let disks = two(0);
+        let store = twice(&disks);
+        let mut run = Run::new(13);
+        for _ in 0..8 {
+            (0..6).for_each(|_| run.transaction(&store).unwrap());
+            store.clean(run.now, &mut |_| ()).unwrap();
+        }
+        copy_all(&store);
+        store.sync().unwrap();
+        disks[lost].die_at(1);
+        run.transaction(&store).unwrap();
+        store.sync().unwrap();
+        store.set_copies(Copies::One).unwrap();
+        for _ in 0..100 {
+            drop(store.step_copies(1 << 20));
+        }
+        run.compare_some(&store, 5);
+        store.sync().unwrap();
+        drop(store);
+        let store = open_as(&[disks[1 - lost].fork()], &degraded()).unwrap();
+        run.compare_some(&store, 5);
+    }
+}
+
+#[test]
 fn a_pack_on_a_missing_volume_does_not_keep_the_rest_from_being_opened() {
     let disks = two(0);
     create(&disks[0]);
