@@ -1,8 +1,9 @@
 //! The command line: the one definition from which help, man pages and completions are made.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 /// A filesystem that never forgets
 ///
@@ -14,6 +15,33 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// What describes the arguments of a command.
+type Describe = fn(clap::Command) -> clap::Command;
+
+/// Commands of which many are given one after the other, by scripts: to describe all others costs more than most of these do.
+const OFTEN: [(&str, Describe); 5] = [
+    ("mirror", Mirror::augment_args),
+    ("retain", Retain::augment_args),
+    ("snapshot", Snapshot::augment_args),
+    ("status", Status::augment_args),
+    ("stay", Stay::augment_args),
+];
+
+impl Cli {
+    /// What the arguments say. Where they say nothing that makes sense, or ask for help, this does not return.
+    pub fn of(args: Vec<OsString>) -> Cli {
+        Cli::lean(&args).unwrap_or_else(|| Cli::parse_from(args))
+    }
+
+    /// What they say, if it is one of [`OFTEN`], and correct.
+    fn lean(args: &[OsString]) -> Option<Cli> {
+        let (name, describe) = OFTEN.iter().find(|(name, _)| args.get(1).is_some_and(|arg| arg == name))?;
+        let all =
+            clap::Command::new("darner").subcommand_required(true).subcommand(describe(clap::Command::new(*name)));
+        Cli::from_arg_matches(&all.try_get_matches_from(args).ok()?).ok()
+    }
 }
 
 /// The commands.
@@ -1046,6 +1074,31 @@ mod tests {
     fn a_limit_is_a_size_or_none() {
         assert_eq!((limit("none"), limit("10G")), (Ok(0), Ok(10 << 30)));
         assert!(limit("0").is_err() && limit("no").is_err());
+    }
+
+    #[test]
+    fn a_command_that_is_given_often_means_the_same_without_the_definition_of_all_others() {
+        let lines = [
+            "mirror sync --wait mnt backup",
+            "mirror list /s --json",
+            "retain mnt all:1d 1d:forever --dry-run",
+            "snapshot mnt here",
+            "snapshot list mnt",
+            "status --by-time mnt",
+            "stay /s",
+        ];
+        for line in lines {
+            let args: Vec<OsString> = ["darner"].into_iter().chain(line.split(' ')).map(OsString::from).collect();
+            let lean = Cli::lean(&args).unwrap_or_else(|| panic!("{line}"));
+            assert_eq!(format!("{lean:?}"), format!("{:?}", Cli::parse_from(&args)));
+        }
+        assert!(OFTEN.iter().all(|(name, _)| lines.iter().any(|line| line.starts_with(name))));
+        for line in
+            ["mirror", "mirror --help", "mirror sync", "mirror no", "status mnt --no", "help mirror", "log mnt/a"]
+        {
+            let args: Vec<OsString> = ["darner"].into_iter().chain(line.split(' ')).map(OsString::from).collect();
+            assert!(Cli::lean(&args).is_none(), "{line}: all the definition is needed for what is to be said");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use darner_fuse::Notifier;
@@ -108,7 +108,11 @@ impl Errands {
     }
 
     fn try_once(&self, errand: &Errand, fd: Option<&OwnedFd>) -> io::Result<Answer> {
-        let gone = || io::Error::other("the process that runs errands ended");
+        self.begin(errand, fd)?.recv().map_err(|_| gone())
+    }
+
+    /// Has one run; the answer comes, or never.
+    fn begin(&self, errand: &Errand, fd: Option<&OwnedFd>) -> io::Result<Receiver<Answer>> {
         let runner = self.runner()?;
         let (answer, answered) = channel();
         let id = {
@@ -126,7 +130,7 @@ impl Errands {
             runner.waiting.lock().by_id.remove(&id);
             return Err(io::Error::other(e));
         }
-        answered.recv().map_err(|_| gone())
+        Ok(answered)
     }
 
     fn runner(&self) -> io::Result<Arc<Runner>> {
@@ -145,6 +149,10 @@ impl Errands {
         thread::Builder::new().name("errands".into()).spawn(move || listen(&listening, child))?;
         Ok(there.insert(runner).clone())
     }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the process that runs errands ended")
 }
 
 /// Hands answers to those who wait for them.
@@ -180,9 +188,17 @@ impl Invalidator {
 
     /// Drops the cached attributes and bytes of nodes. Dirty pages are written first.
     pub fn inval_inodes(&self, nodes: &[u64]) {
-        for some in nodes.chunks(NODES_MAX) {
-            self.tell(Errand::Invalidate(some.to_vec()));
-        }
+        self.start_inval_inodes(nodes).into_iter().for_each(Underway::wait);
+    }
+
+    /// The same, without waiting.
+    pub fn start_inval_inodes(&self, nodes: &[u64]) -> Vec<Underway> {
+        let start = |some: &[u64]| {
+            let errand = Errand::Invalidate(some.to_vec());
+            let answered = self.errands.begin(&errand, Some(&self.fd)).ok();
+            Underway { invalidator: self.clone(), errand, answered }
+        };
+        nodes.chunks(NODES_MAX).map(start).collect()
     }
 
     /// Drops a cached name.
@@ -196,7 +212,11 @@ impl Invalidator {
     }
 
     fn tell(&self, errand: Errand) {
-        match self.errands.run(&errand, Some(&self.fd)) {
+        self.told(&errand, self.errands.run(&errand, Some(&self.fd)));
+    }
+
+    fn told(&self, errand: &Errand, outcome: io::Result<Answer>) {
+        match outcome {
             Ok(answer) if answer.codes.iter().all(|code| *code == 0) => {}
             Ok(answer) => tracing::debug!("{errand:?}: {:?}", answer.codes),
             Err(e) => tracing::warn!("the kernel was not told what changed: {e}"),
@@ -213,6 +233,25 @@ impl Invalidator {
             }
         };
         nodes.chunks(NODES_MAX).flat_map(ask).collect()
+    }
+}
+
+/// What the kernel is being told.
+pub struct Underway {
+    invalidator: Invalidator,
+    errand: Errand,
+    answered: Option<Receiver<Answer>>,
+}
+
+impl Underway {
+    /// Returns when it knows.
+    pub fn wait(self) {
+        let Underway { invalidator, errand, answered } = self;
+        match answered.and_then(|answered| answered.recv().ok()) {
+            Some(answer) => invalidator.told(&errand, Ok(answer)),
+            // One that was killed is replaced.
+            None => invalidator.tell(errand),
+        }
     }
 }
 

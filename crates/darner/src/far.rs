@@ -1,13 +1,14 @@
 //! Addresses of stores on other machines: `darner://HOST:PORT/FILESET#KEY`.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::ToSocketAddrs;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use darner_mirror::SERVICE;
 use darner_syslink::tcp::{self, Remote};
-use darner_syslink::{Config, Fingerprint, Identity, Link, Refuse, Service};
+use darner_syslink::{Config, ConnectError, Fingerprint, Identity, Link, Refuse, Service, Why};
 
 use crate::error::{Context, Failure, Result};
 
@@ -61,8 +62,25 @@ impl Far {
                 Err(e) => failed = Some(e),
             }
         }
-        let why = failed.map_or("it has no address".into(), |e| e.to_string());
+        let why = failed.map_or("it has no address".into(), |e| self.explained(&e));
         Err(Failure::new(format!("{}: {why}", self.host)))
+    }
+
+    /// What went wrong, and what to do.
+    fn explained(&self, e: &ConnectError) -> String {
+        match e {
+            ConnectError::Io(e) if e.kind() == ErrorKind::ConnectionRefused => {
+                format!("{e}: nobody listens there (`darner serve MNT --listen ADDRESS:PORT` on that machine)")
+            }
+            ConnectError::Io(e) if tcp::is_other_key(e) => {
+                let key = self.key.map_or("no key".into(), |key| key.to_string());
+                format!("who answers there does not have the key {key} (`darner serve MNT` there tells which it has)")
+            }
+            ConnectError::Ended(why) if why.why == Why::NotAdmitted => {
+                format!("{e} (`darner serve MNT --ticket` there prints a new ticket)")
+            }
+            _ => e.to_string(),
+        }
     }
 }
 

@@ -19,15 +19,19 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::daemon::Daemon;
+use crate::errand::{Invalidator, Underway};
 use crate::error::{Context, Failure, Result};
 use crate::far::Far;
 use crate::frontend::now_ns;
 use crate::keeper;
+use crate::nodes::Nodes;
 use crate::place::{self, Make, Place};
 use crate::serving::{self, Followed};
 use crate::verifying::{Asked, Comparing};
 use crate::when::local;
 
+/// What a mirror without a way to its source waits for.
+const NEXT_STREAM: &str = "the next stream: `darner mirror export MNT --since TID` there, `darner mirror import` here";
 /// How often a mirror looks for something new.
 const EVERY: Duration = Duration::from_millis(200);
 /// And after something went wrong.
@@ -176,7 +180,10 @@ impl Daemon {
         while !self.is_closing() {
             let Some(f) = self.fs.following() else { break };
             let mut pause = EVERY;
-            if f.paused && !self.follows.is_asked() {
+            if f.origin.is_empty() {
+                self.tell(|line| (line.state, line.waits_for) = ("waits".into(), Some(NEXT_STREAM.into())));
+                pause = AFTER_FAILURES;
+            } else if f.paused && !self.follows.is_asked() {
                 self.tell(|line| (line.state, line.waits_for) = ("paused".into(), None));
             } else {
                 if f.paused {
@@ -253,7 +260,7 @@ impl Daemon {
             {
                 let mut line = follows.line.lock();
                 line.received_bytes += bytes;
-                line.state = "pulls".into();
+                (line.state, line.waits_for) = ("pulls".into(), None);
             }
             let until = Instant::now() + Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64);
             while limit > 0 && Instant::now() < until && !follows.ends.load(Ordering::Relaxed) {
@@ -266,15 +273,20 @@ impl Daemon {
         let puller = Puller::new(self.fs.clone(), link, session).with_room(room).with_pause(Box::new(go_on));
         // (What was asked for ahead is under way, limit or not.)
         let puller = if limit > 0 { puller.with_ahead(0) } else { puller };
-        let outcome = puller.pull();
+        let outcome = puller.pull().and_then(|done| {
+            // The kernel learns meanwhile what changed.
+            let told = if done.at != at { self.start_telling_kernels_of(&done.changed) } else { Vec::new() };
+            // (Of what nobody waits for, the log's writer sees to it soon.)
+            let asked = number <= self.follows.asked.load(Ordering::Relaxed);
+            let kept = if asked { self.fs.sync().map(drop) } else { Ok(()) };
+            told.into_iter().for_each(Underway::wait);
+            kept.map(|()| done).map_err(Cut::Here)
+        });
         // What does not arrive whole is asked for again: on a link that breaks often, less at a time gets further.
         let room = if outcome.is_ok() { (2 * room).min(ROOM_WANTED) } else { (room / 2).max(ROOM_MIN) };
         self.follows.room.store(room, Ordering::Relaxed);
         match outcome {
             Ok(done) => {
-                if done.at != at {
-                    self.tell_kernels_of(&done.changed);
-                }
                 if done.complete {
                     self.follows.pulls.lock().1 = number;
                 }
@@ -301,7 +313,7 @@ impl Daemon {
                     line.is_full = e.is_full();
                     let waits = match &e {
                         _ if line.is_full => {
-                            "room: its own store is full (darner volume add, darner retain), and it goes on when there is some"
+                            "room: its own store is full (darner volume add or resize, darner retain), and it goes on when there is some"
                         }
                         Cut::Source(_) if e.is_passing() => "its source",
                         Cut::Here(_) => "its own store",
@@ -322,16 +334,21 @@ impl Daemon {
 
     /// What a pull changed, the kernel is to ask for anew.
     pub(crate) fn tell_kernels_of(&self, changed: &[darner_fs::Inode]) {
+        self.start_telling_kernels_of(changed).into_iter().for_each(Underway::wait);
+    }
+
+    fn start_telling_kernels_of(&self, changed: &[darner_fs::Inode]) -> Vec<Underway> {
         let mounts: Vec<_> = {
             let state = self.state.lock();
             let following = state.mounts.values().filter(|m| m.nodes.is_following());
             following.map(|m| (m.invalidator.clone(), m.nodes.clone())).collect()
         };
-        for (invalidator, nodes) in mounts {
-            // (It knows few of them: the others it does not find.)
-            let ids: Vec<u64> = changed.iter().take(TOLD_MAX).map(|ino| nodes.id(*ino)).collect();
-            invalidator.inval_inodes(&ids);
-        }
+        let tell = |(invalidator, nodes): (Invalidator, Arc<Nodes>)| {
+            // (It knows few of them, and does not find the others.)
+            let ids = changed.iter().map(|ino| nodes.id(*ino)).filter(|id| nodes.may_be_known(*id));
+            invalidator.start_inval_inodes(&ids.take(TOLD_MAX).collect::<Vec<u64>>())
+        };
+        mounts.into_iter().flat_map(tell).collect()
     }
 
     pub(crate) fn follow_line(&self) -> Result<FollowLine> {
@@ -365,6 +382,7 @@ impl Daemon {
             }
             Request::Following => Ok(Response::Following(self.follow_line()?)),
             Request::Follow { wait } => {
+                self.fs.following().map_or(Ok(()), |f| has_origin(&f.origin))?;
                 // One that is under way does not know what is there now.
                 let wanted = self.follows.pulls.lock().0 + 1;
                 self.follows.asked.fetch_max(wanted, Ordering::Relaxed);
@@ -404,6 +422,12 @@ impl Daemon {
 
     fn make_mirror(&self, target: &Path, of: &darner_fs::Fileset) -> Result<()> {
         let origin = std::fs::canonicalize(self.path())?;
+        if Place::at(target).is_ok_and(|place| place.is_volume()) {
+            let at = target.display();
+            return Err(Failure::new(format!(
+                "{at} holds a store already: a mirror is made anew, in a place of its own"
+            )));
+        }
         let make = Make { hash_key: Some(self.store().hash_key()), ..Make::default() };
         let place = place::create(target, &make)?;
         let (store, _held) = place.open(&[], &place::options(), &mut |_| ())?;
@@ -500,15 +524,21 @@ pub(crate) fn pull_once(fs: &Arc<Fs>, f: &Following) -> Result<()> {
     puller.pull().map(drop).map_err(Failure::new)
 }
 
+/// Refuses where a mirror is fed by streams.
+fn has_origin(origin: &str) -> Result<()> {
+    match origin.is_empty() {
+        true => Err(Failure::new(format!("it was made by `darner mirror import`: it gets on by {NEXT_STREAM}"))),
+        false => Ok(()),
+    }
+}
+
 /// Connects a mirror to its source, which may ask for what it lost.
 fn connect_to(fs: &Arc<Fs>, origin: &str) -> Result<Link> {
     let own = remembering(fs)?;
     if Far::is_meant(origin) {
         return origin.parse::<Far>()?.connect_with(&serving::identity(fs, now_ns())?, None, own);
     }
-    if origin.is_empty() {
-        return Err(Failure::new("it was made by `darner mirror import`, and knows no way to its source"));
-    }
+    has_origin(origin)?;
     connect_with(&Place::at(Path::new(origin))?, own)
 }
 

@@ -101,7 +101,8 @@ impl Daemon {
         let kept = Kept { request: m.clone(), root: root.number(), as_of, source, shared, read_only, negotiated };
         self.keep(&kept, &session, &memory)?;
         let receipts = Receipts::new(&memory, Tid::ZERO);
-        self.serve_mount(session, &kept, pin, &memory, receipts)?;
+        let nodes = self.nodes_of(&kept, &memory);
+        self.serve_mount(session, &kept, pin, nodes, receipts)?;
         // SAFETY: this call can't fail.
         if unsafe { libc::geteuid() } == 0
             && let Err(e) = darner_fuse::set_readahead(&m.mountpoint, READAHEAD)
@@ -165,7 +166,14 @@ impl Daemon {
         let pin = self.fs.pin(kept.top())?;
         // Before anything is read: what is read after that has not been read by this process before.
         session.resend()?;
-        self.serve_mount(session, &kept, pin, &memory, receipts)
+        let nodes = self.nodes_of(&kept, &memory).taken_over();
+        self.serve_mount(session, &kept, pin, nodes, receipts)
+    }
+
+    fn nodes_of(&self, kept: &Kept, memory: &MountMemory) -> Nodes {
+        let (root, as_of) = (Inode::from_number(kept.root), kept.as_of.map(Tid));
+        let follows = as_of.is_none() && root == ROOT && self.fs.head().is_some();
+        Nodes::new(root, as_of, memory).following(follows.then(|| self.fs.clone()))
     }
 
     fn serve_mount(
@@ -173,7 +181,7 @@ impl Daemon {
         session: Session,
         kept: &Kept,
         pin: Option<darner_store::Pin>,
-        memory: &MountMemory,
+        nodes: Nodes,
         receipts: Receipts,
     ) -> Result<()> {
         let (m, root, as_of) = (&kept.request, Inode::from_number(kept.root), kept.as_of.map(Tid));
@@ -187,8 +195,6 @@ impl Daemon {
             }
         })?;
         let stale = Mutex::new(stale);
-        let follows = as_of.is_none() && root == ROOT && self.fs.head().is_some();
-        let nodes = Nodes::new(root, as_of, memory).following(follows.then(|| self.fs.clone()));
         let nodes = Arc::new(nodes);
         let frontend = Frontend::new(
             self.fs.clone(),

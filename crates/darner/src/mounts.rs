@@ -1,6 +1,8 @@
 //! Which mounts the kernel has, from /proc/self/mountinfo, which store is behind one, and what a path in one means.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -47,7 +49,10 @@ pub fn is_dead(mountpoint: &Path) -> String {
 
 /// All mounts, in the order they were made.
 pub fn all() -> Result<Vec<Mounted>> {
-    let text = std::fs::read("/proc/self/mountinfo").cant(|| "read /proc/self/mountinfo".into())?;
+    // (Its length is not known, and each read costs.)
+    let mut text = Vec::with_capacity(16 << 10);
+    let read = File::open("/proc/self/mountinfo").and_then(|mut table| table.read_to_end(&mut text));
+    read.cant(|| "read /proc/self/mountinfo".into())?;
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 

@@ -11,7 +11,7 @@
 //! holds one it is asked, where that matters (`reaper.rs`).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use darner_fs::{Fs, Inode, Node, ObjectId, Tid};
 use parking_lot::Mutex;
@@ -42,6 +42,29 @@ struct Way {
     from: u64,
 }
 
+/// Which live nodes the kernel may know: a bit for many of them each, which stays once it was told of one.
+struct MayKnow([AtomicU64; 1 << WORDS_BITS]);
+
+const WORDS_BITS: u32 = 10;
+
+impl MayKnow {
+    fn nothing() -> Box<MayKnow> {
+        Box::new(MayKnow(std::array::from_fn(|_| AtomicU64::new(0))))
+    }
+
+    fn place(&self, id: u64) -> (&AtomicU64, u64) {
+        let hash = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - WORDS_BITS - 6);
+        (&self.0[(hash >> 6) as usize], 1 << (hash & 63))
+    }
+
+    fn add(&self, id: u64) {
+        let (word, bit) = self.place(id);
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The nodes that the kernel of one mount knows.
 pub struct Nodes {
     root: Inode,
@@ -50,13 +73,15 @@ pub struct Nodes {
     /// A mirror, which is shown as of what it last pulled as a whole.
     follows: Option<Arc<Fs>>,
     views: MountMemory,
+    may_know: Box<MayKnow>,
     state: Mutex<State>,
 }
 
 impl Nodes {
     /// For a mount of what is below a root, live or as of a tid; with the views that an earlier process left in `memory`.
     pub fn new(root: Inode, base: Option<Tid>, memory: &MountMemory) -> Nodes {
-        let nodes = Nodes { root, base, follows: None, views: memory.clone(), state: Mutex::default() };
+        let (views, may_know) = (memory.clone(), MayKnow::nothing());
+        let nodes = Nodes { root, base, follows: None, views, may_know, state: Mutex::default() };
         let mut state = nodes.state.lock();
         for number in 0..nodes.used() {
             match nodes.way(number) {
@@ -75,6 +100,18 @@ impl Nodes {
     /// For a live mount of a mirror.
     pub fn following(self, fs: Option<Arc<Fs>>) -> Nodes {
         Nodes { follows: fs, ..self }
+    }
+
+    /// Of a mount that another process served before: nobody knows what the kernel knows.
+    pub fn taken_over(self) -> Nodes {
+        self.may_know.0.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+        self
+    }
+
+    /// Whether the kernel may know a node that is live, or as of the mount's tid: if it was ever told of it.
+    pub fn may_be_known(&self, id: u64) -> bool {
+        let (word, bit) = self.may_know.place(id);
+        id == ROOT_ID || word.load(Ordering::Relaxed) & bit != 0
     }
 
     /// Whether what it shows as a moment moves on.
@@ -148,7 +185,11 @@ impl Nodes {
                 self.views.view(view as usize).lookups.fetch_add(1, Ordering::AcqRel);
                 Some(PAST | view << OBJECT_BITS | ino.object.0)
             }
-            Node::Live(ino) | Node::AsOf(ino, _) => Some(self.id(ino)),
+            Node::Live(ino) | Node::AsOf(ino, _) => {
+                let id = self.id(ino);
+                self.may_know.add(id);
+                Some(id)
+            }
         }
     }
 
@@ -230,6 +271,18 @@ mod tests {
         assert_eq!(nodes.node(other), Some(Node::AsOf(Inode::main(9), Tid(78))));
         assert_eq!(nodes.looked_up(Node::Live(Inode::main(5)), 1, false), Some(5));
         assert_eq!(nodes.forget(5, 1), Some(Inode::main(5)));
+    }
+
+    #[test]
+    fn the_kernel_may_know_what_it_was_told_of_and_anything_of_a_mount_that_another_process_served() {
+        let nodes = new(ROOT, None);
+        let told = (2..2000).step_by(7).map(|n| nodes.looked_up(Node::Live(Inode::main(n)), 1, false).unwrap());
+        let told: Vec<u64> = told.collect();
+        assert!(nodes.may_be_known(1) && told.iter().all(|id| nodes.may_be_known(*id)));
+        let others = (2000..12_000).filter(|id| nodes.may_be_known(*id)).count();
+        assert!(others < 200, "{others} of 10,000 that it was not told of");
+        let nodes = new(ROOT, None).taken_over();
+        assert!((2..2000).all(|id| nodes.may_be_known(id)));
     }
 
     #[test]

@@ -260,6 +260,7 @@ fn who_is_admitted_for_a_fileset_follows_that_and_sees_no_other() {
     let told = refused(&["mirror", "follow", &store, &url("secret"), "--ticket", &ticket], "no such fileset");
     let key: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
     assert_eq!(key["peers"][0]["filesets"], serde_json::json!(["docs"]), "it is known by now: {told}");
+    assert!(told.contains("\"secret\"") && told.contains("is admitted there"), "{told}");
     let (own, key) = (key["peers"][0]["key"].as_str().unwrap(), key["key"].as_str().unwrap());
     refused(&["mirror", "follow", &store, &url("main"), "--key", key], "no such fileset");
     f.w.darner(&["mirror", "follow", &store, &url("docs"), "--key", key]);
@@ -277,6 +278,22 @@ fn who_is_admitted_for_a_fileset_follows_that_and_sees_no_other() {
     f.serve(&["--admit", own]);
     f.w.darner(&["mirror", "sync", "--wait", &store]);
     f.w.darner(&["mirror", "pause", &store]);
+    f.serve(&["--stop"]);
+}
+
+#[test]
+fn who_can_not_be_followed_is_told_with_what_to_do() {
+    let Some(f) = Far::new() else { return };
+    let url = format!("darner://127.0.0.1:{}", f.port);
+    let other = "ab".repeat(32);
+    let told = refused(&["mirror", "follow", &f.dir("other"), &url, "--key", &other], "does not have the key");
+    assert!(told.contains(&other) && told.contains("darner serve MNT"), "{told}");
+    let spent = f.serve(&["--ticket", "--for", "0"]);
+    refused(&["mirror", "follow", &f.dir("late"), &url, "--ticket", &spent], "prints a new ticket");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("darner://{nobody}");
+    let told = refused(&["mirror", "follow", &f.dir("nobody"), &url, "--key", &other], "nobody listens there");
+    assert!(told.contains(&nobody.to_string()) && told.contains("--listen"), "{told}");
     f.serve(&["--stop"]);
 }
 

@@ -344,6 +344,12 @@ fn a_stream_through_a_pipe_makes_a_mirror_and_brings_it_on() {
     assert_eq!(fs::read(w.dir.join("copy/dir/b")).unwrap(), b"new");
     assert!(!w.dir.join("copy/dir/a").exists());
     assert_eq!(fs::read(w.dir.join(format!("copy/dir/a@@{then:#x}"))).unwrap(), vec![5; 500_000]);
+    // Nothing is to be had but by another stream, which is said at once.
+    let store = w.dir.join("store far away").to_str().unwrap().to_string();
+    assert!(refused(&["mirror", "sync", "--wait", &store]).contains("the next stream"));
+    eventually("it is said in the list", || {
+        w.darner(&["mirror", "list", &store]).contains("waits for: the next stream")
+    });
     w.sh_outside("$DARNER unmount $DIR/copy");
 }
 

@@ -8,8 +8,8 @@ use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
 use crate::parts::Parts;
 use crate::protocol::{
-    END, FILESET, HASH_KEY, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, SESSION, SINCE, UUID, WAS_AT,
-    WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
+    FILESET, HASH_KEY, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, SINCE, UUID, WAS_AT, WAS_FILESET, WAS_SHOWN,
+    WAS_SOURCE,
 };
 
 /// How long one answer may take.
@@ -214,10 +214,6 @@ impl Puller {
             }
         }
         done.complete = self.pull_to(f.fileset, looked.newest, &mut done)?;
-        // Should this be lost, the source forgets by itself.
-        let mut end = Message::new(END);
-        end.uint(SESSION, self.session);
-        let _ = self.source.call(end, Some(PATIENCE));
         Ok(done)
     }
 

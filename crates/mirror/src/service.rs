@@ -79,10 +79,16 @@ struct Session {
     /// Keeps the moment while it is pulled.
     _pin: Option<Pin>,
     used: Instant,
+    /// What is there as of that moment is compared: it ends when it is told to.
+    compares: bool,
 }
 
 fn no_fileset() -> Refusal {
-    Refusal::new(Code::Other(NO_FILESET), "there is no such fileset (any more)")
+    Refusal::new(Code::Other(NO_FILESET), "there is no such fileset (any more), or it is not for this key")
+}
+
+fn no_next() -> Refusal {
+    Refusal::new(Code::Other(NO_NEXT), "nothing is left to follow")
 }
 
 fn root_of(fs: &Fs, fileset: FilesetId) -> Result<Inode, Refusal> {
@@ -223,17 +229,26 @@ impl Source {
         Ok(reply)
     }
 
-    fn session(&self, who: &Who, id: u64, fileset: FilesetId, at: Tid) -> Result<Arc<Mutex<Session>>, Refusal> {
-        let id = (who.clone(), id);
+    /// The session for a moment; `begins`: if there is none, one is begun.
+    fn session(
+        &self,
+        id: &(Who, u64),
+        fileset: FilesetId,
+        at: Tid,
+        begins: bool,
+    ) -> Result<Arc<Mutex<Session>>, Refusal> {
         let mut sessions = self.sessions.lock();
         sessions.retain(|_, s| s.try_lock().is_none_or(|s| s.used.elapsed() < PATIENCE));
-        if let Some(found) = sessions.get(&id) {
+        if let Some(found) = sessions.get(id) {
             // One pull at a time: whoever asks for another moment has begun another.
             if found.try_lock().is_some_and(|s| (s.root.fileset, s.at) == (fileset, at)) {
                 return Ok(found.clone());
             }
         }
-        if sessions.len() >= SESSIONS_MAX && !sessions.contains_key(&id) {
+        if !begins {
+            return Err(no_next());
+        }
+        if sessions.len() >= SESSIONS_MAX && !sessions.contains_key(id) {
             return Err(Refusal::new(Code::Busy, "too many mirrors pull at the same time"));
         }
         let root = root_of(&self.fs, fileset)?;
@@ -242,9 +257,9 @@ impl Source {
         }
         let pin = self.fs.pin(Node::AsOf(root, at));
         let pin = pin.map_err(|e| Refusal::new(Code::Other(NOT_KEPT), e.to_string()))?;
-        let session = Session { root, at, sent: Sent::default(), _pin: pin, used: Instant::now() };
+        let session = Session { root, at, sent: Sent::default(), _pin: pin, used: Instant::now(), compares: false };
         let session = Arc::new(Mutex::new(session));
-        sessions.insert(id, session.clone());
+        sessions.insert(id.clone(), session.clone());
         Ok(session)
     }
 
@@ -258,8 +273,10 @@ impl Source {
             max: asked.uint(MAX)?,
             data: asked.uint(DATA)? != 0,
         };
-        let session = self.session(who, asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), digesting.at)?;
+        let id = (who.clone(), asked.uint(SESSION)?);
+        let session = self.session(&id, FilesetId(asked.number(FILESET)?), digesting.at, true)?;
         let mut session = session.lock();
+        session.compares = true;
         let found = self.fs.digests(session.root, &digesting).map_err(|e| failed(&e))?;
         session.used = Instant::now();
         let mut reply = Message::new(DIGEST);
@@ -291,14 +308,20 @@ impl Source {
         let from = asked.find(FROM).map(|_| tail(&asked, FROM)).transpose()?;
         let (to, since, at) = (tail(&asked, TO)?, Tid(asked.uint(SINCE)?), Tid(asked.uint(AT)?));
         let room = asked.uint(ROOM)?.min(ROOM_MAX) as usize;
-        let session = self.session(who, asked.uint(SESSION)?, FilesetId(asked.number(FILESET)?), at)?;
+        let id = (who.clone(), asked.uint(SESSION)?);
+        let session = self.session(&id, FilesetId(asked.number(FILESET)?), at, from.is_some())?;
         let mut session = session.lock();
         session.used = Instant::now();
         let root = session.root;
         let next = || session.sent.end().map(<[u8]>::to_vec);
-        let from = from.or_else(next).ok_or_else(|| Refusal::new(Code::Other(NO_NEXT), "nothing is left to follow"))?;
+        let from = from.or_else(next).ok_or_else(no_next)?;
         let wanted = Wanted { from, to, since, at, room };
         let part = self.fs.changes(root, &wanted, &mut session.sent).map_err(|e| failed(&e))?;
+        if part.next.is_none() && wanted.to.is_empty() && !session.compares {
+            // (Should this answer be lost, it is asked for anew.)
+            drop(session);
+            self.sessions.lock().remove(&id);
+        }
         let mut reply = Message::new(PULL);
         reply.bytes(FROM, &wanted.from);
         if let Some(next) = &part.next {

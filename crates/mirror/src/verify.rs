@@ -8,8 +8,8 @@ use darner_syslink::{Caller, Message};
 
 use crate::parts::Parts;
 use crate::protocol::{
-    AT, ATTEMPT, DATA, DIGEST, FILESET, FOUND, FROM, ITEMS, LEN, MAX, OBJECT, OFFSET, PROVE, READ, RUN, SESSION, TID,
-    TO, VERSIONS,
+    AT, ATTEMPT, DATA, DIGEST, END, FILESET, FOUND, FROM, ITEMS, LEN, MAX, OBJECT, OFFSET, PROVE, READ, RUN, SESSION,
+    TID, TO, VERSIONS,
 };
 use crate::pull::{Failure, PATIENCE, Puller};
 
@@ -83,6 +83,10 @@ impl Puller {
         let mut v = Verifying { puller: self, following, data, mend, found };
         v.descend(&[], &[], 0)?;
         v.prove()?;
+        let mut end = Message::new(END);
+        end.uint(SESSION, self.session);
+        // Should this be lost, the source forgets by itself.
+        let _ = self.source.call(end, Some(PATIENCE));
         Ok(v.found)
     }
 }

@@ -16,7 +16,8 @@ const STRANGERS_MAX: usize = 64;
 #[derive(Clone)]
 pub(crate) struct Places(Arc<AtomicUsize>);
 
-struct Place(Arc<AtomicUsize>);
+/// It is given back when it is dropped.
+pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -29,18 +30,14 @@ impl Places {
         Places(Arc::default())
     }
 
-    /// Runs `work` on a thread, if there is a place; else drops it, and the connection with it.
-    pub fn give(&self, work: impl FnOnce() + Send + 'static) {
+    /// Runs `work` on a thread, if there is a place; else drops it, and the connection with it. It may go on without the place.
+    pub fn give(&self, work: impl FnOnce(Place) + Send + 'static) {
         let place = Place(self.0.clone());
         if self.0.fetch_add(1, Ordering::Relaxed) >= STRANGERS_MAX {
             return;
         }
-        let work = move || {
-            work();
-            drop(place);
-        };
         // Without a thread the place is given back as well.
-        let _ = thread::Builder::new().name("syslink-greet".into()).spawn(work);
+        let _ = thread::Builder::new().name("syslink".into()).spawn(move || work(place));
     }
 }
 

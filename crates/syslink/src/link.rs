@@ -135,9 +135,32 @@ pub struct Pending {
     call: CallId,
 }
 
-impl Link {
-    /// Starts the link's thread on an open engine.
-    pub(crate) fn start(engine: Engine, wire: Wire, peer: Peer, service: Arc<dyn Service>) -> std::io::Result<Link> {
+/// What a link is made of, when both sides have greeted.
+pub(crate) struct Opened {
+    pub engine: Engine,
+    pub wire: Wire,
+    pub peer: Peer,
+    pub service: Arc<dyn Service>,
+}
+
+impl Opened {
+    /// Starts the link's thread.
+    pub fn start(self) -> std::io::Result<Link> {
+        let shared = self.shared()?;
+        // A service that panics must not leave a link that nobody runs.
+        let runner = CloseOnDrop(shared.clone());
+        thread::Builder::new().name("syslink".into()).spawn(move || runner.0.run())?;
+        Ok(Link { shared, _last: None })
+    }
+
+    /// Makes this thread the link's, until that is over.
+    pub fn run(self) -> std::io::Result<()> {
+        CloseOnDrop(self.shared()?).0.run();
+        Ok(())
+    }
+
+    fn shared(self) -> std::io::Result<Arc<Shared>> {
+        let Opened { engine, wire, peer, service } = self;
         let (epoll, bell) = (Epoll::new()?, Bell::new()?);
         epoll.add(wire.control, CONTROL, libc::EPOLLIN)?;
         if let Some(fd) = wire.bulk {
@@ -164,7 +187,7 @@ impl Link {
             calls: false,
             deaf: false,
         };
-        let shared = Arc::new_cyclic(|me| Shared {
+        Ok(Arc::new_cyclic(|me| Shared {
             me: me.clone(),
             peer,
             service,
@@ -180,13 +203,11 @@ impl Link {
             ring: wire.ring,
             epoll,
             bell,
-        });
-        // A service that panics must not leave a link that nobody runs.
-        let runner = CloseOnDrop(shared.clone());
-        thread::Builder::new().name("syslink".into()).spawn(move || runner.0.run())?;
-        Ok(Link { shared, _last: None })
+        }))
     }
+}
 
+impl Link {
     /// Lets the link end with its last clone.
     pub(crate) fn owned(self) -> Link {
         Link { _last: Some(Arc::new(CloseOnDrop(self.shared.clone()))), ..self }

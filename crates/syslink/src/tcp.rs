@@ -20,7 +20,7 @@ use crate::engine::{Announced, Config, Engine, Hello, Packet};
 use crate::error::{ConnectError, Reason, Why};
 use crate::greet::{Places, greet};
 use crate::identity::{Fingerprint, Identity, random};
-use crate::link::Link;
+use crate::link::{Link, Opened};
 use crate::poll::{self, check, now_ns};
 use crate::service::{Peer, Service, Who};
 use crate::stream::Assembler;
@@ -37,6 +37,11 @@ pub struct Remote {
     pub key: Fingerprint,
     /// The secret of a ticket it issued, if it does not know our key yet.
     pub ticket: Option<[u8; 32]>,
+}
+
+/// Whether connecting failed because who answers does not have [`Remote::key`].
+pub fn is_other_key(e: &io::Error) -> bool {
+    tls::is_other_key(e)
 }
 
 impl Remote {
@@ -67,7 +72,8 @@ pub fn connect(
         poll::wait(&[(bulk.fd(), true)], Some(until))?;
     }
     let peer = Peer { who: Who::Key(remote.key), service: service.into() };
-    Ok(Link::start(engine, join(wire, control, (bulk, Raw::default()), config), peer, own)?.owned())
+    let wire = join(wire, control, (bulk, Raw::default()), config);
+    Ok(Opened { engine, wire, peer, service: own }.start()?.owned())
 }
 
 fn dial(remote: &Remote, identity: &Identity, purpose: Purpose, until: u64) -> io::Result<Channel> {
@@ -142,7 +148,7 @@ impl Listener {
                 match accepted {
                     Ok((socket, _)) => {
                         let house = house.clone();
-                        places.give(move || drop(house.welcome(socket)));
+                        places.give(move |_place| drop(house.welcome(socket)));
                     }
                     Err(e) if is_passing(&e) => {}
                     Err(_) => return,
@@ -208,7 +214,8 @@ impl House {
             control.end();
             return Err(ConnectError::Ended(Reason::new(Why::Slow, "no bulk connection came in time")));
         };
-        Link::start(engine, join(wire, control, bulk, &self.config), peer, self.service.clone())?;
+        let wire = join(wire, control, bulk, &self.config);
+        Opened { engine, wire, peer, service: self.service.clone() }.start()?;
         Ok(())
     }
 

@@ -123,6 +123,12 @@ fn own(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'sta
     (vec![CertificateDer::from(identity.certificate().to_vec())], key.into())
 }
 
+/// Whether it failed because the other side does not have the key that is expected of it.
+pub(crate) fn is_other_key(e: &io::Error) -> bool {
+    let found = e.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    found == Some(&Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+}
+
 fn other<E: std::error::Error + Send + Sync + 'static>(e: E) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, e)
 }

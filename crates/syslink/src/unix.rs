@@ -18,7 +18,7 @@ use crate::engine::{Config, Engine, Hello, Packet};
 use crate::error::{ConnectError, Reason, Why};
 use crate::greet::{Places, greet};
 use crate::header;
-use crate::link::Link;
+use crate::link::{Link, Opened};
 use crate::memfd::{self, Shared, Stock};
 use crate::poll::{self, Bell, check, now_ns};
 use crate::ring::{self, Reader, Writer};
@@ -68,7 +68,7 @@ pub fn connect_over(
     let theirs = greet(&mut engine, &mut wire, until, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
     wire.ring &= theirs.ring;
     rings.store(wire.ring, Ordering::Relaxed);
-    Ok(Link::start(engine, wire, peer, own)?.owned())
+    Ok(Opened { engine, wire, peer, service: own }.start()?.owned())
 }
 
 /// Accepts who has the other end of a socket pair of this kind, as [`Listener`] does. The link ends with its last clone.
@@ -78,7 +78,7 @@ pub fn accept_over(
     admission: &dyn Admission,
     service: Arc<dyn Service>,
 ) -> Result<Link, ConnectError> {
-    Ok(welcome(ends.into(), config, admission, service)?.owned())
+    Ok(welcome(ends.into(), config, admission, service)?.start()?.owned())
 }
 
 /// Listens until it is dropped.
@@ -152,7 +152,12 @@ impl Listener {
                     Ok(None) => return,
                     Ok(Some(peer)) => places.give({
                         let (config, admission, service) = (config.clone(), admission.clone(), service.clone());
-                        move || drop(welcome(peer.into(), &config, &*admission, service))
+                        move |place| {
+                            let welcomed = welcome(peer.into(), &config, &*admission, service);
+                            drop(place);
+                            // (Who is not welcome was told so, and nobody else is to be.)
+                            let _ = welcomed.and_then(|link| Ok(link.run()?));
+                        }
                     }),
                     Err(e) if is_passing(&e) => {}
                     Err(_) => return,
@@ -190,7 +195,7 @@ fn welcome(
     config: &Config,
     admission: &dyn Admission,
     service: Arc<dyn Service>,
-) -> Result<Link, ConnectError> {
+) -> Result<Opened, ConnectError> {
     let mut peer = Peer { who: peer_of(&ends.socket)?, service: String::new() };
     let hello = Hello { ring: ends.ring.is_some(), ..Hello::default() };
     let mut engine = Engine::accept(config.clone(), hello, now_ns());
@@ -202,7 +207,7 @@ fn welcome(
     .map_err(ConnectError::Ended)?;
     wire.ring &= theirs.ring;
     rings.store(wire.ring, Ordering::Relaxed);
-    Ok(Link::start(engine, wire, peer, service)?)
+    Ok(Opened { engine, wire, peer, service })
 }
 
 fn seqpacket() -> io::Result<OwnedFd> {

@@ -198,10 +198,12 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
         })?,
         false => Identity::generate(),
     };
+    let name = far.fileset.clone().unwrap_or_else(|| "main".into());
     let link = far.connect(&identity, ticket.map(|t| t.secret));
+    let connected = link.is_ok();
     let looked = link.and_then(|link| {
-        let name = far.fileset.clone().unwrap_or_else(|| "main".into());
-        Puller::look(&link, Which::Named(&name), None).map_err(Failure::new)
+        let looked = Puller::look(&link, Which::Named(&name), None);
+        looked.map_err(|e| Failure::new(format!("{}: {name:?}: {e}", far.host)))
     });
     let make = |hash_key, born: u64| -> Result<Place> {
         let place = place::create(&store, &Make { hash_key, born_ns: Some(born), force: known, ..Make::default() })?;
@@ -215,11 +217,15 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
             if !known {
                 make(None, now_ns())?;
             }
-            return Err(Failure::new(format!(
-                "{e}\n{} was made, and has the key {}: `darner serve MNT --admit` there lets it in; then again",
-                store.display(),
-                identity.fingerprint()
-            )));
+            let (at, key) = (store.display(), identity.fingerprint());
+            return Err(Failure::new(match connected {
+                true => {
+                    format!("{e}\n{at} was made, and its key {key} is admitted there: another FILESET can be named")
+                }
+                false => format!(
+                    "{e}\n{at} was made, and has the key {key}: `darner serve MNT --admit` there lets it in; then again"
+                ),
+            }));
         }
     };
     let born = looked.newest.0;
@@ -341,7 +347,7 @@ fn table(lines: &[MirrorLine]) -> String {
     let mut out = format!("{:<16} {:<12} {:>9} {:>10}  {:<26} store\n", "name", "state", "lag", "received", "shows");
     for line in lines {
         let lag = line.lag_seconds.map_or("-".into(), |s| format!("{s:.1} s"));
-        let at = line.at.as_deref().unwrap_or("nothing yet");
+        let at = line.at.as_deref().unwrap_or(if line.state == "promoted" { "-" } else { "nothing yet" });
         let received = human(line.received_bytes);
         let name = if line.name.is_empty() { "(this store)" } else { &line.name };
         let _ =

@@ -31,8 +31,6 @@ mod volume;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::cli::{Cli, Command};
 use crate::control::{self, Request, Response};
 use crate::error::{Failure, Result};
@@ -41,7 +39,7 @@ use crate::place::Place;
 /// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage (`diff`:
 /// 0 the same, 1 different, 2 failed).
 pub fn main() -> ExitCode {
-    let cli = Cli::parse_from(arguments());
+    let cli = Cli::of(arguments());
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -64,7 +62,7 @@ fn arguments() -> Vec<std::ffi::OsString> {
         let a = a.to_string_lossy();
         a.starts_with('-') || a == "help" || Cli::command().get_subcommands().any(|c| c.get_name() == a)
     };
-    let as_program = args.len() >= 4 && !is_command(&args[1]) && args.iter().any(|a| a == "-o");
+    let as_program = args.len() >= 4 && args.iter().any(|a| a == "-o") && !is_command(&args[1]);
     if as_helper || as_program {
         args.insert(1, "mount".into());
     }

@@ -5,14 +5,13 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_syslink::engine::{Config, Hello};
 use darner_syslink::unix;
 use darner_syslink::{
-    CallError, Caller, Code, ConnectError, Limits, Link, Message, Peer, Refusal, Reply, Service, Tag, Who, Why,
+    CallError, Code, ConnectError, Limits, Link, Message, Peer, Refusal, Reply, Service, Tag, Who, Why,
 };
 use parking_lot::Mutex;
 
@@ -115,22 +114,16 @@ enum Outcome {
     Died,
 }
 
-/// What the thread that calls tells the one that waits.
-enum Heard {
-    Progress(u64, u64),
-    Answer(std::result::Result<Message, CallError>),
-}
-
-/// Hears how far it is.
-struct Hears(Mutex<Sender<Heard>>);
+/// Hears how far it is: the newest that nobody has looked at.
+#[derive(Default)]
+struct Hears(Mutex<Option<(u64, u64)>>);
 
 impl Service for Hears {
     fn call(&self, _: &Peer, command: Message, reply: Reply) {
         let root = command.root();
         match (root.tag(), root.uint(DONE), root.uint(TOTAL)) {
             (PROGRESS, Ok(done), Ok(total)) => {
-                // (Who asked may have gone.)
-                let _ = self.0.lock().send(Heard::Progress(done, total));
+                *self.0.lock() = Some((done, total));
                 reply.send(Message::new(ANSWER));
             }
             _ => reply.refuse(Refusal::new(Code::Unknown, "commands answer nothing but how far something is")),
@@ -165,8 +158,7 @@ fn unreached(callee: &Callee, why: &dyn std::fmt::Display) -> Failure {
 }
 
 fn call_once(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Outcome> {
-    let (tell, heard) = channel();
-    let own = Arc::new(Hears(Mutex::new(tell.clone())));
+    let own = Arc::new(Hears::default());
     let link = match connect(callee, &own)? {
         Found::Nobody => return Ok(Outcome::Nobody),
         Found::Gone => return Ok(Outcome::NotAsked),
@@ -179,29 +171,23 @@ fn call_once(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u
         return Err(Failure::new(format!("a process of user {uid} poses as {}", callee.what)));
     }
     let message = encode(REQUEST, request)?;
-    let calling = link.clone();
-    thread::Builder::new().name("call".into()).spawn(move || {
-        let _ = tell.send(Heard::Answer(calling.call(message, None)));
-    })?;
-    let answer = loop {
-        match heard.recv_timeout(callee.patience) {
-            Ok(Heard::Progress(done, total)) => progress(done, total),
-            Ok(Heard::Answer(answer)) => break answer,
-            Err(RecvTimeoutError::Timeout) => {
-                link.close();
-                return Err(unreached(
-                    callee,
-                    &format!("it has said nothing for {} seconds", callee.patience.as_secs()),
-                ));
-            }
-            Err(RecvTimeoutError::Disconnected) => return Ok(Outcome::Died),
+    let mut heard_at = Instant::now();
+    let answer = link.call_patiently(message, None, TELL_EVERY, &mut || {
+        if let Some((done, total)) = own.0.lock().take() {
+            progress(done, total);
+            heard_at = Instant::now();
         }
-    };
+        (heard_at.elapsed() < callee.patience).then_some(TELL_EVERY)
+    });
     let answer = match answer {
         Ok(message) => decode(&message)?,
-        Err(CallError::Refused(no)) => return Err(Failure::new(no.why)),
-        Err(CallError::Broken(reason)) if matches!(reason.why, Why::Lost | Why::Closed) => return Ok(Outcome::Died),
-        Err(e) => return Err(unreached(callee, &e)),
+        Err((CallError::Refused(no), _)) => return Err(Failure::new(no.why)),
+        Err((CallError::Broken(why), _)) if matches!(why.why, Why::Lost | Why::Closed) => return Ok(Outcome::Died),
+        Err((CallError::Cancelled, _)) => {
+            let silent = format!("it has said nothing for {} seconds", callee.patience.as_secs());
+            return Err(unreached(callee, &silent));
+        }
+        Err((e, _)) => return Err(unreached(callee, &e)),
     };
     match answer {
         // Mounts can be taken away without it.
