@@ -150,7 +150,8 @@ impl<'s> Layer<'s> {
 
     /// The first suffix that is left.
     fn suffix(&mut self) -> Result<Option<&[u8]>> {
-        while let (true, Some(from)) = (self.items.is_empty(), self.next.take()) {
+        while self.items.is_empty() {
+            let Some(from) = self.next.take() else { break };
             let (items, next) = self.store.scan_batch(Range {
                 prefix: self.prefix.as_bytes(),
                 from: &from,

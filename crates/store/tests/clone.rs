@@ -375,3 +375,55 @@ fn labels_and_orphans_do_not_show_through() {
     world.store().scan(FilesetId(2), ObjectId(0), Kind::LABEL, b"", Tid::MAX, &mut visit).unwrap();
     assert!(!any);
 }
+
+#[test]
+fn a_scan_of_a_fileset_or_clone_finds_all_however_many_they_are() {
+    let world = World::new(1);
+    let names = |n: u32| n.to_be_bytes();
+    let mut tx = world.store().begin(MAIN, 2_000).unwrap();
+    (0..1000).for_each(|n| tx.put(ObjectId(10), Kind::DIRENT, &names(3 * n), b"of main"));
+    let at = tx.commit().unwrap();
+    for (fileset, base) in [(FilesetId(2), None), (FilesetId(3), Some((MAIN, at)))] {
+        let mut tx = world.store().begin(MAIN, 3_000 + u64::from(fileset.0)).unwrap();
+        let created = tx.tid();
+        catalogue(&mut tx, fileset, &Lineage { created, base });
+        tx.turn(fileset, 0, 0);
+        (0..1000).for_each(|n| tx.put(ObjectId(10), Kind::DIRENT, &names(3 * n + 1), b"its own"));
+        (0..500).for_each(|n| tx.delete(ObjectId(10), Kind::DIRENT, &names(3 * n)));
+        tx.write(ObjectId(20), 0, &vec![7; 1 << 20]).unwrap();
+        tx.commit().unwrap();
+        let mut found = Vec::new();
+        let mut visit = |suffix: &[u8], _: Tid, _: &[u8]| {
+            found.push(u32::from_be_bytes(suffix.try_into().unwrap()));
+            ControlFlow::Continue(())
+        };
+        world.store().scan(fileset, ObjectId(10), Kind::DIRENT, b"", Tid::MAX, &mut visit).unwrap();
+        let shown = |n: &u32| n % 3 == 1 || n % 3 == 0 && base.is_some() && *n >= 1500;
+        assert_eq!(found, (0..3000).filter(shown).collect::<Vec<_>>());
+    }
+}
+
+/// A scan ended after 128 records: what a file had beyond 8 MiB survived its truncation, and was there again when it grew.
+#[test]
+fn nothing_is_left_of_a_file_of_a_fileset_that_is_truncated_however_long_it_was() {
+    let world = World::new(1);
+    let fileset = FilesetId(2);
+    let mut tx = world.store().begin(MAIN, 3_000).unwrap();
+    let created = tx.tid();
+    catalogue(&mut tx, fileset, &Lineage { created, base: None });
+    tx.commit().unwrap();
+    let len = 20 << 20;
+    for n in 0..20 {
+        let mut tx = world.store().begin(fileset, 4_000 + n).unwrap();
+        tx.write(ObjectId(20), n << 20, &vec![7; 1 << 20]).unwrap();
+        tx.commit().unwrap();
+    }
+    let mut tx = world.store().begin(fileset, 5_000).unwrap();
+    assert_eq!(tx.punch(ObjectId(20), 0, u64::MAX).unwrap(), -(len as i64));
+    tx.commit().unwrap();
+    assert_eq!(world.store().next_data(fileset, ObjectId(20), 0, Tid::MAX).unwrap(), None);
+    let pieces = world.store().map(fileset, ObjectId(20), 0, len, Tid::MAX).unwrap();
+    let mut found = vec![1; len as usize];
+    world.store().read(&pieces, &mut found).unwrap();
+    assert!(found.iter().all(|b| *b == 0));
+}
