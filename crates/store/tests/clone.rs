@@ -398,7 +398,7 @@ fn a_scan_of_a_fileset_or_clone_finds_all_however_many_they_are() {
             ControlFlow::Continue(())
         };
         world.store().scan(fileset, ObjectId(10), Kind::DIRENT, b"", Tid::MAX, &mut visit).unwrap();
-        let shown = |n: &u32| n % 3 == 1 || n % 3 == 0 && base.is_some() && *n >= 1500;
+        let shown = |n: &u32| n % 3 == 1 || n.is_multiple_of(3) && base.is_some() && *n >= 1500;
         assert_eq!(found, (0..3000).filter(shown).collect::<Vec<_>>());
     }
 }
