@@ -126,7 +126,7 @@ impl Daemon {
             found.map_or_else(|| format!("{}", id.0), |(fileset, _)| fileset.name.clone())
         };
         let kept_twice = self.store().kept_twice();
-        let all_twice = self.store().copies().wanted == Copies::Two;
+        let all_twice = self.store().wanted_copies() == Copies::Two;
         let line = |(fileset, count): &(Fileset, darner_fs::Count)| FilesetLine {
             copies: 1 + u32::from(all_twice || kept_twice.contains(&fileset.id)),
             name: fileset.name.clone(),

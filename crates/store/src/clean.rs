@@ -200,7 +200,7 @@ impl Store {
 
     /// What the cleaner may take. (What is in the bucket would have to be fetched first, and what is missing can't be.)
     fn containers(&self, state: &State) -> Vec<Container> {
-        let out_of_reach = self.regions_where(&|at| self.volumes.is_cold(at) || self.volumes.is_absent(at));
+        let out_of_reach = self.regions_where(&|at| self.volumes.is_out_of_reach(at));
         self.containers_of(state, &|id| !out_of_reach.contains(&id))
     }
 

@@ -31,6 +31,7 @@ use crate::index::merge::{Merged, run_source};
 use crate::key::{KEY_HEAD, parse};
 use crate::maintain::{RunWriter, State, ghosts_of};
 use crate::retain::{FOREVER, Retention};
+use crate::segment::Starts;
 use crate::store::Store;
 use crate::{FilesetId, Key, Kind, Result, Tid};
 
@@ -51,17 +52,9 @@ pub(crate) struct Keep {
     forgotten: Forgotten,
     /// Moments that are part of what some clone is now, and of what a removed one was, ascending.
     cloned: [BTreeMap<FilesetId, Vec<Tid>>; 2],
-    /// For the account: where each segment's transactions begin, ascending.
-    segments: Vec<(Tid, u64)>,
+    /// For the account.
+    pub starts: Starts,
     now_ns: u64,
-}
-
-impl Keep {
-    /// The segment that holds the records of a transaction.
-    pub fn segment_of(&self, tid: Tid) -> u64 {
-        let after = self.segments.partition_point(|(after, _)| *after < tid);
-        self.segments[after.max(1) - 1].1
-    }
 }
 
 /// Bytes and versions, by when they lapse.
@@ -296,7 +289,7 @@ impl<'k> Sieve<'k> {
         let until = self.until.min(dies.unwrap_or(Tid::MAX));
         self.until = e.tid;
         let Some(retention) = self.retention.clone().filter(|_| !self.keep.forgotten.has_key(&e.key, e.tid)) else {
-            self.tally.forgotten.insert(self.keep.segment_of(e.tid));
+            self.tally.forgotten.insert(self.keep.starts.segment_of(e.tid));
             self.tally.forgotten.extend(spans(&e).iter().map(|s| s.place.region));
             if e.value.is_none() && self.keep.retentions.contains_key(&self.fileset) {
                 self.ghosts.push(Ghost::of(&e.key, e.tid));
@@ -357,7 +350,7 @@ impl<'k> Sieve<'k> {
 
     fn keep_tombstone(&mut self, e: Entry, fate: Fate, out: &mut dyn FnMut(Entry, Fate) -> Result<()>) -> Result<()> {
         let bytes = record_bytes(&e);
-        self.add_to_segment(self.keep.segment_of(e.tid), bytes);
+        self.add_to_segment(self.keep.starts.segment_of(e.tid), bytes);
         self.count_history(&e, bytes);
         out(e, fate)
     }
@@ -398,7 +391,7 @@ impl<'k> Sieve<'k> {
     /// Bytes that an entry needs beyond what newer versions of its key do.
     fn needs(&mut self, e: &Entry) -> u64 {
         let mut sum = record_bytes(e);
-        self.add_to_segment(self.keep.segment_of(e.tid), sum);
+        self.add_to_segment(self.keep.starts.segment_of(e.tid), sum);
         each_span(&e.key, e.tid, e.value.as_deref(), |s| {
             let blocks = blocks_of(&s);
             let known = self.blocks.entry((s.place.region, s.place.offset)).or_default();
@@ -582,7 +575,7 @@ impl Store {
             keep.retentions.insert(fileset, (retention, removed));
         }
         keep.forgotten = self.forgotten()?;
-        keep.segments = self.segments.lock().iter().map(|s| (s.after, s.at.id)).collect();
+        keep.starts = Starts::of(&self.segments.lock());
         Ok(keep)
     }
 

@@ -31,11 +31,12 @@ pub struct CopyState {
 impl Store {
     /// How the copies are.
     pub fn copies(&self) -> CopyState {
-        CopyState {
-            wanted: self.volumes.wanted().copies,
-            lacking: self.left_to_copy().1,
-            healed: self.volumes.healed(),
-        }
+        CopyState { wanted: self.wanted_copies(), lacking: self.left_to_copy().1, healed: self.volumes.healed() }
+    }
+
+    /// Of what there are to be two, whosever it is.
+    pub fn wanted_copies(&self) -> Copies {
+        self.volumes.wanted().copies
     }
 
     /// From now on so many copies are made; those that are missing by [`Store::step_copies`]. Refused where there are not two volumes,
@@ -155,12 +156,13 @@ impl Store {
         let too_many = |what: For, at: RegionRef| at.second.is_some() && self.sound_places(at) > wanted.number(what);
         // Those that can be given up, and those that a replay would read: there they stay as the seals name them.
         let surplus = |state: &State| -> (Vec<RegionRef>, Vec<RegionRef>) {
-            let segments = self.segments.lock().clone();
+            let mut all = self.regions_now(state);
+            all.retain(|(what, at)| too_many(*what, *at) && !state.waits(at.id));
+            let segments = self.segments.lock();
             let replayed = &segments[segment::sealed(&segments, state.log.region)..];
-            let all = self.regions_now(state).into_iter();
-            let (later, now): (Vec<_>, Vec<_>) = all
-                .filter(|(what, at)| too_many(*what, *at) && !state.waits(at.id))
-                .partition(|(what, at)| *what != For::Log && replayed.iter().any(|s| s.at.id == at.id));
+            let is_later =
+                |(what, at): &(For, RegionRef)| *what != For::Log && replayed.iter().any(|s| s.at.id == at.id);
+            let (later, now): (Vec<_>, Vec<_>) = all.into_iter().partition(is_later);
             let places = |all: Vec<(For, RegionRef)>| all.into_iter().map(|(_, at)| at).collect();
             (places(now), places(later))
         };

@@ -12,6 +12,7 @@ use crate::index::table::Table;
 use crate::key::{Key, parse};
 use crate::log::Tail;
 use crate::maintain::State;
+use crate::segment::Starts;
 use crate::store::{Store, Value};
 use crate::volume::Wanted;
 use crate::{FilesetId, Result, Tid};
@@ -95,14 +96,13 @@ impl Store {
             // What is committed from here on is marked as it is.
             tail.kept = Kept { filesets: filesets.clone(), marked: HashSet::new() };
         }
-        let starts: Vec<(Tid, u64)> = self.segments.lock().iter().map(|s| (s.after, s.at.id)).collect();
+        let starts = Starts::of(&self.segments.lock());
         let mut found = HashSet::new();
         let of = |key: &[u8]| parse(key).map_or(FilesetId(0), |(fileset, ..)| fileset);
         let may_have = |t: &Table| filesets.iter().any(|f| (of(t.first_key())..=of(t.last_key())).contains(f));
         self.each_version(state, &may_have, &mut |key, tid, value| {
             if filesets.contains(&of(key)) {
-                let at = starts.partition_point(|(after, _)| *after < tid).max(1) - 1;
-                found.insert(starts[at].1);
+                found.insert(starts.segment_of(tid));
                 each_span(key, tid, value, |s| {
                     found.insert(s.place.region);
                 });

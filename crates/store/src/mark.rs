@@ -11,7 +11,7 @@ use crate::collapse::{blocks_of, each_span};
 use crate::forget::Forgotten;
 use crate::index::table::{Cursor, Table};
 use crate::maintain::State;
-use crate::segment::Segment;
+use crate::segment::{Segment, Starts};
 use crate::store::Store;
 use crate::{Result, Tid};
 
@@ -26,8 +26,7 @@ pub(crate) struct Needed {
     pub blocks: FxHashMap<(u64, u64), u32>,
     victims: FxHashSet<u64>,
     pub forgotten: Forgotten,
-    /// Where each segment's transactions begin.
-    starts: Vec<(Tid, u64)>,
+    starts: Starts,
 }
 
 fn version_hash(key: &[u8], tid: Tid) -> u64 {
@@ -41,8 +40,7 @@ impl Needed {
     }
 
     fn note(&mut self, key: &[u8], tid: Tid, value: Option<&[u8]>) {
-        let at = self.starts.partition_point(|(after, _)| *after < tid).max(1) - 1;
-        if self.victims.contains(&self.starts[at].1) {
+        if self.victims.contains(&self.starts.segment_of(tid)) {
             self.versions.insert(version_hash(key, tid));
         }
         each_span(key, tid, value, |s| {
@@ -61,7 +59,7 @@ impl Store {
             blocks: FxHashMap::default(),
             victims: victims.iter().map(|s| s.at.id).collect(),
             forgotten: self.forgotten()?,
-            starts: segments.iter().map(|s| (s.after, s.at.id)).collect(),
+            starts: Starts::of(segments),
         };
         let oldest = victims.iter().map(|s| s.after).min().unwrap_or_default();
         self.each_version(state, &|t| t.tids().1 > oldest, &mut |key, tid, value| needed.note(key, tid, value))?;

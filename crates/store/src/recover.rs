@@ -247,7 +247,7 @@ pub(crate) fn open_segments(
     for at in &m.packs {
         let region = volumes.open(*at)?;
         packs.push(region.clone());
-        if volumes.is_cold(*at) || volumes.is_absent(*at) {
+        if volumes.is_out_of_reach(*at) {
             for s in m.segments.iter().filter(|s| s.pack == Some(at.id)) {
                 regions.insert(s.at.id, Arc::new(Packed::unread(region.clone(), s.at, *uuid)));
             }
@@ -611,10 +611,7 @@ impl Store {
         for (fileset, objects, live) in counts {
             t.counts.add(fileset, objects, live);
         }
-        let entries = fold.finish();
-        self.mark_kept(&mut t, region, h.tid, &entries);
-        drop(t);
-        self.insert(h.tid, entries);
+        self.insert(&mut t, region, h.tid, fold.finish());
         Ok(())
     }
 

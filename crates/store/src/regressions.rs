@@ -574,7 +574,7 @@ fn segments_begun_during_a_collapse_are_not_taken_for_waste() {
     while s.maintenance.lock().pass.is_some() {
         s.step_clean(20).unwrap();
     }
-    let fresh = s.keep(20, None).unwrap().segment_of(s.tid());
+    let fresh = s.keep(20, None).unwrap().starts.segment_of(s.tid());
     let segments = s.segments.lock().clone();
     let n = segments.iter().position(|x| x.at.id == fresh).unwrap();
     let dead: Vec<_> = segments[n - 1..n].iter().map(|x| x.live).collect();

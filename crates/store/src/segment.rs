@@ -51,6 +51,21 @@ impl Segment {
     }
 }
 
+/// Where the transactions of each segment begin, oldest first: the tid that they come after, and the segment.
+#[derive(Clone, Default)]
+pub struct Starts(Vec<(Tid, u64)>);
+
+impl Starts {
+    pub fn of(segments: &[Segment]) -> Starts {
+        Starts(segments.iter().map(|s| (s.after, s.at.id)).collect())
+    }
+
+    /// The segment that a transaction is in. (There is one at least.)
+    pub fn segment_of(&self, tid: Tid) -> u64 {
+        self.0[self.0.partition_point(|(after, _)| *after < tid).max(1) - 1].1
+    }
+}
+
 /// What the regions of segments (the last one is the open one) and of packs are for.
 pub fn uses(segments: &[Segment], packs: &[RegionRef]) -> Vec<(For, RegionRef)> {
     let (mut all, mut twice) = (Vec::new(), HashSet::new());

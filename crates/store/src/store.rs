@@ -323,8 +323,9 @@ impl Store {
         self.volumes.create(id, size, For::Kept { twice }, false)
     }
 
-    /// Adds a transaction's entries to the index.
-    pub(crate) fn insert(&self, tid: Tid, entries: Vec<(Key, Option<Value>)>) {
+    /// Adds a transaction's entries to the index; it is in `region`.
+    pub(crate) fn insert(&self, tail: &mut Tail, region: u64, tid: Tid, entries: Vec<(Key, Option<Value>)>) {
+        self.mark_kept(tail, region, tid, &entries);
         let mut index = self.index.write();
         for (key, value) in entries {
             index.filesets.note(&key, tid, value.as_ref());

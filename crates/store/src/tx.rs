@@ -292,9 +292,7 @@ impl<'s> Tx<'s> {
             tail.counts.add(fileset, objects, live);
         }
         let fold = std::mem::replace(&mut self.fold, Fold::new(FilesetId(0), tid));
-        let entries = fold.finish();
-        self.store.mark_kept(tail, region, tid, &entries);
-        self.store.insert(tid, entries);
+        self.store.insert(tail, region, tid, fold.finish());
         for fileset in self.retains.drain(..) {
             self.store.retention_changed(fileset);
         }

@@ -4,34 +4,11 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{FS, Run, new_disk};
+use common::disks::{Acts, SIZE, copy_all, cut_both, degraded, fork, open, open_as, two, volume};
+use common::{FS, Run, create, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
-use darner_store::volume::{Copies, DirVolume, RawVolume, Volume};
+use darner_store::volume::{Copies, DirVolume, Volume};
 use darner_store::{CreateOptions, Error, Grid, IndexFrom, ObjectId, OpenOptions, Progress, Store, Tid};
-
-const SIZE: u64 = 128 << 20;
-
-fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
-    Arc::new(RawVolume::new(Arc::new(disk.clone())))
-}
-
-fn open_as(disks: &[SimDisk], options: &OpenOptions) -> Result<Store, Error> {
-    let volumes: Vec<_> = disks.iter().map(volume).collect();
-    Store::open_volumes(&volumes, options)
-}
-
-fn open(disks: &[SimDisk]) -> Store {
-    open_as(disks, &OpenOptions::small()).unwrap()
-}
-
-fn degraded() -> OpenOptions {
-    OpenOptions { degraded: true, ..OpenOptions::small() }
-}
-
-fn create(disk: &SimDisk) {
-    let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
-    Store::create(&*volume(disk), &options).unwrap();
-}
 
 /// A store on some disks, with two copies of everything to come.
 fn twice(disks: &[SimDisk]) -> Store {
@@ -40,21 +17,6 @@ fn twice(disks: &[SimDisk]) -> Store {
     disks[1..].iter().for_each(|d| assert!(store.add_volume(volume(d), 0).unwrap() > 0));
     store.set_copies(Copies::Two).unwrap();
     store
-}
-
-fn copy_all(store: &Store) {
-    while store.step_copies(1 << 20).unwrap() == Progress::Worked {}
-    assert_eq!(store.left_to_copy(), (0, 0));
-}
-
-/// Two new disks in one machine.
-fn two(seed: u64) -> [SimDisk; 2] {
-    let first = new_disk(SIZE, seed);
-    [first.clone(), first.beside(SIZE)]
-}
-
-fn fork(disks: &[SimDisk]) -> Vec<SimDisk> {
-    disks.iter().map(SimDisk::fork).collect()
 }
 
 /// What happens in a store.
@@ -154,77 +116,23 @@ fn a_power_failure_at_any_write_leaves_what_was_synced_on_either_disk_alone() {
         copy_all(&store);
         store.close().unwrap();
         drop(store);
-        let bases = fork(&disks);
-        let mut run = Run::new(seed + 77);
-        let store = open(&disks);
-        disks[0].record();
-        let mut synced = vec![];
-        // After which event whether each disk had all.
-        let mut whole = vec![];
-        for i in 0..70 {
-            let mut note = || whole.push((disks[0].events(), store.left_to_copy().0 == 0));
-            note();
-            run.transaction(&store).unwrap();
+        let step = |run: &mut Run, store: &Store, i: usize| {
+            run.transaction(store).unwrap();
             match i % 20 {
                 3 => store.checkpoint().unwrap(),
                 9 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
                 12 => {
                     store.set_copies(if i > 30 { Copies::Index } else { Copies::One }).unwrap();
-                    copy_all(&store);
+                    copy_all(store);
                     store.set_copies(Copies::Two).unwrap();
                 }
                 13..=18 => drop(store.step_copies(300 << 10).unwrap()),
-                19 => copy_all(&store),
+                19 => copy_all(store),
                 _ => {}
             }
-            if run.rng.u8(0..6) == 0 {
-                let tid = store.sync().unwrap();
-                synced.push((disks[0].events(), tid));
-            }
-            note();
-        }
-        let events = disks[0].events();
-        println!("seed {seed}: {events} events");
-        let full = run.model.clone();
-        for n in (0..=events).step_by(1 + events / 90) {
-            for mode in 0..3 {
-                let mut rng = fastrand::Rng::with_seed(seed * 1000 + n as u64);
-                let mut keep = |_| if mode == 2 { rng.bool() } else { mode == 1 };
-                let crashed: Vec<SimDisk> =
-                    bases.iter().zip(&disks).map(|(base, log)| SimDisk::crashed(base, log, n, &mut keep)).collect();
-                let must = synced.iter().rev().find(|(at, _)| *at <= n).map_or(Tid(0), |(_, tid)| *tid);
-                let mut check = |disks: &[SimDisk], options: &OpenOptions| {
-                    let store =
-                        open_as(disks, options).unwrap_or_else(|e| panic!("seed {seed}, event {n}, mode {mode}: {e}"));
-                    let last = store.tid();
-                    assert!(
-                        last >= must,
-                        "seed {seed}, event {n}, mode {mode}: {must} was synced, the log ends at {last}"
-                    );
-                    run.model = full.clone();
-                    run.model.cut(last);
-                    run.compare_some(&store, 1);
-                    store
-                };
-                let before = whole.iter().rev().find(|(at, _)| *at <= n).is_none_or(|(_, whole)| *whole);
-                let after = whole.iter().find(|(at, _)| *at > n).is_none_or(|(_, whole)| *whole);
-                if before && after && n % 3 == 0 {
-                    for disk in &crashed {
-                        drop(check(&fork(std::slice::from_ref(disk)), &degraded()));
-                    }
-                }
-                let store = check(&crashed, &OpenOptions::small());
-                if n % 5 == 0 {
-                    store.set_copies(Copies::Two).unwrap();
-                    copy_all(&store);
-                    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
-                    store.sync().unwrap();
-                    drop(store);
-                    // What one copy lacked it has now.
-                    drop(check(&crashed[n / 5 % 2..][..1], &degraded()));
-                }
-            }
-        }
+        };
+        let after = |store: &Store| store.set_copies(Copies::Two).unwrap();
+        cut_both(seed, &disks, &mut Run::new(seed + 77), &Acts { step: &step, after: &after, alone: 3 });
     }
 }
 

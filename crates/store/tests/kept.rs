@@ -4,37 +4,20 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{FS, Run, new_disk, overlay};
+use common::disks::{self, Acts, SIZE, copy_all, cut_both, degraded, fork, open, open_as, volume};
+use common::{FS, Run, create, new_disk, overlay};
+use darner_store::volume::Copies;
 use darner_store::volume::sim::{Fault, SimDisk};
-use darner_store::volume::{Copies, RawVolume, Volume};
-use darner_store::{
-    CATALOGUE, CreateOptions, Error, FilesetId, Grid, Kind, Lineage, ObjectId, OpenOptions, Progress, Store, Tid,
-};
+use darner_store::{CATALOGUE, Error, FilesetId, Grid, Kind, Lineage, ObjectId, Store, Tid};
 
-const SIZE: u64 = 128 << 20;
 /// One that is not kept twice.
 const OTHER: FilesetId = FilesetId(2);
 const CLONE: FilesetId = FilesetId(3);
 
-fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
-    Arc::new(RawVolume::new(Arc::new(disk.clone())))
-}
-
-fn open_as(disks: &[SimDisk], degraded: bool) -> Result<Store, Error> {
-    let volumes: Vec<_> = disks.iter().map(volume).collect();
-    Store::open_volumes(&volumes, &OpenOptions { degraded, ..OpenOptions::small() })
-}
-
-fn open(disks: &[SimDisk]) -> Store {
-    open_as(disks, false).unwrap()
-}
-
 /// A store on two new disks.
 fn two(seed: u64) -> ([SimDisk; 2], Store) {
-    let first = new_disk(SIZE, seed);
-    let disks = [first.clone(), first.beside(SIZE)];
-    let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
-    Store::create(&*volume(&disks[0]), &options).unwrap();
+    let disks = disks::two(seed);
+    create(&disks[0]);
     let store = open(&disks);
     store.add_volume(volume(&disks[1]), 0).unwrap();
     make_fileset(&store, 6, OTHER, None);
@@ -48,15 +31,6 @@ fn make_fileset(store: &Store, now: u64, fileset: FilesetId, base: Option<Filese
     Lineage { created: tx.tid(), base: base.map(|base| (base, Tid(tx.tid().0 - 1))) }.encode(&mut value);
     tx.put(ObjectId(0), Kind::FILESET, &fileset.0.to_be_bytes(), &value);
     tx.commit().unwrap();
-}
-
-fn fork(disks: &[SimDisk]) -> Vec<SimDisk> {
-    disks.iter().map(SimDisk::fork).collect()
-}
-
-fn copy_all(store: &Store) {
-    while store.step_copies(1 << 20).unwrap() == Progress::Worked {}
-    assert_eq!(store.left_to_copy(), (0, 0));
 }
 
 /// Writes a file of the other fileset.
@@ -109,7 +83,7 @@ fn act(run: &mut Run, store: &Store) -> Result<(), Error> {
 /// FS is as the model says with either disk alone.
 fn is_whole_on_each(disks: &[SimDisk], run: &mut Run) {
     for disk in disks {
-        let store = open_as(&fork(std::slice::from_ref(disk)), true).unwrap();
+        let store = open_as(&fork(std::slice::from_ref(disk)), &degraded()).unwrap();
         run.compare_some(&store, 4);
     }
 }
@@ -254,7 +228,7 @@ fn the_cleaner_packs_what_is_kept_twice_apart_and_twice() {
     assert!((3 * needed..5 * needed).contains(&used), "{used} bytes for {needed} of each");
     drop(store);
     for disk in &disks {
-        let store = open_as(std::slice::from_ref(&disk.fork()), true).unwrap();
+        let store = open_as(&[disk.fork()], &degraded()).unwrap();
         for n in 0..12 {
             let pieces = store.map(FS, ObjectId([900, 901 + n][n as usize % 2]), 0, 200_000, Tid::MAX).unwrap();
             store.read(&pieces, &mut vec![0; 200_000]).unwrap();
@@ -297,66 +271,18 @@ fn a_power_failure_at_any_write_leaves_what_is_kept_twice_on_either_disk_alone()
         copy_all(&store);
         store.close().unwrap();
         drop(store);
-        let bases = fork(&disks);
-        let mut run = Run::new(seed + 177);
-        let store = open(&disks);
-        disks[0].record();
-        let mut synced = vec![];
-        // After which event whether each disk had all of FS.
-        let mut whole = vec![];
-        for i in 0..70 {
-            let mut note = || whole.push((disks[0].events(), store.left_to_copy().0 == 0));
-            note();
-            act(&mut run, &store).unwrap();
+        let step = |run: &mut Run, store: &Store, i: usize| {
+            act(run, store).unwrap();
             match i % 20 {
                 3 => store.checkpoint().unwrap(),
                 9 => drop(store.clean(run.now, &mut |_| ()).unwrap()),
                 12 => store.keep_twice(OTHER, i > 30).unwrap(),
                 13..=18 => drop(store.step_copies(300 << 10).unwrap()),
-                19 => copy_all(&store),
+                19 => copy_all(store),
                 _ => {}
             }
-            if run.rng.u8(0..6) == 0 {
-                let tid = store.sync().unwrap();
-                synced.push((disks[0].events(), tid));
-            }
-            note();
-        }
-        let events = disks[0].events();
-        println!("seed {seed}: {events} events");
-        let full = run.model.clone();
-        for n in (0..=events).step_by(1 + events / 90) {
-            for mode in 0..3 {
-                let mut rng = fastrand::Rng::with_seed(seed * 1000 + n as u64);
-                let mut keep = |_| if mode == 2 { rng.bool() } else { mode == 1 };
-                let crashed: Vec<SimDisk> =
-                    bases.iter().zip(&disks).map(|(base, log)| SimDisk::crashed(base, log, n, &mut keep)).collect();
-                let must = synced.iter().rev().find(|(at, _)| *at <= n).map_or(Tid(0), |(_, tid)| *tid);
-                let mut check = |disks: &[SimDisk], degraded: bool| {
-                    let store =
-                        open_as(disks, degraded).unwrap_or_else(|e| panic!("seed {seed}, event {n}, mode {mode}: {e}"));
-                    let last = store.tid();
-                    assert!(last >= must, "seed {seed}, event {n}, mode {mode}: {must} was synced, {last} is the last");
-                    run.model = full.clone();
-                    run.model.cut(last);
-                    run.compare_some(&store, 1);
-                    store
-                };
-                let before = whole.iter().rev().find(|(at, _)| *at <= n).is_none_or(|(_, whole)| *whole);
-                let after = whole.iter().find(|(at, _)| *at > n).is_none_or(|(_, whole)| *whole);
-                if before && after && n % 2 == 0 {
-                    crashed.iter().for_each(|disk| drop(check(&fork(std::slice::from_ref(disk)), true)));
-                }
-                let store = check(&crashed, false);
-                if n % 5 == 0 {
-                    copy_all(&store);
-                    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
-                    store.sync().unwrap();
-                    drop(store);
-                    drop(check(&crashed[n / 5 % 2..][..1], true));
-                }
-            }
-        }
+        };
+        cut_both(seed, &disks, &mut Run::new(seed + 177), &Acts { step: &step, after: &|_| (), alone: 2 });
     }
 }
 
@@ -395,8 +321,7 @@ fn where_a_fileset_can_not_be_kept_twice_nothing_has_changed() {
 #[test]
 fn one_disk_is_not_enough_nor_is_too_little_room() {
     let disk = new_disk(SIZE, 0);
-    let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
-    Store::create(&*volume(&disk), &options).unwrap();
+    create(&disk);
     let store = open(std::slice::from_ref(&disk));
     let refused = store.keep_twice(FS, true).unwrap_err();
     assert!(matches!(&refused, Error::Refused(why) if why.contains("two volumes")), "{refused}");

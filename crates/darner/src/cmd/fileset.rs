@@ -21,14 +21,14 @@ pub fn run(c: &Fileset) -> Result<()> {
             // SAFETY: these calls can't fail.
             let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
             change(mnt, name, Request::CreateFileset { name: name.clone(), uid, gid })?;
-            let twice = Request::Copies { copies: Some(copies.clone()), fileset: Some(name.clone()) };
-            if copies == "2"
-                && let Err(e) = super::volume::ask(mnt, twice)
-            {
-                change(mnt, name, Request::RemoveFileset { name: name.clone(), force: false })?;
-                return Err(Failure::new(format!("fileset {name:?} is not made: {e}")));
+            if copies == "1" {
+                return Ok(());
             }
-            Ok(())
+            let twice = Request::Copies { copies: Some(copies.clone()), fileset: Some(name.clone()) };
+            super::volume::ask(mnt, twice).map(drop).or_else(|e| {
+                change(mnt, name, Request::RemoveFileset { name: name.clone(), force: false })?;
+                Err(Failure::new(format!("fileset {name:?} is not made: {e}")))
+            })
         }
         A::Remove { mnt, name, force } => {
             change(mnt, name, Request::RemoveFileset { name: name.clone(), force: *force }).map(drop)

@@ -169,9 +169,9 @@ impl Volumes {
         at.second.is_none() && self.bucket().is_some_and(|b| b.number() == at.volume)
     }
 
-    /// Whether nothing of a region is there.
-    pub fn is_absent(&self, at: RegionRef) -> bool {
-        at.places().all(|at| !self.is_there(at.volume))
+    /// Whether a region can't be read, or not without fetching it: it is on missing volumes, or in the bucket only.
+    pub fn is_out_of_reach(&self, at: RegionRef) -> bool {
+        self.is_cold(at) || at.places().all(|at| !self.is_there(at.volume))
     }
 
     /// A volume by its number.

@@ -1,6 +1,8 @@
 //! A plain model of a store by tid, and random transactions on both.
 #![allow(dead_code)] // Each test file uses a part.
 
+pub mod disks;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
