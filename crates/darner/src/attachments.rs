@@ -107,7 +107,7 @@ pub fn run(c: &Attach, ready: &dyn Fn()) -> Result<()> {
     let (files, handed) = handed::open(c, &keeper, &mut items)?;
     let lacks = Arc::new(Mutex::new(Vec::new()));
     let launcher = Launcher { attach: c.clone(), files, lacks: lacks.clone() };
-    let options = Options { deadline: c.deadline, restart: !c.no_restart };
+    let options = Options { deadline: c.deadline, restart: !c.no_restart, ..Options::default() };
     let host = Host::start(launcher, options).map_err(|why| no_plugin(c, &why))?;
     let front = Arc::new(Front::new(host, !c.writable));
     let key = format!("{MOUNT}{}", c.directory.display());
@@ -237,7 +237,8 @@ impl Launcher {
         args
     }
 
-    fn start(&self) -> Result<Launched> {
+    /// `killed`: whether somebody killed it before it was there.
+    fn start(&self, killed: &mut bool) -> Result<Launched> {
         let (ours, theirs) = keeper::pair()?;
         let arena = Arena::new(SLOTS)?;
         let (report, for_report) = std::io::pipe()?;
@@ -260,10 +261,11 @@ impl Launcher {
             }
             command.env(darner_vfs::FILES, numbers.join(","));
             command.stdout(for_report).stderr(prints);
-            // SAFETY: a plain system call between fork and exec.
+            // SAFETY: plain system calls between fork and exec.
             unsafe {
                 command.pre_exec(|| {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    darner_vfs::leave_a_cpu();
                     Ok(())
                 })
             };
@@ -279,7 +281,8 @@ impl Launcher {
             }
         }
         let (None, Some(lacks)) = (&failed, lacks) else {
-            let how = process.end().1;
+            let how;
+            (*killed, how) = process.end();
             return Err(Failure::new(failed.unwrap_or_else(|| format!("no sandbox was made ({how})"))));
         };
         for lack in &lacks {
@@ -304,8 +307,9 @@ pub enum Told {
 }
 
 impl Launch for Launcher {
-    fn launch(&self) -> std::result::Result<Launched, String> {
-        self.start().map_err(|e| e.to_string())
+    fn launch(&self) -> std::result::Result<Launched, (bool, String)> {
+        let mut killed = false;
+        self.start(&mut killed).map_err(|e| (killed, e.to_string()))
     }
 }
 

@@ -24,6 +24,13 @@ fn pid(world: &World, dir: &str, who: &str) -> i32 {
     pid
 }
 
+/// The child of the child … of a process: below the host of an attachment, its plug-in.
+fn youngest(pid: i32) -> i32 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks.flat_map(|task| fs::read_to_string(task.path().join("children")));
+    children.flat_map(|list| list.split(' ').find_map(|child| child.parse().ok())).next().map_or(pid, youngest)
+}
+
 fn signal(pid: i32, signal: i32) {
     // SAFETY: a plain system call.
     unsafe { libc::kill(pid, signal) };
@@ -96,38 +103,59 @@ fn killed_again_and_again_a_plug_in_costs_nobody_an_answer_and_its_host_nothing(
         let rss = fs::read_to_string(format!("/proc/{host}/statm")).unwrap();
         (fds, rss.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096)
     };
-    let (kills, stop) = (if long() { 1000 } else { 25 }, AtomicBool::new(false));
+    let (kills, alone) = if long() { (1000, Duration::from_secs(30)) } else { (25, Duration::from_secs(1)) };
     let mut before = holds();
-    let took = beside(&world, || {
-        thread::scope(|s| {
-            let readers: Vec<_> = (0..3)
-                .map(|_| {
-                    s.spawn(|| {
-                        let mut longest = Duration::ZERO;
-                        while !stop.load(Ordering::Relaxed) {
-                            let start = Instant::now();
-                            assert_eq!(read(&file).unwrap(), HELLO);
-                            longest = longest.max(start.elapsed());
-                        }
-                        longest
-                    })
-                })
-                .collect();
-            let stopping = Stop(&stop);
-            for n in 0..kills {
-                signal(pid(&world, "hi", "plugin_pid"), libc::SIGKILL);
-                thread::sleep(Duration::from_millis(n % 7 * 5));
-                if n == 5 {
+    // Three readers, and what files elsewhere take meanwhile; how long the longest of the readers' reads took.
+    let under_readers = |during: &mut dyn FnMut()| {
+        let (mut longest, stop) = (Duration::ZERO, AtomicBool::new(false));
+        let took = beside(&world, || {
+            thread::scope(|s| {
+                let reader = || {
+                    let mut longest = Duration::ZERO;
+                    while !stop.load(Ordering::Relaxed) {
+                        let start = Instant::now();
+                        assert_eq!(read(&file).unwrap(), HELLO);
+                        longest = longest.max(start.elapsed());
+                    }
+                    longest
+                };
+                let readers = [(); 3].map(|()| s.spawn(reader));
+                let stopping = Stop(&stop);
+                during();
+                drop(stopping);
+                longest = readers.into_iter().map(|r| r.join().unwrap()).max().unwrap();
+            });
+        });
+        (took, longest)
+    };
+    // What a loop of kills takes by itself, without and with the kills.
+    let mut rounds = |kill: bool| {
+        under_readers(&mut || {
+            let (mut killed, start) = (0, Instant::now());
+            while if kill { killed < kills } else { start.elapsed() < alone } {
+                let plugin = youngest(host);
+                if kill && plugin != host {
+                    signal(plugin, libc::SIGKILL);
+                    killed += 1;
+                }
+                thread::sleep(Duration::from_millis(15 + killed % 7 * 5));
+                if killed == 5 {
                     before = holds();
                 }
             }
             pid(&world, "hi", "plugin_pid");
-            drop(stopping);
-            let longest = readers.into_iter().map(|r| r.join().unwrap()).max().unwrap();
-            eprintln!("{kills} kills: no read failed, the longest took {longest:?}");
-        });
-    });
-    eprintln!("elsewhere: p99 {:?}, longest {:?}", p99(&took), took.last().unwrap());
+        })
+    };
+    let (calm, _) = rounds(false);
+    let (took, longest) = rounds(true);
+    eprintln!("{kills} kills: no read failed, the longest took {longest:?}");
+    eprintln!(
+        "elsewhere: p99 {:?} of {}, longest {:?}; without kills p99 {:?}",
+        p99(&took),
+        took.len(),
+        took.last().unwrap(),
+        p99(&calm)
+    );
     assert!(status(&world, "hi")["restarts"].as_u64().unwrap() >= kills / 2);
     eventually("descriptors are given back", || holds().0 <= before.0 + 2);
     assert!(holds().1 <= before.1 + (4 << 20), "{before:?} {:?}", holds());

@@ -97,7 +97,7 @@ struct Again(File);
 struct Running(Child);
 
 impl Launch for Again {
-    fn launch(&self) -> std::result::Result<Launched, String> {
+    fn launch(&self) -> std::result::Result<Launched, (bool, String)> {
         let mut fds = [0; 2];
         // SAFETY: an array of two; both descriptors are new and ours.
         let (ours, theirs) = unsafe {
@@ -107,7 +107,7 @@ impl Launch for Again {
             );
             (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
         };
-        let arena = Arena::new(24).map_err(|e| e.to_string())?;
+        let arena = Arena::new(24).map_err(|e| (false, e.to_string()))?;
         let passed = [(LINK, theirs.as_raw_fd()), (ARENA, arena.as_fd().as_raw_fd()), (FILES, self.0.as_raw_fd())];
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.arg(PLUG_IN).envs(passed.map(|(name, fd)| (name, fd.to_string())));
@@ -118,7 +118,7 @@ impl Launch for Again {
                 Ok(())
             })
         };
-        let child = command.spawn().map_err(|e| e.to_string())?;
+        let child = command.spawn().map_err(|e| (false, e.to_string()))?;
         Ok(Launched { socket: ours, arena, process: Box::new(Running(child)), program: None })
     }
 }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use darner_syslink::RING;
+use parking_lot::Mutex;
 
 use crate::serve::serve_with;
 use crate::*;
@@ -82,9 +83,9 @@ struct Threads {
 }
 
 impl Launch for Between {
-    fn launch(&self) -> std::result::Result<Launched, String> {
+    fn launch(&self) -> std::result::Result<Launched, (bool, String)> {
         let ((ours, to_host), (to_plugin, theirs)) = (pair(), pair());
-        let arena = Arena::new(4).map_err(|e| e.to_string())?;
+        let arena = Arena::new(4).map_err(|e| (false, e.to_string()))?;
         let for_plugin = arena.as_fd().try_clone_to_owned().unwrap();
         let (ring, every) = (self.ring, self.every);
         let stop = Arc::new(AtomicBool::new(false));
@@ -145,7 +146,7 @@ fn relay(from: &OwnedFd, to: &OwnedFd, change: &mut dyn FnMut(&mut Vec<u8>)) {
     hang_up([from, to]);
 }
 
-fn hang_up(sockets: [&OwnedFd; 2]) {
+fn hang_up<const N: usize>(sockets: [&OwnedFd; N]) {
     for socket in sockets {
         // SAFETY: a plain system call.
         unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
@@ -228,7 +229,7 @@ fn damaged(ring: bool) {
     let (mut good, mut bad) = (0, 0);
     for seed in 0..seeds {
         let launch = Between { seed: AtomicU64::new(seed * 1000), every: 10, ring };
-        let options = Options { deadline: DEADLINE, restart: true };
+        let options = Options { deadline: DEADLINE, start_every: Duration::ZERO, ..Options::default() };
         let Ok(host) = Host::start(launch, options) else {
             bad += 1;
             continue;
@@ -244,6 +245,36 @@ fn damaged(ring: bool) {
         }
     }
     assert!(good > bad && bad > 0, "{good} calls were answered, {bad} failed");
+}
+
+/// Starts it, and again after a number of starts that somebody ended.
+struct Killed {
+    starts: AtomicU64,
+    first: Mutex<Option<OwnedFd>>,
+}
+
+impl Launch for Arc<Killed> {
+    fn launch(&self) -> std::result::Result<Launched, (bool, String)> {
+        let launched = Between { seed: AtomicU64::new(0), every: 0, ring: false }.launch()?;
+        match self.starts.fetch_add(1, Ordering::Relaxed) {
+            0 => *self.first.lock() = Some(launched.socket.try_clone().unwrap()),
+            1..=20 => return Err((true, "somebody killed it".into())),
+            _ => {}
+        }
+        Ok(launched)
+    }
+}
+
+#[test]
+fn one_that_is_killed_while_it_starts_again_has_not_failed() {
+    let launch = Arc::new(Killed { starts: AtomicU64::new(0), first: Mutex::new(None) });
+    let options = Options { start_every: Duration::from_millis(1), ..Options::default() };
+    let host = Host::start(launch.clone(), options).unwrap();
+    let ended = launch.first.lock().take().unwrap();
+    hang_up([&ended]);
+    assert_eq!(host.ask(true, &mut || true, |p, t| p.getattr(7, t)).unwrap().node, 7);
+    assert_eq!(launch.starts.load(Ordering::Relaxed), 22);
+    assert_eq!((host.health().state.as_str(), host.health().restarts), ("runs", 21));
 }
 
 #[test]

@@ -25,6 +25,8 @@ use crate::vfs::{Errno, Info};
 const PAUSES_MS: [u64; 5] = [0, 100, 500, 1000, 2000];
 /// One that was killed is not at fault: that many times in a row without an answer in between.
 const KILLS_MAX: u32 = 100;
+/// So many times it is started again at once before the pace of [`Options`] counts.
+const STARTS_AT_ONCE: u32 = 4;
 /// What was given up is waited for as long again as its deadline, and no shorter than this.
 const GRACE: Duration = Duration::from_secs(1);
 /// One that has run so long did not fail at its start.
@@ -39,18 +41,20 @@ pub struct Options {
     pub deadline: Duration,
     /// Whether a plug-in that has ended is started again.
     pub restart: bool,
+    /// At what pace it is started again that is killed again and again: what a start takes is taken from all others.
+    pub start_every: Duration,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { deadline: Duration::from_secs(10), restart: true }
+        Options { deadline: Duration::from_secs(10), restart: true, start_every: Duration::from_millis(500) }
     }
 }
 
 /// Starts plug-ins.
 pub trait Launch: Send + Sync {
-    /// A new process. It is called from one thread, which lives as long as the host.
-    fn launch(&self) -> Result<Launched, String>;
+    /// A new process; or how it ended already, as [`Process::end`] has it. It is called from one thread, which lives as long as the host.
+    fn launch(&self) -> Result<Launched, (bool, String)>;
 }
 
 /// A plug-in's process just started.
@@ -143,8 +147,8 @@ impl Host {
         let (tell, told) = channel();
         let for_thread = shared.clone();
         let thread = thread::Builder::new().name("plug-in".into()).spawn(move || {
-            Keeper { shared: for_thread, launch: Box::new(launch), epoch: 0, failures: 0, kills: 0, tell: Some(tell) }
-                .run();
+            let (launch, paced, tell) = (Box::new(launch), Instant::now(), Some(tell));
+            Keeper { shared: for_thread, launch, epoch: 0, failures: 0, kills: 0, paced, tell }.run();
         });
         let thread = Some(thread.map_err(|e| e.to_string())?);
         let info = told.recv().map_err(|e| e.to_string()).and_then(|info| info);
@@ -293,6 +297,8 @@ struct Keeper {
     epoch: u64,
     failures: usize,
     kills: u32,
+    /// When all starts so far would have been due at that pace.
+    paced: Instant,
     tell: Option<Sender<Result<Info, String>>>,
 }
 
@@ -335,7 +341,10 @@ impl Keeper {
             }
             tracing::warn!("the plug-in has ended ({how}); it is started again");
             state.restarts += 1;
+            let every = self.shared.options.start_every;
+            self.paced = self.paced.max(begun) + every;
             let pause = Instant::now() + Duration::from_millis(pause.copied().unwrap_or(0));
+            let pause = pause.max(self.paced - every * STARTS_AT_ONCE);
             while !state.stop && Instant::now() < pause {
                 self.shared.changed.wait_until(&mut state, pause);
             }
@@ -346,7 +355,7 @@ impl Keeper {
     fn once(&mut self) -> (bool, bool, String) {
         let Launched { socket, arena, mut process, program } = match self.launch.launch() {
             Ok(launched) => launched,
-            Err(e) => return (false, false, e),
+            Err((killed, how)) => return (false, killed, how),
         };
         let watch = Arc::new(Watch(self.shared.clone()));
         let opened = arena

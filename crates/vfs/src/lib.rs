@@ -27,6 +27,6 @@ pub use darner_syslink::ConnectError as ServeError;
 pub use front::Front;
 pub use host::{Health, Host, Launch, Launched, Options, Process};
 pub use listing::Listing;
-pub use sandbox::{Limits, enter};
+pub use sandbox::{Limits, enter, leave_a_cpu};
 pub use serve::{ARENA, FILES, LINK, files, refuse, serve, serve_over};
 pub use vfs::{Attr, Errno, Info, New, ROOT, Result, Space, Vfs, Wanted};

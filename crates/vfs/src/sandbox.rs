@@ -66,7 +66,6 @@ pub fn enter(limits: &Limits, program: Option<&Path>, started: impl FnOnce(u32))
     let apart = namespaces(&mut lacks)?;
     // Only now: set before, it would count in the namespace above as well, and others with it.
     set_limits(limits)?;
-    leave_a_cpu();
     fork(apart, started)?;
     // SAFETY: plain system calls.
     unsafe { check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))? };
@@ -79,9 +78,10 @@ pub fn enter(limits: &Limits, program: Option<&Path>, started: impl FnOnce(u32))
     Ok(lacks.0)
 }
 
-/// Keeps off one CPU, if there are several: whatever it does, others need not wait for the end of its slices there. (Priorities alone do not
-/// bring that about: a kernel without preemption ends no system call of it for them.)
-fn leave_a_cpu() {
+/// Keeps this process off one CPU, if there are several: whatever it does, others need not wait for the end of its slices there. (Priorities
+/// alone do not bring that about: a kernel without preemption ends no system call of it for them.) To be called between fork and exec: what a
+/// start takes, namespaces above all, is most of what others notice of a plug-in that is killed again and again.
+pub fn leave_a_cpu() {
     // SAFETY: a set of CPUs is plain bits, and the pointers are valid. What can't be had or changed stays.
     unsafe {
         let mut cpus: libc::cpu_set_t = std::mem::zeroed();
