@@ -33,6 +33,9 @@ impl Store {
             if self.give_way(bytes.saturating_sub(self.usage()?.free))? || self.reclaim(Effort::Steady)? {
                 continue;
             }
+            if self.give_way_to_cold()? {
+                continue;
+            }
             if self.may_gain_room() && (!waits || self.outwait_push()) {
                 match waits {
                     true => continue,

@@ -306,11 +306,12 @@ impl Store {
     fn switch_to(&self, state: &mut State, c: Copying) -> Result<()> {
         let at = c.target.place();
         let is_there = self.volumes.is_sound(at.volume);
+        let now = self.volumes.hot_first(c.now());
         let old = match c.what {
             _ if !is_there => Ok(None),
-            What::Segment => self.switch_segment(c.from, c.now()),
-            What::Pack => self.switch_pack(c.from, c.now()),
-            What::Table(_) => self.switch_table(c.from, c.now(), c.len),
+            What::Segment => self.switch_segment(c.from, now),
+            What::Pack => self.switch_pack(c.from, now),
+            What::Table(_) => self.switch_table(c.from, now, c.len),
         };
         match old {
             Ok(Some(old)) => state.outdated.extend(c.instead.map(|place| (old, place))),

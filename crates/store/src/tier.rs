@@ -15,7 +15,7 @@ use crate::maintain::{Progress, State};
 use crate::moving::Move;
 use crate::pack::Packed;
 use crate::segment::{Segment, sealed};
-use crate::store::Store;
+use crate::store::{Store, Usage};
 use crate::volume::{BucketVolume, For, Region, RegionRef, Tier};
 use crate::{Error, Result};
 
@@ -92,8 +92,35 @@ impl Store {
 
     /// Moves a region to the cold volume or back, if that is due.
     fn step_local_tier(&self) -> Result<Progress> {
-        let Some(cold) = self.volumes.cold_volume() else { return Ok(Progress::Idle) };
         let u = self.usage()?;
+        self.move_between_tiers(&u, u.free < u.size / LOW)
+    }
+
+    /// Moves what has not been read for longest to the cold volume; says whether anything did. (Each region does so once.)
+    pub(crate) fn give_way_to_cold(&self) -> Result<bool> {
+        if self.volumes.cold_volume().is_none() {
+            return Ok(false);
+        }
+        let mut moved = self.move_between_tiers(&self.usage()?, true);
+        if let Ok(Progress::Idle) = moved {
+            // What a replay would begin with does not move.
+            self.flush_locked(&mut self.maintenance.lock())?;
+            moved = self.move_between_tiers(&self.usage()?, true);
+        }
+        match moved {
+            Err(Error::NoSpace { .. }) => Ok(false),
+            moved => Ok(moved? == Progress::Worked),
+        }
+    }
+
+    /// `away`: to the cold volume.
+    fn move_between_tiers(&self, u: &Usage, away: bool) -> Result<Progress> {
+        let Some(cold) = self.volumes.cold_volume() else { return Ok(Progress::Idle) };
+        // With two copies, what is free on one volume only is of no use: they are to be equally full.
+        let fullest = match self.volumes.copies_of(For::Log) {
+            0 | 1 => None,
+            _ => self.volumes.fullest_hot(),
+        };
         let chosen = {
             let state = self.maintenance.lock();
             let all = self.regions_now(&state);
@@ -101,19 +128,23 @@ impl Store {
             let heat = self.heat.lock();
             let open = sealed(&segments, state.log.region);
             let may_move = |what: &For, at: &RegionRef| {
-                what.is_data() && at.second.is_none() && segments[open..].iter().all(|s| s.at.id != at.id)
+                what.is_data() && !state.waits(at.id) && segments[open..].iter().all(|s| s.at.id != at.id)
             };
             let here =
                 all.iter().filter(|(what, at)| may_move(what, at)).map(|(_, at)| (heat.of(&segments, at.id), *at));
             let is_hot = |at: &RegionRef| self.volumes.tier(at.volume) == Tier::Hot;
-            match u.free < u.size / LOW {
+            match away {
                 true => {
-                    let hot = here.filter(|(_, at)| is_hot(at));
-                    hot.min_by_key(|((last, _), at)| (*last, at.id)).map(|(_, at)| (at, Some(cold)))
+                    // One copy of each at most.
+                    let hot = here.filter(|(_, at)| at.on(cold).is_none());
+                    let hot = hot.flat_map(|(heat, at)| at.places().map(move |place| (heat, place)));
+                    let hot = hot.filter(|(_, at)| is_hot(at));
+                    let first = |at: &RegionRef| fullest.is_some_and(|n| n != at.volume);
+                    hot.min_by_key(|((last, _), at)| (first(at), *last, at.id)).map(|(_, at)| (at, Some(cold)))
                 }
                 false => {
                     let fits = |at: &RegionRef| u.free > u.size / HIGH + at.size;
-                    let mut back = here.filter(|(_, at)| !is_hot(at) && fits(at));
+                    let mut back = here.filter(|(_, at)| at.second.is_none() && !is_hot(at) && fits(at));
                     back.find(|((_, sum), at)| *sum >= (at.size / HOT).max(1)).map(|(_, at)| (at, None))
                 }
             }
@@ -125,7 +156,10 @@ impl Store {
         }
         let wanted = Move { from: at.volume, to, only: Some(at.id), below: u64::MAX };
         while self.step_move(&wanted, 16 << 20)? == Progress::Worked {}
-        Ok(Progress::Worked)
+        // (Another may have taken its place meanwhile.)
+        let state = self.maintenance.lock();
+        let has_moved = self.regions_now(&state).iter().any(|(_, now)| now.id == at.id && now.on(at.volume).is_none());
+        Ok(if has_moved { Progress::Worked } else { Progress::Idle })
     }
 
     /// Segments and packs that are in the bucket only.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{FS, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
-use darner_store::volume::{Bucket, Buckets, Disk, RawVolume, SimBucket, Tier, Volume, without_waiting};
+use darner_store::volume::{Bucket, Buckets, Copies, Disk, RawVolume, SimBucket, Tier, Volume, without_waiting};
 use darner_store::{CreateOptions, Error, Grid, Key, Kind, Move, ObjectId, OpenOptions, Progress, Step, Store, Tid};
 
 const SIZE: u64 = 128 << 20;
@@ -514,6 +514,48 @@ fn what_is_not_read_moves_to_a_cold_volume_when_room_gets_short_and_back_when_it
     assert!(used(&store) < before, "{before} bytes, then {}", used(&store));
     (0..files.len()).for_each(|i| read(&store, i));
     assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
+}
+
+/// Nobody but who writes sees to the room.
+#[test]
+fn who_is_short_of_room_moves_what_is_not_read_to_the_cold_volume_one_copy_of_it_where_there_are_two() {
+    for (copies, many) in [(Copies::One, 250), (Copies::Two, 115)] {
+        let disk = SimDisk::new(SIZE / 2);
+        create(&disk);
+        let store = Store::open(volume(&disk), &OpenOptions::small()).unwrap();
+        // Of the two for what is new, one gets full long before the other.
+        let (larger, slow) = (disk.beside(SIZE), disk.beside(4 * SIZE));
+        store.add_volume(volume(&larger), 0).unwrap();
+        let cold = store.add_volume_for(volume(&slow), 0, Tier::Cold).unwrap();
+        store.set_copies(copies).unwrap();
+        let mut rng = fastrand::Rng::with_seed(3);
+        let files: Vec<Vec<u8>> =
+            (0..many).map(|_| std::iter::repeat_with(|| rng.u8(..)).take(1 << 20).collect()).collect();
+        for (i, bytes) in files.iter().enumerate() {
+            store.admit(1 << 20).unwrap_or_else(|e| {
+                let volumes = store.volumes().unwrap();
+                let of: Vec<_> = volumes.iter().map(|v| (v.used >> 20, v.size >> 20)).collect();
+                panic!("{copies:?}, file {i}: {e}; MiB on the volumes: {of:?}")
+            });
+            let mut tx = store.begin(FS, 10 + i as u64).unwrap();
+            tx.write(ObjectId(10 + i as u64), 0, bytes).unwrap();
+            tx.commit().unwrap();
+            store.step().unwrap();
+        }
+        let on = |store: &Store, n: u16| store.volumes().unwrap()[usize::from(n)].used;
+        assert!(on(&store, cold) > 60 << 20, "{copies:?}: {}", on(&store, cold));
+        store.close().unwrap();
+        drop(store);
+        let disks = [disk, larger, slow].map(|disk| volume(&disk));
+        let store = Store::open_volumes(&disks, &OpenOptions::default()).unwrap();
+        for (i, bytes) in files.iter().enumerate() {
+            let pieces = store.map(FS, ObjectId(10 + i as u64), 0, 1 << 20, Tid::MAX).unwrap();
+            let mut read = vec![0; 1 << 20];
+            store.read(&pieces, &mut read).unwrap();
+            assert!(read == *bytes, "{copies:?}, file {i}");
+        }
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
+    }
 }
 
 #[test]

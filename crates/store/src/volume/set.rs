@@ -144,6 +144,21 @@ impl Volumes {
         cold.max_by_key(|m| m.free()).map(|m| m.number)
     }
 
+    /// The volume for what is new that has the least room.
+    pub fn fullest_hot(&self) -> Option<u16> {
+        let members = self.0.members.read();
+        members.iter().filter(|m| m.takes_new()).min_by_key(|m| m.free()).map(|m| m.number)
+    }
+
+    /// The same region; that of two copies first which is not on a cold volume, since the first one is read.
+    pub fn hot_first(&self, at: RegionRef) -> RegionRef {
+        let mut places = at.places();
+        match (self.tier(at.volume), places.next(), places.next()) {
+            (Tier::Cold, first, Some(other)) => other.and(first),
+            _ => at,
+        }
+    }
+
     /// Of what tier a volume is.
     pub fn tier(&self, number: u16) -> Tier {
         self.0.members.read().iter().find(|m| m.number == number).map_or(Tier::Hot, |m| m.tier)
