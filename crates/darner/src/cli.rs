@@ -21,12 +21,13 @@ pub struct Cli {
 type Describe = fn(clap::Command) -> clap::Command;
 
 /// Commands of which many are given one after the other, by scripts: to describe all others costs more than most of these do.
-const OFTEN: [(&str, Describe); 5] = [
-    ("mirror", Mirror::augment_args),
-    ("retain", Retain::augment_args),
-    ("snapshot", Snapshot::augment_args),
-    ("status", Status::augment_args),
-    ("stay", Stay::augment_args),
+const OFTEN: [(&[&str], Describe); 6] = [
+    (&["mirror", "sync"], SyncOf::augment_args),
+    (&["mirror"], Mirror::augment_args),
+    (&["retain"], Retain::augment_args),
+    (&["snapshot"], Snapshot::augment_args),
+    (&["status"], Status::augment_args),
+    (&["stay"], Stay::augment_args),
 ];
 
 impl Cli {
@@ -37,10 +38,15 @@ impl Cli {
 
     /// What they say, if it is one of [`OFTEN`], and correct.
     fn lean(args: &[OsString]) -> Option<Cli> {
-        let (name, describe) = OFTEN.iter().find(|(name, _)| args.get(1).is_some_and(|arg| arg == name))?;
-        let all =
-            clap::Command::new("darner").subcommand_required(true).subcommand(describe(clap::Command::new(*name)));
-        Cli::from_arg_matches(&all.try_get_matches_from(args).ok()?).ok()
+        let given = args.get(1..)?;
+        let (names, describe) = OFTEN
+            .iter()
+            .find(|(names, _)| given.len() >= names.len() && names.iter().zip(given).all(|(n, g)| g == n))?;
+        let mut described = describe(clap::Command::new(*names.last()?));
+        for name in names.iter().rev().skip(1).chain([&"darner"]) {
+            described = clap::Command::new(*name).subcommand_required(true).subcommand(described);
+        }
+        Cli::from_arg_matches(&described.try_get_matches_from(args).ok()?).ok()
     }
 }
 
@@ -526,6 +532,18 @@ fn tid(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Which mirror is to pull.
+#[derive(Args, Debug)]
+pub struct SyncOf {
+    /// A mount point of the source, or the mirror's own store
+    pub mnt: PathBuf,
+    /// Its name at its source
+    pub name: Option<String>,
+    /// Return when it shows all that is there now
+    #[arg(long)]
+    pub wait: bool,
+}
+
 /// What to do with mirrors.
 #[derive(Subcommand, Debug)]
 pub enum MirrorAction {
@@ -566,15 +584,8 @@ pub enum MirrorAction {
         json: bool,
     },
     /// Have one pull now; one that is paused pulls once, and stays paused
-    Sync {
-        /// A mount point of the source, or the mirror's own store
-        mnt: PathBuf,
-        /// Its name at its source
-        name: Option<String>,
-        /// Return when it shows all that is there now
-        #[arg(long)]
-        wait: bool,
-    },
+    /// Have one pull now; one that is paused pulls once, and stays paused
+    Sync(SyncOf),
     /// Have one pull no more, until it is resumed: unless it is mounted, its store is then closed
     Pause {
         /// A mount point of the source, or the mirror's own store
@@ -1092,7 +1103,7 @@ mod tests {
             let lean = Cli::lean(&args).unwrap_or_else(|| panic!("{line}"));
             assert_eq!(format!("{lean:?}"), format!("{:?}", Cli::parse_from(&args)));
         }
-        assert!(OFTEN.iter().all(|(name, _)| lines.iter().any(|line| line.starts_with(name))));
+        assert!(OFTEN.iter().all(|(names, _)| lines.iter().any(|line| line.starts_with(&names.join(" ")))));
         for line in
             ["mirror", "mirror --help", "mirror sync", "mirror no", "status mnt --no", "help mirror", "log mnt/a"]
         {

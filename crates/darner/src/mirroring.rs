@@ -66,6 +66,8 @@ pub(crate) struct Follows {
     pub(crate) verify: Mutex<Option<Asked>>,
     /// The daemon is about to end: a pull is cut where it is.
     pub(crate) ends: AtomicBool,
+    /// Answers what sources ask.
+    memory: Mutex<Option<Arc<dyn Service>>>,
 }
 
 impl Default for Follows {
@@ -80,6 +82,7 @@ impl Default for Follows {
             wake: Condvar::new(),
             verify: Mutex::default(),
             ends: AtomicBool::new(false),
+            memory: Mutex::default(),
         }
     }
 }
@@ -239,7 +242,14 @@ impl Daemon {
 
     /// Connects to a source, which may ask for what it lost.
     pub(crate) fn connect_to(&self, origin: &str) -> Result<Link> {
-        connect_to(&self.fs, origin)
+        let own = {
+            let mut memory = self.follows.memory.lock();
+            match &*memory {
+                Some(memory) => memory.clone(),
+                None => memory.insert(remembering(&self.fs)?).clone(),
+            }
+        };
+        connect_to(&self.fs, origin, own)
     }
 
     /// Pulls; says whether that went well.
@@ -512,7 +522,7 @@ pub(crate) fn why(line: &FollowLine) -> String {
 
 /// Has a mirror that no daemon has pull what there is.
 pub(crate) fn pull_once(fs: &Arc<Fs>, f: &Following) -> Result<()> {
-    let (link, limit) = (Arc::new(connect_to(fs, &f.origin)?), fs.pull_limit()?);
+    let (link, limit) = (Arc::new(connect_to(fs, &f.origin, remembering(fs)?)?), fs.pull_limit()?);
     let mut puller = Puller::new(fs.clone(), link, session());
     if limit > 0 {
         let wait = move |bytes: u64| {
@@ -532,9 +542,8 @@ fn has_origin(origin: &str) -> Result<()> {
     }
 }
 
-/// Connects a mirror to its source, which may ask for what it lost.
-fn connect_to(fs: &Arc<Fs>, origin: &str) -> Result<Link> {
-    let own = remembering(fs)?;
+/// Connects a mirror to its source, whose questions `own` answers.
+fn connect_to(fs: &Arc<Fs>, origin: &str, own: Arc<dyn Service>) -> Result<Link> {
     if Far::is_meant(origin) {
         return origin.parse::<Far>()?.connect_with(&serving::identity(fs, now_ns())?, None, own);
     }

@@ -133,8 +133,25 @@ pub fn containing(path: &Path) -> Result<(Mounted, PathBuf)> {
     Ok((mount, within))
 }
 
+/// Whether what is at a path is on a filesystem that is on a block device, so that it is in no mount of ours. No daemon is asked.
+fn is_on_a_disk(path: &Path) -> bool {
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: all zeroes is a valid structure.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: a path that ends with a zero, and room for the answer.
+    let rc = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_STATX_DONT_SYNC, 0, &mut found) };
+    rc == 0 && found.stx_dev_major != 0
+}
+
 /// The store that a user means by a mount point, a path in a mount, or the store's own path.
 pub fn store_of(path: &Path) -> Result<Place> {
+    // (To read the table of mounts costs more than most commands.)
+    if is_on_a_disk(path)
+        && let Ok(place) = Place::at(path)
+        && place.holds_store()?
+    {
+        return Ok(place);
+    }
     match containing(path) {
         Ok((mount, _)) => Ok(Place::behind(&mount)),
         Err(not_mounted) => match Place::at(path) {

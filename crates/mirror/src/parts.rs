@@ -31,6 +31,12 @@ impl<'s> Parts<'s> {
         Parts { source, session, fileset, wanted: Some(wanted), ahead, under_way, early }
     }
 
+    /// The first of them is here already.
+    pub fn with_first(mut self, first: Option<Part>) -> Parts<'s> {
+        self.early.extend(first.map(|part| (Vec::new(), part)));
+        self
+    }
+
     /// The next part, with what it is the answer to; `None`: that was all.
     pub fn next(&mut self) -> Result<Option<(Wanted, Part)>, Failure> {
         let Some(wanted) = self.wanted.take() else { return Ok(None) };
@@ -80,7 +86,7 @@ impl<'s> Parts<'s> {
     }
 }
 
-fn taken(mut reply: Message) -> Result<(Vec<u8>, Part), Failure> {
+pub(crate) fn taken(mut reply: Message) -> Result<(Vec<u8>, Part), Failure> {
     let from = reply.root().bytes(FROM)?.to_vec();
     let next = reply.root().bytes_opt(NEXT)?.map(<[u8]>::to_vec);
     Ok((from, Part { items: reply.take_buffer(ITEMS)?, next }))

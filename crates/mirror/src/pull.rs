@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Tid, Wanted, Was};
+use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Part, Tid, Wanted, Was};
 use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
-use crate::parts::Parts;
+use crate::parts::{Parts, taken};
 use crate::protocol::{
-    FILESET, HASH_KEY, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, SINCE, UUID, WAS_AT, WAS_FILESET, WAS_SHOWN,
-    WAS_SOURCE,
+    FILESET, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, ROOM, SESSION, SINCE, UUID, WAS_AT,
+    WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
 };
 
 /// How long one answer may take.
@@ -97,6 +97,8 @@ pub struct Looked {
     pub was: Option<Was>,
     /// Its clock, nanoseconds since 1970.
     pub now: Option<u64>,
+    /// The first part of what changed, where it came along.
+    pub first: Option<Part>,
 }
 
 /// What a pull did.
@@ -151,6 +153,16 @@ impl Puller {
 
     /// Asks what there is.
     pub fn look(source: &dyn Caller, which: Which<'_>, since: Option<Tid>) -> Result<Looked, Failure> {
+        Puller::look_and_begin(source, which, since, None)
+    }
+
+    /// As [`Puller::look`]. `begin`: the session and the room of a pull from `since` on, whose first part is to come along.
+    fn look_and_begin(
+        source: &dyn Caller,
+        which: Which<'_>,
+        since: Option<Tid>,
+        begin: Option<(u64, u64)>,
+    ) -> Result<Looked, Failure> {
         let mut ask = Message::new(LOOK);
         match which {
             Which::Named(name) => ask.text(NAME, name),
@@ -159,8 +171,12 @@ impl Puller {
         if let Some(since) = since {
             ask.uint(SINCE, since.0);
         }
+        if let Some((session, room)) = begin {
+            ask.uint(SESSION, session).uint(ROOM, room);
+        }
         let reply = source.call(ask, Some(PATIENCE))?;
         let told = reply.root();
+        let begins = begin.is_some() && told.find(ITEMS).is_some();
         let points = told.all(POINT).map(|e| e.as_uint().map(Tid)).collect::<Result<Vec<_>, _>>()?;
         let was = told.find(WAS_SOURCE).map(|_| {
             Ok::<_, ReadError>(Was {
@@ -170,7 +186,7 @@ impl Puller {
                 shown: Tid(told.uint(WAS_SHOWN)?),
             })
         });
-        Ok(Looked {
+        let looked = Looked {
             was: was.transpose()?,
             uuid: told.array(UUID)?,
             fileset: FilesetId(told.number(FILESET)?),
@@ -180,13 +196,18 @@ impl Puller {
             objects: ObjectId(told.uint(OBJECTS)?),
             points,
             now: told.uint_opt(NOW)?,
-        })
+            first: None,
+        };
+        let first = begins.then(|| taken(reply)).transpose()?;
+        Ok(Looked { first: first.filter(|(from, _)| from.is_empty()).map(|(_, part)| part), ..looked })
     }
 
     /// Brings the mirror up to the source, as it is now.
     pub fn pull(&self) -> Result<Pulled, Failure> {
         let Some(f) = self.fs.following() else { return Err(Failure::Other("this is no mirror".into())) };
-        let looked = Puller::look(&*self.source, Which::Number(f.fileset), Some(f.at).filter(|at| *at != Tid::ZERO))?;
+        let since = Some(f.at).filter(|at| *at != Tid::ZERO);
+        let begin = Some((self.session, self.room)).filter(|_| since.is_some() && f.is_whole());
+        let looked = Puller::look_and_begin(&*self.source, Which::Number(f.fileset), since, begin)?;
         if (looked.uuid, looked.fileset) != (f.source, f.fileset) {
             let of = if looked.uuid == f.source { "another fileset of the same name" } else { "another store" };
             return Err(Failure::Other(format!(
@@ -204,8 +225,10 @@ impl Puller {
             return Ok(Pulled { complete: true, ..done });
         }
         let away = looked.newest.0.saturating_sub(f.at.0) > AWAY;
+        // (It is since what was there when it was asked for.)
+        let first = looked.first.filter(|_| looked.points.is_empty());
         for point in looked.points.into_iter().filter(|p| away && *p > f.at.max(f.target) && *p < looked.newest) {
-            match self.pull_to(f.fileset, point, &mut done) {
+            match self.pull_to(f.fileset, point, None, &mut done) {
                 // It was given up meanwhile: then the next one.
                 Err(Failure::Source(CallError::Refused(no))) if no.code == Code::Other(NOT_KEPT) => {}
                 Ok(true) => {}
@@ -213,16 +236,23 @@ impl Puller {
                 Err(e) => return Err(e),
             }
         }
-        done.complete = self.pull_to(f.fileset, looked.newest, &mut done)?;
+        done.complete = self.pull_to(f.fileset, looked.newest, first, &mut done)?;
         Ok(done)
     }
 
     /// Says whether it got there.
-    fn pull_to(&self, fileset: FilesetId, to: Tid, done: &mut Pulled) -> Result<bool, Failure> {
+    fn pull_to(
+        &self,
+        fileset: FilesetId,
+        to: Tid,
+        mut first: Option<Part>,
+        done: &mut Pulled,
+    ) -> Result<bool, Failure> {
         let mut f = self.fs.begin_pull(to)?;
         while let Some(wanted) = f.wanted() {
             let wanted = Wanted { room: self.room as usize, ..wanted };
-            let mut parts = Parts::new(&*self.source, self.session, fileset, wanted, self.ahead);
+            let parts = Parts::new(&*self.source, self.session, fileset, wanted, self.ahead);
+            let mut parts = parts.with_first(first.take());
             while let Some((wanted, part)) = parts.next()? {
                 let bytes = part.items.len() as u64;
                 done.changed.extend(self.fs.apply(&wanted, &part)?);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, MAIN, Node, ObjectId, ROOT, Sent, Tid, Wanted};
+use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, MAIN, Node, ObjectId, Part, ROOT, Sent, Tid, Wanted};
 use darner_store::Pin;
 use darner_syslink::{Caller, Code, Element, Message, Peer, Reason, Refusal, Reply, Service, Tag, Who};
 use parking_lot::Mutex;
@@ -143,7 +143,7 @@ impl Source {
             self.check_within(command, within)?;
         }
         match command.tag() {
-            LOOK => self.look(command),
+            LOOK => self.look(who, command),
             PULL => self.pull(who, command),
             END => {
                 self.sessions.lock().remove(&(who.clone(), command.root().uint(SESSION)?));
@@ -184,7 +184,7 @@ impl Source {
         }
     }
 
-    fn look(&self, command: &Message) -> Result<Message, Refusal> {
+    fn look(&self, who: &Who, command: &Message) -> Result<Message, Refusal> {
         let asked = command.root();
         let since = asked.uint_opt(SINCE)?.map(Tid);
         // Who follows it knows its number: it may have another name by now.
@@ -213,6 +213,7 @@ impl Source {
             reply.uint(WAS_AT, was.at.0).uint(WAS_SHOWN, was.shown.0);
         }
         if let Some(since) = since.filter(|since| *since < newest) {
+            let mut between = false;
             let mut last = since;
             let step = (newest.0 - since.0) / POINTS;
             for n in 1..POINTS {
@@ -220,9 +221,22 @@ impl Source {
                 match self.fs.shown(root.fileset, at).map_err(|e| failed(&e))? {
                     Some(kept) if kept > last => {
                         reply.uint(POINT, kept.0);
-                        last = kept;
+                        (last, between) = (kept, true);
                     }
                     _ => {}
+                }
+            }
+            if let Some(session) = asked.uint_opt(SESSION)?.filter(|_| !between) {
+                let wanted = Wanted {
+                    from: Vec::new(),
+                    to: Vec::new(),
+                    since,
+                    at: newest,
+                    room: asked.uint(ROOM)?.min(ROOM_MAX) as usize,
+                };
+                // (Who gets none asks for it, and is told why not.)
+                if let Ok(part) = self.part(&(who.clone(), session), root.fileset, true, wanted) {
+                    tell_part(&mut reply, part);
                 }
             }
         }
@@ -309,27 +323,47 @@ impl Source {
         let (to, since, at) = (tail(&asked, TO)?, Tid(asked.uint(SINCE)?), Tid(asked.uint(AT)?));
         let room = asked.uint(ROOM)?.min(ROOM_MAX) as usize;
         let id = (who.clone(), asked.uint(SESSION)?);
-        let session = self.session(&id, FilesetId(asked.number(FILESET)?), at, from.is_some())?;
+        let begins = from.is_some();
+        let wanted = Wanted { from: from.unwrap_or_default(), to, since, at, room };
+        let part = self.part(&id, FilesetId(asked.number(FILESET)?), begins, wanted)?;
+        let mut reply = Message::new(PULL);
+        tell_part(&mut reply, part);
+        Ok(reply)
+    }
+
+    /// What changed, and from where on that is. Unless it `begins`, it goes on where the part before ended.
+    fn part(
+        &self,
+        id: &(Who, u64),
+        fileset: FilesetId,
+        begins: bool,
+        wanted: Wanted,
+    ) -> Result<(Vec<u8>, Part), Refusal> {
+        let session = self.session(id, fileset, wanted.at, begins)?;
         let mut session = session.lock();
         session.used = Instant::now();
         let root = session.root;
-        let next = || session.sent.end().map(<[u8]>::to_vec);
-        let from = from.or_else(next).ok_or_else(no_next)?;
-        let wanted = Wanted { from, to, since, at, room };
+        let from = match begins {
+            true => wanted.from,
+            false => session.sent.end().map(<[u8]>::to_vec).ok_or_else(no_next)?,
+        };
+        let wanted = Wanted { from, ..wanted };
         let part = self.fs.changes(root, &wanted, &mut session.sent).map_err(|e| failed(&e))?;
         if part.next.is_none() && wanted.to.is_empty() && !session.compares {
             // (Should this answer be lost, it is asked for anew.)
             drop(session);
-            self.sessions.lock().remove(&id);
+            self.sessions.lock().remove(id);
         }
-        let mut reply = Message::new(PULL);
-        reply.bytes(FROM, &wanted.from);
-        if let Some(next) = &part.next {
-            reply.bytes(NEXT, next);
-        }
-        reply.attach(ITEMS, part.items);
-        Ok(reply)
+        Ok((wanted.from, part))
     }
+}
+
+fn tell_part(reply: &mut Message, (from, part): (Vec<u8>, Part)) {
+    reply.bytes(FROM, &from);
+    if let Some(next) = &part.next {
+        reply.bytes(NEXT, next);
+    }
+    reply.attach(ITEMS, part.items);
 }
 
 /// Bytes of the past or present that somebody has lost.

@@ -7,7 +7,8 @@
 //! or, while the peer has never commanded and no other reply is due, leaves that to the link's thread for when calls have paused. Who reads never
 //! blocks in a write: what the socket does not take stays in `outbox`, which [`Engine::waiting`] bounds, until epoll
 //! (or a reading caller) finds it writable; or, while the link's thread is deaf, until who wrote it finds room. Where the
-//! configuration says so, who reads polls before it sleeps ([`Pace`]), without any lock but `inlet`.
+//! configuration says so, who reads polls before it sleeps ([`Pace`]), without any lock but `inlet`. An unattended link has
+//! no thread: callers do all of it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::ErrorKind;
@@ -47,7 +48,30 @@ struct CloseOnDrop(Arc<Shared>);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.close(Reason::new(Why::Closed, ""));
+        let reason = Reason::new(Why::Closed, "");
+        self.0.close(reason.clone());
+        if self.0.attendant.is_none() {
+            let closed = self.0.state.lock().closed.clone();
+            self.0.wind_up(&closed.unwrap_or(reason));
+        }
+    }
+}
+
+/// What the link's thread waits for, if it has one.
+struct Attendant {
+    epoll: Epoll,
+    bell: Bell,
+}
+
+impl Attendant {
+    fn new(wire: &Wire) -> std::io::Result<Attendant> {
+        let (epoll, bell) = (Epoll::new()?, Bell::new()?);
+        epoll.add(wire.control, CONTROL, libc::EPOLLIN)?;
+        if let Some(fd) = wire.bulk {
+            epoll.add(fd, BULK, libc::EPOLLRDHUP)?;
+        }
+        epoll.add(bell.fd(), BELL, libc::EPOLLIN)?;
+        Ok(Attendant { epoll, bell })
     }
 }
 
@@ -97,8 +121,8 @@ pub(crate) struct Shared {
     bulk: Option<i32>,
     /// Messages may come past the descriptors.
     ring: bool,
-    epoll: Epoll,
-    bell: Bell,
+    /// `None`: it is unattended.
+    attendant: Option<Attendant>,
 }
 
 /// The right to read.
@@ -146,7 +170,7 @@ pub(crate) struct Opened {
 impl Opened {
     /// Starts the link's thread.
     pub fn start(self) -> std::io::Result<Link> {
-        let shared = self.shared()?;
+        let shared = self.shared(true)?;
         // A service that panics must not leave a link that nobody runs.
         let runner = CloseOnDrop(shared.clone());
         thread::Builder::new().name("syslink".into()).spawn(move || runner.0.run())?;
@@ -155,18 +179,18 @@ impl Opened {
 
     /// Makes this thread the link's, until that is over.
     pub fn run(self) -> std::io::Result<()> {
-        CloseOnDrop(self.shared()?).0.run();
+        CloseOnDrop(self.shared(true)?).0.run();
         Ok(())
     }
 
-    fn shared(self) -> std::io::Result<Arc<Shared>> {
+    /// Leaves it without a thread.
+    pub fn unattended(self) -> std::io::Result<Link> {
+        Ok(Link { shared: self.shared(false)?, _last: None })
+    }
+
+    fn shared(self, attended: bool) -> std::io::Result<Arc<Shared>> {
         let Opened { engine, wire, peer, service } = self;
-        let (epoll, bell) = (Epoll::new()?, Bell::new()?);
-        epoll.add(wire.control, CONTROL, libc::EPOLLIN)?;
-        if let Some(fd) = wire.bulk {
-            epoll.add(fd, BULK, libc::EPOLLRDHUP)?;
-        }
-        epoll.add(bell.fd(), BELL, libc::EPOLLIN)?;
+        let attendant = attended.then(|| Attendant::new(&wire)).transpose()?;
         let state = State {
             engine,
             outbox: VecDeque::new(),
@@ -177,7 +201,7 @@ impl Opened {
             room_wanted: Vec::new(),
             mute: false,
             closed: None,
-            armed: true,
+            armed: attended,
             bulk_armed: false,
             stuck: false,
             wakes_at: 0,
@@ -201,8 +225,7 @@ impl Opened {
             control: wire.control,
             bulk: wire.bulk,
             ring: wire.ring,
-            epoll,
-            bell,
+            attendant,
         }))
     }
 }
@@ -397,12 +420,22 @@ impl Shared {
 
     /// Makes the link's thread look at the deadline, and take in the reply, of a call that perhaps nobody waits for.
     fn attend(&self) {
+        if self.attendant.is_none() {
+            return;
+        }
         let mut state = self.state.lock();
         if !state.armed && self.inlet.try_lock().is_some() {
             self.arm(&mut state, true);
         }
         if state.engine.next_timeout().is_some_and(|t| t < state.wakes_at) {
-            self.bell.ring();
+            self.ring_bell();
+        }
+    }
+
+    /// Wakes the link's thread.
+    fn ring_bell(&self) {
+        if let Some(attendant) = &self.attendant {
+            attendant.bell.ring();
         }
     }
 
@@ -431,6 +464,12 @@ impl Shared {
             }
             if let Some(mut reading) = self.inlet.try_lock().filter(|_| state.closed.is_none()) {
                 state = self.lead(state, &mut reading, until);
+                drop(reading);
+                if self.attendant.is_none() && !state.commands.is_empty() {
+                    drop(state);
+                    self.serve();
+                    state = self.state.lock();
+                }
             } else {
                 state = self.follow(state, until, call);
             }
@@ -453,7 +492,7 @@ impl Shared {
             self.arm(&mut state, false);
             if state.lazy {
                 // The link's thread shall see to arming it again.
-                self.bell.ring();
+                self.ring_bell();
             }
         }
         let stuck = state.stuck;
@@ -477,7 +516,7 @@ impl Shared {
         self.flush();
         let state = self.state.lock();
         if !state.commands.is_empty() {
-            self.bell.ring();
+            self.ring_bell();
         }
         state
     }
@@ -523,7 +562,10 @@ impl Shared {
             Some(next) => {
                 next.notify_one();
             }
-            None if !state.armed && (!state.lazy || state.slots.values().any(|slot| slot.0.is_none())) => {
+            None if self.attendant.is_some()
+                && !state.armed
+                && (!state.lazy || state.slots.values().any(|slot| slot.0.is_none())) =>
+            {
                 self.arm(state, true);
             }
             None => {}
@@ -534,21 +576,19 @@ impl Shared {
         state.armed = armed;
         if armed && self.ring {
             // The link's thread says in the ring that it sleeps.
-            self.bell.ring();
+            self.ring_bell();
         }
         self.set_events(state);
     }
 
     fn set_events(&self, state: &mut State) {
+        let Some(Attendant { epoll, .. }) = &self.attendant else { return };
         let write = if state.stuck { libc::EPOLLOUT } else { 0 };
         let read = |on: bool| if on { libc::EPOLLIN } else { 0 };
-        let mut outcome = self.epoll.change(self.control, CONTROL, write | read(state.armed));
+        let mut outcome = epoll.change(self.control, CONTROL, write | read(state.armed));
         if let Some(fd) = self.bulk {
-            outcome = outcome.and(self.epoll.change(
-                fd,
-                BULK,
-                libc::EPOLLRDHUP | write | read(state.armed && state.bulk_armed),
-            ));
+            outcome =
+                outcome.and(epoll.change(fd, BULK, libc::EPOLLRDHUP | write | read(state.armed && state.bulk_armed)));
         }
         if let Err(e) = outcome {
             state.engine.lost(Reason::lost(&e));
@@ -656,7 +696,7 @@ impl Shared {
         state.commands.clear();
         state.cancelled.clear();
         wake(&state.followers);
-        self.bell.ring();
+        self.ring_bell();
         if state.deaf {
             // SAFETY: a plain system call; the descriptor lives as long as the inlet.
             unsafe { libc::shutdown(self.control, libc::SHUT_RD) };
@@ -717,11 +757,12 @@ impl Shared {
 
     /// The link's thread.
     fn run(&self) {
+        let Some(Attendant { epoll, bell }) = &self.attendant else { return };
         loop {
             let until = self.plan();
             if !self.listen(until) {
-                match self.epoll.wait(if self.may_sleep() { until } else { Some(0) }) {
-                    Ok(ready) => self.look(ready),
+                match epoll.wait(if self.may_sleep() { until } else { Some(0) }) {
+                    Ok(ready) => self.look(ready, bell),
                     Err(e) => self.lose(Reason::lost(&e)),
                 }
             }
@@ -782,9 +823,9 @@ impl Shared {
         until
     }
 
-    fn look(&self, ready: u64) {
+    fn look(&self, ready: u64, bell: &Bell) {
         if ready & 1 << BELL != 0 {
-            self.bell.hush();
+            bell.hush();
         }
         let mut free = false;
         if let Some(mut reading) = self.inlet.try_lock() {

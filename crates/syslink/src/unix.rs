@@ -31,11 +31,26 @@ const BACKLOG: i32 = 128;
 /// Connects to the service of that name (with its protocol's version). Whether the process that listens is to be
 /// believed is the caller's to decide: [`Link::peer`] says who it is.
 pub fn connect(addr: &SocketAddr, service: &str, config: &Config, own: Arc<dyn Service>) -> Result<Link, ConnectError> {
+    connect_over(connected(addr)?, service, config, own)
+}
+
+/// As [`connect`], without a thread for the link, which costs more than a call: for those who call and go. While nobody
+/// waits for a reply, `own` answers nothing, and nobody notices that the peer is gone.
+pub fn connect_unattended(
+    addr: &SocketAddr,
+    service: &str,
+    config: &Config,
+    own: Arc<dyn Service>,
+) -> Result<Link, ConnectError> {
+    Ok(greeted(connected(addr)?.into(), service, config, own)?.unattended()?.owned())
+}
+
+fn connected(addr: &SocketAddr) -> io::Result<OwnedFd> {
     let socket = seqpacket()?;
     let (raw, len) = raw_address(addr)?;
     // SAFETY: `raw` is an address of `len` bytes.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), len) })?;
-    connect_over(socket, service, config, own)
+    Ok(socket)
 }
 
 /// What a link between two processes runs over.
@@ -59,7 +74,10 @@ pub fn connect_over(
     config: &Config,
     own: Arc<dyn Service>,
 ) -> Result<Link, ConnectError> {
-    let ends = ends.into();
+    Ok(greeted(ends.into(), service, config, own)?.start()?.owned())
+}
+
+fn greeted(ends: Ends, service: &str, config: &Config, own: Arc<dyn Service>) -> Result<Opened, ConnectError> {
     let peer = Peer { who: peer_of(&ends.socket)?, service: service.into() };
     let hello = Hello { service: service.into(), ring: ends.ring.is_some(), ..Hello::default() };
     let mut engine = Engine::connect(config.clone(), hello, now_ns());
@@ -68,7 +86,7 @@ pub fn connect_over(
     let theirs = greet(&mut engine, &mut wire, until, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
     wire.ring &= theirs.ring;
     rings.store(wire.ring, Ordering::Relaxed);
-    Ok(Opened { engine, wire, peer, service: own }.start()?.owned())
+    Ok(Opened { engine, wire, peer, service: own })
 }
 
 /// Accepts who has the other end of a socket pair of this kind, as [`Listener`] does. The link ends with its last clone.

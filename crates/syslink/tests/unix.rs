@@ -209,6 +209,56 @@ fn who_is_not_admitted_is_told_so() {
     assert!(error.contains("not admitted") && error.contains("user 0"), "{error}");
 }
 
+/// Tells when its link is over.
+struct Tells(std::sync::Mutex<std::sync::mpsc::Sender<()>>);
+
+impl darner_syslink::Service for Tells {
+    fn call(&self, peer: &Peer, command: Message, reply: darner_syslink::Reply) {
+        Echo.call(peer, command, reply);
+    }
+
+    fn closed(&self, _: &Peer, _: &darner_syslink::Reason) {
+        let _ = self.0.lock().unwrap().send(());
+    }
+}
+
+#[test]
+fn callers_of_an_unattended_link_do_all_that_its_thread_would() {
+    let addr = common::address();
+    let told = |tells: std::sync::mpsc::Receiver<()>| tells.recv_timeout(long().unwrap());
+    let (theirs, theirs_told) = std::sync::mpsc::channel();
+    let service = Arc::new(Tells(theirs.into()));
+    let admission = Arc::new(common::everybody);
+    let listener = unix::Listener::bind(&addr, Config::default(), admission, service).unwrap();
+    let (ours, ours_told) = std::sync::mpsc::channel();
+    let link = unix::connect_unattended(&addr, "test", &Config::default(), Arc::new(Tells(ours.into()))).unwrap();
+    // It is called back while it waits, by threads that read in turn, with bulk in between.
+    thread::scope(|s| {
+        for n in 0..4 {
+            let link = &link;
+            s.spawn(move || {
+                for i in 0..200 {
+                    let bulk = if i % 10 == 0 { vec![vec![n as u8; 200_000]] } else { vec![] };
+                    let mut command = echo(n, &bulk);
+                    if i % 3 == 0 {
+                        command.uint(common::CALL_BACK, 1);
+                    }
+                    let reply = link.call(command, long()).unwrap();
+                    assert_eq!((reply.root().uint(Tag(1)), reply.bulk()), (Ok(n), &bulk[..]));
+                }
+            });
+        }
+    });
+    let late = link.call(Message::new(HOLD), Some(Duration::from_millis(30)));
+    assert_eq!(late.unwrap_err(), CallError::TooLate);
+    let waits = link.start_call(echo(7, &[]), long()).unwrap();
+    assert_eq!(link.call(echo(8, &[]), long()).unwrap().root().uint(Tag(1)), Ok(8));
+    assert_eq!(waits.wait().unwrap().root().uint(Tag(1)), Ok(7));
+    drop(link);
+    assert_eq!((told(theirs_told), told(ours_told)), (Ok(()), Ok(())), "both sides learn that it is over");
+    drop(listener);
+}
+
 #[test]
 fn nobody_listening_is_an_io_error() {
     let outcome = unix::connect(&common::address(), "test", &Config::default(), Arc::new(Echo));

@@ -12,7 +12,7 @@ use darner_mirror::{Header, Puller, Which, export, import};
 use darner_syslink::{Identity, Ticket};
 
 use super::{daemon, human};
-use crate::cli::{Mirror, MirrorAction};
+use crate::cli::{Mirror, MirrorAction, SyncOf};
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::far::Far;
@@ -70,7 +70,7 @@ pub fn run(c: &Mirror) -> Result<()> {
             let lines = all(&mounts::store_of(mnt)?)?;
             if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
         }
-        A::Sync { mnt, name, wait } => {
+        A::Sync(SyncOf { mnt, name, wait }) => {
             let mirror = mirror(mnt, name.as_deref())?;
             let request = Request::Follow { wait: *wait };
             // One that is paused and not mounted has no daemon, and needs none for this.

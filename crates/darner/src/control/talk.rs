@@ -140,7 +140,7 @@ enum Found {
 
 fn connect(callee: &Callee, own: &Arc<Hears>) -> Result<Found> {
     for address in &callee.sockets {
-        match unix::connect(address, SERVICE, &config(callee.patience), own.clone()) {
+        match unix::connect_unattended(address, SERVICE, &config(callee.patience), own.clone()) {
             Ok(link) => return Ok(Found::Daemon(link)),
             Err(ConnectError::Io(_)) => {}
             Err(ConnectError::Ended(reason)) if reason.why == Why::Lost => return Ok(Found::Gone),
