@@ -27,6 +27,61 @@ pub struct Far {
     pub key: Option<Fingerprint>,
 }
 
+/// What keeps us from a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hitch {
+    /// Nobody is there, or somebody else.
+    Nobody,
+    /// Whoever is there says nothing.
+    Silent,
+    /// It answered, and does not let us in.
+    Refused,
+    /// The connection was cut while it was made: it may come about the next time.
+    Cut,
+}
+
+/// Why no link came about.
+#[derive(Debug)]
+pub struct Unreached {
+    /// For people.
+    pub failure: Failure,
+    /// And for us.
+    pub hitch: Hitch,
+}
+
+impl From<Failure> for Unreached {
+    fn from(failure: Failure) -> Unreached {
+        Unreached { failure, hitch: Hitch::Nobody }
+    }
+}
+
+impl From<Unreached> for Failure {
+    fn from(e: Unreached) -> Failure {
+        e.failure
+    }
+}
+
+impl Hitch {
+    /// What an attempt to connect met.
+    pub fn of(e: &ConnectError) -> Hitch {
+        match e {
+            ConnectError::Io(e) => match e.kind() {
+                ErrorKind::TimedOut | ErrorKind::WouldBlock => Hitch::Silent,
+                ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof => Hitch::Cut,
+                _ => Hitch::Nobody,
+            },
+            ConnectError::Ended(reason) => match reason.why {
+                Why::NotAdmitted | Why::Version => Hitch::Refused,
+                Why::Slow | Why::Silent => Hitch::Silent,
+                _ => Hitch::Cut,
+            },
+        }
+    }
+}
+
 /// Completes an address by the port.
 pub fn with_port(address: &str) -> String {
     let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
@@ -47,12 +102,17 @@ impl Far {
     }
 
     /// Connects to whoever has the key. `ticket`: what lets us in, where we are not known yet.
-    pub fn connect(&self, identity: &Identity, ticket: Option<[u8; 32]>) -> Result<Link> {
+    pub fn connect(&self, identity: &Identity, ticket: Option<[u8; 32]>) -> std::result::Result<Link, Unreached> {
         self.connect_with(identity, ticket, Arc::new(Refuse))
     }
 
     /// The same; `own` answers what is asked from there.
-    pub fn connect_with(&self, identity: &Identity, ticket: Option<[u8; 32]>, own: Arc<dyn Service>) -> Result<Link> {
+    pub fn connect_with(
+        &self,
+        identity: &Identity,
+        ticket: Option<[u8; 32]>,
+        own: Arc<dyn Service>,
+    ) -> std::result::Result<Link, Unreached> {
         let key = self.key.ok_or_else(|| Failure::new(format!("{self}: it is not known which key it has")))?;
         let mut failed = None;
         for addr in self.host.to_socket_addrs().cant(|| format!("find {}", self.host))? {
@@ -62,8 +122,9 @@ impl Far {
                 Err(e) => failed = Some(e),
             }
         }
+        let hitch = failed.as_ref().map_or(Hitch::Nobody, Hitch::of);
         let why = failed.map_or("it has no address".into(), |e| self.explained(&e));
-        Err(Failure::new(format!("{}: {why}", self.host)))
+        Err(Unreached { failure: Failure::new(format!("{}: {why}", self.host)), hitch })
     }
 
     /// What went wrong, and what to do.
@@ -71,6 +132,11 @@ impl Far {
         match e {
             ConnectError::Io(e) if e.kind() == ErrorKind::ConnectionRefused => {
                 format!("{e}: nobody listens there (`darner serve MNT --listen ADDRESS:PORT` on that machine)")
+            }
+            ConnectError::Io(e) if e.kind() == ErrorKind::TimedOut => {
+                format!(
+                    "{e}: nothing came from there (is it on, is it this port, does a firewall drop what is sent there?)"
+                )
             }
             ConnectError::Io(e) if tcp::is_other_key(e) => {
                 let key = self.key.map_or("no key".into(), |key| key.to_string());

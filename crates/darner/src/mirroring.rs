@@ -21,7 +21,7 @@ use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::daemon::Daemon;
 use crate::errand::{Invalidator, Underway};
 use crate::error::{Context, Failure, Result};
-use crate::far::Far;
+use crate::far::{Far, Hitch, Unreached};
 use crate::frontend::now_ns;
 use crate::keeper;
 use crate::nodes::Nodes;
@@ -46,6 +46,10 @@ const ROOM_MIN: u64 = 32 << 10;
 const THREADS: usize = 2;
 /// How long a command waits for a pull.
 const PATIENCE: Duration = Duration::from_secs(110);
+/// And for a source that can't be reached: a daemon that was killed is back within this,
+const UNTIL_BACK: Duration = Duration::from_secs(3);
+/// and a link over which one of many attempts comes through. (Whoever answers nothing has had ten seconds for that.)
+const WHILE_CUT: Duration = Duration::from_secs(20);
 /// Of how many objects that a pull changed the kernel is told at most; of others it learns a second later.
 const TOLD_MAX: usize = 10_000;
 
@@ -68,6 +72,10 @@ pub(crate) struct Follows {
     pub(crate) ends: AtomicBool,
     /// Answers what sources ask.
     memory: Mutex<Option<Arc<dyn Service>>>,
+    /// Why nothing comes of following, since when, and when that was last tried.
+    unreached: Mutex<Option<(Hitch, Instant, Instant)>>,
+    /// Commands that wait for a pull.
+    waiting: AtomicU64,
 }
 
 impl Default for Follows {
@@ -83,6 +91,8 @@ impl Default for Follows {
             verify: Mutex::default(),
             ends: AtomicBool::new(false),
             memory: Mutex::default(),
+            unreached: Mutex::default(),
+            waiting: AtomicU64::new(0),
         }
     }
 }
@@ -91,6 +101,24 @@ impl Follows {
     /// Whether a pull was asked for that has not begun.
     fn is_asked(&self) -> bool {
         self.pulls.lock().0 < self.asked.load(Ordering::Relaxed)
+    }
+
+    /// An attempt failed that began then.
+    fn failed(&self, hitch: Hitch, began: Instant) {
+        let mut unreached = self.unreached.lock();
+        let since = unreached.map_or(began, |(_, since, _)| since);
+        *unreached = Some((hitch, since, Instant::now()));
+    }
+
+    /// Whether to wait for the source, as somebody does since `then`, is in vain.
+    fn is_in_vain(&self, then: Instant) -> bool {
+        let tried = *self.unreached.lock();
+        tried.is_some_and(|(hitch, since, last)| match hitch {
+            _ if last < then => false,
+            Hitch::Silent => true,
+            Hitch::Nobody | Hitch::Refused => last - since >= UNTIL_BACK,
+            Hitch::Cut => last - since.max(then) >= WHILE_CUT,
+        })
     }
 
     /// Has the one who follows look, or see that it is over.
@@ -192,6 +220,7 @@ impl Daemon {
                 if f.paused {
                     self.tell(|line| line.state = "pulls".into());
                 }
+                let began = Instant::now();
                 let outcome = match link.clone().filter(|link| link.closed().is_none()) {
                     Some(link) => Ok(link),
                     None => self.connect_to(&f.origin).map(Arc::new),
@@ -221,13 +250,16 @@ impl Daemon {
                     Err(e) => {
                         // (Of a mirror that is paused, it was tried.)
                         self.follows.asked.store(0, Ordering::Relaxed);
+                        self.follows.failed(e.hitch, began);
                         pause = after_failure;
-                        if Far::is_meant(&f.origin) {
+                        if self.follows.waiting.load(Ordering::Relaxed) > 0 {
+                            pause = EVERY;
+                        } else if Far::is_meant(&f.origin) {
                             after_failure = (2 * after_failure).min(AFTER_FAILURES);
                         }
                         self.tell(|line| {
                             (line.state, line.waits_for) = ("waits".into(), Some("its source".into()));
-                            line.last_error = Some(e.to_string());
+                            line.last_error = Some(e.failure.to_string());
                         });
                     }
                 }
@@ -241,7 +273,7 @@ impl Daemon {
     }
 
     /// Connects to a source, which may ask for what it lost.
-    pub(crate) fn connect_to(&self, origin: &str) -> Result<Link> {
+    pub(crate) fn connect_to(&self, origin: &str) -> std::result::Result<Link, Unreached> {
         let own = {
             let mut memory = self.follows.memory.lock();
             match &*memory {
@@ -267,6 +299,7 @@ impl Daemon {
             0
         });
         let go_on = move |bytes: u64| {
+            *follows.unreached.lock() = None;
             {
                 let mut line = follows.line.lock();
                 line.received_bytes += bytes;
@@ -297,6 +330,7 @@ impl Daemon {
         self.follows.room.store(room, Ordering::Relaxed);
         match outcome {
             Ok(done) => {
+                *self.follows.unreached.lock() = None;
                 if done.complete {
                     self.follows.pulls.lock().1 = number;
                 }
@@ -319,6 +353,7 @@ impl Daemon {
             }
             Err(e) => {
                 tracing::warn!("the pull was cut: {e}");
+                self.follows.failed(Hitch::Cut, Instant::now());
                 self.tell(|line| {
                     line.is_full = e.is_full();
                     let waits = match &e {
@@ -398,14 +433,20 @@ impl Daemon {
                 self.follows.asked.fetch_max(wanted, Ordering::Relaxed);
                 self.follows.wake(false);
                 let start = Instant::now();
+                self.follows.waiting.fetch_add(1, Ordering::Relaxed);
                 let mut line = self.follows.line.lock();
-                while wait && self.follows.pulls.lock().1 < wanted {
-                    if line.state == "paused" && !self.follows.is_asked() || start.elapsed() > PATIENCE {
-                        return Err(Failure::new(format!("it has not come so far: {}", why(&line))));
+                let mut outcome = Ok(());
+                while outcome.is_ok() && wait && self.follows.pulls.lock().1 < wanted {
+                    let over = line.state == "paused" && !self.follows.is_asked() || start.elapsed() > PATIENCE;
+                    if over || self.follows.is_in_vain(start) {
+                        outcome = Err(Failure::new(format!("it has not come so far: {}", why(&line))));
+                    } else {
+                        self.follows.changed.wait_for(&mut line, EVERY);
                     }
-                    self.follows.changed.wait_for(&mut line, EVERY);
                 }
                 drop(line);
+                self.follows.waiting.fetch_sub(1, Ordering::Relaxed);
+                outcome?;
                 Ok(Response::Following(self.follow_line()?))
             }
             Request::PauseMirror { paused, limit } => {
@@ -543,7 +584,7 @@ fn has_origin(origin: &str) -> Result<()> {
 }
 
 /// Connects a mirror to its source, whose questions `own` answers.
-fn connect_to(fs: &Arc<Fs>, origin: &str, own: Arc<dyn Service>) -> Result<Link> {
+fn connect_to(fs: &Arc<Fs>, origin: &str, own: Arc<dyn Service>) -> std::result::Result<Link, Unreached> {
     if Far::is_meant(origin) {
         return origin.parse::<Far>()?.connect_with(&serving::identity(fs, now_ns())?, None, own);
     }
@@ -553,24 +594,31 @@ fn connect_to(fs: &Arc<Fs>, origin: &str, own: Arc<dyn Service>) -> Result<Link>
 
 /// Connects to the daemon that has a store open, to follow it.
 pub(crate) fn connect(place: &Place) -> Result<Link> {
-    connect_with(place, Arc::new(Refuse))
+    Ok(connect_with(place, Arc::new(Refuse))?)
 }
 
 /// The same; `own` answers what that daemon asks.
-fn connect_with(place: &Place, own: Arc<dyn Service>) -> Result<Link> {
+fn connect_with(place: &Place, own: Arc<dyn Service>) -> std::result::Result<Link, Unreached> {
     let mut failed = None;
     for socket in place.sockets() {
         match unix::connect(&address(&socket)?, SERVICE, &Config::default(), own.clone()) {
             Ok(link) => {
                 let who = &link.peer().who;
                 return match control::is_trusted(who) {
-                    false => Err(Failure::new(format!("{who:?} poses as the daemon of {}", place.path.display()))),
+                    false => {
+                        Err(Failure::new(format!("{who:?} poses as the daemon of {}", place.path.display())).into())
+                    }
                     true => Ok(link),
                 };
             }
             Err(e) => failed = Some(e),
         }
     }
+    // Where somebody has the store, its daemon is about to answer.
+    let is_open = || std::fs::metadata(&place.path).is_ok_and(|meta| place::holder(&meta).is_some());
+    let hitch = failed.as_ref().map_or(Hitch::Nobody, Hitch::of);
+    let hitch = if hitch == Hitch::Nobody && is_open() { Hitch::Cut } else { hitch };
     let why = failed.map_or(String::new(), |e| format!(" ({e})"));
-    Err(Failure::new(format!("{} is not mounted, or does not answer{why}", place.path.display())))
+    let failure = Failure::new(format!("{} is not mounted, or does not answer{why}", place.path.display()));
+    Err(Unreached { failure, hitch })
 }

@@ -250,7 +250,7 @@ impl Others {
         });
         let source = daemon.fs.following().filter(|_| lost.fileset == MAIN).into_iter().filter_map(move |f| {
             let then = daemon.fs.pulled_from(tid).unwrap_or(tid);
-            let link = self.link(&f.origin, || daemon.connect_to(&f.origin))?;
+            let link = self.link(&f.origin, || Ok(daemon.connect_to(&f.origin)?))?;
             Some((link as Arc<dyn Caller>, f.fileset, then))
         });
         followers.chain(source).chain(mirrors)

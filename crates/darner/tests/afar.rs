@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::{World, eventually, free_port, rot};
 use serde_json::Value;
@@ -166,15 +167,17 @@ fn nobody_is_admitted_but_by_key_or_ticket_and_that_lasts_until_it_is_taken_back
     let key = own["key"].as_str().unwrap();
     let (store, url) = (f.dir("far"), format!("darner://127.0.0.1:{}/docs", f.port));
     refused(&["mirror", "follow", &store, &url], "whom to expect");
-    refused(&["mirror", "follow", &f.dir("x1"), &url, "--key", &"ab".repeat(32)], "x1");
+    refused(&["mirror", "follow", &f.dir("x1"), &url, "--key", &"ab".repeat(32)], "does not have the key");
     let told = refused(&["mirror", "follow", &store, &url, "--key", key], "nobody here knows the key");
     let spent = f.serve(&["--ticket"]);
     let late = f.serve(&["--ticket", "--for", "0"]);
     refused(&["mirror", "follow", &f.dir("x2"), &url, "--ticket", &late], "expired");
     f.w.darner(&["mirror", "follow", &f.dir("second"), &url, "--ticket", &spent]);
     refused(&["mirror", "follow", &f.dir("x3"), &url, "--ticket", &spent], "used");
+    let there = ["x1", "x2", "x3", "far"].map(|name| Path::new(&f.dir(name)).exists());
+    assert_eq!(there, [false, false, false, true], "only what somebody there is to admit by its key was made");
     // By its key, which it keeps.
-    let own_key = told.split("has the key ").nth(1).unwrap().split(':').next().unwrap();
+    let own_key = told.split("its key ").nth(1).unwrap().split(' ').next().unwrap();
     f.serve(&["--admit", own_key]);
     f.w.darner(&["mirror", "follow", &store, &url, "--key", key]);
     refused(&["mirror", "follow", &store, &url, "--key", key], "already open");
@@ -294,6 +297,61 @@ fn who_can_not_be_followed_is_told_with_what_to_do() {
     let url = format!("darner://{nobody}");
     let told = refused(&["mirror", "follow", &f.dir("nobody"), &url, "--key", &other], "nobody listens there");
     assert!(told.contains(&nobody.to_string()) && told.contains("--listen"), "{told}");
+    f.serve(&["--stop"]);
+}
+
+#[test]
+fn a_store_that_finds_nobody_to_follow_leaves_nothing_behind_and_can_try_again() {
+    let Some(f) = Far::new() else { return };
+    fs::write(f.w.path("a"), "words").unwrap();
+    let ticket = f.serve(&["--ticket"]);
+    let url = |port: u16| format!("darner://127.0.0.1:{port}");
+    let (new, empty) = (f.dir("new"), f.dir("empty"));
+    fs::create_dir(&empty).unwrap();
+    for store in [&new, &empty] {
+        refused(&["mirror", "follow", store, &url(free_port()), "--ticket", &ticket], "nobody listens there");
+    }
+    assert!(!Path::new(&new).exists() && fs::read_dir(&empty).unwrap().next().is_none());
+    // A fileset that is not there is noticed when the ticket is used up: the store that it let in stays, and says so.
+    let other = format!("{}/other", url(f.port));
+    let told = refused(&["mirror", "follow", &empty, &other, "--ticket", &ticket], "no such fileset");
+    assert!(told.contains("was made") && told.contains("another FILESET can be named"), "{told}");
+    let own: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
+    f.w.darner(&["mirror", "follow", &empty, &url(f.port), "--key", own["key"].as_str().unwrap()]);
+    f.w.darner(&["mirror", "follow", &new, &url(f.port), "--ticket", &f.serve(&["--ticket"])]);
+    for store in [&new, &empty] {
+        f.w.darner(&["mirror", "sync", "--wait", store]);
+        f.w.darner(&["mirror", "pause", store]);
+    }
+    f.serve(&["--stop"]);
+}
+
+#[test]
+fn who_waits_for_a_pull_is_told_soon_that_the_source_can_not_be_reached_and_it_follows_when_it_can() {
+    let Some(f) = Far::new() else { return };
+    let store = f.dir("far");
+    let url = format!("darner://127.0.0.1:{}", f.port);
+    f.w.darner(&["mirror", "follow", &store, &url, "--ticket", &f.serve(&["--ticket"])]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    let tells = |why: &str, within: u64| {
+        let start = Instant::now();
+        refused(&["mirror", "sync", "--wait", &store], why);
+        assert!(start.elapsed() < Duration::from_secs(within), "it took {:?} to say {why:?}", start.elapsed());
+    };
+    f.serve(&["--stop"]);
+    f.w.unmount();
+    tells("nobody listens there", 15);
+    // One that takes connections, and says nothing.
+    let silent = TcpListener::bind(("127.0.0.1", f.port)).unwrap();
+    tells("nothing came from there", 30);
+    assert_eq!(f.own_line(&store)["state"], "waits");
+    drop(silent);
+    f.w.mount();
+    fs::write(f.w.path("a"), "words").unwrap();
+    f.serve(&["--listen", &format!("127.0.0.1:{}", f.port)]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    assert_eq!(f.own_line(&store)["state"], "follows");
+    f.w.darner(&["mirror", "pause", &store]);
     f.serve(&["--stop"]);
 }
 

@@ -15,7 +15,7 @@ use super::{daemon, human};
 use crate::cli::{Mirror, MirrorAction, SyncOf};
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
-use crate::far::Far;
+use crate::far::{Far, Hitch};
 use crate::frontend::now_ns;
 use crate::place::{self, Make, Place};
 use crate::verifying::VerifyReport;
@@ -199,9 +199,10 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
         false => Identity::generate(),
     };
     let name = far.fileset.clone().unwrap_or_else(|| "main".into());
+    let with_ticket = ticket.is_some();
     let link = far.connect(&identity, ticket.map(|t| t.secret));
-    let connected = link.is_ok();
-    let looked = link.and_then(|link| {
+    let hitch = link.as_ref().err().map(|e| e.hitch);
+    let looked = link.map_err(Failure::from).and_then(|link| {
         let looked = Puller::look(&link, Which::Named(&name), None);
         looked.map_err(|e| Failure::new(format!("{}: {name:?}: {e}", far.host)))
     });
@@ -213,19 +214,22 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
     let looked = match looked {
         Ok(looked) => looked,
         Err(e) => {
-            // To be let in the next time by the same key.
+            // It is made where it must be this key that is let in the next time: it has been asked to be admitted, or has used a ticket up.
+            let what_to_do = match hitch {
+                None => "is admitted there: another FILESET can be named",
+                Some(Hitch::Refused) if !with_ticket => {
+                    "is not yet: `darner serve MNT --admit` there lets it in; then again"
+                }
+                Some(Hitch::Cut) if with_ticket => {
+                    "may be admitted there by now: with --key instead of --ticket, again"
+                }
+                Some(_) => return Err(e),
+            };
             if !known {
                 make(None, now_ns())?;
             }
             let (at, key) = (store.display(), identity.fingerprint());
-            return Err(Failure::new(match connected {
-                true => {
-                    format!("{e}\n{at} was made, and its key {key} is admitted there: another FILESET can be named")
-                }
-                false => format!(
-                    "{e}\n{at} was made, and has the key {key}: `darner serve MNT --admit` there lets it in; then again"
-                ),
-            }));
+            return Err(Failure::new(format!("{e}\n{at} was made, and its key {key} {what_to_do}")));
         }
     };
     let born = looked.newest.0;
@@ -245,7 +249,7 @@ fn turn_back(store: &Path, promoted: &str, ticket: Option<&str>, key: Option<&st
         true => {
             let (far, ticket) = expecting(promoted.parse()?, ticket, key)?;
             (
-                opened(&place, |fs| far.connect(&serving::identity(fs, now_ns())?, ticket.map(|t| t.secret)))?,
+                opened(&place, |fs| Ok(far.connect(&serving::identity(fs, now_ns())?, ticket.map(|t| t.secret))?))?,
                 far.to_string(),
             )
         }
