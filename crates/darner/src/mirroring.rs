@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_fs::{Following, Fs, Tid};
-use darner_mirror::{Failure as Cut, Memory, Puller, ROOM_WANTED, SERVICE, Source};
+use darner_mirror::{Failure as Cut, Memory, Pulled, Puller, ROOM_WANTED, SERVICE, Source};
 use darner_syslink::engine::Hello;
 use darner_syslink::{Config, Link, Pool, Refuse, Service, Who, unix};
 use parking_lot::{Condvar, Mutex};
@@ -316,15 +316,19 @@ impl Daemon {
         let puller = Puller::new(self.fs.clone(), link, session).with_room(room).with_pause(Box::new(go_on));
         // (What was asked for ahead is under way, limit or not.)
         let puller = if limit > 0 { puller.with_ahead(0) } else { puller };
-        let outcome = puller.pull().and_then(|done| {
-            // The kernel learns meanwhile what changed.
-            let told = if done.at != at { self.start_telling_kernels_of(&done.changed) } else { Vec::new() };
+        let mut told = Vec::new();
+        // The kernel learns meanwhile what changed.
+        let mut tell = |done: &Pulled| {
+            if done.at != at {
+                told = self.start_telling_kernels_of(&done.changed);
+            }
+        };
+        let outcome = match number <= self.follows.asked.load(Ordering::Relaxed) {
+            true => puller.pull_durably(&mut tell),
             // (Of what nobody waits for, the log's writer sees to it soon.)
-            let asked = number <= self.follows.asked.load(Ordering::Relaxed);
-            let kept = if asked { self.fs.sync().map(drop) } else { Ok(()) };
-            told.into_iter().for_each(Underway::wait);
-            kept.map(|()| done).map_err(Cut::Here)
-        });
+            false => puller.pull().inspect(tell),
+        };
+        told.into_iter().for_each(Underway::wait);
         // What does not arrive whole is asked for again: on a link that breaks often, less at a time gets further.
         let room = if outcome.is_ok() { (2 * room).min(ROOM_WANTED) } else { (room / 2).max(ROOM_MIN) };
         self.follows.room.store(room, Ordering::Relaxed);

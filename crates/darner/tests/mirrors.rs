@@ -219,6 +219,27 @@ fn a_mirror_that_is_paused_pulls_once_when_it_is_told_to_and_stays_paused() {
 
 /// A mirror whose clock is a year ahead, or behind.
 #[test]
+fn what_a_command_waited_for_is_there_after_all_processes_of_the_mirror_were_killed() {
+    let Some(p) = Pair::new() else { return };
+    let target = p.target.to_str().unwrap();
+    for n in 0..4u8 {
+        fs::write(p.w.path("a"), vec![n; 100_000]).unwrap();
+        p.sync();
+        let pids = pids(&p.w, &p.target);
+        for signal in [libc::SIGSTOP, libc::SIGKILL] {
+            // SAFETY: plain system calls.
+            pids.iter().for_each(|pid| assert_eq!(unsafe { libc::kill(*pid, signal) }, 0));
+        }
+        p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
+        // (Nobody follows while this is looked at.)
+        p.w.darner(&["mirror", "pause", target]);
+        p.mount_copy();
+        assert!(fs::read(p.copy.join("a")).unwrap() == vec![n; 100_000], "round {n}");
+        p.w.darner(&["mirror", "resume", target]);
+    }
+}
+
+#[test]
 fn a_mirror_whose_clock_is_wrong_by_a_year_follows_and_its_past_has_the_times_of_its_source() {
     if !common::has("faketime") {
         return;

@@ -240,6 +240,16 @@ impl Puller {
         Ok(done)
     }
 
+    /// As [`Puller::pull`], for somebody who waits: what is shown is durable when it returns. `meanwhile` is called before, when
+    /// it is shown.
+    pub fn pull_durably(&self, meanwhile: &mut dyn FnMut(&Pulled)) -> Result<Pulled, Failure> {
+        let done = self.pull()?;
+        meanwhile(&done);
+        // (Also where there was nothing to pull: what came before may not be durable yet.)
+        self.fs.sync()?;
+        Ok(done)
+    }
+
     /// Says whether it got there.
     fn pull_to(
         &self,
