@@ -5,6 +5,9 @@ use darner_syslink::Tag;
 /// The service's name, with the version of the protocol.
 pub const SERVICE: &str = "darner.mirror/1";
 
+/// Of a mirror that was away for longer than this (nanoseconds) the moments between are pulled one after the other.
+pub(crate) const AWAY: u64 = 60_000_000_000;
+
 /// Asks what there is to be followed: a fileset's name, and optionally since when.
 pub(crate) const LOOK: Tag = Tag(1);
 /// Asks for a part of what changed.

@@ -8,8 +8,8 @@ use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
 use crate::parts::{Parts, taken};
 use crate::protocol::{
-    FILESET, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, ROOM, SESSION, SINCE, UUID, WAS_AT,
-    WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
+    AWAY, FILESET, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, ROOM, SESSION, SINCE, UUID,
+    WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
 };
 
 /// How long one answer may take.
@@ -18,8 +18,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub const ROOM_WANTED: u64 = 940 << 10;
 /// Parts that are under way at a time, besides the one that is being done.
 pub(crate) const AHEAD: usize = 3;
-/// Of a mirror that was away for longer than this (nanoseconds) the moments between are pulled one after the other.
-const AWAY: u64 = 60_000_000_000;
 
 /// Why a pull did not come to its end. What was pulled stays, and the next one goes on there.
 #[derive(Debug, thiserror::Error)]
@@ -226,7 +224,7 @@ impl Puller {
         }
         let away = looked.newest.0.saturating_sub(f.at.0) > AWAY;
         // (It is since what was there when it was asked for.)
-        let first = looked.first.filter(|_| looked.points.is_empty());
+        let first = looked.first.filter(|_| !away || looked.points.is_empty());
         for point in looked.points.into_iter().filter(|p| away && *p > f.at.max(f.target) && *p < looked.newest) {
             match self.pull_to(f.fileset, point, None, &mut done) {
                 // It was given up meanwhile: then the next one.

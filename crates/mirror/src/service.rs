@@ -10,7 +10,7 @@ use darner_syslink::{Caller, Code, Element, Message, Peer, Reason, Refusal, Repl
 use parking_lot::Mutex;
 
 use crate::protocol::{
-    AT, ATTEMPT, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
+    AT, ATTEMPT, AWAY, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
     NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE,
     TID, TO, UUID, VERSIONS, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
 };
@@ -216,7 +216,7 @@ impl Source {
             let mut between = false;
             let mut last = since;
             let step = (newest.0 - since.0) / POINTS;
-            for n in 1..POINTS {
+            for n in (1..POINTS).filter(|_| newest.0 - since.0 > AWAY) {
                 let at = Tid(since.0 + n * step);
                 match self.fs.shown(root.fileset, at).map_err(|e| failed(&e))? {
                     Some(kept) if kept > last => {
