@@ -172,8 +172,8 @@ pub fn run(
     });
     daemon.learn_whether_to_serve()?;
     store.heal_from(Arc::new(Others::new(&daemon)));
-    for held in held {
-        let member = Member::new(&daemon, held)?;
+    for (i, held) in held.into_iter().enumerate() {
+        let member = Member::new(&daemon, held, i == 0)?;
         daemon.volumes.lock().push(member);
     }
     let outcome = {
@@ -228,7 +228,7 @@ fn take_locks(items: &mut Items) -> Option<(Place, Vec<PathBuf>)> {
     let mut paths = Vec::new();
     for (_, item) in keeper::take(items, LOCK) {
         paths.push(PathBuf::from(item.text));
-        place::inherit(vec![item.fd.into()]);
+        place::inherit(item.fd.into());
     }
     // One that has failed meanwhile must not keep the others.
     paths.retain(|path| Place::at(path).is_ok_and(|p| p.is_volume()));
@@ -403,7 +403,7 @@ impl Daemon {
         }
     }
 
-    fn keep_up(&self) {
+    fn keep_up(self: &Arc<Daemon>) {
         if let Err(e) = self.finish_forgetting() {
             tracing::error!("what was to be forgotten is still there in part: {e}");
         }
@@ -437,10 +437,11 @@ impl Daemon {
     }
 
     /// Collapses and cleans where nothing else is due; says whether that was it.
-    fn then_clean(&self, upkeep: Progress) -> Result<(Progress, bool)> {
+    fn then_clean(self: &Arc<Daemon>, upkeep: Progress) -> Result<(Progress, bool)> {
         match upkeep {
             Progress::Worked => Ok((upkeep, false)),
             Progress::Idle => {
+                self.listen_at_homes();
                 if self.go_on_leaving(false)? || self.go_on_cutting()? || self.go_on_copying()? {
                     return Ok((Progress::Worked, true));
                 }

@@ -161,10 +161,10 @@ fn remembering(fs: &Arc<Fs>) -> Result<Arc<dyn Service>> {
 }
 
 impl Daemon {
-    /// Lets others follow, at each volume.
+    /// Lets others follow, at each volume that commands are taken at.
     pub(crate) fn listen_for_mirrors(self: &Arc<Daemon>) -> Result<Vec<unix::Listener>> {
         let mut all = Vec::new();
-        for member in self.volumes.lock().iter() {
+        for member in self.volumes.lock().iter().filter(|m| m.listens()) {
             let at = address(&member.place().socket()?)?;
             // (The process before this may have it a moment longer.)
             let bind = || unix::Listener::bind(&at, Config::default(), Arc::new(admit), self.followed.clone());

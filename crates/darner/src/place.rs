@@ -4,6 +4,7 @@
 //! From any one volume the others are found: where they were last; where they are now if all have moved together; where
 //! the user says; devices under whatever name they have now, by what is written on them.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::Hasher;
@@ -112,55 +113,34 @@ impl Place {
 
     /// Finds the store's volumes, this one first, as far as they can be found. `others`: where some may be, too.
     pub fn find(&self, others: &[PathBuf], write: bool) -> Result<Vec<Found>> {
-        let volume = self.volume(write)?;
-        let own = identify(&*volume)?;
-        let (uuid, number) = (own.uuid, own.number);
-        let mut newest = own;
-        let mut found = vec![Found { place: self.clone(), number, volume }];
-        for path in others {
-            let place = Place::at(path)?;
-            let volume = place.volume(write)?;
-            let id = identify(&*volume)?;
-            if id.uuid != uuid {
-                return Err(Failure::new(format!("{} is a volume of another store", place.path.display())));
-            }
-            found.push(Found { place, number: id.number, volume });
-            newest = newer(newest, id);
-        }
-        loop {
-            // (Buckets are opened with the store.)
-            let here = newest.volumes.iter().filter(|entry| entry.kind != VolumeKind::Bucket);
-            let missing = here.into_iter().find_map(|entry| {
-                let is_there = found.iter().any(|f| f.number == entry.number);
-                (!is_there).then(|| self.look_for(entry, &newest, number, write)).flatten()
-            });
-            let Some((place, volume, id)) = missing else { return Ok(found) };
-            found.push(Found { place, number: id.number, volume });
-            newest = newer(newest, id);
-        }
+        let there = |place: Place| place.volume(write).map(|volume| (place, volume));
+        let others = others.iter().map(|path| there(Place::at(path)?)).collect::<Result<_>>()?;
+        let first = there(self.clone())?;
+        let found = darner_store::find(first, others, &mut |entry, says, own| self.look_for(entry, says, own, write))?;
+        Ok(found.into_iter().map(|f| Found { place: f.what, number: f.identity.number, volume: f.volume }).collect())
     }
 
-    /// Looks for a volume where it may be. `number`: this one's.
+    /// Looks for a volume where it may be. `own`: what the store says of this one.
     fn look_for(
         &self,
         entry: &VolumeEntry,
         store: &Identity,
-        number: u16,
+        own: Option<&VolumeEntry>,
         write: bool,
-    ) -> Option<(Place, Arc<dyn Volume>, Identity)> {
+    ) -> Option<(Place, Arc<dyn Volume>)> {
         let path = |e: &VolumeEntry| PathBuf::from(OsStr::from_bytes(&e.hint));
         let was = path(entry);
-        let own = store.volumes.iter().find(|e| e.number == number).map(path).filter(|own| own.is_absolute());
+        let own = own.map(path).filter(|own| own.is_absolute());
         // Where all were moved, or copied, together: the old place may still hold the original.
         let beside = own.filter(|own| *own != self.path).map(|own| self.path.join(relative(&was, &own)));
-        // A device may have another name by now.
-        let devices = if entry.kind == VolumeKind::Raw { devices() } else { Vec::new() };
-        [beside, Some(was)].into_iter().flatten().chain(devices).find_map(|path| {
+        let at = |path: PathBuf| {
             let place = Place::at(&path).ok()?;
             let volume = place.volume(write).ok()?;
-            let id = identify(&*volume).ok()?;
-            (id.uuid == store.uuid && id.number == entry.number).then_some((place, volume, id))
-        })
+            identify(&*volume).is_ok_and(|id| id.is(&store.uuid, entry)).then_some((place, volume))
+        };
+        // A device may have another name by now.
+        let devices = || if entry.kind == VolumeKind::Raw { devices() } else { Vec::new() };
+        [beside, Some(was)].into_iter().flatten().find_map(at).or_else(|| devices().into_iter().find_map(at))
     }
 
     /// Opens the store; it is this process's as long as the locks last. `others`: as for [`Place::find`]. `each` is told how far
@@ -178,6 +158,7 @@ impl Place {
 
     /// Locks the store's volumes, this one first, as far as they can be found.
     pub fn hold(&self, others: &[PathBuf], write: bool) -> Result<(Volumes, Vec<Held>)> {
+        allow_many_files();
         // Whoever has it open holds all; without this one's lock nothing that is read can be relied on.
         let mut first = Some(self.lock(write)?);
         let found = self.find(others, write)?;
@@ -231,7 +212,17 @@ impl Place {
 
     /// The addresses at which the daemon that has the store may listen.
     pub fn sockets(&self) -> Vec<SocketAddr> {
-        self.mount.clone().into_iter().chain(self.socket().ok()).collect()
+        let homes = self.homes().into_iter().filter_map(|place| place.socket().ok());
+        self.mount.clone().into_iter().chain(self.socket().ok()).chain(homes).collect()
+    }
+
+    /// Where the volumes are of which this one says that the store's superblocks are there, if it has none.
+    fn homes(&self) -> Vec<Place> {
+        let volume = self.volume(false).ok();
+        let says = volume.and_then(|volume| identify(&*volume).ok()).filter(|id| !id.homes.contains(&id.number));
+        let Some(says) = says else { return Vec::new() };
+        let home = |number: &u16| self.look_for(says.entry(*number)?, &says, says.entry(says.number), false);
+        says.homes.iter().filter_map(home).map(|(place, _)| place).collect()
     }
 
     /// The address at which the daemon that has the volume listens; the kernel forgets it with the daemon.
@@ -239,6 +230,19 @@ impl Place {
         let meta = fs::metadata(&self.path)?;
         let (a, b) = if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) };
         Ok(SocketAddr::from_abstract_name(format!("darner/{a:x}/{b:x}"))?)
+    }
+}
+
+/// Has this process, and those it starts, keep as many files open as it may: each volume takes some.
+pub fn allow_many_files() {
+    // SAFETY: zeroes are a valid rlimit; the calls fill and read it.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            // (Where that is not allowed, it shows when there are too many.)
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
     }
 }
 
@@ -287,6 +291,7 @@ pub fn take_over(name: &str, local: &Path, memory: u64, each: &mut dyn FnMut(Adv
 /// Whether a store here is that of a bucket, and nobody has taken it over since.
 pub fn must_have_bucket(place: &Place, name: &str) -> Result<()> {
     let id = identify(&*place.volume(false)?)?;
+    // (A volume names the bucket, however many others there are.)
     let entry = id.volumes.iter().find(|e| e.kind == VolumeKind::Bucket && e.name() == name);
     let path = place.path.display();
     let entry =
@@ -308,24 +313,20 @@ pub fn devices() -> Vec<PathBuf> {
     listed.lines().skip(2).filter_map(name).collect()
 }
 
-/// Locks that another process held for this one.
-static INHERITED: Mutex<Vec<File>> = Mutex::new(Vec::new());
+/// Locks that another process held for this one, by device and number of what is locked.
+static INHERITED: Mutex<BTreeMap<(u64, u64), File>> = Mutex::new(BTreeMap::new());
 
-/// From now on these locks are ours, to be had as any.
-pub fn inherit(locks: Vec<File>) {
-    INHERITED.lock().extend(locks);
+/// From now on this lock is ours, to be had as any.
+pub fn inherit(lock: File) {
+    if let Ok(meta) = lock.metadata() {
+        INHERITED.lock().insert((meta.dev(), meta.ino()), lock);
+    }
 }
 
 fn inherited(path: &Path) -> Option<File> {
     let mut locks = INHERITED.lock();
     let wanted = fs::metadata(path).ok().filter(|_| !locks.is_empty())?;
-    let same = |lock: &File| lock.metadata().is_ok_and(|m| (m.dev(), m.ino()) == (wanted.dev(), wanted.ino()));
-    let n = locks.iter().position(same)?;
-    Some(locks.swap_remove(n))
-}
-
-fn newer(a: Identity, b: Identity) -> Identity {
-    if b.generation > a.generation { b } else { a }
+    locks.remove(&(wanted.dev(), wanted.ino()))
 }
 
 /// The way to `path` from `base`, both absolute.

@@ -30,23 +30,32 @@ const IDLE: u32 = 2;
 /// How long to wait for readers of what has moved.
 const READERS: Duration = Duration::from_millis(10);
 
-/// A volume that the daemon has for itself, and listens at.
+/// A volume that the daemon has for itself. It listens at those that the others lead to.
 pub(crate) struct Member {
     held: Held,
     keeper: Keeper,
-    _listener: Listener,
+    listener: Option<Listener>,
 }
 
 impl Member {
-    pub fn new(daemon: &Arc<Daemon>, held: Held) -> Result<Member> {
-        let listener = daemon.listener(&held.place.socket()?)?;
+    /// `listen`: whether the daemon is to listen there, home or not.
+    pub fn new(daemon: &Arc<Daemon>, held: Held, listen: bool) -> Result<Member> {
+        let listener = match listen || daemon.store().homes().contains(&held.number) {
+            true => Some(daemon.listener(&held.place.socket()?)?),
+            false => None,
+        };
         let keeper = daemon.keeper.clone();
         keeper.keep(&lock_key(&held), &held.place.path.to_string_lossy(), &held.lock)?;
-        Ok(Member { held, keeper, _listener: listener })
+        Ok(Member { held, keeper, listener })
     }
 
     pub fn place(&self) -> &Place {
         &self.held.place
+    }
+
+    /// Whether the daemon listens there.
+    pub fn listens(&self) -> bool {
+        self.listener.is_some()
     }
 }
 
@@ -79,6 +88,18 @@ impl Daemon {
         let mount = mounts::all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint);
         let mount = mount.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
         self.listener(&place::mount_socket(&mount)?)
+    }
+
+    /// Listens at the volumes that others lead to, as far as it does not yet.
+    pub(crate) fn listen_at_homes(self: &Arc<Daemon>) {
+        let homes = self.store().homes();
+        let mut volumes = self.volumes.lock();
+        for member in volumes.iter_mut().filter(|m| m.listener.is_none() && homes.contains(&m.held.number)) {
+            match member.held.place.socket().and_then(|address| self.listener(&address)) {
+                Ok(listener) => member.listener = Some(listener),
+                Err(e) => tracing::warn!("volume {} does not lead commands here: {e}", member.held.number),
+            }
+        }
     }
 
     fn listener(self: &Arc<Daemon>, address: &SocketAddr) -> Result<Listener> {
@@ -117,8 +138,9 @@ impl Daemon {
             }
             _ => return Err(Failure::new("this daemon does not know the request: it is of another version")),
         };
-        let lines = self.volume_lines()?;
-        Ok(Response::Volumes(lines.into_iter().filter(|v| v.id == u32::from(changed)).collect()))
+        let bucket = self.store().bucket();
+        let lines = self.store().volume(changed)?.map(|v| line(&v, bucket.as_ref()));
+        Ok(Response::Volumes(lines.into_iter().collect()))
     }
 
     pub(crate) fn volume_lines(&self) -> Result<Vec<VolumeLine>> {
@@ -148,7 +170,7 @@ impl Daemon {
             let place = Place::at(path)?;
             let (lock, size_limit) = place.take(make, exists)?;
             let number = self.store().add_volume_for(place.volume(true)?, size_limit, tier)?;
-            let member = Member::new(self, Held { place, number, lock });
+            let member = Member::new(self, Held { place, number, lock }, false);
             match member {
                 Ok(member) => self.volumes.lock().push(member),
                 Err(e) => tracing::warn!("volume {number} is there, but does not lead commands here: {e}"),
@@ -159,8 +181,7 @@ impl Daemon {
 
     fn move_segments(&self, region: Option<u64>, from: Option<u16>, to: u16, tell: &mut Tell<'_>) -> Result<Response> {
         let store = self.store();
-        let lines = store.volumes()?;
-        let is_there = |id: u16| lines.iter().any(|v| v.entry.number == id);
+        let is_there = |id: u16| store.has_volume(id);
         let wanted = match (region, from) {
             (Some(id), _) => store.region_to(id, to)?,
             (None, Some(from)) => store.all_on(from, Some(to)),
@@ -186,7 +207,7 @@ impl Daemon {
         let wanted = Move::emptying(id);
         let (regions, bytes) = store.left_to_move(&wanted);
         store.leave_volume(id)?;
-        let is_gone = || store.volumes().is_ok_and(|all| all.iter().all(|v| v.entry.number != id));
+        let is_gone = || !store.has_volume(id);
         let outcome = self.drive(&|| store.left_to_move(&wanted), tell, &|| store.step_leave(BUDGET), &is_gone);
         self.let_go_of_volumes()?;
         outcome.map_err(|e| {
@@ -315,8 +336,8 @@ impl Daemon {
 
     /// What has left the store may be anybody's.
     fn let_go_of_volumes(&self) -> Result<()> {
-        let left = self.store().volumes()?;
-        self.volumes.lock().retain(|m| left.iter().any(|v| v.entry.number == m.held.number));
+        let store = self.store();
+        self.volumes.lock().retain(|m| store.has_volume(m.held.number));
         Ok(())
     }
 

@@ -204,6 +204,41 @@ fn any_volume_leads_to_the_others_wherever_they_have_moved() {
 }
 
 #[test]
+fn a_hundred_volumes_are_made_found_from_any_one_and_lead_to_the_daemon_and_homes_leave() {
+    let Some(w) = World::new() else { return };
+    w.sh_outside("$DARNER unmount $MNT; rm -r store; mkdir v");
+    w.sh_outside("$DARNER create store $(for i in $(seq 1 99); do echo --volume v/$i; done); $DARNER mount v/77 $MNT");
+    assert_eq!(ids(&w), (0..100).collect::<Vec<u64>>());
+    w.sh("for i in $(seq 1 40); do head -c 1M /dev/urandom > $i; done; md5sum * > $DIR/sums; sync -f .");
+    // Any of them leads to the daemon, homes or not.
+    let uuid = |path: &str| w.sh_outside(&format!("$DARNER status {path} --json | grep uuid"));
+    assert!(["v/77", "v/3", "v/50", "v/99"].into_iter().all(|path| uuid(path) == uuid("store")));
+    refused(&w, "$DARNER mount v/60 other", "mnt");
+    refused(&w, "$DARNER check v/60", "already open");
+    refused(&w, "$DARNER volume add $MNT v/60", "already");
+    w.sh_outside("$DARNER volume add $MNT v/100; for i in 0 1 99; do $DARNER volume remove $MNT $i; done");
+    assert_eq!(ids(&w), (2..=100).filter(|i| *i != 99).collect::<Vec<u64>>());
+    assert!(["v/77", "v/3", "v/50", "v/100"].into_iter().all(|path| uuid(path) == uuid("v/2")));
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.kill();
+    w.sh_outside("rm -r store; $DARNER mount v/100 $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    // All that has moved together is found where it is now.
+    w.sh_outside("$DARNER unmount $MNT; mv v elsewhere; $DARNER check elsewhere/50; mv elsewhere/70 70");
+    refused(&w, "$DARNER mount elsewhere/30 $MNT", "volume 70 of the store, last at");
+    w.sh_outside("$DARNER mount elsewhere/30 --volume 70 $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    // Without its homes nothing can be told of a store.
+    w.sh_outside("$DARNER unmount $MNT; mkdir homes; mv elsewhere/[2-9] homes");
+    refused(&w, "$DARNER mount --degraded elsewhere/30 $MNT", "none of them is there");
+    let some = "$DARNER mount --degraded elsewhere/30 --volume homes/8 --volume homes/9 $MNT";
+    refused(&w, some, "the table of volumes is on");
+    w.sh_outside("$DARNER mount elsewhere/30 $(for i in homes/*; do echo --volume $i; done) --volume 70 $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums");
+    w.unmount();
+}
+
+#[test]
 fn a_killed_daemon_goes_on_emptying_a_volume_at_the_next_mount() {
     let Some(w) = World::new() else { return };
     w.sh("for i in $(seq 1 120); do head -c 1M /dev/urandom > $i; done; md5sum * > $DIR/sums; sync -f .");

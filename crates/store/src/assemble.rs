@@ -1,14 +1,15 @@
 //! Which volumes a store has, and which of those that were found belong to it. docs/format.md §Volumes.
 //!
-//! The newest superblock on any of them says. A volume whose own is older by one has missed the last write, and is brought
-//! up to date by the open; one that is further behind is a copy from another time, and refused, like one of another store.
+//! The newest superblock on any of them says. A home whose own is older by one has missed the last write, and is brought
+//! up to date by the open; one that is further behind is a copy from another time, and refused, like one of another store. A sign that is
+//! newer than all superblocks says that the newest is on homes that are missing: then nothing is opened.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::manifest::Manifest;
 use crate::superblock::{OnVolume, Superblock};
-use crate::volume::{BucketVolume, Buckets, RegionRef, Volume, VolumeEntry, VolumeKind, Volumes};
+use crate::volume::{BucketVolume, Buckets, LEFT_BEHIND, RegionRef, There, Volume, VolumeEntry, Volumes, read_roster};
 use crate::{Error, Result};
 
 /// What a volume says of its store.
@@ -20,8 +21,37 @@ pub struct Identity {
     pub number: u16,
     /// How new that is: the highest counts.
     pub generation: u64,
-    /// All volumes that the store has.
+    /// The volumes that it names, itself among them, ascending by number. In a store of many these are not all: [`members`] has them.
     pub volumes: Vec<VolumeEntry>,
+    /// Those of them that have superblocks: from there the others are found.
+    pub homes: Vec<u16>,
+    names_all: bool,
+}
+
+impl Identity {
+    /// What it says of a volume.
+    pub fn entry(&self, number: u16) -> Option<&VolumeEntry> {
+        self.volumes.binary_search_by_key(&number, |e| e.number).ok().map(|i| &self.volumes[i])
+    }
+
+    /// Whether the volumes that it names are all that there are.
+    pub fn names_all(&self) -> bool {
+        self.names_all
+    }
+
+    /// Whether this is what a store means by the volume of that number.
+    pub fn is(&self, uuid: &[u8; 16], entry: &VolumeEntry) -> bool {
+        let mark = self.entry(self.number).map(|own| own.mark);
+        (self.uuid, self.number, mark) == (*uuid, entry.number, Some(entry.mark))
+    }
+}
+
+/// All volumes of the store that these are of, ascending by number; an error if none of them has its superblock. The first is of the store.
+pub fn members(found: &[Arc<dyn Volume>]) -> Result<Vec<VolumeEntry>> {
+    let known = known(found)?;
+    let mut newest = ranked(&known)?.swap_remove(0);
+    complete(&mut newest, &known)?;
+    Ok(newest.volumes.iter().cloned().collect())
 }
 
 /// What a volume says of its store; an error that says why if it is of none.
@@ -35,7 +65,9 @@ pub fn identify_by_label(volume: &dyn Volume) -> Result<Option<Identity>> {
 }
 
 fn identity(OnVolume { number, superblock: sb }: OnVolume) -> Identity {
-    Identity { uuid: sb.uuid, number, generation: sb.generation, volumes: sb.volumes }
+    let volumes = sb.volumes.iter().cloned().collect();
+    let names_all = sb.roster.is_none();
+    Identity { uuid: sb.uuid, number, generation: sb.generation, volumes, homes: sb.homes, names_all }
 }
 
 /// Writes the beginning of a volume anew from the label at its end; durable on return. What else was overwritten is damaged, and
@@ -64,9 +96,11 @@ pub(crate) struct Candidate {
     pub missing: Vec<VolumeEntry>,
 }
 
-/// The superblocks on these volumes, newest first, as the first of them has to do with them. Volumes of other stores are of
-/// no account, but for the first.
-pub(crate) fn assemble(found: &[Arc<dyn Volume>], reach: &Reach) -> Result<Vec<Candidate>> {
+/// A volume and what is on it, newest first.
+type Known = (Arc<dyn Volume>, Vec<OnVolume>);
+
+/// The first of these, and those of the same store.
+fn known(found: &[Arc<dyn Volume>]) -> Result<Vec<Known>> {
     let (first, others) = found.split_first().expect("a store is opened by a volume");
     let mut known = vec![(first.clone(), Superblock::read(&**first)?)];
     let uuid = known[0].1[0].superblock.uuid;
@@ -77,28 +111,78 @@ pub(crate) fn assemble(found: &[Arc<dyn Volume>], reach: &Reach) -> Result<Vec<C
             Err(e) => return Err(e),
         }
     }
-    let mut all: Vec<Superblock> = known.iter().flat_map(|(_, s)| s.iter().map(|s| s.superblock.clone())).collect();
+    Ok(known)
+}
+
+/// The superblocks that count, newest first; an error if a sign says that there are newer ones.
+fn ranked(known: &[Known]) -> Result<Vec<Superblock>> {
     let rank = |sb: &Superblock| std::cmp::Reverse((sb.generation, sb.attempt));
+    let counts = |on: &&OnVolume| on.superblock.is_home(on.number);
+    let mut all: Vec<Superblock> =
+        known.iter().flat_map(|(_, s)| s.iter().filter(counts).map(|s| s.superblock.clone())).collect();
     all.sort_by_key(rank);
     all.dedup_by_key(|sb| rank(sb));
-    let newest = all[0].clone();
-    let own = &known[0].1[0];
-    if newest.entry(own.number).is_none() {
+    let signs = known.iter().filter_map(|(_, s)| s.first().filter(|on| !counts(on)));
+    let newest = signs.max_by_key(|on| on.superblock.generation).map(|on| &on.superblock);
+    if let Some(sign) = newest.filter(|sign| all.first().is_none_or(|sb| sb.generation < sign.generation)) {
         return Err(Error::NotAStore(format!(
-            "{} was volume {} of a store that has left it: the store's volumes are {}",
-            first.name(),
-            own.number,
-            names(&newest)
+            "what the store is now is on its volumes {}, and none of them is there: without one of them nothing can be opened",
+            names(sign.homes.iter().filter_map(|n| sign.entry(*n)))
         )));
     }
-    let mut candidates = vec![candidate(newest, &known, reach)?];
-    // What the older ones need may be gone.
+    Ok(all)
+}
+
+/// Gets the table of all volumes, where a superblock has not all of it.
+fn complete(sb: &mut Superblock, known: &[Known]) -> Result<()> {
+    let Some(roster) = sb.roster.clone() else { return Ok(()) };
+    let mut outcome = Err(Error::NotAStore(format!(
+        "the table of volumes is on {}, and can't be read there: without it nothing can be opened",
+        names(roster.at.places().filter_map(|at| sb.entry(at.volume)))
+    )));
+    for at in roster.at.places() {
+        let is_it = |(_, s): &&Known| s[0].number == at.volume;
+        for (volume, _) in known.iter().filter(is_it) {
+            match volume.open(at).and_then(|region| read_roster(&*region, &roster, sb.version)) {
+                Ok(table) => {
+                    sb.complete(table);
+                    return Ok(());
+                }
+                Err(e) => outcome = Err(e),
+            }
+        }
+    }
+    outcome
+}
+
+/// The superblocks on these volumes, newest first, as the first of them has to do with them. Volumes of other stores are of
+/// no account, but for the first.
+pub(crate) fn assemble(found: &[Arc<dyn Volume>], reach: &Reach) -> Result<Vec<Candidate>> {
+    let known = known(found)?;
+    let mut all = ranked(&known)?;
+    complete(&mut all[0], &known)?;
     let newest = &all[0];
+    let own = &known[0].1[0];
+    let own_mark = own.superblock.entry(own.number).map(|e| e.mark);
+    if newest.entry(own.number).is_none_or(|e| Some(e.mark) != own_mark) {
+        return Err(Error::NotAStore(format!(
+            "{} was volume {} of a store that has left it: the store's volumes are {}",
+            found[0].name(),
+            own.number,
+            names(newest.volumes.iter())
+        )));
+    }
+    let mut candidates = vec![candidate(newest.clone(), &known, reach)?];
+    // What the older ones need may be gone.
     let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
     // And one that knows nothing of a volume that was left behind would take what that has for the present.
     let knows = |sb: &Superblock| newest.volumes.iter().all(|e| e.away.is_none() || is_away(sb, e.number));
-    let older = all.iter().skip(1).filter(|sb| sb.generation + 1 >= newest.generation && knows(sb));
-    candidates.extend(older.filter_map(|sb| candidate(sb.clone(), &known, reach).ok()));
+    for older in all.iter().skip(1).filter(|sb| sb.generation + 1 >= newest.generation) {
+        let mut older = older.clone();
+        if complete(&mut older, &known).is_ok() && knows(&older) {
+            candidates.extend(candidate(older, &known, reach).ok());
+        }
+    }
     Ok(candidates)
 }
 
@@ -111,21 +195,34 @@ pub(crate) struct Reach {
 impl Reach {
     /// The bucket of a superblock. Nothing is asked of it.
     pub fn bucket(&self, sb: &Superblock) -> Option<Arc<BucketVolume>> {
-        let entry = sb.volumes.iter().find(|e| e.kind == VolumeKind::Bucket)?;
+        let entry = sb.bucket()?;
         let bucket = self.buckets.as_ref()?.0(&entry.name());
         Some(Arc::new(BucketVolume::new(bucket, entry.number, entry.epoch, self.memory)))
     }
 }
 
-fn candidate(sb: Superblock, known: &[(Arc<dyn Volume>, Vec<OnVolume>)], reach: &Reach) -> Result<Candidate> {
-    let mut there: HashMap<u16, Arc<dyn Volume>> = HashMap::new();
-    for entry in &sb.volumes {
-        let claims = known.iter().filter(|(_, s)| s[0].number == entry.number);
-        // (The first one where two say the same.)
-        let Some((volume, supers)) = claims.rev().max_by_key(|(_, s)| s[0].superblock.generation) else { continue };
-        let generation = supers[0].superblock.generation;
+fn candidate(sb: Superblock, known: &[Known], reach: &Reach) -> Result<Candidate> {
+    let mut claims: HashMap<u16, &Known> = HashMap::new();
+    // (The first one where two say the same.)
+    for claim in known.iter().rev() {
+        let on = &claim.1[0];
+        let mark = on.superblock.entry(on.number).map(|e| e.mark);
+        let is_one = sb.entry(on.number).is_some_and(|e| Some(e.mark) == mark);
+        let other = claims.get(&on.number).map(|(_, s)| s[0].superblock.generation);
+        if is_one && other.is_none_or(|other| on.superblock.generation >= other) {
+            claims.insert(on.number, claim);
+        }
+    }
+    let mut there: HashMap<u16, There> = HashMap::new();
+    for entry in sb.volumes.iter() {
+        let Some((volume, supers)) = claims.get(&entry.number) else { continue };
+        let theirs = &supers[0].superblock;
+        let generation = theirs.generation;
         let missed_all = entry.away.is_some_and(|since| generation <= since + 1);
-        if generation + 1 < sb.generation && !missed_all {
+        // (A sign may be of any time.)
+        let counts = theirs.is_home(entry.number);
+        let is_behind = counts && sb.is_home(entry.number) && generation + 1 < sb.generation;
+        if is_behind && !missed_all {
             return Err(Error::NotAStore(format!(
                 "{} is volume {} of this store as it was at another time (generation {generation}; the store is at {}): it can't \
                  be used any more",
@@ -134,31 +231,46 @@ fn candidate(sb: Superblock, known: &[(Arc<dyn Volume>, Vec<OnVolume>)], reach: 
                 sb.generation
             )));
         }
-        let theirs = &supers[0].superblock;
-        if let Some(other) = entry.away.and_then(|since| went_on_without(theirs, since, &sb)) {
+        if let Some(other) = entry.away.and_then(|since| went_on_without(theirs, entry.number, since, &sb)) {
             return Err(Error::NotAStore(format!(
-                "{} and volume {} were both written to while the other was missing: both can't hold. Mount with one of them out of reach (with \
+                "{} and {other} were both written to while the other was missing: both can't hold. Mount with one of them out of reach (with \
                  --degraded); then remove the other as lost, and add it anew",
                 volume.name(),
-                other.number,
             )));
         }
-        there.insert(entry.number, volume.clone());
+        let sign = if counts { 0 } else { generation };
+        there.insert(entry.number, There { volume: volume.clone(), sign });
     }
     let volumes = Volumes::new(&sb, &there, reach.bucket(&sb));
     let missing = sb.volumes.iter().filter(|e| !volumes.is_there(e.number)).cloned().collect();
     Ok(Candidate { volumes, superblock: sb, missing })
 }
 
-/// A volume that the superblock of one that was away `since` a generation has left behind, and that was not in fact.
-fn went_on_without<'s>(theirs: &'s Superblock, since: u64, newest: &Superblock) -> Option<&'s VolumeEntry> {
+/// Whom the superblock of one that was away `since` a generation has left behind, and that was not in fact.
+fn went_on_without(theirs: &Superblock, number: u16, since: u64, newest: &Superblock) -> Option<String> {
     let left = |e: &&VolumeEntry| e.away.is_some_and(|at| at >= since);
-    theirs.volumes.iter().filter(left).find(|e| newest.entry(e.number).is_none_or(|n| n.away != e.away))
+    let other = theirs.volumes.iter().filter(left).find(|e| newest.entry(e.number).is_none_or(|n| n.away != e.away));
+    if let Some(other) = other {
+        return Some(format!("volume {}", other.number));
+    }
+    // Whom it has left behind may be in a table that is out of reach by now.
+    let is_of_many = theirs.roster.is_some() || newest.roster.is_some();
+    let knows = theirs.entry(number).is_some_and(|own| own.away == Some(since));
+    let is_later = theirs.generation > since + 1 || theirs.generation > since && theirs.attempt >= LEFT_BEHIND;
+    (is_of_many && is_later && !knows).then(|| "volumes that are here".into())
 }
 
-fn names(sb: &Superblock) -> String {
-    let names: Vec<String> = sb.volumes.iter().map(|v| format!("{} ({})", v.number, v.name())).collect();
-    names.join(", ")
+/// So many volumes are named at most.
+const NAMED: usize = 10;
+
+fn names<'e>(entries: impl Iterator<Item = &'e VolumeEntry>) -> String {
+    let mut names: Vec<String> = entries.map(|v| format!("{} ({})", v.number, v.name())).collect();
+    let more = names.len().saturating_sub(NAMED);
+    names.truncate(NAMED);
+    match more {
+        0 => names.join(", "),
+        _ => format!("{} and {more} more", names.join(", ")),
+    }
 }
 
 impl Candidate {

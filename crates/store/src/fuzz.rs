@@ -50,10 +50,10 @@ pub fn manifest(mut bytes: Vec<u8>) {
 }
 
 /// A superblock, but for its magic bytes and checksums; opens what it leads to, which is nothing. The first byte says of which version,
-/// what is behind 160 is the table of volumes.
+/// what is behind 176 is the table of volumes.
 pub fn superblock(bytes: &[u8]) {
     let Some((version, bytes)) = bytes.split_first() else { return };
-    let (fields, table) = bytes.split_at(bytes.len().min(160));
+    let (fields, table) = bytes.split_at(bytes.len().min(176));
     let mut sb = b"DARNER\r\n".to_vec();
     sb.extend_from_slice(&(1 + u32::from(*version) % VERSION).to_le_bytes());
     sb.extend_from_slice(fields);
@@ -81,8 +81,11 @@ pub fn table(mut bytes: Vec<u8>) {
     let _ = Cursor::seek(table, key.as_bytes(), Tid::MAX, None);
 }
 
-/// A list of ghosts, a scrub's report, a retention, a fileset's lineage.
+/// A list of ghosts, a scrub's report, a retention, a fileset's lineage, a table of volumes.
 pub fn values(bytes: &[u8]) {
+    let mut roster = [b"DARNVOL1", bytes].concat();
+    roster.extend_from_slice(&crc_at(1, 0, &roster).to_le_bytes());
+    let _ = crate::volume::Roster::decode(&roster, 1, VERSION);
     let _ = crate::index::ghost::decode(bytes);
     let _ = crate::scrub::ScrubReport::decode(bytes);
     let _ = crate::retain::Retention::decode(bytes);
@@ -97,7 +100,7 @@ mod tests {
     use crate::index::table::{Builder, TableRef};
     use crate::manifest::Position;
     use crate::segment::Segment;
-    use crate::volume::RegionRef;
+    use crate::volume::{RegionRef, Roster, VolumeEntry, VolumeKind};
 
     const ROUNDS: u64 = 20_000;
 
@@ -191,6 +194,47 @@ mod tests {
             manifest(bytes);
             let random: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(SUPER_SIZE).collect();
             superblock(&random);
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_a_superblock_of_many_volumes_or_a_roster_panic() {
+        let mut rng = fastrand::Rng::with_seed(6);
+        let entry =
+            |number| VolumeEntry { hint: b"/a/path".to_vec(), mark: 9, ..VolumeEntry::new(number, VolumeKind::Raw) };
+        let volumes: crate::volume::Table = [0, 1, 2, 300, 65_535].into_iter().map(entry).collect();
+        let at = RegionRef { id: 7, start: 1 << 20, size: 16384, volume: 0, second: None };
+        let sb = Superblock {
+            version: VERSION,
+            generation: 1 << 40,
+            attempt: 3,
+            uuid: [1; 16],
+            hash_key: [2; 16],
+            birth: Tid(4),
+            manifest: at,
+            manifest_len: 99,
+            copies: crate::volume::Copies::One,
+            kept_twice: Default::default(),
+            next_volume: 65_536,
+            roster: Some(Roster { at, len: 99, changed: [300, 400].into() }),
+            homes: vec![0, 1, 2],
+            homes_since: 70,
+            volumes: volumes.clone(),
+        };
+        let roster = Roster::encode(&volumes, 1);
+        for number in [0, 300] {
+            let good = sb.encode(number);
+            let good = [&[VERSION as u8 - 1][..], &good[12..188], &good[SUPER_SIZE..]].concat();
+            seed(3, &good);
+            superblock(&good);
+            for _ in 0..ROUNDS / 10 {
+                let mut bytes = good.clone();
+                mangle(&mut rng, &mut bytes);
+                superblock(&bytes);
+                let mut bytes = roster[8..roster.len() - 4].to_vec();
+                mangle(&mut rng, &mut bytes);
+                values(&bytes);
+            }
         }
     }
 

@@ -44,7 +44,7 @@ pub fn inspect(found: &[Arc<dyn Volume>], wanted: &Wanted, visit: Visit<'_>) -> 
     for volume in found {
         Superblock::read(&**volume).unwrap_or_default().iter().for_each(|on| visit(superblock(&volume.name(), on)));
     }
-    for entry in &sb.volumes {
+    for entry in sb.volumes.iter() {
         visit(volume_item(entry, store.missing.iter().any(|m| m.number == entry.number)));
     }
     let manifest = store.read_manifest()?;
@@ -110,6 +110,8 @@ fn superblock(volume: &str, on: &OnVolume) -> Item {
             ("manifest_len", sb.manifest_len.to_string()),
             ("next_volume", sb.next_volume.to_string()),
             ("volumes", sb.volumes.len().to_string()),
+            ("roster", sb.roster.as_ref().map_or_else(String::new, |r| format!("{:x}", r.at.id))),
+            ("homes", sb.homes.iter().map(u16::to_string).collect::<Vec<_>>().join(" ")),
         ],
     }
 }

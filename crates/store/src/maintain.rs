@@ -346,14 +346,15 @@ impl Store {
         let id = self.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let manifest = self.manifest_of(state, levels);
         let bytes = manifest.encode(id);
-        let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), For::Index, false)?;
+        let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), For::Manifest, false)?;
         Manifest::write(&*region, &bytes)?;
         self.volumes.write_super(None, |sb| {
             sb.manifest = region.place();
             sb.manifest_len = bytes.len() as u64;
             // Nothing is named any more where it was missed.
-            let is_back = |e: &VolumeEntry| e.away.is_some() && self.volumes.is_sound(e.number);
-            sb.volumes.iter_mut().filter(|e| is_back(e)).for_each(|e| e.away = None);
+            let is_back = |e: &&VolumeEntry| e.away.is_some() && self.volumes.is_sound(e.number);
+            let back: Vec<VolumeEntry> = sb.volumes.iter().filter(is_back).cloned().collect();
+            back.into_iter().for_each(|e| sb.volumes.put(VolumeEntry { away: None, ..e }));
         })?;
         self.volumes.set_lacking(self.lacking(&manifest));
         state.doomed_regions.append(&mut state.outdated);

@@ -183,7 +183,8 @@ impl Store {
     pub(crate) fn regions_now(&self, state: &State) -> Vec<(For, RegionRef)> {
         let levels = self.index.read().levels.clone();
         let tables = levels.tables().map(|t| t.reference().region);
-        let mut all: Vec<_> = tables.chain(state.manifest).map(|at| (For::Index, at)).collect();
+        let mut all: Vec<_> = tables.map(|at| (For::Index, at)).collect();
+        all.extend(state.manifest.map(|at| (For::Manifest, at)));
         let segments = self.segments.lock();
         let packs: Vec<RegionRef> = self.packs.lock().iter().map(|p| p.place()).collect();
         all.extend(segment::uses(&segments, &packs));
@@ -238,10 +239,10 @@ impl Store {
         }
         // (Where an earlier manifest could not be written, the last one still names what has moved.)
         let named = state.outdated.iter().map(|(_, at)| *at).chain(state.manifest);
-        if named.into_iter().any(|at| wants(For::Index, at)) {
+        if named.into_iter().any(|at| wants(For::Manifest, at)) {
             self.write_manifest(&mut state, &levels)?;
             // Where there was no room for another copy, there may be later.
-            let in_vain = matches!(aim, Aim::Copies) && state.manifest.is_some_and(|at| wants(For::Index, at));
+            let in_vain = matches!(aim, Aim::Copies) && state.manifest.is_some_and(|at| wants(For::Manifest, at));
             return Ok(if in_vain { Next::Idle } else { Next::Worked });
         }
         Ok(Next::Idle)

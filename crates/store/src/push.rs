@@ -450,13 +450,13 @@ impl Store {
         }
         let number = number_of(sb.next_volume)?;
         let entry = VolumeEntry::of_bucket(number, name, 1);
-        sb.volumes.push(entry.clone());
+        sb.volumes.put(entry.clone());
         let bucket =
             options.reach().bucket(&sb).ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;
         self.claim_first(&bucket, who)?;
         self.volumes.write_super(None, |sb| {
             sb.next_volume += 1;
-            sb.volumes.push(entry.clone());
+            sb.volumes.put(entry.clone());
         })?;
         *self.reach.lock() = Reached { wanted: true, ..Reached::default() };
         self.volumes.add_bucket(&entry, bucket);

@@ -149,7 +149,10 @@ impl Store {
             copies: Copies::One,
             kept_twice: Default::default(),
             next_volume: 1,
-            volumes: vec![entry(volume, 0, options.size_limit, Tier::Hot)],
+            volumes: [entry(volume, 0, options.size_limit, Tier::Hot)].into_iter().collect(),
+            roster: None,
+            homes: vec![0],
+            homes_since: 0,
         };
         sb.write(volume, 0)
     }
@@ -319,6 +322,8 @@ pub(crate) fn open_with(
     })?;
     let tail = Tail::new(first, m.log, m.tid, m.counts.clone());
     let memory = options.memory.max(16 << 20);
+    let next_region = volumes.next_region();
+    next_region.fetch_max(m.next_region, Ordering::Relaxed);
     let state = State {
         log: m.log,
         tid: m.tid,
@@ -374,7 +379,7 @@ pub(crate) fn open_with(
         pins: Mutex::default(),
         clock: AtomicU64::new(0),
         spare: Mutex::new(None),
-        next_region: AtomicU64::new(m.next_region),
+        next_region,
         next_object: AtomicU64::new(m.next_object),
         maintenance: Mutex::new(state),
         work: (Mutex::new(false), Condvar::new()),
@@ -615,19 +620,19 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the superblock durable on every volume: nothing of the older one is given back before. A process that was killed
-    /// may have left it in the page cache, or may not have come to all volumes.
+    /// Makes the superblock durable on all its homes, and sees to it that none is anywhere else: nothing of the older one is given back
+    /// before. A process that was killed may have left it in the page cache, or may not have come to all volumes.
     fn settle_superblock(&self) -> Result<()> {
         let sb = self.volumes.superblock();
         if sb.version == VERSION {
             self.volumes.rewrite_super()?;
         }
         let volumes = self.volumes.found_at(&sb);
-        match sb.version == VERSION && sb.volumes == volumes {
-            true => Ok(()),
+        if sb.version != VERSION || sb.volumes != volumes {
             // To the other slot: a torn write leaves the one that was read.
-            false => self.volumes.write_super(None, |sb| (sb.version, sb.volumes) = (VERSION, volumes)),
+            self.volumes.write_super(None, |sb| (sb.version, sb.volumes) = (VERSION, volumes))?;
         }
+        self.volumes.post_signs()
     }
 
     /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash. Where the

@@ -135,7 +135,7 @@ pub struct Store {
     /// The latest time that a caller told.
     pub(crate) clock: AtomicU64,
     pub(crate) spare: Mutex<Option<Arc<dyn Region>>>,
-    pub(crate) next_region: AtomicU64,
+    pub(crate) next_region: Arc<AtomicU64>,
     pub(crate) next_object: AtomicU64,
     pub(crate) maintenance: Mutex<crate::maintain::State>,
     pub(crate) work: (Mutex<bool>, Condvar),

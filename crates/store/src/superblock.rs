@@ -1,22 +1,31 @@
 //! The superblock: who the store is, which volumes it has, and where its manifest lies. docs/format.md §Superblock.
 //!
-//! Every volume has one, which differs only in the number of the volume that it is on. Two slots, written in turn (generation
-//! modulo 2), each checksummed: a torn write leaves the other one valid. The newest one on any volume holds for all: what a
-//! crash has kept from the others is written again at the next open.
+//! Two slots on each volume, written in turn (generation modulo 2), each checksummed: a torn write leaves the other one valid. The newest
+//! one on any volume holds for all: what a crash has kept from the others is written again at the next open.
+//!
+//! Where the volumes are many, some of them are its *homes*, and only on those it is written and does it count. What is on another is a
+//! *sign*: a superblock of some moment, which says where the homes are. Invariant: what a sign calls homes have had superblocks of its
+//! generation, or newer ones. So one that is newer than all superblocks that were found tells that the newest is missing.
 
 use std::collections::BTreeSet;
 
 use crate::codec::{Reader, crc_at, put_varint};
-use crate::volume::{Copies, RegionRef, SLOT_SIZE, SUPER_SIZE, Spot, Volume, VolumeEntry, VolumeKind, Wanted};
+use crate::volume::{
+    Copies, RegionRef, Roster, SLOT_SIZE, SUPER_SIZE, Spot, Table, Volume, VolumeEntry, VolumeKind, Wanted,
+};
 use crate::{Error, FilesetId, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
 /// The version of the whole format, as it is written.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// The oldest version that can be read; opening for writing makes it the newest.
 const VERSION_MIN: u32 = 1;
 /// More than any store gets to; up to there sums don't overflow.
 const GENERATIONS: u64 = 1 << 62;
+/// Where there are more volumes, superblocks are on so many of them.
+pub const HOMES: usize = 8;
+/// Longer than any table of 65536 volumes.
+const ROSTER_MAX: u64 = 1 << 28;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +52,14 @@ pub struct Superblock {
     pub kept_twice: BTreeSet<FilesetId>,
     /// The number that the next volume gets; beyond those of 16 bits there is none.
     pub next_volume: u32,
-    /// The store's volumes, by number.
-    pub volumes: Vec<VolumeEntry>,
+    /// The store's volumes. As it is read from a volume, of a store of many only those that it names itself.
+    pub volumes: Table,
+    /// Where the table of all is, in a store of many.
+    pub roster: Option<Roster>,
+    /// The volumes that it is on, ascending.
+    pub homes: Vec<u16>,
+    /// Of a store of many: the generation since which these are the homes.
+    pub homes_since: u64,
 }
 
 /// A superblock, and the number of the volume that it is on.
@@ -55,11 +70,18 @@ pub struct OnVolume {
 }
 
 impl Superblock {
-    fn encode(&self, number: u16) -> Vec<u8> {
+    pub(crate) fn encode(&self, number: u16) -> Vec<u8> {
         let mut table = Vec::new();
-        self.volumes.iter().for_each(|v| v.put(&mut table));
-        put_varint(&mut table, self.kept_twice.len() as u64);
-        self.kept_twice.iter().for_each(|fileset| put_varint(&mut table, fileset.0.into()));
+        let named = self.named(number);
+        named.iter().for_each(|v| v.put(&mut table));
+        put_numbers(&mut table, self.kept_twice.iter().map(|fileset| fileset.0));
+        if let Some(roster) = &self.roster {
+            put_numbers(&mut table, self.homes.iter().map(|n| u32::from(*n)));
+            let gone: Vec<u32> =
+                roster.changed.iter().filter(|n| self.entry(**n).is_none()).map(|n| (*n).into()).collect();
+            put_numbers(&mut table, gone.into_iter());
+            put_varint(&mut table, self.homes_since);
+        }
         let mut out = Vec::with_capacity(SUPER_SIZE + table.len());
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -74,13 +96,22 @@ impl Superblock {
         out.extend_from_slice(&m.volume.to_le_bytes());
         out.extend_from_slice(&number.to_le_bytes());
         let table_crc = crc_at(0, SUPER_SIZE as u64, &table);
-        for v in [self.next_volume, self.volumes.len() as u32, table.len() as u32, table_crc] {
+        for v in [self.next_volume, named.len() as u32, table.len() as u32, table_crc] {
             out.extend_from_slice(&v.to_le_bytes());
         }
         out.extend_from_slice(&[self.copies.to_byte(), m.second.is_some().into()]);
         let second = m.second.unwrap_or(Spot { start: 0, volume: 0 });
         out.extend_from_slice(&second.volume.to_le_bytes());
         out.extend_from_slice(&second.start.to_le_bytes());
+        if let Some(Roster { at, len, .. }) = &self.roster {
+            for v in [at.id, at.start, at.size, *len] {
+                out.extend_from_slice(&v.to_le_bytes());
+            }
+            let second = at.second.unwrap_or(Spot { start: 0, volume: at.volume });
+            out.extend_from_slice(&at.volume.to_le_bytes());
+            out.extend_from_slice(&second.volume.to_le_bytes());
+            out.extend_from_slice(&second.start.to_le_bytes());
+        }
         out.resize(SUPER_SIZE - 4, 0);
         let crc = crc_at(0, 0, &out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -88,9 +119,42 @@ impl Superblock {
         out
     }
 
+    /// The volumes that it names itself, on one of them: where a roster has the others, the homes, this one, the bucket, and what has
+    /// changed since that was written.
+    fn named(&self, number: u16) -> Vec<&VolumeEntry> {
+        let Some(roster) = &self.roster else { return self.volumes.iter().collect() };
+        let bucket = self.bucket().map(|e| e.number);
+        let numbers = roster.changed.iter().chain(&self.homes).copied().chain(bucket).chain([number]);
+        let numbers: BTreeSet<u16> = numbers.collect();
+        numbers.into_iter().filter_map(|n| self.entry(n)).collect()
+    }
+
     /// Whether a slot has room for it.
     pub fn fits(&self) -> bool {
-        self.encode(0).len() <= SLOT_SIZE
+        // (Another number may take more bytes, or have its volume's path named besides.)
+        self.encode(self.homes.last().copied().unwrap_or(0)).len()
+            <= SLOT_SIZE - if self.roster.is_some() { SUPER_SIZE } else { 0 }
+    }
+
+    /// Whether it counts on a volume, or is only a sign there.
+    pub fn is_home(&self, number: u16) -> bool {
+        self.homes.binary_search(&number).is_ok()
+    }
+
+    /// The volume that is a bucket.
+    pub fn bucket(&self) -> Option<&VolumeEntry> {
+        // (Those are few.)
+        self.volumes.iter().find(|e| e.kind == VolumeKind::Bucket)
+    }
+
+    /// Takes over what the roster says of volumes that it does not name itself.
+    pub fn complete(&mut self, all: Table) {
+        let Some(roster) = &self.roster else { return };
+        let of_roster = all.iter().filter(|e| !roster.changed.contains(&e.number));
+        let mut all: Vec<VolumeEntry> = of_roster.chain(self.volumes.iter()).cloned().collect();
+        all.sort_by_key(|e| e.number);
+        all.dedup_by_key(|e| e.number);
+        self.volumes = all.into_iter().collect();
     }
 
     fn decode(slot: &[u8], kind: VolumeKind) -> Option<Result<OnVolume, u32>> {
@@ -115,20 +179,36 @@ impl Superblock {
         let mut manifest = RegionRef { id: r.u64()?, start: r.u64()?, size: r.u64()?, volume: 0, second: None };
         let manifest_len = r.u64()?;
         let (mut number, mut next_volume) = (0, 1);
-        let mut volumes = vec![VolumeEntry { size_limit, ..VolumeEntry::new(number, kind) }];
-        let (mut copies, mut kept_twice) = (Copies::One, BTreeSet::new());
+        let only = VolumeEntry { size_limit, ..VolumeEntry::new(number, kind) };
+        let mut behind_it = Behind { volumes: [only].into_iter().collect(), homes: vec![number], ..Behind::default() };
+        let (mut copies, mut roster) = (Copies::One, None);
         if version >= 3 {
             let mut short = || Some(u16::from_le_bytes(r.take(2)?.try_into().ok()?));
             (manifest.volume, number) = (short()?, short()?);
             let (next, n, len, crc) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
             next_volume = next;
-            (volumes, kept_twice) = table(behind.get(..len as usize)?, n, crc, version)?;
+            // (What that holds depends on whether there is a roster.)
+            let has_roster = version >= 8 && block[136..144] != [0; 8];
+            behind_it = Behind::decode(behind.get(..len as usize)?, n, crc, version, has_roster)?;
         }
         if version >= 5 {
             copies = Copies::of_byte(r.u8()?)?;
             let is_twice = r.u8()? != 0;
             let volume = u16::from_le_bytes(r.take(2)?.try_into().ok()?);
             manifest.second = Some(Spot { volume, start: r.u64()? }).filter(|_| is_twice);
+        }
+        let Behind { volumes, kept_twice, homes, gone, homes_since } = behind_it;
+        if version >= 8 {
+            let (id, start, size, len) = (r.u64()?, r.u64()?, r.u64()?, r.u64()?);
+            let mut short = || Some(u16::from_le_bytes(r.take(2)?.try_into().ok()?));
+            let (volume, other) = (short()?, short()?);
+            let second = Some(Spot { start: r.u64()?, volume: other }).filter(|_| other != volume);
+            let changed = volumes.iter().map(|e| e.number).chain(gone).collect();
+            let at = RegionRef { id, start, size, volume, second };
+            roster = (id > 0 && len <= size.min(ROSTER_MAX)).then_some(Roster { at, len, changed });
+            if (id > 0) != roster.is_some() {
+                return None;
+            }
         }
         let superblock = Superblock {
             version,
@@ -143,8 +223,12 @@ impl Superblock {
             kept_twice,
             next_volume,
             volumes,
+            roster,
+            homes,
+            homes_since,
         };
-        let sense = superblock.volumes.iter().all(|v| v.away.is_none_or(|since| since <= generation));
+        let sense = superblock.volumes.iter().all(|v| v.away.is_none_or(|since| since <= generation))
+            && superblock.homes.iter().all(|home| superblock.entry(*home).is_some());
         (sense && superblock.entry(number).is_some()).then_some(Ok(OnVolume { number, superblock }))
     }
 
@@ -155,12 +239,33 @@ impl Superblock {
 
     /// What the store knows of a volume.
     pub fn entry(&self, number: u16) -> Option<&VolumeEntry> {
-        self.volumes.iter().find(|v| v.number == number)
+        self.volumes.get(number)
     }
 
-    /// Writes it to its slot on a volume; durable on return.
+    /// Writes it to its slot on a home; durable on return.
     pub fn write(&self, volume: &dyn Volume, number: u16) -> Result<()> {
         volume.write_super((self.generation % 2) as usize, &self.encode(number))
+    }
+
+    /// Writes it to its slot on several of its homes, one after the other, until one fails; durable on return.
+    pub fn write_to_homes<'v>(
+        &self,
+        homes: impl IntoIterator<Item = (u16, &'v dyn Volume)>,
+    ) -> std::result::Result<(), (u16, Error)> {
+        let mut bytes = self.encode(self.homes.first().copied().unwrap_or(0));
+        for (number, volume) in homes {
+            bytes[106..108].copy_from_slice(&number.to_le_bytes());
+            let crc = crc_at(0, 0, &bytes[..SUPER_SIZE - 4]);
+            bytes[SUPER_SIZE - 4..SUPER_SIZE].copy_from_slice(&crc.to_le_bytes());
+            volume.write_super((self.generation % 2) as usize, &bytes).map_err(|e| (number, e))?;
+        }
+        Ok(())
+    }
+
+    /// Writes it to both slots of a volume that is no home, one after the other: whatever is torn, one is a sign. Durable on return.
+    pub fn write_sign(&self, volume: &dyn Volume, number: u16) -> Result<()> {
+        let bytes = self.encode(number);
+        [0, 1].into_iter().try_for_each(|slot| volume.write_super(slot, &bytes))
     }
 
     /// The valid superblocks at the beginning of a volume, newest first.
@@ -225,51 +330,127 @@ fn valid(volume: &dyn Volume, slots: &[Vec<u8>]) -> Result<Vec<OnVolume>> {
     Ok(found)
 }
 
-fn table(bytes: &[u8], n: u32, crc: u32, version: u32) -> Option<(Vec<VolumeEntry>, BTreeSet<FilesetId>)> {
-    if crc_at(0, SUPER_SIZE as u64, bytes) != crc {
-        return None;
-    }
-    let mut r = Reader::new(bytes);
-    let entries: Option<Vec<VolumeEntry>> = (0..n).map(|_| VolumeEntry::get(&mut r, version)).collect();
-    let entries = entries.filter(|all| all.is_sorted_by(|a, b| a.number < b.number))?;
-    let mut kept_twice = BTreeSet::new();
-    if version >= 7 {
-        for _ in 0..r.varint()? {
-            kept_twice.insert(FilesetId(u32::try_from(r.varint()?).ok()?));
+/// What is in a slot behind the superblock itself.
+#[derive(Default)]
+struct Behind {
+    volumes: Table,
+    kept_twice: BTreeSet<FilesetId>,
+    homes: Vec<u16>,
+    /// Volumes that the roster has and that have left since.
+    gone: Vec<u16>,
+    homes_since: u64,
+}
+
+impl Behind {
+    fn decode(bytes: &[u8], n: u32, crc: u32, version: u32, has_roster: bool) -> Option<Behind> {
+        if crc_at(0, SUPER_SIZE as u64, bytes) != crc {
+            return None;
         }
+        let mut r = Reader::new(bytes);
+        let entries: Option<Vec<VolumeEntry>> = (0..n).map(|_| VolumeEntry::get(&mut r, version)).collect();
+        let entries = entries.filter(|all| all.is_sorted_by(|a, b| a.number < b.number))?;
+        let mut b = Behind { volumes: entries.into_iter().collect(), ..Behind::default() };
+        if version >= 7 {
+            b.kept_twice = get_numbers(&mut r)?.into_iter().map(FilesetId).collect();
+        }
+        if has_roster {
+            let mut volumes =
+                || get_numbers(&mut r)?.into_iter().map(|n| u16::try_from(n).ok()).collect::<Option<Vec<u16>>>();
+            (b.homes, b.gone) = (volumes().filter(|homes| homes.is_sorted_by(|a, b| a < b))?, volumes()?);
+            b.homes_since = r.varint()?;
+        } else {
+            b.homes = with_supers(&b.volumes);
+        }
+        r.is_empty().then_some(b)
     }
-    r.is_empty().then_some((entries, kept_twice))
+}
+
+/// The volumes that are no buckets.
+pub fn with_supers(volumes: &Table) -> Vec<u16> {
+    volumes.iter().filter(|e| e.kind != VolumeKind::Bucket).map(|e| e.number).collect()
+}
+
+fn put_numbers(out: &mut Vec<u8>, numbers: impl ExactSizeIterator<Item = u32>) {
+    put_varint(out, numbers.len() as u64);
+    numbers.for_each(|n| put_varint(out, n.into()));
+}
+
+fn get_numbers(r: &mut Reader) -> Option<Vec<u32>> {
+    let n = r.varint()?;
+    (0..n).map(|_| u32::try_from(r.varint()?).ok()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_slot_has_room_for_two_thousand_volumes_and_it_is_told_when_there_are_too_many() {
-        let entry = |number: u16| VolumeEntry {
-            hint: format!("/dev/disk/{number:010}").into_bytes(),
-            ..VolumeEntry::new(number, VolumeKind::Raw)
-        };
-        let manifest = RegionRef { id: 2, start: 1 << 20, size: 4096, volume: 0, second: None };
-        let with = |n: u16| Superblock {
+    fn entry(number: u16) -> VolumeEntry {
+        let hint = format!("/dev/disk/{number:010}").into_bytes();
+        VolumeEntry { hint, mark: 7, ..VolumeEntry::new(number, VolumeKind::Raw) }
+    }
+
+    fn of(volumes: Table) -> Superblock {
+        Superblock {
             version: VERSION,
             generation: 7,
             attempt: 0,
             uuid: [1; 16],
             hash_key: [2; 16],
             birth: Tid(5),
-            manifest,
+            manifest: RegionRef { id: 2, start: 1 << 20, size: 4096, volume: 0, second: None },
             manifest_len: 100,
             copies: Copies::One,
             kept_twice: [FilesetId(1), FilesetId(70_000)].into(),
-            next_volume: n.into(),
-            volumes: (0..n).map(entry).collect(),
+            next_volume: 65536,
+            homes: with_supers(&volumes),
+            volumes,
+            roster: None,
+            homes_since: 0,
+        }
+    }
+
+    fn read_back(sb: &Superblock, number: u16) -> Superblock {
+        let on = Superblock::decode(&sb.encode(number), VolumeKind::Raw).unwrap().unwrap();
+        assert_eq!(on.number, number);
+        on.superblock
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let sb = of((0..8).map(entry).collect());
+        assert_eq!(read_back(&sb, 3), sb);
+    }
+
+    #[test]
+    fn of_65536_volumes_it_names_the_homes_and_what_has_changed_and_the_roster_has_the_others() {
+        let all: Table = (0..=u16::MAX).map(entry).collect();
+        let bytes = Roster::encode(&all, 9);
+        assert_eq!(Roster::decode(&bytes, 9, VERSION).as_ref(), Some(&all));
+        assert_eq!(Roster::decode(&bytes, 8, VERSION), None);
+        let second = Some(Spot { start: 3 << 20, volume: 5 });
+        let at = RegionRef { id: 9, start: 2 << 20, size: 8 << 20, volume: 1, second };
+        let mut now = all.clone();
+        now.remove(60_000);
+        now.put(VolumeEntry { leaving: true, ..entry(400) });
+        let changed: BTreeSet<u16> = now.changed(&all).into_iter().collect();
+        assert_eq!(changed, [400, 60_000].into());
+        let sb = Superblock {
+            homes: vec![0, 1, 5, 65_535],
+            homes_since: 6,
+            roster: Some(Roster { at, len: bytes.len() as u64, changed }),
+            ..of(now.clone())
         };
-        let sb = with(2000);
-        assert!(sb.fits());
-        let read = Superblock::decode(&sb.encode(1999), VolumeKind::Raw).unwrap().unwrap();
-        assert_eq!(read, OnVolume { number: 1999, superblock: sb });
-        assert!(!with(3000).fits());
+        assert!(sb.fits() && !Superblock { roster: None, ..sb.clone() }.fits());
+        for number in [5, 400, 500] {
+            let mut read = read_back(&sb, number);
+            assert_eq!(read.is_home(number), number == 5);
+            assert!(read.entry(number).is_some() && read.volumes.len() <= 6);
+            read.complete(all.clone());
+            assert_eq!(read.volumes, now);
+            let roster = read.roster.as_mut().unwrap();
+            assert!(roster.changed.is_superset(&sb.roster.as_ref().unwrap().changed));
+            roster.changed = sb.roster.as_ref().unwrap().changed.clone();
+            assert_eq!(read, sb);
+        }
     }
 }

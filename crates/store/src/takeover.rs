@@ -16,7 +16,7 @@ use crate::recover::{clear_supers, entry, open_with};
 use crate::segment::{self, Segment};
 use crate::store::{SEGMENT_MIN, Store};
 use crate::superblock::{Superblock, VERSION};
-use crate::volume::{BucketVolume, Copies, RegionRef, Tier, Volume, VolumeEntry, Volumes, list_all, number_of};
+use crate::volume::{BucketVolume, Copies, RegionRef, There, Tier, Volume, VolumeEntry, Volumes, list_all, number_of};
 use crate::{Error, OpenOptions, Result, SIZE_MIN};
 
 /// Bytes that are copied in one go.
@@ -64,9 +64,12 @@ impl Store {
             copies: Copies::One,
             kept_twice: Default::default(),
             next_volume: u32::from(number) + 1,
-            volumes: vec![bucket, entry(&*local, number, 0, Tier::Hot)],
+            volumes: [bucket, entry(&*local, number, 0, Tier::Hot)].into_iter().collect(),
+            roster: None,
+            homes: vec![number],
+            homes_since: 0,
         };
-        let there = HashMap::from([(number, local.clone())]);
+        let there = HashMap::from([(number, There { volume: local.clone(), sign: 0 })]);
         let volumes = Volumes::new(&sb, &there, options.reach().bucket(&sb));
         let mut m = checkpoint.manifest;
         let total = m.live.iter().chain(&m.history).flat_map(|run| &run.tables).map(|t| t.len).sum();

@@ -1,7 +1,7 @@
 //! Adding, emptying, resizing and listing the volumes of an open store. docs/format.md §Volumes.
 //!
-//! Every change is one superblock, written to all volumes: a new volume gets it first, so that whoever finds it named finds it
-//! whole. A volume that is leaving says so durably, and whoever opens the store goes on emptying it.
+//! Every change is one superblock, written to all its homes: a new volume is told of the store first, so that whoever finds it named
+//! finds it whole. A volume that is leaving says so durably, and whoever opens the store goes on emptying it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +10,7 @@ use crate::maintain::Progress;
 use crate::moving::{Aim, Move};
 use crate::recover::{SIZE_MIN, clear_supers, entry};
 use crate::store::{Store, reserve_of};
+use crate::superblock::HOMES;
 use crate::volume::{For, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, number_of};
 use crate::{Error, Result};
 
@@ -31,17 +32,32 @@ pub struct VolumeUsage {
 impl Store {
     /// The volumes, by number.
     pub fn volumes(&self) -> Result<Vec<VolumeUsage>> {
-        let entries = self.volumes.superblock().volumes;
-        let usage = |entry: VolumeEntry| {
-            let missing = !self.volumes.is_there(entry.number);
-            let failed = !missing && !self.volumes.is_sound(entry.number);
-            let (used, size) = match missing || failed {
-                true => (0, 0),
-                false => self.volumes.usage_of(entry.number)?,
-            };
-            Ok(VolumeUsage { entry, size, used, missing, failed })
+        self.volumes.superblock().volumes.iter().map(|entry| self.usage_of(entry.clone())).collect()
+    }
+
+    /// One of them, if there is one of that number.
+    pub fn volume(&self, number: u16) -> Result<Option<VolumeUsage>> {
+        self.volumes.superblock().entry(number).map(|entry| self.usage_of(entry.clone())).transpose()
+    }
+
+    /// Whether there is one of that number.
+    pub fn has_volume(&self, number: u16) -> bool {
+        self.volumes.superblock().entry(number).is_some()
+    }
+
+    /// Those that have superblocks: all where they are few.
+    pub fn homes(&self) -> Vec<u16> {
+        self.volumes.superblock().homes
+    }
+
+    fn usage_of(&self, entry: VolumeEntry) -> Result<VolumeUsage> {
+        let missing = !self.volumes.is_there(entry.number);
+        let failed = !missing && !self.volumes.is_sound(entry.number);
+        let (used, size) = match missing || failed {
+            true => (0, 0),
+            false => self.volumes.usage_of(entry.number)?,
         };
-        entries.into_iter().map(usage).collect()
+        Ok(VolumeUsage { entry, size, used, missing, failed })
     }
 
     fn volume_entry(&self, number: u16) -> Result<VolumeEntry> {
@@ -73,18 +89,25 @@ impl Store {
             )));
         }
         let _one_at_a_time = self.moving.lock();
-        let next = self.volumes.superblock().next_volume;
+        let sb = self.volumes.superblock();
+        let next = sb.next_volume;
         let number = number_of(next)?;
         volume.numbered(number);
         clear_supers(&*volume)?;
         volume.keep_only(&[], false)?;
-        let entry = entry(&*volume, number, size_limit, tier);
+        let mark = if sb.volumes.len() >= HOMES { draw()? } else { 0 };
+        let entry = VolumeEntry { mark, ..entry(&*volume, number, size_limit, tier) };
         self.volumes.write_super(Some((&*volume, number)), |sb| {
             sb.next_volume = next + 1;
-            sb.volumes.push(entry.clone());
+            sb.volumes.put(entry.clone());
         })?;
         self.volumes.add(&entry, volume);
         self.allowance.store(0, Ordering::Relaxed);
+        if self.volumes.is_wanted_as_home(number)
+            && let Err(e) = self.volumes.write_super(None, |_| ())
+        {
+            tracing::warn!("volume {number} gets no superblock yet: {e}");
+        }
         Ok(number)
     }
 
@@ -97,13 +120,13 @@ impl Store {
             return Ok(());
         }
         let (regions, bytes) = self.left_to_move(&Move::emptying(number));
-        let is_hot = |v: &VolumeEntry| v.tier == Tier::Hot;
+        let is_hot = |v: &&VolumeEntry| v.tier == Tier::Hot;
         let all = self.volumes.superblock().volumes;
         let staying = all.iter().filter(|v| !v.leaving && v.number != number && is_hot(v)).count();
         if staying == 0 {
             return Err(Error::Refused(format!("volume {number} is the only one for what is new: add another first")));
         }
-        if staying < 2 && self.volumes.wanted().number(For::Index) == 2 && is_hot(&entry) {
+        if staying < 2 && self.volumes.wanted().number(For::Index) == 2 && is_hot(&&entry) {
             return Err(Error::Refused(format!(
                 "without volume {number} two copies have no place: add another first, or have one copy of everything"
             )));
@@ -165,7 +188,7 @@ impl Store {
 
     /// A volume that is longer than it is to be.
     pub fn too_long(&self) -> Option<u16> {
-        let is_it = |v: &VolumeEntry| {
+        let is_it = |v: &&VolumeEntry| {
             let volume =
                 self.volumes.get(v.number).ok().filter(|_| v.size_limit > 0 && self.volumes.is_sound(v.number));
             volume.is_some_and(|volume| volume.is_too_long().unwrap_or(false))
@@ -185,8 +208,13 @@ impl Store {
         if self.step_towards(Aim::Cut(number), budget)? == Progress::Worked {
             return Ok(Progress::Worked);
         }
+        let volume = self.volumes.get(number)?;
+        if self.volumes.roster_on(number).is_some_and(|at| volume.is_beyond(at).unwrap_or(false)) {
+            self.volumes.renew_roster();
+            self.write_manifest_now()?;
+        }
         self.bury(&mut self.maintenance.lock())?;
-        if !self.volumes.get(number)?.cut()? {
+        if !volume.cut()? {
             return Ok(Progress::Idle);
         }
         let entry = self.volume_entry(number)?;
@@ -195,8 +223,9 @@ impl Store {
 
     fn change_entry(&self, entry: VolumeEntry) -> Result<()> {
         self.volumes.write_super(None, |sb| {
-            let e = sb.volumes.iter_mut().find(|e| e.number == entry.number);
-            e.into_iter().for_each(|e| *e = entry.clone());
+            if sb.entry(entry.number).is_some() {
+                sb.volumes.put(entry.clone());
+            }
         })?;
         self.volumes.change(&entry);
         self.allowance.store(0, Ordering::Relaxed);
@@ -213,7 +242,7 @@ impl Store {
             return Err(Error::Refused(format!("volume {number} is there: it can be emptied, and nothing is lost")));
         }
         let lost = self.only_on(number);
-        self.volumes.write_super(None, |sb| sb.volumes.retain(|v| v.number != number))?;
+        self.volumes.write_super(None, |sb| sb.volumes.remove(number))?;
         self.volumes.forget(number);
         self.allowance.store(0, Ordering::Relaxed);
         Ok(lost)
@@ -250,14 +279,16 @@ impl Store {
         // Who makes a segment now has found it leaving.
         let tail = self.log.tail();
         let is_here = |at: &RegionRef| at.on(number).is_some();
-        let named = self.regions_now(&state).iter().any(|(_, at)| is_here(at)) || is_here(&tail.segment.place());
+        let named = self.regions_now(&state).iter().any(|(_, at)| is_here(at))
+            || is_here(&tail.segment.place())
+            || self.volumes.roster_on(number).is_some();
         let waits =
             state.waiting().any(|at| is_here(&at)) || self.spare.lock().as_ref().is_some_and(|r| is_here(&r.place()));
         if named || waits || !moving.is_empty() {
             return Ok(false);
         }
         drop(tail);
-        self.volumes.write_super(None, |sb| sb.volumes.retain(|v| v.number != number))?;
+        self.volumes.write_super(None, |sb| sb.volumes.remove(number))?;
         let volume = self.volumes.get(number);
         let bucket = self.volumes.bucket().filter(|b| b.number() == number);
         self.volumes.forget(number);
@@ -276,4 +307,11 @@ impl Store {
         }
         Ok(true)
     }
+}
+
+/// A number that nobody else has drawn, not 0.
+fn draw() -> Result<u32> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).map_err(|e| Error::Refused(format!("no random numbers: {e}")))?;
+    Ok(u32::from_le_bytes(bytes).max(1))
 }

@@ -14,10 +14,12 @@ const FS: FilesetId = FilesetId(1);
 /// A clone, since version 2.
 const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7.bin");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v8.bin");
 /// Its second volume, on which regions are scattered.
-const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7-second.bin");
+const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v8-second.bin");
 const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
+const VERSION_7: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7.bin");
+const VERSION_7_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7-second.bin");
 const VERSION_6: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v6.bin");
 const VERSION_6_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v6-second.bin");
 const VERSION_5: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v5.bin");
@@ -132,6 +134,7 @@ fn the_golden_images_open_and_show_every_moment() {
         (vec![VERSION_4, VERSION_4_SECOND], 2),
         (vec![VERSION_5, VERSION_5_SECOND], 2),
         (vec![VERSION_6, VERSION_6_SECOND], 2),
+        (vec![VERSION_7, VERSION_7_SECOND], 2),
         (vec![FIXTURE, SECOND], 2),
         (vec![SECOND, FIXTURE], 2),
     ] {

@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The supervisor.
 pub fn supervise(c: &Mount) -> Result<()> {
+    // (It keeps the locks of all volumes.)
+    place::allow_many_files();
     let ready = keeper::inherited(READY);
     start_log(c.log.as_deref())?;
     ended(supervisor::run(keeper::STORE, std::env::args_os().skip(2).collect(), ready)?)
@@ -38,6 +40,7 @@ pub fn in_foreground(c: &Mount, place: &Place, request: &MountRequest) -> Result
     if c.no_supervisor {
         return serve(c, request, &|| ());
     }
+    place::allow_many_files();
     ended(supervisor::run(keeper::STORE, arguments(c, place, request), None)?)
 }
 

@@ -53,7 +53,13 @@ pub fn run(c: &Volume) -> Result<()> {
             moved(&ask(mnt, Request::RemoveVolume { id: *id })?, "to the others; it is no volume any more")?;
             // Whoever mounts by the one that has left has to name another.
             match ask(mnt, Request::Volumes)? {
-                Response::Volumes(lines) => super::print(&format!("the store is on:\n{}", table(&lines))),
+                Response::Volumes(lines) => {
+                    let more = match lines.len().saturating_sub(NAMED) {
+                        0 => String::new(),
+                        more => format!("and {more} more\n"),
+                    };
+                    super::print(&format!("the store is on:\n{}{more}", table(&lines[..lines.len().min(NAMED)])))
+                }
                 _ => Err(other_answer()),
             }
         }
@@ -126,6 +132,9 @@ fn table(lines: &[VolumeLine]) -> String {
     }
     out
 }
+
+/// So many volumes are named where one would do.
+const NAMED: usize = 20;
 
 /// How far what is in a bucket goes, and what is nowhere else.
 fn of_bucket(b: &BucketLine) -> String {

@@ -214,7 +214,7 @@ impl Volume for DirVolume {
     }
 
     fn usage(&self, limit: u64) -> Result<(u64, u64)> {
-        let used = self.used.load(Ordering::Relaxed) + 2 * SUPER_SIZE as u64;
+        let used = self.used()?;
         if limit > 0 {
             return Ok((used, limit));
         }
@@ -226,6 +226,10 @@ impl Volume for DirVolume {
             return io("statfs", &self.path, Err(std::io::Error::last_os_error()));
         }
         Ok((used, used + st.f_bavail * st.f_frsize))
+    }
+
+    fn used(&self) -> Result<u64> {
+        Ok(self.used.load(Ordering::Relaxed) + 2 * SUPER_SIZE as u64)
     }
 
     fn pool(&self) -> Option<u64> {

@@ -12,6 +12,7 @@ mod set;
 pub mod sim;
 mod simbucket;
 mod space;
+mod supers;
 mod table;
 mod twice;
 
@@ -23,10 +24,11 @@ pub use dir::DirVolume;
 pub use disk::{Disk, FileDisk, Part};
 pub use raw::RawVolume;
 pub(crate) use raw::UNIT;
-pub(crate) use set::{For, Volumes};
+pub(crate) use set::{For, There, Volumes};
 pub use simbucket::SimBucket;
-pub(crate) use table::number_of;
+pub(crate) use supers::{LEFT_BEHIND, read_roster};
 pub use table::{Copies, Tier, VolumeEntry, VolumeKind, Wanted};
+pub(crate) use table::{Roster, Table, number_of};
 
 use crate::Result;
 use crate::codec::{Reader, put_varint};
@@ -248,6 +250,10 @@ pub trait Volume: Send + Sync {
     /// How long it is, whatever its limit.
     fn bytes(&self) -> Result<u64> {
         self.usage(0).map(|(_, size)| size)
+    }
+    /// Bytes in use, without a look at anything outside.
+    fn used(&self) -> Result<u64> {
+        self.usage(0).map(|(used, _)| used)
     }
     /// Volumes that name the same pool take their free bytes from one and the same place.
     fn pool(&self) -> Option<u64> {

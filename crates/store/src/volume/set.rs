@@ -1,12 +1,13 @@
 //! The volumes of a store, as one: a region is made on one of them, or on two, and found again by the numbers of its volumes.
-//! And the superblock, of which each has a copy.
+//! And the superblock (`supers.rs`).
 //!
 //! Invariants: a number means one volume for the whole life of a store; the copies of a region are on different ones; nothing new goes
 //! to one that is leaving or has failed.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -14,7 +15,7 @@ use super::raw::UNIT;
 use super::twice::{Absent, Health, Side, Twice};
 use super::{BucketVolume, Copies, Region, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, Wanted};
 use crate::codec::mix;
-use crate::superblock::{OnVolume, Superblock};
+use crate::superblock::Superblock;
 use crate::{Error, Result};
 
 /// What a region is for.
@@ -27,26 +28,32 @@ pub enum For {
         /// They hold something of a fileset that is kept twice.
         twice: bool,
     },
-    /// Tables and manifests, without which nothing goes on, whatever the limits of volumes.
+    /// Tables, without which nothing goes on, whatever the limits of volumes.
     Index,
+    /// The manifest, which likewise must have room.
+    Manifest,
 }
 
 impl For {
     /// Whether it is made only where volumes stay within their limits.
     pub fn is_data(self) -> bool {
-        self != For::Index
+        !matches!(self, For::Index | For::Manifest)
     }
 }
 
 #[derive(Clone)]
-struct Member {
-    number: u16,
-    volume: Arc<dyn Volume>,
+pub struct Member {
+    pub number: u16,
+    pub volume: Arc<dyn Volume>,
     /// Bytes that may be used of it; 0: all there are.
     limit: u64,
     leaving: bool,
     tier: Tier,
-    health: Arc<Health>,
+    pub health: Arc<Health>,
+    /// As [`Volume::pool`].
+    pub pool: Option<u64>,
+    /// The generation of what it says of the homes, if it is none; 0: it may have a superblock that counts, or nothing.
+    pub sign: Arc<AtomicU64>,
 }
 
 impl Member {
@@ -61,7 +68,7 @@ impl Member {
     }
 
     /// What is in one is there besides, or because it is not needed here: its room is none of the store's.
-    fn is_bucket(&self) -> bool {
+    pub fn is_bucket(&self) -> bool {
         self.volume.kind() == VolumeKind::Bucket
     }
 
@@ -76,18 +83,29 @@ impl Member {
     }
 }
 
-/// Added to the attempt of a superblock that says of a volume that it is left behind.
-const LEFT_BEHIND: u32 = 1 << 20;
+/// Where there are more volumes, a new region goes to one of a few, chosen by its number: to look at all takes too long.
+const LOOKED_AT: usize = 16;
 
 /// See the module.
-pub struct Volumes(Arc<Inner>);
+pub struct Volumes(pub(super) Arc<Inner>);
 
 pub struct Inner {
-    members: RwLock<Vec<Member>>,
+    pub(super) members: RwLock<BTreeMap<u16, Member>>,
     bucket: RwLock<Option<Arc<BucketVolume>>>,
-    superblock: Mutex<Superblock>,
+    pub(super) superblock: Mutex<Superblock>,
     /// Attempts at the next superblock that failed.
-    attempts: AtomicU32,
+    pub(super) attempts: AtomicU32,
+    /// Volumes that may have got a superblock in these attempts, or have the one before.
+    pub(super) tried: Mutex<BTreeSet<u16>>,
+    /// Others may be better homes by now.
+    pub(super) reconsider: AtomicBool,
+    /// The table of volumes is to be written anew.
+    pub(super) renew_roster: AtomicBool,
+    /// Volumes that are no homes are to be told which are.
+    pub(super) signs_are_due: AtomicBool,
+    pub(super) signing: Mutex<()>,
+    /// The number that the next region gets.
+    pub(super) next_region: Arc<AtomicU64>,
     /// Bytes of regions that have one copy only, and are to have two.
     lacking: AtomicU64,
     healed: AtomicU64,
@@ -95,18 +113,27 @@ pub struct Inner {
 
 impl Volumes {
     /// Those of a superblock's volumes that are there.
-    pub fn new(sb: &Superblock, there: &HashMap<u16, Arc<dyn Volume>>, bucket: Option<Arc<BucketVolume>>) -> Volumes {
+    pub fn new(sb: &Superblock, there: &HashMap<u16, There>, bucket: Option<Arc<BucketVolume>>) -> Volumes {
         let of_bucket = |e: &VolumeEntry| {
             let bucket = bucket.clone().filter(|b| b.number() == e.number)?;
             Some(Arc::new(bucket) as Arc<dyn Volume>)
         };
-        let volume = |e: &VolumeEntry| there.get(&e.number).cloned().or_else(|| of_bucket(e));
-        let member = |e: &VolumeEntry| volume(e).map(|volume| member(e, volume));
+        let found = |e: &VolumeEntry| {
+            let of_bucket = || Some(There { volume: of_bucket(e)?, sign: 0 });
+            there.get(&e.number).cloned().or_else(of_bucket)
+        };
+        let member = |e: &VolumeEntry| found(e).map(|there| (e.number, member(e, there)));
         Volumes(Arc::new(Inner {
             members: RwLock::new(sb.volumes.iter().filter_map(member).collect()),
             bucket: RwLock::new(bucket.clone()),
             superblock: Mutex::new(sb.clone()),
             attempts: 0.into(),
+            tried: Mutex::default(),
+            reconsider: true.into(),
+            renew_roster: false.into(),
+            signs_are_due: false.into(),
+            signing: Mutex::default(),
+            next_region: Arc::new(AtomicU64::new(sb.roster.as_ref().map_or(0, |r| r.at.id + 1))),
             lacking: 0.into(),
             healed: 0.into(),
         }))
@@ -114,16 +141,12 @@ impl Volumes {
 
     /// What users call the first of them.
     pub fn name(&self) -> String {
-        self.0.members.read().iter().find(|m| !m.is_bucket()).map_or_else(String::new, |m| m.volume.name())
+        self.0.members.read().values().find(|m| !m.is_bucket()).map_or_else(String::new, |m| m.volume.name())
     }
 
-    fn members(&self) -> Vec<Member> {
-        self.0.members.read().clone()
-    }
-
-    /// All that have superblocks.
-    fn with_super(&self) -> Vec<Member> {
-        self.members().into_iter().filter(|m| !m.is_bucket()).collect()
+    /// The number that the next region gets.
+    pub fn next_region(&self) -> Arc<AtomicU64> {
+        self.0.next_region.clone()
     }
 
     /// The bucket, if the store has one.
@@ -140,7 +163,7 @@ impl Volumes {
     /// The volume of the cold tier with the most room that is no bucket, if there is one.
     pub fn cold_volume(&self) -> Option<u16> {
         let members = self.0.members.read();
-        let cold = members.iter().filter(|m| m.is_open() && m.tier == Tier::Cold);
+        let cold = members.values().filter(|m| m.is_open() && m.tier == Tier::Cold);
         cold.max_by_key(|m| m.free()).map(|m| m.number)
     }
 
@@ -161,12 +184,12 @@ impl Volumes {
 
     /// Of what tier a volume is.
     pub fn tier(&self, number: u16) -> Tier {
-        self.0.members.read().iter().find(|m| m.number == number).map_or(Tier::Hot, |m| m.tier)
+        self.0.members.read().get(&number).map_or(Tier::Hot, |m| m.tier)
     }
 
     /// Whether something is for what is not read much.
     pub fn has_tiers(&self) -> bool {
-        self.has_bucket() || self.0.members.read().iter().any(|m| m.tier == Tier::Cold)
+        self.has_bucket() || self.0.members.read().values().any(|m| m.tier == Tier::Cold)
     }
 
     /// Whether the store has a bucket.
@@ -176,7 +199,7 @@ impl Volumes {
 
     /// Whether a volume is not to be emptied.
     pub fn takes(&self, number: u16) -> bool {
-        self.0.members.read().iter().any(|m| m.number == number && !m.leaving)
+        self.0.members.read().get(&number).is_some_and(|m| !m.leaving)
     }
 
     /// Whether a region's only place is in the bucket.
@@ -191,34 +214,43 @@ impl Volumes {
 
     /// A volume by its number.
     pub fn get(&self, number: u16) -> Result<Arc<dyn Volume>> {
-        let found = self.0.members.read().iter().find(|m| m.number == number).map(|m| m.volume.clone());
+        let found = self.0.members.read().get(&number).map(|m| m.volume.clone());
         found.ok_or_else(|| Error::NotAStore(format!("volume {number} is not there")))
     }
 
     /// Whether a volume is there.
     pub fn is_there(&self, number: u16) -> bool {
-        self.0.members.read().iter().any(|m| m.number == number)
+        self.0.members.read().contains_key(&number)
     }
 
     /// Whether a volume is there, and has all that it should.
     pub fn is_sound(&self, number: u16) -> bool {
-        self.0.members.read().iter().any(|m| m.number == number && !m.health.has_failed())
+        self.0.members.read().get(&number).is_some_and(|m| !m.health.has_failed())
     }
 
     /// Whether new regions may go where one is.
     pub fn accept(&self, at: RegionRef) -> bool {
         let members = self.0.members.read();
-        at.places().all(|at| members.iter().any(|m| m.number == at.volume && m.is_open()))
+        at.places().all(|at| members.get(&at.volume).is_some_and(Member::is_open))
     }
 
-    /// Adds a volume.
+    /// Adds a volume, which is in the newest superblock.
     pub fn add(&self, entry: &VolumeEntry, volume: Arc<dyn Volume>) {
-        self.0.members.write().push(member(entry, volume));
+        // (Before that one, it was told of the homes.)
+        let (sign, since) = {
+            let sb = self.0.superblock.lock();
+            (sb.generation - 1, sb.homes_since)
+        };
+        if sign < since {
+            self.0.signs_are_due.store(true, Ordering::Relaxed);
+        }
+        self.0.members.write().insert(entry.number, member(entry, There { volume, sign }));
+        self.0.reconsider.store(true, Ordering::Relaxed);
     }
 
     /// Takes note of what has changed of a volume. Once this has returned, nothing is being made on one that is leaving.
     pub fn change(&self, entry: &VolumeEntry) {
-        for m in self.0.members.write().iter_mut().filter(|m| m.number == entry.number) {
+        if let Some(m) = self.0.members.write().get_mut(&entry.number) {
             (m.limit, m.leaving) = (entry.size_limit, entry.leaving);
             m.volume.limit_to(entry.size_limit);
         }
@@ -226,54 +258,13 @@ impl Volumes {
 
     /// Lets go of a volume that holds nothing any more.
     pub fn forget(&self, number: u16) {
-        self.0.members.write().retain(|m| m.number != number);
+        self.0.members.write().remove(&number);
         self.0.bucket.write().take_if(|b| b.number() == number);
     }
 
     /// The newest superblock.
     pub fn superblock(&self) -> Superblock {
         self.0.superblock.lock().clone()
-    }
-
-    /// Writes the superblock as it is to every volume once more; durable on return.
-    pub fn rewrite_super(&self) -> Result<()> {
-        let sb = self.0.superblock.lock();
-        self.with_super()
-            .iter()
-            .filter(|m| sb.entry(m.number).is_some())
-            .try_for_each(|m| sb.write(&*m.volume, m.number))
-    }
-
-    /// Writes the next superblock, with a change, to all volumes; `first` gets it before all others. On failure nothing has
-    /// changed here, and the next attempt takes the same slot (the other one stays whole), but counts more.
-    pub fn write_super(&self, first: Option<(&dyn Volume, u16)>, change: impl FnOnce(&mut Superblock)) -> Result<()> {
-        self.0.write_super(first, change)
-    }
-
-    /// How many volumes don't have this superblock as they should.
-    pub fn without_super(&self, sb: &Superblock) -> Result<u64> {
-        let mut without = 0;
-        for m in self.with_super().iter().filter(|m| sb.entry(m.number).is_some() && !m.health.has_failed()) {
-            let newest = match Superblock::read_beginning(&*m.volume) {
-                Err(Error::NotAStore(_)) => None,
-                read => read?.into_iter().next(),
-            };
-            let label = Superblock::read_label(&*m.volume)?.into_iter().next();
-            let is_it = |found: Option<OnVolume>| found.is_some_and(|n| n.superblock.generation == sb.generation);
-            let has_label = m.volume.read_label(0)?.is_some();
-            without += u64::from(!is_it(newest)) + u64::from(has_label && !is_it(label));
-        }
-        Ok(without)
-    }
-
-    /// A superblock's entries with where the volumes are now, if they are there.
-    pub fn found_at(&self, sb: &Superblock) -> Vec<VolumeEntry> {
-        let members = self.0.members.read();
-        let now = |e: &VolumeEntry| match members.iter().find(|m| m.number == e.number) {
-            Some(m) => VolumeEntry { hint: m.volume.hint(), kind: m.volume.kind(), ..e.clone() },
-            None => VolumeEntry { away: e.away.or(Some(sb.generation)), ..e.clone() },
-        };
-        sb.volumes.iter().map(now).collect()
     }
 
     /// Whether what a volume has (if it is there) may be older than what its copy has.
@@ -288,7 +279,8 @@ impl Volumes {
 
     /// How many copies of such regions there are to be, as far as there are volumes for them.
     pub fn copies_of(&self, what: For) -> usize {
-        self.wanted().number(what).min(self.0.members.read().iter().filter(|m| m.takes_new()).count())
+        let wanted = self.wanted().number(what);
+        self.0.members.read().values().filter(|m| m.takes_new()).take(wanted).count()
     }
 
     /// Reserves a region of `size` bytes somewhere, and again elsewhere if there are to be two copies; [`Error::NoSpace`] if no
@@ -323,35 +315,31 @@ impl Volumes {
     /// `beside`: where it must not be.
     fn create_one(&self, id: u64, size: u64, what: For, beside: Option<RegionRef>) -> Result<Arc<dyn Region>> {
         let twice = beside.is_none() && self.copies_of(what) == 2;
+        let seed = mix(if beside.is_some() { !id } else { id });
+        let homes = if what == For::Manifest { self.0.superblock.lock().homes.clone() } else { Vec::new() };
         let members = self.0.members.read();
         let is_free = |m: &&Member| m.takes_new() && beside.is_none_or(|at| at.on(m.number).is_none());
-        let mut order: Vec<(&Member, u64)> = members.iter().filter(is_free).map(|m| (m, m.free())).collect();
-        order.sort_by_key(|(_, free)| std::cmp::Reverse(*free));
-        let sum = order.iter().map(|(_, free)| free).sum::<u64>();
-        // In proportion to what is free, so that all get full at the same time; the number decides, so that it is the same
-        // whenever a test is repeated. Where one has as much as all others, it has a copy of everything.
-        let must = twice && order.first().is_some_and(|(_, most)| *most >= sum / 2);
-        let mut at = if must { 0 } else { mix(if beside.is_some() { !id } else { id }) % sum.max(1) };
-        let chosen = order.iter().position(|(_, free)| {
-            let here = at < *free;
-            at = at.saturating_sub(*free);
-            here
-        });
-        if let Some(chosen) = chosen {
-            order[..=chosen].rotate_right(1);
-        }
-        let mut outcome = Err(Error::NoSpace { used: 0, size: 0 });
-        for (m, free) in order {
-            if what.is_data() && m.limit > 0 && size > free {
-                continue;
+        let all: Vec<&Member> = members.values().filter(is_free).collect();
+        let some: Vec<&Member> = match what {
+            // What opens the store is where the superblock is.
+            For::Manifest => all.iter().copied().filter(|m| homes.contains(&m.number)).collect(),
+            _ if all.len() > 2 * LOOKED_AT => {
+                let chosen: BTreeSet<usize> =
+                    (0..LOOKED_AT as u64).map(|i| (mix(seed ^ i) % all.len() as u64) as usize).collect();
+                chosen.into_iter().map(|i| all[i]).collect()
             }
-            outcome = m.volume.create(id, size);
-            if !matches!(outcome, Err(Error::NoSpace { .. })) {
-                return outcome;
-            }
+            _ => all.clone(),
+        };
+        let is_some = some.len() < all.len();
+        let mut outcome = create_among(some, id, size, what, seed, twice);
+        if is_some && matches!(outcome, Err(Error::NoSpace { .. })) {
+            outcome = create_among(all, id, size, what, seed, twice);
         }
         drop(members);
-        outcome.map_err(|_| self.no_space())
+        outcome.map_err(|e| match e {
+            Error::NoSpace { .. } => self.no_space(),
+            e => e,
+        })
     }
 
     fn no_space(&self) -> Error {
@@ -362,7 +350,7 @@ impl Volumes {
     /// Reserves a region on one volume.
     pub fn create_on(&self, number: u16, id: u64, size: u64) -> Result<Arc<dyn Region>> {
         let members = self.0.members.read();
-        match members.iter().find(|m| m.number == number && m.is_open()) {
+        match members.get(&number).filter(|m| m.is_open()) {
             Some(m) if m.limit > 0 && size > m.free() => {
                 let (used, size) = m.usage()?;
                 Err(Error::NoSpace { used, size })
@@ -375,7 +363,7 @@ impl Volumes {
     fn twice(&self, one: Arc<dyn Region>, other: Arc<dyn Region>) -> Arc<dyn Region> {
         let side = |region: Arc<dyn Region>| {
             let number = region.place().volume;
-            let health = self.0.members.read().iter().find(|m| m.number == number).map(|m| m.health.clone());
+            let health = self.0.members.read().get(&number).map(|m| m.health.clone());
             Side { region, health: health.unwrap_or_default() }
         };
         Arc::new(Twice::new([side(one), side(other)], self.0.clone()))
@@ -429,10 +417,16 @@ impl Volumes {
         self.at_each(at, |volume, at| volume.remove(at))
     }
 
-    /// Tells which regions exist (after open); all others are gone. `wipe`: what they held is overwritten.
+    /// Tells which regions exist besides the roster (after open); all others are gone. `wipe`: what they held is overwritten.
     pub fn keep_only(&self, regions: &[RegionRef], wipe: bool) -> Result<()> {
-        self.members().iter().try_for_each(|m| {
-            let here: Vec<RegionRef> = regions.iter().filter_map(|r| r.on(m.number)).collect();
+        let roster = self.0.superblock.lock().roster.as_ref().map(|r| r.at);
+        let mut here: HashMap<u16, Vec<RegionRef>> = HashMap::new();
+        for place in regions.iter().chain(&roster).flat_map(RegionRef::places) {
+            here.entry(place.volume).or_default().push(place);
+        }
+        let members: Vec<Member> = self.0.members.read().values().cloned().collect();
+        members.iter().try_for_each(|m| {
+            let here = here.remove(&m.number).unwrap_or_default();
             m.volume.keep_only(&here, wipe)
         })
     }
@@ -440,7 +434,7 @@ impl Volumes {
     /// The regions that there are, if all volumes know.
     pub fn list(&self) -> Result<Option<Vec<RegionRef>>> {
         let lists: Option<Vec<Vec<RegionRef>>> =
-            self.with_super().iter().map(|m| m.volume.list()).collect::<Result<_>>()?;
+            self.0.with_super().iter().map(|m| m.volume.list()).collect::<Result<_>>()?;
         Ok(lists.map(|lists| lists.concat()))
     }
 
@@ -455,7 +449,8 @@ impl Volumes {
 
     /// Overwrites what was given back since the open.
     pub fn wipe_given_back(&self) -> Result<()> {
-        self.members().iter().filter(|m| !m.health.has_failed()).try_for_each(|m| m.volume.wipe_given_back())
+        let members: Vec<Member> = self.0.members.read().values().cloned().collect();
+        members.iter().filter(|m| !m.health.has_failed()).try_for_each(|m| m.volume.wipe_given_back())
     }
 
     /// (bytes in use, bytes there are) of all. What is free counts once where it is written twice; where everything has two copies, what
@@ -475,26 +470,37 @@ impl Volumes {
     /// gives back.
     pub fn bytes_without(&self, without: Option<u16>) -> Result<(u64, u64, u64)> {
         let members = self.0.members.read();
-        let leaving = members.iter().find(|m| Some(m.number) == without);
-        let returned = match leaving.and_then(|m| Some((m, m.volume.pool()?))) {
+        let leaving = without.and_then(|number| members.get(&number));
+        let returned = match leaving.and_then(|m| Some((m, m.pool?))) {
             Some((m, pool)) => Some((pool, m.usage()?.0)),
             None => None,
         };
         let (mut used, mut free, mut most) = (0, 0, 0);
         // (free bytes as the volumes of a pool count them, the most that one of them sees, how many there are)
         let mut pools: HashMap<u64, (u64, u64, u64)> = HashMap::new();
-        for m in members.iter().filter(|m| Some(m.number) != without && !m.health.has_failed() && m.tier == Tier::Hot) {
-            let (here, size) = m.usage()?;
-            used += here;
-            match m.volume.pool().filter(|_| members.len() > 1 && m.is_open()) {
+        // What is free in a pool is asked for once.
+        let mut free_in: HashMap<u64, u64> = HashMap::new();
+        for m in members.values().filter(|m| Some(m.number) != without && !m.health.has_failed() && m.tier == Tier::Hot)
+        {
+            match m.pool.filter(|_| members.len() > 1 && m.is_open()) {
                 Some(pool) => {
+                    let free = match free_in.entry(pool) {
+                        Entry::Occupied(free) => *free.get(),
+                        Entry::Vacant(none) => {
+                            let (here, there) = m.volume.usage(0)?;
+                            *none.insert(there - here.min(there))
+                        }
+                    };
+                    let here = m.volume.used()?;
+                    used += here;
                     let (sum, most, n) = pools.entry(pool).or_default();
                     let more = returned.filter(|r| r.0 == pool).map_or(0, |r| r.1);
-                    let (_, there) = m.volume.usage(0)?;
-                    let room = size - here + if m.limit == 0 { more } else { 0 };
-                    (*sum, *most, *n) = (*sum + room, (*most).max(there - here.min(there) + more), *n + 1);
+                    let room = if m.limit == 0 { free + more } else { m.limit.max(here) - here };
+                    (*sum, *most, *n) = (*sum + room, (*most).max(free + more), *n + 1);
                 }
                 None => {
+                    let (here, size) = m.usage()?;
+                    used += here;
                     free += size - here;
                     most = most.max(size - here);
                 }
@@ -511,12 +517,11 @@ impl Volumes {
     /// Bytes of another volume that one has room for.
     pub fn room_on(&self, number: u16, from: u16) -> Result<u64> {
         let members = self.0.members.read();
-        let pool = |m: &Member| m.volume.pool();
-        let Some(m) = members.iter().find(|m| m.number == number) else { return Ok(0) };
+        let Some(m) = members.get(&number) else { return Ok(0) };
         if m.is_bucket() {
             return Ok(u64::MAX);
         }
-        let given_back = pool(m).is_some() && members.iter().any(|o| o.number == from && pool(o) == pool(m));
+        let given_back = m.pool.is_some() && members.get(&from).is_some_and(|o| o.pool == m.pool);
         let (used, size) = m.usage()?;
         Ok(if m.limit == 0 && given_back { u64::MAX } else { size - used })
     }
@@ -524,8 +529,8 @@ impl Volumes {
     /// (bytes in use, bytes there are) of one.
     pub fn usage_of(&self, number: u16) -> Result<(u64, u64)> {
         let members = self.0.members.read();
-        let found = members.iter().find(|m| m.number == number);
-        found
+        members
+            .get(&number)
             .map_or_else(|| Err(Error::NotAStore(format!("volume {number} is not there"))), |m| m.volume.usage(m.limit))
     }
 
@@ -541,50 +546,9 @@ impl Volumes {
 }
 
 impl Inner {
-    fn write_super(&self, first: Option<(&dyn Volume, u16)>, change: impl FnOnce(&mut Superblock)) -> Result<()> {
-        let mut sb = self.superblock.lock();
-        let mut next = Superblock { generation: sb.generation + 1, ..sb.clone() };
-        change(&mut next);
-        loop {
-            let mut members = self.members.read().clone();
-            members.retain(|m| !m.is_bucket());
-            let has_failed = |number| members.iter().any(|m| m.number == number && m.health.has_failed());
-            for e in next.volumes.iter_mut().filter(|e| has_failed(e.number)) {
-                e.away.get_or_insert(sb.generation);
-            }
-            let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
-            let leaves = next.volumes.iter().any(|e| e.away.is_some() && !is_away(&sb, e.number));
-            // One that came to a volume that was not there any more counts less.
-            let base = if leaves { LEFT_BEHIND } else { 0 };
-            next.attempt = base + self.attempts.fetch_add(1, Ordering::Relaxed);
-            if !next.fits() {
-                return Err(Error::Refused(format!(
-                    "the table of volumes is full: {} with their paths are too many; remove one, or use shorter paths",
-                    next.volumes.len()
-                )));
-            }
-            first.map_or(Ok(()), |(volume, number)| next.write(volume, number))?;
-            let mut sound = members.iter().filter(|m| next.entry(m.number).is_some() && !m.health.has_failed());
-            let others = sound.clone().count() > 1 && next.wanted().number(For::Index) == 2;
-            let failed = sound.find_map(|m| next.write(&*m.volume, m.number).err().map(|e| (m, e)));
-            match failed {
-                None => break,
-                // The others can do without it, once they say so.
-                Some((m, e)) if others => m.health.fail(&m.volume.name(), &e),
-                Some((_, e)) => return Err(e),
-            }
-        }
-        self.attempts.store(0, Ordering::Relaxed);
-        *sb = next;
-        Ok(())
-    }
-
-    /// Has a superblock say which volumes have failed, if none does yet; durable on return.
-    pub fn note_failures(&self) -> Result<()> {
-        let is_known = |m: &Member, sb: &Superblock| sb.entry(m.number).is_none_or(|e| e.away.is_some());
-        let sb = self.superblock.lock().clone();
-        let all_known = self.members.read().iter().filter(|m| m.health.has_failed()).all(|m| is_known(m, &sb));
-        if all_known { Ok(()) } else { self.write_super(None, |_| ()) }
+    /// All that may have superblocks.
+    pub fn with_super(&self) -> Vec<Member> {
+        self.members.read().values().filter(|m| !m.is_bucket()).cloned().collect()
     }
 
     pub fn note_healed(&self) {
@@ -598,8 +562,55 @@ impl Inner {
     }
 }
 
-fn member(e: &VolumeEntry, volume: Arc<dyn Volume>) -> Member {
+/// Makes a region on one of these.
+fn create_among(all: Vec<&Member>, id: u64, size: u64, what: For, seed: u64, twice: bool) -> Result<Arc<dyn Region>> {
+    let mut order: Vec<(&Member, u64)> = all.into_iter().map(|m| (m, m.free())).collect();
+    order.sort_by_key(|(_, free)| std::cmp::Reverse(*free));
+    let sum = order.iter().map(|(_, free)| free).sum::<u64>();
+    // In proportion to what is free, so that all get full at the same time; the number decides, so that it is the same
+    // whenever a test is repeated. Where one has as much as all others, it has a copy of everything.
+    let must = twice && order.first().is_some_and(|(_, most)| *most >= sum / 2);
+    let mut at = if must { 0 } else { seed % sum.max(1) };
+    let chosen = order.iter().position(|(_, free)| {
+        let here = at < *free;
+        at = at.saturating_sub(*free);
+        here
+    });
+    if let Some(chosen) = chosen {
+        order[..=chosen].rotate_right(1);
+    }
+    for (m, free) in order {
+        if what.is_data() && m.limit > 0 && size > free {
+            continue;
+        }
+        let outcome = m.volume.create(id, size);
+        if !matches!(outcome, Err(Error::NoSpace { .. })) {
+            return outcome;
+        }
+    }
+    Err(Error::NoSpace { used: 0, size: 0 })
+}
+
+/// A volume that was found.
+#[derive(Clone)]
+pub struct There {
+    pub volume: Arc<dyn Volume>,
+    /// As [`Member::sign`].
+    pub sign: u64,
+}
+
+fn member(e: &VolumeEntry, there: There) -> Member {
+    let There { volume, sign } = there;
     volume.numbered(e.number);
     volume.limit_to(e.size_limit);
-    Member { number: e.number, volume, limit: e.size_limit, leaving: e.leaving, tier: e.tier, health: Arc::default() }
+    Member {
+        number: e.number,
+        limit: e.size_limit,
+        leaving: e.leaving,
+        tier: e.tier,
+        health: Arc::default(),
+        pool: volume.pool(),
+        sign: Arc::new(sign.into()),
+        volume,
+    }
 }
