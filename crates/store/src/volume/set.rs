@@ -170,7 +170,7 @@ impl Volumes {
     /// The volume for what is new that has the least room.
     pub fn fullest_hot(&self) -> Option<u16> {
         let members = self.0.members.read();
-        members.iter().filter(|m| m.takes_new()).min_by_key(|m| m.free()).map(|m| m.number)
+        members.values().filter(|m| m.takes_new()).min_by_key(|m| m.free()).map(|m| m.number)
     }
 
     /// The same region; that of two copies first which is not on a cold volume, since the first one is read.
