@@ -119,12 +119,11 @@ impl Superblock {
         out
     }
 
-    /// The volumes that it names itself, on one of them: where a roster has the others, the homes, this one, the bucket, and what has
-    /// changed since that was written.
+    /// The volumes that it names itself, on one of them: where a roster has the others, the homes, this one, and what is said to have
+    /// changed since that was written, as a bucket always is.
     fn named(&self, number: u16) -> Vec<&VolumeEntry> {
         let Some(roster) = &self.roster else { return self.volumes.iter().collect() };
-        let bucket = self.bucket().map(|e| e.number);
-        let numbers = roster.changed.iter().chain(&self.homes).copied().chain(bucket).chain([number]);
+        let numbers = roster.changed.iter().chain(&self.homes).copied().chain([number]);
         let numbers: BTreeSet<u16> = numbers.collect();
         numbers.into_iter().filter_map(|n| self.entry(n)).collect()
     }
@@ -143,7 +142,6 @@ impl Superblock {
 
     /// The volume that is a bucket.
     pub fn bucket(&self) -> Option<&VolumeEntry> {
-        // (Those are few.)
         self.volumes.iter().find(|e| e.kind == VolumeKind::Bucket)
     }
 

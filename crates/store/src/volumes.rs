@@ -104,7 +104,7 @@ impl Store {
         self.volumes.add(&entry, volume);
         self.allowance.store(0, Ordering::Relaxed);
         if self.volumes.is_wanted_as_home(number)
-            && let Err(e) = self.volumes.write_super(None, |_| ())
+            && let Err(e) = self.volumes.choose_homes_anew()
         {
             tracing::warn!("volume {number} gets no superblock yet: {e}");
         }

@@ -245,7 +245,6 @@ impl Volumes {
             self.0.signs_are_due.store(true, Ordering::Relaxed);
         }
         self.0.members.write().insert(entry.number, member(entry, There { volume, sign }));
-        self.0.reconsider.store(true, Ordering::Relaxed);
     }
 
     /// Takes note of what has changed of a volume. Once this has returned, nothing is being made on one that is leaving.

@@ -102,8 +102,17 @@ impl Volumes {
     pub fn is_wanted_as_home(&self, number: u16) -> bool {
         let sb = self.superblock();
         let pool = self.0.some(&[number]).first().and_then(|m| m.pool);
-        let is_other = pool.is_some() && self.0.some(&sb.homes).iter().all(|m| m.pool != pool);
-        !sb.is_home(number) && (is_other || sb.homes.len() < HOMES)
+        let homes = self.0.some(&sb.homes);
+        let is_other = pool.is_some() && homes.iter().all(|m| m.pool != pool);
+        let is_cold = |number: u16| sb.entry(number).is_some_and(|e| e.tier == Tier::Cold);
+        let is_better = !is_cold(number) && homes.iter().any(|m| is_cold(m.number));
+        !sb.is_home(number) && (is_other || is_better || homes.len() < HOMES)
+    }
+
+    /// Writes a superblock for which homes are chosen anew.
+    pub fn choose_homes_anew(&self) -> Result<()> {
+        self.0.reconsider.store(true, Ordering::Relaxed);
+        self.write_super(None, |_| ())
     }
 
     /// The place of the roster on a volume, if it is there.
@@ -185,11 +194,12 @@ impl Inner {
                     next.volumes.put(VolumeEntry { away: Some(sb.generation), ..e.clone() });
                 }
             }
-            if reconsider || !next.volumes.is(&sb.volumes) {
-                self.settle_homes(sb, next)?;
+            let changed = if next.volumes.is(&sb.volumes) { Vec::new() } else { next.volumes.changed(&sb.volumes) };
+            if reconsider || !changed.is_empty() {
+                self.settle_homes(sb, next, &changed, reconsider)?;
             }
             let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
-            let leaves = next.volumes.iter().any(|e| e.away.is_some() && !is_away(sb, e.number));
+            let leaves = changed.iter().any(|n| is_away(next, *n) && !is_away(sb, *n));
             // One that came to a volume that was not there any more counts less.
             let base = if leaves { LEFT_BEHIND } else { 0 };
             next.attempt = base + self.attempts.fetch_add(1, Ordering::Relaxed);
@@ -237,13 +247,19 @@ impl Inner {
     }
 
     /// Chooses the homes, and writes the roster if it is needed and due.
-    fn settle_homes(&self, sb: &Superblock, next: &mut Superblock) -> Result<()> {
-        let all = with_supers(&next.volumes);
-        if all.len() <= HOMES {
-            (next.homes, next.roster) = (all, None);
-            return Ok(());
+    fn settle_homes(&self, sb: &Superblock, next: &mut Superblock, changed: &[u16], reconsider: bool) -> Result<()> {
+        // (One is a bucket, perhaps.)
+        if next.volumes.len() <= HOMES + 1 {
+            let all = with_supers(&next.volumes);
+            if all.len() <= HOMES {
+                (next.homes, next.roster) = (all, None);
+                return Ok(());
+            }
         }
-        next.homes = self.choose(next);
+        let serves = |m: &Member| next.entry(m.number).is_some_and(|e| !e.leaving && e.away.is_none());
+        if reconsider || sb.roster.is_none() || self.some(&next.homes).iter().filter(|m| serves(m)).count() < HOMES {
+            next.homes = self.choose(next);
+        }
         if next.homes.is_empty() {
             return Err(Error::Refused("no volume is left that could take a superblock".into()));
         }
@@ -252,7 +268,7 @@ impl Inner {
             next.homes_since = next.generation;
         }
         if let Some(roster) = &mut next.roster {
-            roster.changed.extend(next.volumes.changed(&sb.volumes));
+            roster.changed.extend(changed);
         }
         let is_asked_for = self.renew_roster.swap(false, Ordering::Relaxed);
         let places = self.places_for_roster(next);
@@ -339,7 +355,8 @@ impl Inner {
             [] => outcome,
             [at, ..] => {
                 let at = at.and(made.get(1).copied());
-                Ok(Roster { at, len: bytes.len() as u64, changed: BTreeSet::new() })
+                let changed = next.bucket().map(|e| e.number).into_iter().collect();
+                Ok(Roster { at, len: bytes.len() as u64, changed })
             }
         }
     }

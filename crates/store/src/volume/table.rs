@@ -218,7 +218,9 @@ impl Table {
 
     /// The volumes of which something has changed since it was `before`: that are new, gone or not as they were.
     pub fn changed(&self, before: &Table) -> Vec<u16> {
-        let (mut now, mut then) = (self.0.iter().peekable(), before.0.iter().peekable());
+        // (What is shared is the same, and most is.)
+        let same = self.0.iter().zip(&*before.0).take_while(|(e, o)| Arc::ptr_eq(e, o)).count();
+        let (mut now, mut then) = (self.0[same..].iter().peekable(), before.0[same..].iter().peekable());
         let mut changed = Vec::new();
         loop {
             let number = match (now.peek(), then.peek()) {
