@@ -31,7 +31,7 @@ use crate::segment::{self, Segment};
 use crate::store::{Index, Store};
 use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
-use crate::volume::{Buckets, Copies, RawVolume, Region, RegionRef, Tier, Volume, VolumeEntry, Volumes};
+use crate::volume::{Buckets, Copies, RawVolume, Region, RegionRef, Tier, UNIT, Volume, VolumeEntry, Volumes};
 use crate::workers::Workers;
 use crate::{Error, Result, Shelter, Tid};
 
@@ -635,6 +635,21 @@ impl Store {
         self.volumes.post_signs()
     }
 
+    /// Of segments that were ended, only what they used. A seal names the next one with all that was reserved for it, and so may a
+    /// manifest; what they did not use may be a newer region's since, or that of an older one that was moved there.
+    fn without_what_was_given_back(&self, all: &mut [RegionRef], is_sealed: bool) {
+        let end = self.log.tail().end();
+        let mut segments = self.segments.lock().clone();
+        if let Some(last) = segments.last_mut().filter(|_| is_sealed) {
+            last.end = end;
+        }
+        let ends: HashMap<u64, u64> =
+            segments.iter().filter(|s| s.end != 0 && s.pack.is_none()).map(|s| (s.at.id, s.end)).collect();
+        for at in all {
+            at.size = ends.get(&at.id).map_or(at.size, |end| at.size.min(end.next_multiple_of(UNIT)));
+        }
+    }
+
     /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash. Where the
     /// process before was killed, it need not be: then all is as if this process had written it.
     fn settle(&self, replayed: Replayed, shelter: Option<&Shelter>, derived: bool) -> Result<()> {
@@ -655,6 +670,7 @@ impl Store {
         }
         let mut all: Vec<RegionRef> =
             self.regions_now(&self.maintenance.lock()).into_iter().map(|(_, at)| at).collect();
+        self.without_what_was_given_back(&mut all, replayed.unbegun.is_some());
         all.extend(replayed.unbegun);
         // (Of a store that is just being taken over there is none yet.)
         let is_new = self.maintenance.lock().manifest.is_none();

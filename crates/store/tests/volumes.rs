@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{FS, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{DirVolume, RawVolume, Volume};
-use darner_store::{CreateOptions, Error, IndexFrom, Move, OpenOptions, Progress, Store, Tid, identify};
+use darner_store::{CreateOptions, Error, IndexFrom, Move, ObjectId, OpenOptions, Progress, Store, Tid, identify};
 
 const SIZE: u64 = 128 << 20;
 const BUDGET: u64 = 100 << 10;
@@ -405,4 +405,62 @@ fn damage_moves_along_and_stays_noticed() {
     let pieces = store.map(FS, darner_store::ObjectId(5), 0, 1 << 20, Tid::MAX).unwrap();
     assert!(store.read(&pieces, &mut vec![0; 1 << 20]).is_err());
     assert_eq!(store.check(&mut |_, _| ()).all().len(), 1);
+}
+
+/// A seal tells how much was reserved for the next segment. What that did not use was given back, and may be an older region's, which
+/// was moved there.
+#[test]
+fn what_was_moved_behind_the_end_of_a_segment_survives_the_replay_of_that_segment() {
+    const MIB: u64 = 1 << 20;
+    let disk = SimDisk::new(64 * MIB);
+    let disks = [disk.clone(), disk.beside(64 * MIB)];
+    create(&disks[0]);
+    let mut store = open_by(&disks[..1], 0).unwrap();
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut files: Vec<Vec<u8>> = Vec::new();
+    let mut write = |store: &Store, len: u64| {
+        let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(len as usize).collect();
+        let n = files.len() as u64;
+        let mut tx = store.begin(FS, 10 + n).unwrap();
+        tx.write(ObjectId(10 + n), 0, &bytes).unwrap();
+        tx.commit().unwrap();
+        store.sync().unwrap();
+        files.push(bytes);
+    };
+    // Small segments, each of them ended by what a crash does.
+    for _ in 0..8 {
+        write(&store, 300 << 10);
+        std::mem::forget(store);
+        store = open_by(&disks[..1], 0).unwrap();
+    }
+    store.add_volume(volume(&disks[1]), 0).unwrap();
+    store.checkpoint().unwrap();
+    let small = store.all_on(0, None).below;
+    // Segments that a replay finds one by another; none of them is used to its end.
+    (0..12).for_each(|_| write(&store, 3 * MIB / 2));
+    let mut moves: Vec<Move> = (0..small).filter_map(|id| store.region_to(id, 1).ok()).collect();
+    // (Not the one that the replay begins in: that would make it begin later.)
+    moves.retain(|wanted| wanted.from == 0);
+    moves.truncate(7);
+    moves.iter().for_each(|wanted| move_all(&store, wanted).unwrap());
+    let read_all = |store: &Store| {
+        for (n, bytes) in files.iter().enumerate() {
+            let pieces = store.map(FS, ObjectId(10 + n as u64), 0, bytes.len() as u64, Tid::MAX).unwrap();
+            let mut read = vec![0; bytes.len()];
+            store.read(&pieces, &mut read).unwrap_or_else(|e| panic!("file {n}: {e}"));
+            assert!(read == *bytes, "file {n}");
+        }
+    };
+    read_all(&store);
+    std::mem::forget(store);
+    let store = open(&disks);
+    // What the segments did not use is given back once more.
+    while store.step().unwrap() == Progress::Worked {}
+    store.checkpoint().unwrap();
+    read_all(&store);
+    store.close().unwrap();
+    drop(store);
+    let store = open(&disks);
+    read_all(&store);
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }

@@ -1,7 +1,8 @@
 //! Which bytes of a raw volume belong to which region.
 //!
-//! Invariant: ranges never overlap. After a crash a manifest may name a segment by the size that it had before it was
-//! trimmed, and what it gave back then may be another region's by now: that one is newer, so it has the higher number.
+//! Invariant: ranges never overlap. After a crash a manifest, or the seal before it, may name a segment by the size that it had before
+//! it was trimmed, and what it gave back then may be another region's by now. While the log is replayed, all that anybody could
+//! have belongs to somebody; once the segments' ends are known, the claims are made anew, without what was given back.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
