@@ -293,17 +293,28 @@ fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &[u8])]) -> Result<Option<Moment<'
         let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty());
         let Some((mount, within)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
         let store = Place::behind(&mount);
-        let at = spot(&mount, &within)?;
-        match control::must_call(&store, &Request::Resolve { at, when: when.into() })? {
-            Response::Tid(Some(tid)) => {
-                let (place, base) = match root {
-                    Some((m, _)) => (Some(m.mountpoint), OsStr::new("")),
-                    None => (None, base),
-                };
-                return Ok(Some((base, place, Tid(tid))));
+        let resolve = |within: &Path| -> Result<Option<Tid>> {
+            let at = spot(&mount, within)?;
+            match control::must_call(&store, &Request::Resolve { at, when: when.into() })? {
+                Response::Tid(tid) => Ok(tid.map(Tid)),
+                _ => Ok(None),
             }
-            _ => asked = asked.or(Some((mount.mountpoint, when))),
+        };
+        if let Some(tid) = resolve(&within)? {
+            let (place, base) = match root {
+                Some((m, _)) => (Some(m.mountpoint), OsStr::new("")),
+                None => (None, base),
+            };
+            return Ok(Some((base, place, tid)));
         }
+        // A fileset's directory has labels of its own.
+        if let (None, Ok((_, below))) = (&root, containing(&beside))
+            && beside.is_dir()
+            && let Some(tid) = resolve(&below)?
+        {
+            return Ok(Some((OsStr::new(""), Some(beside), tid)));
+        }
+        asked = asked.or(Some((mount.mountpoint, when)));
     }
     match asked {
         Some((mountpoint, when)) => Err(Failure::new(format!(

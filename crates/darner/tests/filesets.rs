@@ -187,10 +187,13 @@ fn a_clone_shares_all_and_goes_its_own_way() {
     // The main one, now and then; the others stay out of it.
     w.sh(&format!("$DARNER clone $MNT now; $DARNER clone $MNT/@@{then} early; $DARNER clone $MNT@@{then} early2; ls now | grep -x f"));
     assert_eq!(w.sh("ls now; ls early early2; $DARNER fileset list $MNT | grep -c clone"), "f\nearly:\n\nearly2:\n4");
+    // By a label of its own.
+    w.sh("$DARNER snapshot $MNT/home of-home; $DARNER clone $MNT/home@@of-home labelled");
+    assert_eq!(w.sh("ls labelled/d; ls home@@of-home/d"), w.sh("ls home/d; ls home/d"));
     assert!(refused(&w, "$DARNER clone $MNT/home/d x").contains("only a whole fileset"));
     assert!(refused(&w, "$DARNER clone $MNT/home f").contains("exists"));
     // A removed one comes back as a clone of its past.
-    w.sh("for f in now early early2 copy; do $DARNER fileset remove $MNT $f --force; done; $DARNER fileset remove $MNT home --force");
+    w.sh("for f in now early early2 labelled copy; do $DARNER fileset remove $MNT $f --force; done; $DARNER fileset remove $MNT home --force");
     w.sh(&format!("$DARNER clone $MNT/home@@{then} home; cat home/d/f; stat -c %s home/big | grep 5242880"));
     w.unmount();
     w.sh_outside("$DARNER check $DIR/store");

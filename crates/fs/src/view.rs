@@ -115,7 +115,13 @@ impl Fs {
             let node = Node::Points(dir);
             return Ok(Some(Entry { node, attr: self.attr(node)?, steady: true }));
         }
-        let Some((base, moment)) = self.split(dir.fileset, name, now_ns)? else { return Ok(None) };
+        let (dir, base, moment) = match self.split(dir.fileset, name, now_ns)? {
+            Some((base, moment)) => (dir, base, moment),
+            None => match self.split_at_fileset(dir, name, now_ns)? {
+                Some((root, moment)) => (root, &b""[..], moment),
+                None => return Ok(None),
+            },
+        };
         let object = match base {
             b"" => Some(dir),
             _ if base.len() > NAME_MAX || is_dots(base) => None,
@@ -129,13 +135,7 @@ impl Fs {
 
     /// Name and moment of `NAME@@WHEN` (the name is empty for the directory itself).
     fn split<'n>(&self, fileset: FilesetId, name: &'n [u8], now_ns: u64) -> Result<Option<(&'n [u8], Moment)>> {
-        let marks = (0..name.len().saturating_sub(2)).rev().filter(|&at| &name[at..at + 2] == POINTS);
-        let mut splits: Vec<_> = marks.map(|at| (&name[..at], &name[at + 2..])).collect();
-        if name.starts_with(SAMBA) {
-            splits.push((b"", name));
-        }
-        for (base, text) in splits {
-            let Ok(text) = std::str::from_utf8(text) else { continue };
+        for (base, text) in splits(name) {
             match self.meaning(fileset, text, now_ns)? {
                 Meaning::NotAWhen => {}
                 Meaning::Nowhere => return Ok(None),
@@ -144,4 +144,25 @@ impl Fs {
         }
         Ok(None)
     }
+
+    /// Root and moment of `NAME@@LABEL`, where NAME is a fileset's directory, which has labels of its own.
+    fn split_at_fileset(&self, dir: Inode, name: &[u8], now_ns: u64) -> Result<Option<(Inode, Moment)>> {
+        for (base, text) in splits(name).filter(|(base, _)| (1..=NAME_MAX).contains(&base.len()) && !is_dots(base)) {
+            let root = self.dirent(dir, base, Tid::MAX)?.map(|found| found.ino);
+            if let Some(root) = root.filter(|root| root.fileset != dir.fileset)
+                && let Some(moment) = self.moment(root.fileset, text, now_ns)?
+            {
+                return Ok(Some((root, moment)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The ways to read a name as NAME and WHEN, the last mark first.
+fn splits(name: &[u8]) -> impl Iterator<Item = (&[u8], &str)> {
+    let marks = (0..name.len().saturating_sub(2)).rev().filter(|&at| &name[at..at + 2] == POINTS);
+    let samba = name.starts_with(SAMBA).then_some((&b""[..], name));
+    let splits = marks.map(|at| (&name[..at], &name[at + 2..])).chain(samba);
+    splits.filter_map(|(base, text)| Some((base, std::str::from_utf8(text).ok()?)))
 }

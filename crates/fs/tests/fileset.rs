@@ -251,9 +251,11 @@ fn orphans_and_labels_are_each_filesets_own() {
         labels =>
         labels home => here@17
         read home/f@@here => one
-        find home@@here => ENOENT
+        read home@@here/f => one
+        find @@here => ENOENT
         label here
         ls @@here => home
+        read home@@here/f => two
         ",
     );
 }
