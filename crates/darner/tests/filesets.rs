@@ -235,3 +235,18 @@ fn restore_knows_what_a_fileset_is() {
     w.sh(&format!("$DARNER restore home/f@@{then}; $DARNER restore home@@{then} --to old"));
     assert_eq!(w.sh("cat home/f old/f; ls"), "one\none\nhome\nold");
 }
+
+#[test]
+fn the_count_of_a_clone_is_right_after_cleaning_and_an_index_made_anew() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; for i in 1 2 3 4 5; do head -c 300000 /dev/urandom > home/f$i; done
+        $DARNER clone $MNT/home copy; rm copy/f1; echo new > copy/g
+        for i in 1 2 3 4 5 6 7 8 9; do head -c 100000 /dev/urandom > copy/t$i; done; sync
+        for i in 1 2 3 4 5 6 7 8 9; do rm copy/t$i; done
+        for i in 1 2 3 4 5 6 7 8; do head -c 3000000 /dev/urandom > waste; done; rm waste
+        for f in $MNT $MNT/home $MNT/copy; do $DARNER retain $f none; done; $DARNER clean $MNT --wait");
+    w.unmount();
+    let store = w.store.to_str().unwrap();
+    w.darner(&["rebuild", store]);
+    assert_eq!(w.darner(&["check", store]).lines().count(), 1);
+}

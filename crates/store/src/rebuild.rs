@@ -8,12 +8,13 @@
 //! The manifest, which names the segments, has a copy of its own. Where both are lost, volumes that know their regions
 //! (directories) are asked; on others it can't be told which segments are of the present, and nothing is guessed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::ControlFlow;
 use std::sync::{Arc, mpsc};
 
 use crate::codec::Reader;
 use crate::collapse::{Advance, spans};
-use crate::counts::Counts;
+use crate::counts::{Count, Counts};
 use crate::extent::ChunkMap;
 use crate::fileset::MAIN;
 use crate::frame::{self, Content};
@@ -31,7 +32,7 @@ use crate::store::Store;
 use crate::superblock::Superblock;
 use crate::volume::{Region, RegionRef, Volumes};
 use crate::workers::Workers;
-use crate::{Error, FilesetId, Kind, ObjectId, Result, Shelter, Tid};
+use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Shelter, Tid};
 
 /// Where an open gets the index from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -273,8 +274,45 @@ impl Store {
         if self.packs.lock().is_empty() && self.retention(MAIN)?.keeps_all() {
             return Ok(());
         }
+        let (mut counts, objects) = self.count_records()?;
+        // What a clone shows of its base is in no record of its own.
+        for fileset in self.index.read().filesets.clones() {
+            let had = counts.get(fileset);
+            let found = self.count_through(fileset, &objects)?;
+            counts.add(fileset, found.objects as i64 - had.objects as i64, found.live as i64 - had.live as i64);
+        }
+        self.log.tail().counts = counts;
+        Ok(())
+    }
+
+    /// What a clone has and shows; `all`: all objects that any fileset ever had.
+    fn count_through(&self, clone: FilesetId, all: &Objects) -> Result<Count> {
+        let (mut found, mut live) = (Count::default(), 0);
+        let layers = std::iter::successors(Some((clone, Tid::MAX)), |(fileset, at)| {
+            self.index.read().filesets.beneath(*fileset, *at)
+        });
+        let objects: BTreeSet<ObjectId> =
+            layers.filter_map(|(fileset, _)| all.get(&fileset)).flatten().copied().collect();
+        for object in objects {
+            if object == ObjectId(0) || self.get(&Key::new(clone, object, Kind::ATTR, &[]), Tid::MAX)?.is_none() {
+                continue;
+            }
+            found.objects += 1;
+            self.scan(clone, object, Kind::EXTENT, &[], Tid::MAX, &mut |_, tid, value| {
+                live += ChunkMap::decode(value, tid).unwrap_or_default().data_len();
+                ControlFlow::Continue(())
+            })?;
+        }
+        found.live = live as u64;
+        Ok(found)
+    }
+
+    /// What filesets have records of, clones too; and, where there are clones, the objects that they ever had.
+    fn count_records(&self) -> Result<(Counts, Objects)> {
         let index = self.index.read();
-        let clones = index.filesets.clones();
+        let has_clones = !index.filesets.clones().is_empty();
+        let mut objects = Objects::new();
+        let index = self.index.read();
         let runs = index.levels.live.iter().chain(&index.levels.history);
         let of_memory = index.memtables().map(|m| -> Source<'_> { Box::new(m.entries().map(Ok)) });
         let sources: Vec<Source<'_>> = of_memory.chain(runs.map(|r| -> Source<'_> { run_source(r) })).collect();
@@ -284,6 +322,9 @@ impl Store {
         // An object's ATTR comes before its data.
         let mut alive: Option<(FilesetId, ObjectId)> = None;
         while let Some(e) = merged.next()? {
+            if has_clones && let Some((fileset, object, Kind::ATTR, _)) = parse(&e.key) {
+                objects.entry(fileset).or_default().insert(object);
+            }
             // Newest first.
             if *e.key == *last {
                 continue;
@@ -302,16 +343,12 @@ impl Store {
                 _ => {}
             }
         }
-        let mut tail = self.log.tail();
-        // What a clone shows of its base is in no record of its own.
-        for fileset in clones {
-            let (had, found) = (tail.counts.get(fileset), counts.get(fileset));
-            counts.add(fileset, had.objects as i64 - found.objects as i64, had.live as i64 - found.live as i64);
-        }
-        tail.counts = counts;
-        Ok(())
+        Ok((counts, objects))
     }
 }
+
+/// The objects of filesets, by their numbers.
+type Objects = HashMap<FilesetId, BTreeSet<ObjectId>>;
 
 /// What is applied becomes tables when it is this share (1/n) of the memory. As much may be on its way to tables, and the cache
 /// holds little meanwhile.
