@@ -202,7 +202,9 @@ fn a_mirror_that_is_paused_pulls_once_when_it_is_told_to_and_stays_paused() {
     assert_eq!(fs::read(p.copy.join("a")).unwrap(), b"4");
     // Nor does it try for ever if its source is not there.
     p.w.kill();
-    assert!(refused(&["mirror", "sync", "--wait", target]).contains("is not mounted"));
+    let why = refused(&["mirror", "sync", "--wait", target]);
+    // (As the link that there was ends, or as there is none.)
+    assert!(why.contains("is not mounted") || why.contains("the link broke"), "{why}");
     eventually("it is paused again", || {
         let lines: Value = serde_json::from_str(&p.w.darner(&["mirror", "list", "--json", target])).unwrap();
         lines[0]["state"] == "paused"
