@@ -116,11 +116,6 @@ impl Store {
     /// `away`: to the cold volume.
     fn move_between_tiers(&self, u: &Usage, away: bool) -> Result<Progress> {
         let Some(cold) = self.volumes.cold_volume() else { return Ok(Progress::Idle) };
-        // With two copies, what is free on one volume only is of no use: they are to be equally full.
-        let fullest = match self.volumes.copies_of(For::Log) {
-            0 | 1 => None,
-            _ => self.volumes.fullest_hot(),
-        };
         let chosen = {
             let state = self.maintenance.lock();
             let all = self.regions_now(&state);
@@ -135,12 +130,17 @@ impl Store {
             let is_hot = |at: &RegionRef| self.volumes.tier(at.volume) == Tier::Hot;
             match away {
                 true => {
+                    // With two copies, what is free on one volume only is of no use: they are to be equally full.
+                    let fullest = match self.volumes.copies_of(For::Log) {
+                        0 | 1 => None,
+                        _ => self.volumes.fullest_hot(),
+                    };
+                    let can_wait = |at: &RegionRef| fullest.is_some_and(|n| n != at.volume);
                     // One copy of each at most.
                     let hot = here.filter(|(_, at)| at.on(cold).is_none());
                     let hot = hot.flat_map(|(heat, at)| at.places().map(move |place| (heat, place)));
                     let hot = hot.filter(|(_, at)| is_hot(at));
-                    let first = |at: &RegionRef| fullest.is_some_and(|n| n != at.volume);
-                    hot.min_by_key(|((last, _), at)| (first(at), *last, at.id)).map(|(_, at)| (at, Some(cold)))
+                    hot.min_by_key(|((last, _), at)| (can_wait(at), *last, at.id)).map(|(_, at)| (at, Some(cold)))
                 }
                 false => {
                     let fits = |at: &RegionRef| u.free > u.size / HIGH + at.size;
