@@ -99,6 +99,9 @@ impl Runs {
     }
 }
 
+/// Bytes of a pack that are written at a time.
+const PIECE: usize = 1 << 20;
+
 /// What is left of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -172,7 +175,12 @@ impl Writer {
         let crc = crc_at(id, at, &directory);
         directory.extend_from_slice(&crc.to_le_bytes());
         self.buf.extend_from_slice(&directory);
-        region.write_at(&self.buf, HEADER)?;
+        // The medium begins while the rest is still written: the flush waits the less.
+        for (n, piece) in self.buf.chunks(PIECE).enumerate() {
+            let at = HEADER + (n * PIECE) as u64;
+            region.write_at(piece, at)?;
+            region.write_back(at, piece.len() as u64);
+        }
         region.write_at(&header(store, id, at, len), 0)?;
         region.flush()?;
         Ok((region, self.parts))
