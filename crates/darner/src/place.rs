@@ -268,9 +268,9 @@ pub fn holder(meta: &fs::Metadata) -> Option<String> {
     Some(format!("process {pid} ({})", name.trim()))
 }
 
-/// Options that reach buckets too.
+/// Options that reach buckets too, and know what is in a store.
 pub fn options() -> OpenOptions {
-    OpenOptions { buckets: Some(s3::buckets()), ..OpenOptions::default() }
+    OpenOptions { buckets: Some(s3::buckets()), count_clone: Some(darner_fs::count_clone), ..OpenOptions::default() }
 }
 
 /// Makes a store in a new or empty directory (or whatever is there, if that is empty) of what has reached a bucket.

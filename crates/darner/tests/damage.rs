@@ -2,10 +2,8 @@
 
 mod common;
 
-use common::{World, eventually};
+use common::{LOSE_INDEX, World, eventually};
 use serde_json::Value;
-
-const LOSE_INDEX: &str = "for f in store/region-*; do if grep -q DARNTBL $f; then rm $f; fi; done";
 
 #[test]
 fn a_store_whose_index_is_lost_is_mounted_as_if_nothing_had_happened() {

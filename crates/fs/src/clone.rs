@@ -9,13 +9,14 @@
 //! and its files are not there.
 //!
 //! What the clone holds is counted when it is made: for the newest moment that is what the store counts, else the tree as
-//! of then is walked, before anybody has to wait for it.
+//! of then is walked, before anybody has to wait for it. Where the index is made anew, its live tree is walked
+//! ([`count_clone`]): what of the base's records did not come along no record says.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 
-use darner_store::{Count, FilesetId, Kind, ObjectId, Tid, Tx};
+use darner_store::{CATALOGUE, Count, FilesetId, Key, Kind, ObjectId, Store, Tid, Tx};
 
 use crate::attr::Attr;
 use crate::change::{Plan, SMALL};
@@ -213,6 +214,43 @@ impl Fs {
         })?;
         entries
     }
+}
+
+/// What a clone holds, by its tree and what is open in it without a name: for [`darner_store::OpenOptions`].
+pub fn count_clone(store: &Store, clone: FilesetId) -> darner_store::Result<Count> {
+    let mut count = Count::default();
+    let id = clone.0.to_be_bytes();
+    let catalogued = store.get(&Key::new(CATALOGUE, ObjectId(0), Kind::FILESET, &id), Tid::MAX)?;
+    let Some(fileset) = catalogued.and_then(|found| Fileset::decode(clone, &found.value)) else { return Ok(count) };
+    let mut nameless = Vec::new();
+    store.scan(clone, ObjectId(0), Kind::ORPHAN, &[], Tid::MAX, &mut |suffix, _, _| {
+        nameless.extend(suffix.try_into().ok().map(|bytes| ObjectId(u64::from_be_bytes(bytes))));
+        ControlFlow::Continue(())
+    })?;
+    let attr_of = |object| -> darner_store::Result<Option<Attr>> {
+        let found = store.get(&Key::new(clone, object, Kind::ATTR, &[]), Tid::MAX)?;
+        Ok(found.and_then(|found| Attr::decode(&found.value, found.tid)))
+    };
+    let mut add = |attr: &Attr| (count.objects, count.live) = (count.objects + 1, count.live + attr.bytes);
+    for object in nameless {
+        attr_of(object)?.filter(|attr| attr.nlink == 0).iter().for_each(&mut add);
+    }
+    let (mut linked, mut todo) = (HashSet::new(), vec![fileset.root]);
+    while let Some(object) = todo.pop() {
+        let Some(attr) = attr_of(object)? else { continue };
+        if !attr.is_dir() && attr.nlink > 1 && !linked.insert(object) {
+            continue;
+        }
+        add(&attr);
+        if attr.is_dir() {
+            store.scan(clone, object, Kind::DIRENT, &[], Tid::MAX, &mut |_, _, value| {
+                let found = Dirent::decode(value, clone).filter(|found| found.ino.fileset == clone);
+                todo.extend(found.map(|found| found.ino.object));
+                ControlFlow::Continue(())
+            })?;
+        }
+    }
+    Ok(count)
 }
 
 impl Plan<'_> {

@@ -89,7 +89,7 @@ impl Fileset {
         out
     }
 
-    fn decode(id: FilesetId, value: &[u8]) -> Option<Fileset> {
+    pub(crate) fn decode(id: FilesetId, value: &[u8]) -> Option<Fileset> {
         let (lineage, rest) = Lineage::decode(value)?;
         let mut from = Reader(rest);
         let name = from.text()?;

@@ -47,6 +47,7 @@ mod xattr;
 
 pub use attr::{Attr, Time};
 pub use check::Checked;
+pub use clone::count_clone;
 pub use create::{Created, NAMELESS};
 pub use dirent::{dirent_suffix, parse_dirent_suffix};
 pub use error::{FsError, Result};

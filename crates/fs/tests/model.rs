@@ -11,10 +11,9 @@ mod harness;
 
 use std::sync::Arc;
 
-use common::{new_disk, open_store};
+use common::{new_disk, open_anew, open_store};
 use darner_fs::Fs;
-use darner_store::volume::RawVolume;
-use darner_store::{IndexFrom, OpenOptions, Store};
+use darner_store::Store;
 use harness::Harness;
 
 #[test]
@@ -38,11 +37,7 @@ fn any_operations_leave_what_the_model_says_now_and_at_every_earlier_moment() {
                 // Killed with everything written, and the index made anew from the segments by one who only looks.
                 _ => {
                     store.sync().unwrap();
-                    let options = OpenOptions { read_only: true, index: IndexFrom::Segments, ..OpenOptions::default() };
-                    let anew = Fs::open(Arc::new(
-                        Store::open(Arc::new(RawVolume::new(Arc::new(disk.clone()))), &options).unwrap(),
-                    ))
-                    .unwrap();
+                    let anew = open_anew(&disk);
                     assert_eq!(anew.check().unwrap().findings, Vec::<String>::new());
                     let before = Fs::open(store.clone()).unwrap().check().unwrap();
                     assert_eq!(anew.check().unwrap(), before);

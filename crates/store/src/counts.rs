@@ -35,7 +35,8 @@ impl Counts {
         self.set(fileset, count);
     }
 
-    fn set(&mut self, fileset: FilesetId, count: Count) {
+    /// Says what a fileset holds.
+    pub fn set(&mut self, fileset: FilesetId, count: Count) {
         match count == Count::default() {
             true => self.0.remove(&fileset),
             false => self.0.insert(fileset, count),

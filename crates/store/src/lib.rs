@@ -82,7 +82,7 @@ pub use moving::Move;
 pub use push::BucketState;
 pub use rebuild::IndexFrom;
 pub use receipt::Receipt;
-pub use recover::{CreateOptions, OpenOptions, SIZE_MIN};
+pub use recover::{CountClone, CreateOptions, OpenOptions, SIZE_MIN};
 pub use retain::{Grid, Pin, Retention, Step, WhenFull};
 pub use scatter::{STRETCH, Stretch, strays};
 pub use scrub::{Damage, LISTED, Rot, ScrubAt, ScrubReport};

@@ -8,13 +8,12 @@
 //! The manifest, which names the segments, has a copy of its own. Where both are lost, volumes that know their regions
 //! (directories) are asked; on others it can't be told which segments are of the present, and nothing is guessed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, mpsc};
 
 use crate::codec::Reader;
 use crate::collapse::{Advance, spans};
-use crate::counts::{Count, Counts};
+use crate::counts::Counts;
 use crate::extent::ChunkMap;
 use crate::fileset::MAIN;
 use crate::frame::{self, Content};
@@ -32,7 +31,7 @@ use crate::store::Store;
 use crate::superblock::Superblock;
 use crate::volume::{Region, RegionRef, Volumes};
 use crate::workers::Workers;
-use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Shelter, Tid};
+use crate::{CountClone, Error, FilesetId, Kind, ObjectId, OpenOptions, Result, Shelter, Tid};
 
 /// Where an open gets the index from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +51,7 @@ impl Store {
         &self,
         m: &Manifest,
         shelter: Option<&Shelter>,
-        workers: Option<&dyn Workers>,
+        options: &OpenOptions,
         each: &mut dyn FnMut(Advance),
     ) -> Result<Replayed> {
         let replayed = self.replay(m.log, shelter, &mut |_, _, h, _| {
@@ -69,12 +68,12 @@ impl Store {
         };
         let mut segments = self.segments.lock().clone();
         segments.last_mut().expect("the log has one").end = end;
-        match workers {
+        match options.workers.as_deref() {
             None => self.apply_all(&segments, &mut room, each)?,
             Some(workers) => self.apply_all_beside(&segments, &mut room, workers, each)?,
         }
         self.drop_lapsed()?;
-        self.recount()?;
+        self.recount(options.count_clone)?;
         let mut state = self.maintenance.lock();
         (state.deriving, state.log) = (false, m.log);
         if !self.packs.lock().is_empty() {
@@ -270,48 +269,26 @@ impl Store {
     }
 
     /// Counts what transactions that were cleaned away no longer tell.
-    fn recount(&self) -> Result<()> {
+    fn recount(&self, count_clone: Option<CountClone>) -> Result<()> {
         if self.packs.lock().is_empty() && self.retention(MAIN)?.keeps_all() {
             return Ok(());
         }
-        let (mut counts, objects) = self.count_records()?;
+        let mut counts = self.count_records()?;
         // What a clone shows of its base is in no record of its own.
-        for fileset in self.index.read().filesets.clones() {
-            let had = counts.get(fileset);
-            let found = self.count_through(fileset, &objects)?;
-            counts.add(fileset, found.objects as i64 - had.objects as i64, found.live as i64 - had.live as i64);
+        let clones = self.index.read().filesets.clones();
+        for clone in clones {
+            let found = match count_clone {
+                Some(count) => count(self, clone)?,
+                None => self.log.tail().counts.get(clone),
+            };
+            counts.set(clone, found);
         }
         self.log.tail().counts = counts;
         Ok(())
     }
 
-    /// What a clone has and shows; `all`: all objects that any fileset ever had.
-    fn count_through(&self, clone: FilesetId, all: &Objects) -> Result<Count> {
-        let (mut found, mut live) = (Count::default(), 0);
-        let layers = std::iter::successors(Some((clone, Tid::MAX)), |(fileset, at)| {
-            self.index.read().filesets.beneath(*fileset, *at)
-        });
-        let objects: BTreeSet<ObjectId> =
-            layers.filter_map(|(fileset, _)| all.get(&fileset)).flatten().copied().collect();
-        for object in objects {
-            if object == ObjectId(0) || self.get(&Key::new(clone, object, Kind::ATTR, &[]), Tid::MAX)?.is_none() {
-                continue;
-            }
-            found.objects += 1;
-            self.scan(clone, object, Kind::EXTENT, &[], Tid::MAX, &mut |_, tid, value| {
-                live += ChunkMap::decode(value, tid).unwrap_or_default().data_len();
-                ControlFlow::Continue(())
-            })?;
-        }
-        found.live = live as u64;
-        Ok(found)
-    }
-
-    /// What filesets have records of, clones too; and, where there are clones, the objects that they ever had.
-    fn count_records(&self) -> Result<(Counts, Objects)> {
-        let index = self.index.read();
-        let has_clones = !index.filesets.clones().is_empty();
-        let mut objects = Objects::new();
+    /// What filesets have records of.
+    fn count_records(&self) -> Result<Counts> {
         let index = self.index.read();
         let runs = index.levels.live.iter().chain(&index.levels.history);
         let of_memory = index.memtables().map(|m| -> Source<'_> { Box::new(m.entries().map(Ok)) });
@@ -322,9 +299,6 @@ impl Store {
         // An object's ATTR comes before its data.
         let mut alive: Option<(FilesetId, ObjectId)> = None;
         while let Some(e) = merged.next()? {
-            if has_clones && let Some((fileset, object, Kind::ATTR, _)) = parse(&e.key) {
-                objects.entry(fileset).or_default().insert(object);
-            }
             // Newest first.
             if *e.key == *last {
                 continue;
@@ -343,12 +317,9 @@ impl Store {
                 _ => {}
             }
         }
-        Ok((counts, objects))
+        Ok(counts)
     }
 }
-
-/// The objects of filesets, by their numbers.
-type Objects = HashMap<FilesetId, BTreeSet<ObjectId>>;
 
 /// What is applied becomes tables when it is this share (1/n) of the memory. As much may be on its way to tables, and the cache
 /// holds little meanwhile.

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::assemble::{Reach, assemble};
 use crate::collapse::{Advance, Lapses};
-use crate::counts::Counts;
+use crate::counts::{Count, Counts};
 use crate::fileset::Filesets;
 use crate::fold::Fold;
 use crate::frame::{self, Body, Content, Record};
@@ -33,7 +33,7 @@ use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
 use crate::volume::{Buckets, Copies, RawVolume, Region, RegionRef, Tier, UNIT, Volume, VolumeEntry, Volumes};
 use crate::workers::Workers;
-use crate::{Error, Result, Shelter, Tid};
+use crate::{Error, FilesetId, Result, Shelter, Tid};
 
 /// How a store is made.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +69,13 @@ pub struct OpenOptions {
     pub buckets: Option<Buckets>,
     /// Who lends threads, where the index is derived anew and for scrubs.
     pub workers: Option<Arc<dyn Workers>>,
+    /// Who counts clones where the index is derived anew; `None`: what the transactions say that are left.
+    pub count_clone: Option<CountClone>,
 }
+
+/// Counts what a clone holds. Which of the objects that it shows of its base are of use in it, the filesystem only knows; it has to look,
+/// since the transactions that said so may have been cleaned away. (It may also be asked for one that was removed, which holds nothing.)
+pub type CountClone = fn(&Store, FilesetId) -> Result<Count>;
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
@@ -82,6 +88,7 @@ impl Default for OpenOptions {
             degraded: false,
             buckets: None,
             workers: None,
+            count_clone: None,
         }
     }
 }
@@ -396,7 +403,7 @@ pub(crate) fn open_with(
     let known = store.keep_replayed();
     let shelter = options.shelter.as_ref().filter(|_| !options.read_only);
     let replayed = match derive {
-        true => store.derive(&m, shelter, options.workers.as_deref(), each)?,
+        true => store.derive(&m, shelter, options, each)?,
         false => {
             store.replay(m.log, shelter, &mut |region, at, header, records| store.apply(region, at, header, records))?
         }

@@ -20,6 +20,9 @@ use serde_json::Value;
 
 pub const DARNER: &str = env!("CARGO_BIN_EXE_darner");
 
+/// Takes the index away from a store in a directory; a script for [`World::sh_outside`].
+pub const LOSE_INDEX: &str = "for f in store/region-*; do if grep -q DARNTBL $f; then rm $f; fi; done";
+
 /// No test may take longer.
 const PATIENCE: Duration = Duration::from_secs(150);
 const LONG_PATIENCE: Duration = Duration::from_secs(1500);

@@ -15,7 +15,7 @@ use darner_fs::{
 };
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
-use darner_store::{CreateOptions, OpenOptions, Store};
+use darner_store::{CreateOptions, IndexFrom, OpenOptions, Store};
 use jiff::tz::TimeZone;
 
 pub const SECOND: u64 = 1_000_000_000;
@@ -34,6 +34,18 @@ pub fn new_disk() -> SimDisk {
 pub fn open_store(disk: &SimDisk) -> Arc<Store> {
     let volume = Arc::new(RawVolume::new(Arc::new(disk.clone())));
     Arc::new(Store::open(volume, &OpenOptions::small()).unwrap())
+}
+
+/// What whoever makes the index anew from the segments, and only looks, finds on a disk.
+pub fn open_anew(disk: &SimDisk) -> Fs {
+    let options = OpenOptions {
+        read_only: true,
+        index: IndexFrom::Segments,
+        count_clone: Some(darner_fs::count_clone),
+        ..OpenOptions::default()
+    };
+    let volume = Arc::new(RawVolume::new(Arc::new(disk.clone())));
+    Fs::open(Arc::new(Store::open(volume, &options).unwrap())).unwrap()
 }
 
 /// Runs a script and compares each answer.
