@@ -224,8 +224,15 @@ pub struct Mount {
 /// `darner stay`
 #[derive(Args, Debug)]
 pub struct Stay {
-    /// The store
-    pub store: PathBuf,
+    /// The store: where it may be
+    #[arg(required = true)]
+    pub stores: Vec<PathBuf>,
+    /// Its uuid, in hexadecimal
+    #[arg(long, value_parser = |text: &str| u128::from_str_radix(text, 16))]
+    pub uuid: Option<u128>,
+    /// Where what it follows is
+    #[arg(long)]
+    pub source: Option<PathBuf>,
 }
 
 /// `darner upgrade`

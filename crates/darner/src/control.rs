@@ -195,12 +195,20 @@ pub enum Request {
         /// The name.
         name: String,
     },
+    /// To a mirror: where its source is now.
+    SourceIsAt {
+        /// The path of a volume. Absolute.
+        path: PathBuf,
+    },
     /// How this store follows another one.
     Following,
     /// Pull now.
     Follow {
         /// Answer when all that the source has now is shown, or it is known why not.
         wait: bool,
+        /// As in [`Request::SourceIsAt`].
+        #[serde(default)]
+        source: Option<PathBuf>,
     },
     /// Pull no more for now, or again.
     PauseMirror {
@@ -379,9 +387,9 @@ pub struct MirrorLine {
     pub name: String,
     /// The path of its store.
     pub target: PathBuf,
-    /// Of this store: what it follows.
+    /// Where what it follows is.
     pub source: Option<String>,
-    /// `follows`, `pulls`, `waits`, `paused`, `promoted` or `stopped`.
+    /// `follows`, `pulls`, `waits`, `paused`, `promoted`, `stopped`, or `missing`: its store is not where it was.
     pub state: String,
     /// The source's moment that it shows, `0x…`.
     pub at_tid: Option<String>,

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -34,6 +35,7 @@ use crate::supervisor::{LISTENER, block_end_signals};
 use crate::verifying::Others;
 use crate::volumes::{LOCK, Member};
 use crate::when::local;
+use crate::whereabouts::Doors;
 
 /// After this long at the latest, what was written survives a power failure without fsync too.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
@@ -52,12 +54,17 @@ pub(crate) struct Mount {
     pub nodes: Arc<Nodes>,
     /// What the kernel was told is mounted: the path of a volume.
     pub(crate) source: PathBuf,
-    pub(crate) _listener: Option<Listener>,
+    pub(crate) listener: Option<Listener>,
     /// Keeps what a mount of the past shows.
     pub(crate) _pin: Option<Pin>,
 }
 
 impl Mount {
+    /// Where commands are taken.
+    pub(crate) fn listens_at(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().and_then(Listener::address)
+    }
+
     pub(crate) fn writes(&self) -> bool {
         self.live && !self.line.read_only
     }
@@ -105,6 +112,7 @@ pub struct Daemon {
     /// How others follow it, who they are, and from where.
     pub(crate) source: Arc<darner_mirror::Source>,
     pub(crate) followed: Followed,
+    pub(crate) doors: Doors,
     pub(crate) door: Door,
 }
 
@@ -168,8 +176,11 @@ pub fn run(
         follows: Arc::default(),
         source,
         followed,
+        doors: Doors::default(),
         door: Door::default(),
     });
+    let as_dyn: Arc<dyn darner_mirror::Places> = daemon.clone();
+    daemon.source.tell_places(Arc::downgrade(&as_dyn));
     daemon.learn_whether_to_serve()?;
     store.heal_from(Arc::new(Others::new(&daemon)));
     for (i, held) in held.into_iter().enumerate() {
@@ -189,7 +200,7 @@ pub fn run(
     let mut workers = daemon.start_workers()?;
     let burying = daemon.clone();
     workers.push(thread::Builder::new().name("attachments".into()).spawn(move || attachments::bury(&burying))?);
-    let followers = daemon.listen_for_mirrors().inspect_err(|e| tracing::error!("nobody can follow: {e}"));
+    daemon.listen_for_mirrors();
     if daemon.fs.following().is_some() && !store.is_read_only() {
         let follower = daemon.clone();
         workers.push(thread::Builder::new().name("follower".into()).spawn(move || follower.follow())?);
@@ -215,7 +226,7 @@ pub fn run(
             tracing::error!("a worker thread panicked");
         }
     }
-    drop(followers);
+    daemon.doors.lock().clear();
     let closed = store.close();
     keeper.bye();
     daemon.release();
@@ -484,6 +495,7 @@ impl Daemon {
                     return Ok(Response::Closing);
                 }
                 self.mount(&m)?;
+                self.listen_for_mirrors();
                 Response::Done
             }
             Request::Unmount { mountpoint, lazy } => {
@@ -549,6 +561,7 @@ impl Daemon {
             request @ (Request::Mirrors
             | Request::AddMirror { .. }
             | Request::RemoveMirror { .. }
+            | Request::SourceIsAt { .. }
             | Request::Following
             | Request::Follow { .. }
             | Request::PauseMirror { .. }

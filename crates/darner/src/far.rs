@@ -27,8 +27,8 @@ pub struct Far {
     pub key: Option<Fingerprint>,
 }
 
-/// What keeps us from a source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What keeps us from a source. The later ones promise more of another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hitch {
     /// Nobody is there, or somebody else.
     Nobody,
@@ -47,6 +47,14 @@ pub struct Unreached {
     pub failure: Failure,
     /// And for us.
     pub hitch: Hitch,
+}
+
+impl Unreached {
+    /// Neither by this way nor by that.
+    pub fn and(self, other: Unreached) -> Unreached {
+        let failure = Failure::new(format!("{}; {}", self.failure, other.failure));
+        Unreached { failure, hitch: self.hitch.max(other.hitch) }
+    }
 }
 
 impl From<Failure> for Unreached {

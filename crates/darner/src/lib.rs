@@ -41,5 +41,6 @@ mod users;
 pub mod verifying;
 mod volumes;
 pub mod when;
+mod whereabouts;
 mod workers;
 pub mod xattr;

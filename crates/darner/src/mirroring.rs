@@ -1,37 +1,35 @@
 //! What the daemon does about mirrors: lets others follow its store, and follows another one if its own is a mirror.
 //!
-//! It listens beside each volume's socket for those of its own user and root. A mirror's daemon pulls as soon as its source has
-//! something new, and after whatever went wrong tries again; nothing of that is kept but in the mirror's own records.
+//! A mirror's daemon pulls as soon as its source has something new, and after whatever went wrong tries again; nothing of that is kept but
+//! in the mirror's own records. How the two find each other: `whereabouts.rs`.
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Following, Fs, Tid};
-use darner_mirror::{Failure as Cut, Memory, Pulled, Puller, ROOM_WANTED, SERVICE, Source};
-use darner_syslink::engine::Hello;
-use darner_syslink::{Config, Link, Pool, Refuse, Service, Who, unix};
+use darner_fs::{Following, Fs, Tid, Whereabouts};
+use darner_mirror::{Failure as Cut, Memory, Pulled, Puller, ROOM_WANTED, Source};
+use darner_syslink::{Link, Pool, Service};
 use parking_lot::{Condvar, Mutex};
 
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::daemon::Daemon;
 use crate::errand::{Invalidator, Underway};
-use crate::error::{Context, Failure, Result};
+use crate::error::{Failure, Result};
 use crate::far::{Far, Hitch, Unreached};
 use crate::frontend::now_ns;
-use crate::keeper;
 use crate::nodes::Nodes;
 use crate::place::{self, Make, Place};
-use crate::serving::{self, Followed};
+use crate::serving::Followed;
 use crate::verifying::{Asked, Comparing};
 use crate::when::local;
+use crate::whereabouts::{self, connect_to, has_origin};
 
 /// What a mirror without a way to its source waits for.
-const NEXT_STREAM: &str = "the next stream: `darner mirror export MNT --since TID` there, `darner mirror import` here";
+pub(crate) const NEXT_STREAM: &str =
+    "the next stream: `darner mirror export MNT --since TID` there, `darner mirror import` here";
 /// How often a mirror looks for something new.
 const EVERY: Duration = Duration::from_millis(200);
 /// And after something went wrong.
@@ -76,6 +74,8 @@ pub(crate) struct Follows {
     unreached: Mutex<Option<(Hitch, Instant, Instant)>>,
     /// Commands that wait for a pull.
     waiting: AtomicU64,
+    /// Where the source is, as somebody else says.
+    pub(crate) hint: Mutex<Option<PathBuf>>,
 }
 
 impl Default for Follows {
@@ -93,6 +93,7 @@ impl Default for Follows {
             memory: Mutex::default(),
             unreached: Mutex::default(),
             waiting: AtomicU64::new(0),
+            hint: Mutex::default(),
         }
     }
 }
@@ -129,25 +130,9 @@ impl Follows {
     }
 }
 
-/// Where those who follow connect.
-fn address(of: &SocketAddr) -> Result<SocketAddr> {
-    let name = of.as_abstract_name().unwrap_or_default();
-    Ok(SocketAddr::from_abstract_name([name, b"/mirror"].concat())?)
-}
-
 /// A number that no other mirror of a source draws.
 pub(crate) fn session() -> u64 {
     u64::from(std::process::id()) << 32 ^ now_ns()
-}
-
-fn admit(who: &Who, hello: &Hello, _: u64) -> std::result::Result<(), String> {
-    if hello.service != SERVICE {
-        return Err(format!("there is no service {:?} here", hello.service));
-    }
-    match control::is_trusted(who) {
-        true => Ok(()),
-        false => Err("only root and the user who mounted may follow".into()),
-    }
 }
 
 /// Answers those who follow.
@@ -161,46 +146,6 @@ fn remembering(fs: &Arc<Fs>) -> Result<Arc<dyn Service>> {
 }
 
 impl Daemon {
-    /// Lets others follow, at each volume that commands are taken at.
-    pub(crate) fn listen_for_mirrors(self: &Arc<Daemon>) -> Result<Vec<unix::Listener>> {
-        let mut all = Vec::new();
-        for member in self.volumes.lock().iter().filter(|m| m.listens()) {
-            let at = address(&member.place().socket()?)?;
-            // (The process before this may have it a moment longer.)
-            let bind = || unix::Listener::bind(&at, Config::default(), Arc::new(admit), self.followed.clone());
-            all.push(control::when_free(bind).cant(|| "listen for mirrors".into())?);
-        }
-        Ok(all)
-    }
-
-    /// Has the mirrors that have names here follow, without waiting for them.
-    pub(crate) fn start_followers(&self) {
-        let mirrors = self.fs.mirrors().unwrap_or_else(|e| {
-            tracing::error!("the mirrors are not started: {e}");
-            Vec::new()
-        });
-        if mirrors.is_empty() || self.store().is_read_only() {
-            return;
-        }
-        // Each by a process of its own: whatever a mirror's place does to those who look at it, it does not hold us up.
-        let started = thread::Builder::new().name("followers".into()).spawn(move || {
-            for (name, target) in mirrors {
-                let out = keeper::program().and_then(|program| {
-                    let command = std::process::Command::new(program).arg("stay").arg(&target).output();
-                    command.cant(|| "start it".into())
-                });
-                match out {
-                    Ok(out) if out.status.success() => tracing::info!(name, target, "the mirror follows"),
-                    Ok(out) => tracing::warn!(name, "the mirror: {}", String::from_utf8_lossy(&out.stderr).trim()),
-                    Err(e) => tracing::warn!(name, "the mirror: {e}"),
-                }
-            }
-        });
-        if let Err(e) = started {
-            tracing::error!("the mirrors are not started: {e}");
-        }
-    }
-
     /// Follows as long as the store is a mirror.
     pub(crate) fn follow(&self) {
         let mut link: Option<Arc<Link>> = None;
@@ -208,6 +153,7 @@ impl Daemon {
         let mut after_failure = AFTER_FAILURE;
         let mut comparing = Comparing::default();
         let mut for_room = AFTER_FAILURE;
+        let mut met_as = Vec::new();
         while !self.is_closing() {
             let Some(f) = self.fs.following() else { break };
             let mut pause = EVERY;
@@ -216,6 +162,11 @@ impl Daemon {
                 pause = AFTER_FAILURES;
             } else if f.paused && !self.follows.is_asked() {
                 self.tell(|line| (line.state, line.waits_for) = ("paused".into(), None));
+                if let Err(e) = self.meet_source(&f, &mut met_as) {
+                    tracing::debug!("the source does not know where this is: {}", e.failure);
+                    pause = after_failure;
+                    after_failure = (2 * after_failure).min(AFTER_FAILURES);
+                }
             } else {
                 if f.paused {
                     self.tell(|line| line.state = "pulls".into());
@@ -223,7 +174,7 @@ impl Daemon {
                 let began = Instant::now();
                 let outcome = match link.clone().filter(|link| link.closed().is_none()) {
                     Some(link) => Ok(link),
-                    None => self.connect_to(&f.origin).map(Arc::new),
+                    None => self.connect_to(&f).map(Arc::new),
                 };
                 match outcome {
                     Ok(connected) => {
@@ -273,7 +224,7 @@ impl Daemon {
     }
 
     /// Connects to a source, which may ask for what it lost.
-    pub(crate) fn connect_to(&self, origin: &str) -> std::result::Result<Link, Unreached> {
+    pub(crate) fn connect_to(&self, f: &Following) -> std::result::Result<Link, Unreached> {
         let own = {
             let mut memory = self.follows.memory.lock();
             match &*memory {
@@ -281,12 +232,28 @@ impl Daemon {
                 None => memory.insert(remembering(&self.fs)?).clone(),
             }
         };
-        connect_to(&self.fs, origin, own)
+        let hint = self.follows.hint.lock().clone();
+        connect_to(&self.fs, f, hint.as_deref(), own)
+    }
+
+    /// Tells the source of a mirror that does not pull where that is, if that is new. `met_as`: where this was when the source was told last.
+    fn meet_source(&self, f: &Following, met_as: &mut Vec<PathBuf>) -> std::result::Result<(), Unreached> {
+        let own = self.store().homes_at();
+        let is_known = *met_as == own || self.fs.source_at().is_ok_and(|known| known.is_some_and(|k| k.knows == own));
+        if is_known || Far::is_meant(&f.origin) {
+            return Ok(());
+        }
+        let link = Arc::new(self.connect_to(f)?);
+        let puller = whereabouts::telling(Puller::new(self.fs.clone(), link, session()), &self.fs, f);
+        puller.meet().map_err(Failure::new)?;
+        *met_as = own;
+        Ok(())
     }
 
     /// Pulls; says whether that went well.
     fn pull(&self, link: Arc<Link>, session: u64) -> bool {
-        let at = self.fs.following().map_or(Tid::ZERO, |f| f.at);
+        let Some(f) = self.fs.following() else { return false };
+        let at = f.at;
         let (begun, started) = (now_ns(), Instant::now());
         let number = {
             let mut pulls = self.follows.pulls.lock();
@@ -314,6 +281,7 @@ impl Daemon {
         };
         let room = self.follows.room.load(Ordering::Relaxed);
         let puller = Puller::new(self.fs.clone(), link, session).with_room(room).with_pause(Box::new(go_on));
+        let puller = whereabouts::telling(puller, &self.fs, &f);
         // (What was asked for ahead is under way, limit or not.)
         let puller = if limit > 0 { puller.with_ahead(0) } else { puller };
         let mut told = Vec::new();
@@ -403,7 +371,12 @@ impl Daemon {
     pub(crate) fn follow_line(&self) -> Result<FollowLine> {
         let f = self.fs.following().ok_or_else(|| Failure::new("this store is no mirror"))?;
         let line = self.follows.line.lock().clone();
-        Ok(FollowLine { origin: f.origin, at: f.at.0, compared: self.compared_line()?, ..line })
+        Ok(FollowLine {
+            origin: whereabouts::origin(&self.fs, &f),
+            at: f.at.0,
+            compared: self.compared_line()?,
+            ..line
+        })
     }
 
     /// Serves the requests about mirrors.
@@ -416,8 +389,9 @@ impl Daemon {
                 if found.base.is_some() {
                     return Err(Failure::new("a clone can't be mirrored: it shows what another fileset has"));
                 }
-                self.fs.name_mirror(&name, Some(&target.to_string_lossy()), now_ns())?;
-                if let Err(e) = self.make_mirror(&target, &found) {
+                self.fs.name_mirror(&name, Some(&target), now_ns())?;
+                let made = self.make_mirror(&target, &found);
+                if let Err(e) = made.and_then(|made| Ok(self.fs.place_mirror(&name, &made, now_ns())?)) {
                     self.fs.name_mirror(&name, None, now_ns())?;
                     return Err(e);
                 }
@@ -429,8 +403,15 @@ impl Daemon {
                 self.fs.sync()?;
                 Ok(Response::Done)
             }
+            Request::SourceIsAt { path } => {
+                *self.follows.hint.lock() = Some(path);
+                Ok(Response::Done)
+            }
             Request::Following => Ok(Response::Following(self.follow_line()?)),
-            Request::Follow { wait } => {
+            Request::Follow { wait, source } => {
+                if source.is_some() {
+                    *self.follows.hint.lock() = source;
+                }
                 self.fs.following().map_or(Ok(()), |f| has_origin(&f.origin))?;
                 // One that is under way does not know what is there now.
                 let wanted = self.follows.pulls.lock().0 + 1;
@@ -475,7 +456,7 @@ impl Daemon {
         }
     }
 
-    fn make_mirror(&self, target: &Path, of: &darner_fs::Fileset) -> Result<()> {
+    fn make_mirror(&self, target: &Path, of: &darner_fs::Fileset) -> Result<Whereabouts> {
         let origin = std::fs::canonicalize(self.path())?;
         if Place::at(target).is_ok_and(|place| place.is_volume()) {
             let at = target.display();
@@ -488,19 +469,21 @@ impl Daemon {
         let (store, _held) = place.open(&[], &place::options(), &mut |_| ())?;
         let fs = Fs::open(store.clone())?;
         fs.follow(self.store().uuid(), of.id, &of.name, &origin.to_string_lossy(), now_ns())?;
-        Ok(store.close()?)
+        let made = Whereabouts { store: store.uuid(), at: vec![place.path], knows: Vec::new() };
+        store.close()?;
+        Ok(made)
     }
 
     fn mirror_lines(&self) -> Result<Vec<MirrorLine>> {
         let newest = self.store().tid();
         let mut lines = Vec::new();
-        for (name, target) in self.fs.mirrors()? {
-            let target = PathBuf::from(target);
-            let asked = Place::at(&target).and_then(|place| control::call(&place, &Request::Following));
+        for mirror in self.fs.mirrors()? {
+            let place = whereabouts::find(&mirror.places(), mirror.store().as_ref());
+            let target = place.as_ref().map_or_else(|_| mirror.places().swap_remove(0), |place| place.path.clone());
             let mut line = MirrorLine {
-                name,
+                name: mirror.name,
                 target,
-                source: None,
+                source: Some(self.path().to_string_lossy().into_owned()),
                 state: "stopped".into(),
                 at_tid: None,
                 at: None,
@@ -512,7 +495,17 @@ impl Daemon {
                 clock_ahead_seconds: None,
                 compared: None,
             };
-            match asked {
+            let place = match place {
+                Ok(place) => place,
+                Err(e) => {
+                    (line.state, line.waits_for) =
+                        ("missing".into(), Some("its store, to be mounted where it is now".into()));
+                    line.last_error = Some(e.to_string());
+                    lines.push(line);
+                    continue;
+                }
+            };
+            match control::call(&place, &Request::Following) {
                 Ok(Some(Response::Following(f))) => {
                     line.state = f.state;
                     if f.at != 0 {
@@ -565,10 +558,10 @@ pub(crate) fn why(line: &FollowLine) -> String {
     known.unwrap_or_else(|| format!("it {}", if line.state.is_empty() { "begins" } else { &line.state }))
 }
 
-/// Has a mirror that no daemon has pull what there is.
-pub(crate) fn pull_once(fs: &Arc<Fs>, f: &Following) -> Result<()> {
-    let (link, limit) = (Arc::new(connect_to(fs, &f.origin, remembering(fs)?)?), fs.pull_limit()?);
-    let mut puller = Puller::new(fs.clone(), link, session());
+/// Has a mirror that no daemon has pull what there is. `hint`: where the source is, as somebody else says.
+pub(crate) fn pull_once(fs: &Arc<Fs>, f: &Following, hint: Option<&Path>) -> Result<()> {
+    let (link, limit) = (Arc::new(connect_to(fs, f, hint, remembering(fs)?)?), fs.pull_limit()?);
+    let mut puller = whereabouts::telling(Puller::new(fs.clone(), link, session()), fs, f);
     if limit > 0 {
         let wait = move |bytes: u64| {
             thread::sleep(Duration::from_secs_f64(bytes as f64 / limit as f64));
@@ -577,52 +570,4 @@ pub(crate) fn pull_once(fs: &Arc<Fs>, f: &Following) -> Result<()> {
         puller = puller.with_ahead(0).with_pause(Box::new(wait));
     }
     puller.pull().map(drop).map_err(Failure::new)
-}
-
-/// Refuses where a mirror is fed by streams.
-fn has_origin(origin: &str) -> Result<()> {
-    match origin.is_empty() {
-        true => Err(Failure::new(format!("it was made by `darner mirror import`: it gets on by {NEXT_STREAM}"))),
-        false => Ok(()),
-    }
-}
-
-/// Connects a mirror to its source, whose questions `own` answers.
-fn connect_to(fs: &Arc<Fs>, origin: &str, own: Arc<dyn Service>) -> std::result::Result<Link, Unreached> {
-    if Far::is_meant(origin) {
-        return origin.parse::<Far>()?.connect_with(&serving::identity(fs, now_ns())?, None, own);
-    }
-    has_origin(origin)?;
-    connect_with(&Place::at(Path::new(origin))?, own)
-}
-
-/// Connects to the daemon that has a store open, to follow it.
-pub(crate) fn connect(place: &Place) -> Result<Link> {
-    Ok(connect_with(place, Arc::new(Refuse))?)
-}
-
-/// The same; `own` answers what that daemon asks.
-fn connect_with(place: &Place, own: Arc<dyn Service>) -> std::result::Result<Link, Unreached> {
-    let mut failed = None;
-    for socket in place.sockets() {
-        match unix::connect(&address(&socket)?, SERVICE, &Config::default(), own.clone()) {
-            Ok(link) => {
-                let who = &link.peer().who;
-                return match control::is_trusted(who) {
-                    false => {
-                        Err(Failure::new(format!("{who:?} poses as the daemon of {}", place.path.display())).into())
-                    }
-                    true => Ok(link),
-                };
-            }
-            Err(e) => failed = Some(e),
-        }
-    }
-    // Where somebody has the store, its daemon is about to answer.
-    let is_open = || std::fs::metadata(&place.path).is_ok_and(|meta| place::holder(&meta).is_some());
-    let hitch = failed.as_ref().map_or(Hitch::Nobody, Hitch::of);
-    let hitch = if hitch == Hitch::Nobody && is_open() { Hitch::Cut } else { hitch };
-    let why = failed.map_or(String::new(), |e| format!(" ({e})"));
-    let failure = Failure::new(format!("{} is not mounted, or does not answer{why}", place.path.display()));
-    Err(Unreached { failure, hitch })
 }

@@ -217,7 +217,7 @@ impl Daemon {
         let listener = self.listen_at(&m.mountpoint);
         let listener = listener.inspect_err(|e| tracing::warn!("only volumes lead commands here: {e}")).ok();
         let (live, source) = (as_of.is_none(), kept.source.clone());
-        let mount = Mount { line, live, root, invalidator, nodes, source, _listener: listener, _pin: pin };
+        let mount = Mount { line, live, root, invalidator, nodes, source, listener, _pin: pin };
         self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.clamp(2, THREADS_MAX), Duration::from_micros(m.poll_us));

@@ -2,7 +2,6 @@
 //! finds damaged here.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -18,9 +17,9 @@ use crate::control::{ComparedLine, Request, Response, Tell};
 use crate::daemon::Daemon;
 use crate::error::{Failure, Result};
 use crate::frontend::now_ns;
-use crate::mirroring::{self, why};
-use crate::place::Place;
+use crate::mirroring::why;
 use crate::when::local;
+use crate::whereabouts;
 
 /// How long to wait for the source to be there.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -244,13 +243,14 @@ impl Others {
         let tid = lost.tid;
         // Those who follow are there already, wherever they are.
         let followers = daemon.source.followers(lost.fileset).into_iter().map(move |follower| (follower, MAIN, tid));
-        let mirrors = daemon.fs.mirrors().unwrap_or_default().into_iter().filter_map(move |(_, target)| {
-            let link = self.link(&target, || mirroring::connect(&Place::at(Path::new(&target))?))?;
+        let mirrors = daemon.fs.mirrors().unwrap_or_default().into_iter().filter_map(move |mirror| {
+            let find = || whereabouts::find(&mirror.places(), mirror.store().as_ref());
+            let link = self.link(&mirror.name, || whereabouts::connect(&find()?))?;
             Some((link as Arc<dyn Caller>, MAIN, tid))
         });
         let source = daemon.fs.following().filter(|_| lost.fileset == MAIN).into_iter().filter_map(move |f| {
             let then = daemon.fs.pulled_from(tid).unwrap_or(tid);
-            let link = self.link(&f.origin, || Ok(daemon.connect_to(&f.origin)?))?;
+            let link = self.link(&f.origin, || Ok(daemon.connect_to(&f)?))?;
             Some((link as Arc<dyn Caller>, f.fileset, then))
         });
         followers.chain(source).chain(mirrors)

@@ -53,9 +53,9 @@ impl Member {
         &self.held.place
     }
 
-    /// Whether the daemon listens there.
-    pub fn listens(&self) -> bool {
-        self.listener.is_some()
+    /// Where commands are taken there, if they are.
+    pub fn listens_at(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().and_then(Listener::address)
     }
 }
 
@@ -100,6 +100,8 @@ impl Daemon {
                 Err(e) => tracing::warn!("volume {} does not lead commands here: {e}", member.held.number),
             }
         }
+        drop(volumes);
+        self.listen_for_mirrors();
     }
 
     fn listener(self: &Arc<Daemon>, address: &SocketAddr) -> Result<Listener> {
@@ -175,6 +177,7 @@ impl Daemon {
                 Ok(member) => self.volumes.lock().push(member),
                 Err(e) => tracing::warn!("volume {number} is there, but does not lead commands here: {e}"),
             }
+            self.listen_for_mirrors();
             Ok(number)
         })
     }
@@ -337,7 +340,16 @@ impl Daemon {
     /// What has left the store may be anybody's.
     fn let_go_of_volumes(&self) -> Result<()> {
         let store = self.store();
-        self.volumes.lock().retain(|m| store.has_volume(m.held.number));
+        let mut volumes = self.volumes.lock();
+        let before = volumes.len();
+        volumes.retain(|m| store.has_volume(m.held.number));
+        let have_left = volumes.len() < before;
+        drop(volumes);
+        if have_left {
+            self.listen_for_mirrors();
+            // (The source of a mirror is to know.)
+            self.follows.wake(false);
+        }
         Ok(())
     }
 

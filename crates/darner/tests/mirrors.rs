@@ -210,6 +210,8 @@ fn a_mirror_that_is_paused_pulls_once_when_it_is_told_to_and_stays_paused() {
         lines[0]["state"] == "paused"
     });
     p.w.mount();
+    // (Its source looks whether it has a daemon, and might find that it has none any more.)
+    eventually("its source has looked", || p.w.log().contains("the mirror"));
     // Without a mount it has no daemon, before and after.
     p.w.darner(&["unmount", p.copy.to_str().unwrap()]);
     p.sync();

@@ -43,6 +43,7 @@ mod statfs;
 mod unlink;
 mod view;
 pub mod when;
+mod whereabouts;
 mod xattr;
 
 pub use attr::{Attr, Time};
@@ -69,6 +70,7 @@ pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};
 pub use statfs::StatFs;
 pub use view::Moment;
+pub use whereabouts::{NamedMirror, Whereabouts};
 pub use xattr::{Found, SetXattr};
 
 pub use darner_store::{Count, FilesetId, ObjectId, Tid};

@@ -18,7 +18,7 @@ mod verify;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use darner_store::{CATALOGUE, FilesetId, Kind, ObjectId, Pin, Tid, split_tail};
+use darner_store::{FilesetId, Kind, ObjectId, Pin, Tid, split_tail};
 
 pub use back::Was;
 pub use source::{Part, Sent, Wanted};
@@ -63,7 +63,7 @@ pub struct Following {
     pub fileset: FilesetId,
     /// Its name when it was last heard of.
     pub name: String,
-    /// Where that store is reached: the path of a volume.
+    /// Where that store was reached when it was first followed: the path of a volume ([`Fs::source_at`] has where it is by now).
     pub origin: String,
     /// It follows no more, since it was promoted.
     pub promoted: bool,
@@ -241,41 +241,6 @@ impl Fs {
             drop(state);
             self.show(tid)?;
         }
-        Ok(())
-    }
-
-    /// The mirrors that were given a name here, and where their stores are.
-    pub fn mirrors(&self) -> Result<Vec<(String, String)>> {
-        let mut all = Vec::new();
-        self.each(Inode::meta(CATALOGUE), Kind::MIRROR, &[], Tid::MAX, |name, _, target| {
-            all.push((String::from_utf8_lossy(name).into_owned(), String::from_utf8_lossy(target).into_owned()));
-            std::ops::ControlFlow::Continue(())
-        })?;
-        Ok(all)
-    }
-
-    /// Gives a mirror a name here, or (`None`) takes that away. What it has, it keeps.
-    pub fn name_mirror(&self, name: &str, target: Option<&str>, now_ns: u64) -> Result<()> {
-        if name.is_empty() || name.len() > 128 || name.contains(['/', '@']) || name.contains(char::is_control) {
-            return refuse(libc::EINVAL, "a mirror's name has 1 to 128 bytes, without / and @");
-        }
-        let plan = self.plan_own(MAIN, SMALL)?;
-        let known = self.mirrors()?.iter().any(|(n, _)| n == name);
-        match (target, known) {
-            (Some(_), true) => return refuse(libc::EEXIST, "there is a mirror of this name"),
-            (None, false) => return refuse(libc::ENOENT, "there is no mirror of this name"),
-            _ => {}
-        }
-        plan.begin(now_ns)?.commit_catalogue(
-            |tx| {
-                tx.turn(CATALOGUE, 0, 0);
-                match target {
-                    Some(target) => tx.put(ObjectId(0), Kind::MIRROR, name.as_bytes(), target.as_bytes()),
-                    None => tx.delete(ObjectId(0), Kind::MIRROR, name.as_bytes()),
-                }
-            },
-            |_| (),
-        )?;
         Ok(())
     }
 

@@ -18,6 +18,9 @@ const ADMITTED: u8 = 2;
 const LIMIT: u8 = 3;
 const COMPARED: u8 = 4;
 const COMPARE_EVERY: u8 = 5;
+/// Where the store is that this one follows, and (with a name) where a mirror is: `whereabouts.rs`.
+pub(crate) const SOURCE_AT: u8 = 6;
+pub(crate) const MIRROR_AT: u8 = 7;
 const COMPARED_VERSION: u8 = 1;
 /// Seconds between comparisons where nothing else was said.
 const COMPARE_EVERY_DEFAULT: u64 = 24 * 3600;
@@ -179,12 +182,12 @@ impl Fs {
         self.put_peer(&[COMPARE_EVERY], Some(&value), now_ns)
     }
 
-    fn peer_record(&self, suffix: &[u8]) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn peer_record(&self, suffix: &[u8]) -> Result<Option<Vec<u8>>> {
         let found = self.store.get(&Inode::meta(CATALOGUE).key(Kind::PEER, suffix), Tid::MAX)?;
         Ok(found.map(|found| found.value.to_vec()))
     }
 
-    fn put_peer(&self, suffix: &[u8], value: Option<&[u8]>, now_ns: u64) -> Result<()> {
+    pub(crate) fn put_peer(&self, suffix: &[u8], value: Option<&[u8]>, now_ns: u64) -> Result<()> {
         self.plan_own(MAIN, SMALL)?.begin(now_ns)?.commit_catalogue(
             |tx| {
                 tx.turn(CATALOGUE, 0, 0);

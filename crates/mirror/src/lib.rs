@@ -5,12 +5,14 @@
 //! when they are silent.
 
 mod parts;
+mod places;
 mod protocol;
 mod pull;
 mod service;
 mod stream;
 mod verify;
 
+pub use places::Places;
 pub use protocol::SERVICE;
 pub use pull::{Failure, Looked, Pulled, Puller, ROOM_WANTED, Which};
 pub use service::{Memory, Source};

@@ -63,3 +63,5 @@ pub(crate) const WAS_FILESET: Tag = Tag(28);
 pub(crate) const WAS_AT: Tag = Tag(29);
 pub(crate) const WAS_SHOWN: Tag = Tag(30);
 pub(crate) const NOW: Tag = Tag(31);
+/// Repeated: paths at which the store of whoever says so is reached.
+pub(crate) const PLACE: Tag = Tag(32);

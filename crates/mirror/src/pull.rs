@@ -1,12 +1,14 @@
 //! The side that follows.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Fs, FsError, Inode, ObjectId, Part, Tid, Wanted, Was};
+use darner_fs::{FilesetId, Following, Fs, FsError, Inode, ObjectId, Part, Tid, Wanted, Was};
 use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
 use crate::parts::{Parts, taken};
+use crate::places;
 use crate::protocol::{
     AWAY, FILESET, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, ROOM, SESSION, SINCE, UUID,
     WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
@@ -97,6 +99,8 @@ pub struct Looked {
     pub now: Option<u64>,
     /// The first part of what changed, where it came along.
     pub first: Option<Part>,
+    /// Paths at which the store is, if it is on this machine.
+    pub places: Vec<PathBuf>,
 }
 
 /// What a pull did.
@@ -116,6 +120,15 @@ pub struct Pulled {
     pub clock: Option<(u64, Instant)>,
 }
 
+/// What a mirror does about where it is, and where its source is.
+struct Whereabouts {
+    own: Vec<PathBuf>,
+    told: Told,
+}
+
+/// Gets the paths at which a source is.
+type Told = Box<dyn Fn(&[PathBuf]) + Send + Sync>;
+
 /// Follows a fileset over a link.
 pub struct Puller {
     pub(crate) fs: Arc<Fs>,
@@ -126,12 +139,13 @@ pub struct Puller {
     pub(crate) ahead: usize,
     /// Called after each part, with its bytes; may wait (a limit of bandwidth), or say that it is enough for now.
     pub(crate) between: Box<dyn Fn(u64) -> bool + Send + Sync>,
+    places: Option<Whereabouts>,
 }
 
 impl Puller {
     /// For a mirror `fs`; `session`: a number that no other puller of the source has.
     pub fn new(fs: Arc<Fs>, source: Arc<dyn Caller>, session: u64) -> Puller {
-        Puller { fs, source, session, room: ROOM_WANTED, ahead: AHEAD, between: Box::new(|_| true) }
+        Puller { fs, source, session, room: ROOM_WANTED, ahead: AHEAD, between: Box::new(|_| true), places: None }
     }
 
     /// Asks for so much at a time.
@@ -149,32 +163,52 @@ impl Puller {
         Puller { between, ..self }
     }
 
-    /// Asks what there is.
-    pub fn look(source: &dyn Caller, which: Which<'_>, since: Option<Tid>) -> Result<Looked, Failure> {
-        Puller::look_and_begin(source, which, since, None)
+    /// Tells a source on this machine that the mirror is reached at `own`; `told` gets the paths at which the source is.
+    pub fn with_places(self, own: Vec<PathBuf>, told: Told) -> Puller {
+        Puller { places: Some(Whereabouts { own, told }), ..self }
     }
 
-    /// As [`Puller::look`]. `begin`: the session and the room of a pull from `since` on, whose first part is to come along.
-    fn look_and_begin(
-        source: &dyn Caller,
-        which: Which<'_>,
-        since: Option<Tid>,
-        begin: Option<(u64, u64)>,
-    ) -> Result<Looked, Failure> {
-        let mut ask = Message::new(LOOK);
-        match which {
-            Which::Named(name) => ask.text(NAME, name),
-            Which::Number(fileset) => ask.uint(FILESET, fileset.0.into()),
-        };
-        if let Some(since) = since {
-            ask.uint(SINCE, since.0);
-        }
+    /// Asks what there is.
+    pub fn look(source: &dyn Caller, which: Which<'_>, since: Option<Tid>) -> Result<Looked, Failure> {
+        Puller::ask(source, question(which, since))
+    }
+
+    /// Looks, and pulls nothing: each side knows then where the other one is.
+    pub fn meet(&self) -> Result<(), Failure> {
+        let Some(f) = self.fs.following() else { return Err(Failure::Other("this is no mirror".into())) };
+        self.look_at_source(&f, None, None).map(drop)
+    }
+
+    /// Looks at what is followed; refuses what that is not. `begin`: the session and the room of a pull from `since` on, whose first part is
+    /// to come along.
+    fn look_at_source(&self, f: &Following, since: Option<Tid>, begin: Option<(u64, u64)>) -> Result<Looked, Failure> {
+        let mut ask = question(Which::Number(f.fileset), since);
         if let Some((session, room)) = begin {
             ask.uint(SESSION, session).uint(ROOM, room);
         }
+        if let Some(places) = &self.places {
+            ask.bytes(UUID, &self.fs.store().uuid());
+            places::tell(&mut ask, &places.own);
+        }
+        let looked = Puller::ask(&*self.source, ask)?;
+        if (looked.uuid, looked.fileset) != (f.source, f.fileset) {
+            let of = if looked.uuid == f.source { "another fileset of the same name" } else { "another store" };
+            return Err(Failure::Other(format!(
+                "this is a mirror of {:?} of a store, but what answers is {of}",
+                f.name
+            )));
+        }
+        if let Some(places) = self.places.as_ref().filter(|_| !looked.places.is_empty()) {
+            (places.told)(&looked.places);
+        }
+        Ok(looked)
+    }
+
+    fn ask(source: &dyn Caller, ask: Message) -> Result<Looked, Failure> {
+        let begins = ask.root().find(SESSION).is_some();
         let reply = source.call(ask, Some(PATIENCE))?;
         let told = reply.root();
-        let begins = begin.is_some() && told.find(ITEMS).is_some();
+        let begins = begins && told.find(ITEMS).is_some();
         let points = told.all(POINT).map(|e| e.as_uint().map(Tid)).collect::<Result<Vec<_>, _>>()?;
         let was = told.find(WAS_SOURCE).map(|_| {
             Ok::<_, ReadError>(Was {
@@ -195,6 +229,7 @@ impl Puller {
             points,
             now: told.uint_opt(NOW)?,
             first: None,
+            places: places::told(&told)?,
         };
         let first = begins.then(|| taken(reply)).transpose()?;
         Ok(Looked { first: first.filter(|(from, _)| from.is_empty()).map(|(_, part)| part), ..looked })
@@ -205,14 +240,7 @@ impl Puller {
         let Some(f) = self.fs.following() else { return Err(Failure::Other("this is no mirror".into())) };
         let since = Some(f.at).filter(|at| *at != Tid::ZERO);
         let begin = Some((self.session, self.room)).filter(|_| since.is_some() && f.is_whole());
-        let looked = Puller::look_and_begin(&*self.source, Which::Number(f.fileset), since, begin)?;
-        if (looked.uuid, looked.fileset) != (f.source, f.fileset) {
-            let of = if looked.uuid == f.source { "another fileset of the same name" } else { "another store" };
-            return Err(Failure::Other(format!(
-                "this is a mirror of {:?} of a store, but what answers is {of}",
-                f.name
-            )));
-        }
+        let looked = self.look_at_source(&f, since, begin)?;
         if looked.hash_key != self.fs.store().hash_key() {
             return Err(Failure::Other("the source orders its directories by another key than this store".into()));
         }
@@ -276,4 +304,16 @@ impl Puller {
         done.moments += 1;
         Ok(true)
     }
+}
+
+fn question(which: Which<'_>, since: Option<Tid>) -> Message {
+    let mut ask = Message::new(LOOK);
+    match which {
+        Which::Named(name) => ask.text(NAME, name),
+        Which::Number(fileset) => ask.uint(FILESET, fileset.0.into()),
+    };
+    if let Some(since) = since {
+        ask.uint(SINCE, since.0);
+    }
+    ask
 }

@@ -1,7 +1,7 @@
 //! The side that is followed.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, MAIN, Node, ObjectId, Part, ROOT, Sent, Tid, Wanted};
@@ -9,6 +9,7 @@ use darner_store::Pin;
 use darner_syslink::{Caller, Code, Element, Message, Peer, Reason, Refusal, Reply, Service, Tag, Who};
 use parking_lot::Mutex;
 
+use crate::places::{self, Places};
 use crate::protocol::{
     AT, ATTEMPT, AWAY, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
     NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE,
@@ -37,6 +38,8 @@ pub struct Source {
     followers: Mutex<Vec<Follower>>,
     /// What time it is here (ns since 1970), for those who want to know how their clock differs.
     clock: Option<fn() -> u64>,
+    /// Where it is, for those on this machine. (Whoever knows that has this.)
+    places: OnceLock<Weak<dyn Places>>,
 }
 
 struct Follower {
@@ -109,12 +112,17 @@ fn tail(asked: &Element<'_>, tag: Tag) -> Result<Vec<u8>, Refusal> {
 impl Source {
     /// For the filesets of `fs`.
     pub fn new(fs: Arc<Fs>) -> Source {
-        Source { fs, sessions: Mutex::default(), followers: Mutex::default(), clock: None }
+        Source { fs, sessions: Mutex::default(), followers: Mutex::default(), clock: None, places: OnceLock::new() }
     }
 
     /// Tells the time as well.
     pub fn with_clock(self, clock: fn() -> u64) -> Source {
         Source { clock: Some(clock), ..self }
+    }
+
+    /// From now on tells those on this machine who look where it is, and `places` where they are; once only.
+    pub fn tell_places(&self, places: Weak<dyn Places>) {
+        let _ = self.places.set(places);
     }
 
     /// Ways to those who follow a fileset, and are there: they may have what is lost here ([`crate::ask_for_bytes`], of their fileset [`MAIN`]).
@@ -203,6 +211,13 @@ impl Source {
         }
         let newest = self.fs.followable().min(store.durable());
         let mut reply = Message::new(LOOK);
+        if let Some(places) = self.places.get().and_then(Weak::upgrade).filter(|_| places::is_here(who)) {
+            let at = places::told(&asked)?;
+            if !at.is_empty() {
+                places.follower(asked.array(UUID)?, at);
+            }
+            places::tell(&mut reply, &places.own());
+        }
         reply.bytes(UUID, &store.uuid()).uint(FILESET, root.fileset.0.into()).text(NAME, &found.name);
         reply.uint(NEWEST, newest.0).bytes(HASH_KEY, &store.hash_key()).uint(OBJECTS, store.objects_end().0);
         if let Some(clock) = self.clock {

@@ -39,7 +39,7 @@ fn own(fs: &Fs, n: u64, now: u64) {
     fs.add_label(MAIN, &format!("label {n}"), None, now + 2).unwrap();
     fs.limit_pulls(n, now + 3).unwrap();
     fs.set_identity(&[n as u8; 32], now + 4).unwrap();
-    fs.name_mirror(&format!("mirror {n}"), Some("/elsewhere"), now + 5).unwrap();
+    fs.name_mirror(&format!("mirror {n}"), Some(std::path::Path::new("/elsewhere")), now + 5).unwrap();
 }
 
 #[test]

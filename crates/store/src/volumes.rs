@@ -3,6 +3,9 @@
 //! Every change is one superblock, written to all its homes: a new volume is told of the store first, so that whoever finds it named
 //! finds it whole. A volume that is leaving says so durably, and whoever opens the store goes on emptying it.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,6 +51,14 @@ impl Store {
     /// Those that have superblocks: all where they are few.
     pub fn homes(&self) -> Vec<u16> {
         self.volumes.superblock().homes
+    }
+
+    /// Paths of those of them that are there to stay: from each the store is found.
+    pub fn homes_at(&self) -> Vec<PathBuf> {
+        let sb = self.volumes.superblock();
+        let entries = sb.homes.iter().filter_map(|number| sb.entry(*number));
+        let stays = entries.filter(|entry| !entry.leaving && self.volumes.is_there(entry.number));
+        stays.map(|entry| PathBuf::from(OsStr::from_bytes(&entry.hint))).filter(|path| path.is_absolute()).collect()
     }
 
     fn usage_of(&self, entry: VolumeEntry) -> Result<VolumeUsage> {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use darner_mirror::{Header, Puller, Which, export, import};
 use darner_syslink::{Identity, Ticket};
 
 use super::{daemon, human};
-use crate::cli::{Mirror, MirrorAction, SyncOf};
+use crate::cli::{Mirror, MirrorAction, Stay, SyncOf};
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::far::{Far, Hitch};
 use crate::frontend::now_ns;
 use crate::place::{self, Make, Place};
 use crate::verifying::VerifyReport;
-use crate::{mirroring, mounts, serving};
+use crate::{mirroring, mounts, serving, whereabouts};
 
 /// Seconds of difference between clocks that are worth telling.
 const SKEW: f64 = 2.0;
@@ -47,13 +47,13 @@ pub fn run(c: &Mirror) -> Result<()> {
         }
         A::Return { store, promoted, ticket, key } => turn_back(store, promoted, ticket.as_deref(), key.as_deref()),
         A::Verify { mnt, name, data, dry_run, every, json } => {
-            let mirror = mirror(mnt, name.as_deref())?;
-            daemon::stay(&mirror.path)?;
+            let mirror = Meant::by(mnt, name.as_deref())?;
+            mirror.stay()?;
             if let Some(seconds) = *every {
-                return control::must_call(&mirror, &Request::CompareEvery { seconds }).map(drop);
+                return control::must_call(&mirror.place, &Request::CompareEvery { seconds }).map(drop);
             }
             let request = Request::VerifyMirror { data: *data, mend: !dry_run };
-            let Response::Verified(found) = super::call_showing_progress(&mirror, &request)? else {
+            let Response::Verified(found) = super::call_showing_progress(&mirror.place, &request)? else {
                 return Err(super::other_answer());
             };
             if *json {
@@ -71,32 +71,32 @@ pub fn run(c: &Mirror) -> Result<()> {
             if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
         }
         A::Sync(SyncOf { mnt, name, wait }) => {
-            let mirror = mirror(mnt, name.as_deref())?;
-            let request = Request::Follow { wait: *wait };
+            let mirror = Meant::by(mnt, name.as_deref())?;
+            let request = Request::Follow { wait: *wait, source: mirror.source.clone() };
             // One that is paused and not mounted has no daemon, and needs none for this.
             let here = |fs: &Arc<Fs>| match fs.following().filter(|f| f.paused) {
-                Some(f) => mirroring::pull_once(fs, &f).map(|()| Response::Done),
+                Some(f) => mirroring::pull_once(fs, &f, mirror.source.as_deref()).map(|()| Response::Done),
                 None => Ok(Response::Closing),
             };
-            match call_or_open(&mirror, &request, here)? {
+            match call_or_open(&mirror.place, &request, here)? {
                 Response::Closing => {
-                    daemon::stay(&mirror.path)?;
-                    control::must_call(&mirror, &request).map(drop)
+                    mirror.stay()?;
+                    control::must_call(&mirror.place, &request).map(drop)
                 }
                 _ => Ok(()),
             }
         }
-        A::Pause { mnt, name } => pause(&mirror(mnt, name.as_deref())?, true, None),
+        A::Pause { mnt, name } => pause(&Meant::by(mnt, name.as_deref())?.place, true, None),
         A::Resume { mnt, name, limit } => {
-            let mirror = mirror(mnt, name.as_deref())?;
-            pause(&mirror, false, *limit)?;
-            daemon::stay(&mirror.path)
+            let mirror = Meant::by(mnt, name.as_deref())?;
+            pause(&mirror.place, false, *limit)?;
+            mirror.stay()
         }
         A::Remove { mnt, name } => {
-            let mirror = mirror(mnt, Some(name));
+            let mirror = Meant::by(mnt, Some(name));
             control::must_call(&mounts::store_of(mnt)?, &Request::RemoveMirror { name: name.clone() })?;
             // (It may be gone, which may be why.)
-            if let Err(e) = mirror.and_then(|mirror| pause(&mirror, true, None)) {
+            if let Err(e) = mirror.and_then(|mirror| pause(&mirror.place, true, None)) {
                 eprintln!("darner: the mirror has no name here any more; it was not told: {e}");
             }
             Ok(())
@@ -114,13 +114,40 @@ fn all(place: &Place) -> Result<Vec<MirrorLine>> {
     }
 }
 
-/// The store of a mirror: by its name at its source, or (without one) that of the mirror itself.
-fn mirror(at: &Path, name: Option<&str>) -> Result<Place> {
-    let place = mounts::store_of(at)?;
-    let Some(name) = name else { return Ok(place) };
-    let line = all(&place)?.into_iter().find(|line| line.name == name);
-    let line = line.ok_or_else(|| Failure::new(format!("there is no mirror {name:?} here")))?;
-    Place::at(&line.target).map_err(|e| Failure::new(format!("mirror {name:?}: {e}")))
+/// The mirror that a command is about.
+struct Meant {
+    place: Place,
+    /// Where its source is, if it was named there.
+    source: Option<PathBuf>,
+}
+
+impl Meant {
+    /// By its name at its source, or (without one) by the store of the mirror itself.
+    fn by(at: &Path, name: Option<&str>) -> Result<Meant> {
+        let place = mounts::store_of(at)?;
+        let Some(name) = name else { return Ok(Meant { place, source: None }) };
+        let line = all(&place)?.into_iter().find(|line| line.name == name);
+        let line = line.ok_or_else(|| Failure::new(format!("there is no mirror {name:?} here")))?;
+        let place = match (line.state.as_str(), line.last_error) {
+            ("missing", Some(why)) => Err(Failure::new(why)),
+            _ => Place::at(&line.target),
+        };
+        let place = place.map_err(|e| Failure::new(format!("mirror {name:?}: {e}")))?;
+        Ok(Meant { place, source: line.source.map(PathBuf::from) })
+    }
+
+    /// Sees to it that it has a daemon, which knows where its source is.
+    fn stay(&self) -> Result<()> {
+        daemon::stay(&self.place.path)?;
+        whereabouts::tell_source(&self.place, self.source.as_deref());
+        Ok(())
+    }
+}
+
+/// `darner stay`: the same, of a mirror that is at one of these places.
+pub fn stay(c: &Stay) -> Result<()> {
+    let place = whereabouts::find(&c.stores, c.uuid.map(u128::to_be_bytes).as_ref())?;
+    Meant { place, source: c.source.clone() }.stay()
 }
 
 /// Calls the daemon of a store; `None` if there is none, nor one that is ending.
@@ -250,16 +277,16 @@ fn turn_back(store: &Path, promoted: &str, ticket: Option<&str>, key: Option<&st
             let (far, ticket) = expecting(promoted.parse()?, ticket, key)?;
             (
                 opened(&place, |fs| Ok(far.connect(&serving::identity(fs, now_ns())?, ticket.map(|t| t.secret))?))?,
-                far.to_string(),
+                Some(far.to_string()),
             )
         }
-        false => {
-            let other = mounts::store_of(Path::new(promoted))?;
-            let path = std::fs::canonicalize(&other.path).cant(|| format!("find {}", other.path.display()))?;
-            (mirroring::connect(&other)?, path.to_string_lossy().into_owned())
-        }
+        false => (whereabouts::connect(&mounts::store_of(Path::new(promoted))?)?, None),
     };
     let looked = Puller::look(&link, Which::Named("main"), None).map_err(Failure::new)?;
+    let at = looked.places.first().map(|path| path.to_string_lossy().into_owned());
+    let origin = origin.or(at).ok_or_else(|| {
+        Failure::new(format!("the daemon of {promoted} does not tell where it is: it is of another version"))
+    })?;
     let was = looked.was.ok_or_else(|| Failure::new(format!("{promoted} is no mirror that was promoted")))?;
     let name = format!("before-return-{}", now_ns() / 1_000_000_000);
     opened(&place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
@@ -278,7 +305,7 @@ fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
         _ => None,
     };
     let name = name.ok_or_else(super::other_answer)?;
-    let link = mirroring::connect(&place)?;
+    let link = whereabouts::connect(&place)?;
     let mut out: Box<dyn std::io::Write> = match output {
         Some(path) => Box::new(File::create(path).cant(|| format!("make {}", path.display()))?),
         None if std::io::stdout().is_terminal() => {
@@ -371,8 +398,8 @@ fn table(lines: &[MirrorLine]) -> String {
         for differed in line.compared.iter().flat_map(|c| &c.named) {
             let _ = writeln!(out, "        {differed}");
         }
-        for (what, text) in [("source", &line.source), ("waits for", &line.waits_for), ("last error", &line.last_error)]
-        {
+        let source = line.source.as_ref().filter(|_| line.name.is_empty()).cloned();
+        for (what, text) in [("source", &source), ("waits for", &line.waits_for), ("last error", &line.last_error)] {
             if let Some(text) = text {
                 let _ = writeln!(out, "    {what}: {text}");
             }

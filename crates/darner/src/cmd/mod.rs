@@ -76,7 +76,7 @@ fn run(command: Command) -> Result<()> {
         Command::Daemon(c) => daemon::supervise(&c),
         Command::Worker(c) => daemon::work(c),
         Command::Errands => crate::errand::serve(),
-        Command::Stay(c) => daemon::stay(&c.store),
+        Command::Stay(c) => mirror::stay(&c),
         Command::Attach(c) => attach::run(c),
         Command::Attachment(c) => attach::supervise(&c),
         Command::Host(c) => attach::host(&c),

@@ -319,6 +319,11 @@ impl Listener {
         keeper.keep(&key, "", listener.socket())?;
         Ok(Listener { _listener: listener, keeper: keeper.clone(), key })
     }
+
+    /// Where that is.
+    pub fn address(&self) -> Option<SocketAddr> {
+        SocketAddr::from_abstract_name(self.key.strip_prefix(LISTENER)?).ok()
+    }
 }
 
 impl Drop for Listener {
