@@ -289,7 +289,7 @@ impl Store {
 
     /// Needed bytes that a portion copies: so few that the reserve has room for several.
     fn portion_max(&self) -> Result<u64> {
-        Ok((self.reserve()? / 4).clamp(PORTION_MIN, PORTION))
+        Ok((self.reserve()? / 3).clamp(PORTION_MIN, PORTION))
     }
 
     /// Bytes of the volume that are not in use, the reserve included.

@@ -651,7 +651,7 @@ impl Store {
 
 /// Deletions, the index, its merges and the cleaner must go on when users can write no more.
 pub(crate) fn reserve_of(size: u64) -> u64 {
-    (size / 32).clamp(24 << 20, 1 << 30)
+    (size / 64).clamp(24 << 20, 1 << 30)
 }
 
 fn chunk_number(suffix: &[u8]) -> Option<u64> {
