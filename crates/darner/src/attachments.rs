@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chatter;
 use crate::cli::Attach;
-use crate::control::{self, Answers, Callee, Listener, Request, Response, Tell};
+use crate::control::{self, Answers, At, Callee, Listener, Request, Response, Tell};
 use crate::daemon::Daemon;
 use crate::errand::Errands;
 use crate::error::{Context, Failure, Result};
@@ -437,9 +437,9 @@ pub fn below(directory: &Path) -> Result<Vec<Attachment>> {
     Ok(here.map(|m| ask(&m).unwrap_or_else(|e| silent(&m, &e))).collect())
 }
 
-fn callee(mount: &Mounted) -> Result<Callee> {
+fn callee(mount: &Mounted) -> Result<Callee<'static>> {
     let what = format!("the host of {}", mount.mountpoint.display());
-    Ok(Callee { sockets: vec![address(mount)?], what, owner: mount.user, patience: ANSWER })
+    Ok(Callee { at: At::Socket(address(mount)?), what, owner: mount.user, patience: ANSWER })
 }
 
 fn ask(mount: &Mounted) -> Result<Attachment> {

@@ -210,10 +210,10 @@ impl Place {
         Err(Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder }))
     }
 
-    /// The addresses at which the daemon that has the store may listen.
-    pub fn sockets(&self) -> Vec<SocketAddr> {
-        let homes = self.homes().into_iter().filter_map(|place| place.socket().ok());
-        self.mount.clone().into_iter().chain(self.socket().ok()).chain(homes).collect()
+    /// The addresses at which the daemon that has the store may listen. (The volume is only read where nobody answers at the first ones.)
+    pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let homes = std::iter::once_with(|| self.homes()).flatten();
+        self.mount.clone().into_iter().chain(self.socket().ok()).chain(homes.filter_map(|place| place.socket().ok()))
     }
 
     /// Where the volumes are of which this one says that the store's superblocks are there, if it has none.
@@ -521,8 +521,8 @@ mod tests {
             user: None,
         };
         let names = |source: &str| -> Vec<Vec<u8>> {
-            let sockets = Place::behind(&mount(source)).sockets();
-            sockets.iter().map(|s| s.as_abstract_name().expect("it has one").to_vec()).collect()
+            let place = Place::behind(&mount(source));
+            place.sockets().map(|s| s.as_abstract_name().expect("it has one").to_vec()).collect()
         };
         assert_eq!(names("/no/such/store").len(), 1);
         assert_eq!(names("/no/such/store"), names("/no/such/store"));

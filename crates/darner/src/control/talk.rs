@@ -52,9 +52,9 @@ fn config(patience: Duration) -> Config {
 }
 
 /// Who is called.
-pub(crate) struct Callee {
-    /// The addresses at which it may listen.
-    pub sockets: Vec<SocketAddr>,
+pub(crate) struct Callee<'a> {
+    /// Where it may listen.
+    pub at: At<'a>,
     /// For people.
     pub what: String,
     /// As whose process it may run, beside root's and ours.
@@ -63,12 +63,19 @@ pub(crate) struct Callee {
     pub patience: Duration,
 }
 
-impl Callee {
+/// Where somebody may listen.
+pub(crate) enum At<'a> {
+    Socket(SocketAddr),
+    /// As the daemon of a store does.
+    Store(&'a Place),
+}
+
+impl Callee<'_> {
     /// The daemon of a store.
-    fn daemon(place: &Place) -> Callee {
+    fn daemon(place: &Place) -> Callee<'_> {
         let owner = std::fs::metadata(&place.path).ok().map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
         let what = format!("the daemon of {}", place.path.display());
-        Callee { sockets: place.sockets(), what, owner, patience: PATIENCE }
+        Callee { at: At::Store(place), what, owner, patience: PATIENCE }
     }
 }
 
@@ -78,12 +85,12 @@ pub fn call(place: &Place, request: &Request) -> Result<Option<Response>> {
 }
 
 /// Calls whomever; `None` if nobody is there.
-pub(crate) fn call_at(callee: &Callee, request: &Request) -> Result<Option<Response>> {
+pub(crate) fn call_at(callee: &Callee<'_>, request: &Request) -> Result<Option<Response>> {
     call_with(callee, request, &mut |_, _| ())
 }
 
 /// As [`call`]; `progress` gets what is done and what there is to do. One that dies meanwhile is asked again, when it is back.
-fn call_with(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
+fn call_with(callee: &Callee<'_>, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
     let mut asked = false;
     loop {
         match call_once(callee, request, progress)? {
@@ -138,9 +145,13 @@ enum Found {
     Daemon(Link),
 }
 
-fn connect(callee: &Callee, own: &Arc<Hears>) -> Result<Found> {
-    for address in &callee.sockets {
-        match unix::connect_unattended(address, SERVICE, &config(callee.patience), own.clone()) {
+fn connect(callee: &Callee<'_>, own: &Arc<Hears>) -> Result<Found> {
+    let (socket, place) = match &callee.at {
+        At::Socket(socket) => (Some(socket.clone()), None),
+        At::Store(place) => (None, Some(place)),
+    };
+    for address in socket.into_iter().chain(place.into_iter().flat_map(|place| place.sockets())) {
+        match unix::connect_unattended(&address, SERVICE, &config(callee.patience), own.clone()) {
             Ok(link) => return Ok(Found::Daemon(link)),
             Err(ConnectError::Io(_)) => {}
             Err(ConnectError::Ended(reason)) if reason.why == Why::Lost => return Ok(Found::Gone),
@@ -153,11 +164,11 @@ fn connect(callee: &Callee, own: &Arc<Hears>) -> Result<Found> {
     Ok(Found::Nobody)
 }
 
-fn unreached(callee: &Callee, why: &dyn std::fmt::Display) -> Failure {
+fn unreached(callee: &Callee<'_>, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(format!("can't reach {}: {why}", callee.what))
 }
 
-fn call_once(callee: &Callee, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Outcome> {
+fn call_once(callee: &Callee<'_>, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Outcome> {
     let own = Arc::new(Hears::default());
     let link = match connect(callee, &own)? {
         Found::Nobody => return Ok(Outcome::Nobody),
