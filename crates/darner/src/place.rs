@@ -257,6 +257,12 @@ pub fn try_lock(file: &File, exclusive: bool) -> std::io::Result<bool> {
     if error.kind() == std::io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
 }
 
+/// Ends a lock at once. Closing alone would leave it to processes that are being started, until they close what they inherit.
+pub fn unlock(file: &File) {
+    // SAFETY: a plain system call on an open descriptor.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+}
+
 /// Who holds the lock of a file, as the kernel tells.
 pub fn holder(meta: &fs::Metadata) -> Option<String> {
     let dev = meta.dev();
@@ -279,12 +285,13 @@ pub fn take_over(name: &str, local: &Path, memory: u64, each: &mut dyn FnMut(Adv
     prepare(local, &Make::default(), |path, make, exists| {
         let place = Place::at(path)?;
         // (Regions without a superblock are what an interrupted try has left.)
-        let _lock = match exists && place.is_dir && !place.holds_store()? && place.has_only_regions()? {
+        let lock = match exists && place.is_dir && !place.holds_store()? && place.has_only_regions()? {
             true => place.lock(true)?,
             false => place.take(make, exists)?.0,
         };
-        let store = Store::take_over(name, place.volume(true)?, &crate::buckets::who(), &options, each)?;
-        Ok(store.close()?)
+        Store::take_over(name, place.volume(true)?, &crate::buckets::who(), &options, each)?.close()?;
+        unlock(&lock);
+        Ok(())
     })
 }
 
@@ -404,7 +411,7 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
     if exists && make.existing_is_fine && place.holds_store()? {
         return Ok(place);
     }
-    let (_lock, size_limit) = place.take(make, exists)?;
+    let (lock, size_limit) = place.take(make, exists)?;
     let now_ns = make.born_ns.unwrap_or_else(crate::frontend::now_ns);
     let volume = place.volume(true)?;
     Store::create(
@@ -413,6 +420,7 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
     )?;
     let store = Arc::new(Store::open(volume, &options())?);
     with_volumes(&store, &make.beside, make)?;
+    unlock(&lock);
     Ok(place)
 }
 
@@ -436,9 +444,11 @@ fn with_volumes(store: &Arc<Store>, paths: &[PathBuf], make: &Make) -> Result<()
     };
     prepare(path, make, |path, make, exists| {
         let place = Place::at(path)?;
-        let (_lock, size_limit) = place.take(make, exists)?;
+        let (lock, size_limit) = place.take(make, exists)?;
         store.add_volume(place.volume(true)?, size_limit)?;
-        with_volumes(store, others, make)
+        with_volumes(store, others, make)?;
+        unlock(&lock);
+        Ok(())
     })
 }
 

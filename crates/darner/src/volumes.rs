@@ -1,7 +1,6 @@
 //! What the daemon does about volumes: adds, empties, resizes them and moves what is on them, and goes on with that after a
 //! crash. And where it listens: at every volume, so that each leads to it, and at every mount, whichever volumes have left.
 
-use std::os::fd::AsRawFd;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,8 +61,7 @@ impl Member {
 impl Drop for Member {
     fn drop(&mut self) {
         // (Whoever keeps the lock for us has it a moment longer.)
-        // SAFETY: a plain system call on an open descriptor.
-        unsafe { libc::flock(self.held.lock.as_raw_fd(), libc::LOCK_UN) };
+        place::unlock(&self.held.lock);
         self.keeper.drop(&lock_key(&self.held));
     }
 }

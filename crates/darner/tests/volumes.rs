@@ -2,11 +2,15 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use common::{DARNER, World, eventually, has};
+use darner::place::{self, Make, Place};
 use serde_json::Value;
 
 fn volumes(w: &World) -> Vec<Value> {
@@ -487,4 +491,29 @@ fn devices_are_found_by_what_is_on_them_under_whatever_name_they_have() {
     assert_eq!(paths, [second.clone(), first.clone()]);
     w.unmount();
     w.sh_outside(&format!("losetup -d {first}; losetup -d {second}; losetup -d {other}"));
+}
+
+#[test]
+fn what_was_made_can_be_opened_at_once_whatever_processes_are_started_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = AtomicBool::new(false);
+    // Until each process has become `true`, it has all that is open here.
+    let start = || {
+        let mut command = Command::new("true");
+        // SAFETY: nothing is done there; it makes the start a fork, as that of a daemon is.
+        unsafe { command.pre_exec(|| Ok(())) }.status().unwrap()
+    };
+    let load = || {
+        while !done.load(Ordering::Relaxed) {
+            assert!(start().success());
+        }
+    };
+    thread::scope(|scope| {
+        (0..2).for_each(|_| drop(scope.spawn(load)));
+        let is_free = |place: Place| File::open(&place.path).is_ok_and(|file| place::try_lock(&file, true).unwrap());
+        let made = |n: u32| place::create(&dir.path().join(n.to_string()), &Make::default());
+        let free = (0..25).filter(|n| made(*n).is_ok_and(is_free)).count();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(free, 25);
+    });
 }
