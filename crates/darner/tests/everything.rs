@@ -440,6 +440,8 @@ impl Life {
         let bases: BTreeSet<String> = self.filesets.iter().filter_map(|fileset| fileset.base.clone()).collect();
         let goes = |f: &Fileset| !f.name.is_empty() && !bases.contains(&f.name) && f.mirror.is_none();
         if let Some(n) = self.any(goes) {
+            // (What is open of it is stale then.)
+            self.held.clear();
             let name = self.filesets.remove(n).name;
             self.darner(&["fileset", "remove", text(&self.w.mnt), &name, "--force"]);
         }
