@@ -11,7 +11,7 @@
 //! A tombstone (or hole) that is in no index any more stays in its segment unless all older segments were cleaned since the
 //! last collapse: else an index made anew from the segments would find again what it hid.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
@@ -507,8 +507,8 @@ impl Store {
                     old.extend(before.map(|b| (b, was)));
                 }
             }
-            let (used, unused) =
-                packs.drain(..).partition(|p: &Arc<dyn Region>| segments.iter().any(|s| s.pack == Some(p.place().id)));
+            let named: HashSet<u64> = segments.iter().filter_map(|s| s.pack).collect();
+            let (used, unused) = packs.drain(..).partition(|p: &Arc<dyn Region>| named.contains(&p.place().id));
             *packs = used;
             old.extend(unused.into_iter().map(|p| (p.clone(), p.place())));
         }
