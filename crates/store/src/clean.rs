@@ -210,7 +210,12 @@ impl Store {
         let mut by_region: HashMap<u64, Container> = HashMap::new();
         let sealed = segments.iter().enumerate().take_while(|(_, s)| s.at.id != state.log.region);
         for (i, s) in sealed.filter(|(_, s)| chosen(s.container())) {
-            let kept = if s.pack.is_some() { regions[&s.at.id].bytes_kept() } else { s.end };
+            // (Where there are thousands, to ask each region takes longer than all the rest.)
+            let kept = match s.pack {
+                None => s.end,
+                Some(_) if s.packed > 0 => s.packed,
+                Some(_) => regions[&s.at.id].bytes_kept(),
+            };
             let needed = if s.live == LIVE_UNKNOWN { kept } else { (s.live + s.slack).min(kept) };
             let c = by_region.entry(s.container()).or_insert_with(|| Container {
                 id: s.container(),
@@ -498,7 +503,7 @@ impl Store {
                 let kept = part.runs.len();
                 let was = s.at;
                 let known = if s.live == LIVE_UNKNOWN { kept } else { s.live.min(kept) };
-                (s.live, s.slack, s.tombstones) = (known, kept - known, *tombstones);
+                (s.live, s.slack, s.tombstones, s.packed) = (known, kept - known, *tombstones, kept);
                 s.at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0, second: None };
                 let own = s.pack.replace(at.id).is_none();
                 state.cleaned.insert(part.number, state.passes);

@@ -33,6 +33,8 @@ pub struct Segment {
     pub twice: bool,
     /// The pack that its remains are in, if it was cleaned (then `at` is only its number and size).
     pub pack: Option<u64>,
+    /// In memory only: the bytes that are in it, if it was cleaned since the open; else 0.
+    pub packed: u64,
 }
 
 /// See [`Segment::live`].
@@ -47,7 +49,7 @@ impl Segment {
     /// A segment to be appended to.
     pub fn open(at: RegionRef, after: Tid) -> Segment {
         let (live, slack, tombstones) = (LIVE_UNKNOWN, 0, 0);
-        Segment { at, end: 0, after, trimmed: false, live, slack, tombstones, twice: false, pack: None }
+        Segment { at, end: 0, after, trimmed: false, live, slack, tombstones, twice: false, pack: None, packed: 0 }
     }
 }
 
