@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use darner_fs::Tid;
+use darner_fs::{Tid, splits};
 
 use crate::control::{self, Request, Response, Spot};
 use crate::error::{Context, Failure, Result};
@@ -206,16 +206,15 @@ pub fn locate(path: &Path) -> Result<Located> {
         let name = c.as_os_str().as_bytes();
         // `@@` lists moments; the next name is one of them, without marks.
         let listed = name == MARK && components.peek().is_some();
-        let marked = listed || name.starts_with(SAMBA) || name.windows(2).any(|w| w == MARK);
-        if !marked || name == MARK && !listed || !listed && is_literal(&out.join(c)) {
+        let texts: Vec<(&[u8], &str)> = match listed {
+            true => components.next().into_iter().filter_map(|c| Some((&b""[..], c.as_os_str().to_str()?))).collect(),
+            false => splits(name).collect(),
+        };
+        if !listed && (texts.is_empty() || is_literal(&out.join(c))) {
             out.push(c);
             live.push(c);
             continue;
         }
-        let texts = match listed {
-            true => vec![(&b""[..], components.next().expect("it is there").as_os_str().as_bytes())],
-            false => splits(name),
-        };
         match moment(&live, &texts)? {
             Some((base, dir, found)) => {
                 let mut name = base.to_os_string();
@@ -264,31 +263,20 @@ fn name_the_directory_itself(path: &Path) -> PathBuf {
 }
 
 const MARK: &[u8] = b"@@";
-const SAMBA: &[u8] = b"@GMT-";
 
 /// Whether a name is there by itself, not by leading into the past (whose inode numbers have bit 63).
 fn is_literal(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|m| m.ino() >> 63 == 0)
 }
 
-/// The ways to read a name as NAME and WHEN, the last mark first.
-fn splits(name: &[u8]) -> Vec<(&[u8], &[u8])> {
-    let marks = (0..name.len().saturating_sub(2)).rev().filter(|&at| &name[at..at + 2] == MARK);
-    let mut splits: Vec<_> = marks.map(|at| (&name[..at], &name[at + 2..])).collect();
-    if name.starts_with(SAMBA) {
-        splits.push((b"", name));
-    }
-    splits
-}
-
 type Moment<'n> = (&'n OsStr, Option<PathBuf>, Tid);
 
 /// The first reading of a name in directory `dir` that names a moment: what is before the mark, the directory in which to
 /// look if that is another one (a mount point), and the tid. `None` where no darner mount can be asked.
-fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &[u8])]) -> Result<Option<Moment<'n>>> {
+fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &str)]) -> Result<Option<Moment<'n>>> {
     let mut asked = None;
     for (base, when) in texts {
-        let (Ok(when), base) = (std::str::from_utf8(when), OsStr::from_bytes(base)) else { continue };
+        let (when, base) = (*when, OsStr::from_bytes(base));
         let beside = dir.join(base);
         let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty());
         let Some((mount, within)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
@@ -328,14 +316,6 @@ fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &[u8])]) -> Result<Option<Moment<'
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_is_split_at_its_last_mark_first() {
-        assert_eq!(splits(b"a@@b@@-1d"), [(&b"a@@b"[..], &b"-1d"[..]), (b"a", b"b@@-1d")]);
-        assert_eq!(splits(b"@@x"), [(&b""[..], &b"x"[..])]);
-        assert_eq!(splits(b"x@@"), []);
-        assert_eq!(splits(b"@GMT-2026.11.22-09.30.15"), [(&b""[..], &b"@GMT-2026.11.22-09.30.15"[..])]);
-    }
 
     #[test]
     fn a_path_without_marks_or_without_a_mount_stays_as_it_is() {

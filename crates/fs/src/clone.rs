@@ -147,29 +147,23 @@ impl Fs {
     /// What a fileset's tree held as of a moment.
     fn walk(&self, root: Inode, at: Tid) -> Result<Walked> {
         self.root_at(root, at)?;
-        let mut walked = Walked { count: Count::default(), left_out: Vec::new() };
-        let (mut linked, mut todo) = (HashSet::new(), vec![root]);
-        while let Some(ino) = todo.pop() {
-            let Some(attr) = self.attr_at(ino, at)? else { continue };
-            if !attr.is_dir() && attr.nlink > 1 && !linked.insert(ino) {
-                continue;
-            }
-            walked.count.objects += 1;
-            walked.count.live += attr.bytes;
-            if !attr.is_dir() {
-                continue;
-            }
-            for (suffix, found) in self.entries(ino, at)? {
+        let ino = |object| Inode { fileset: root.fileset, object };
+        let mut left_out = Vec::new();
+        let below = |object, todo: &mut Vec<ObjectId>| {
+            let dir = ino(object);
+            for (suffix, found) in self.entries(dir, at)? {
                 if found.ino.fileset != root.fileset {
                     continue;
                 }
                 match self.is_left_out(found.ino, at)? {
-                    true => walked.left_out.push(LeftOut { dir: ino, suffix, found }),
-                    false => todo.push(found.ino),
+                    true => left_out.push(LeftOut { dir, suffix, found }),
+                    false => todo.push(found.ino.object),
                 }
             }
-        }
-        Ok(walked)
+            Ok(())
+        };
+        let count = count_tree(root.object, |object| self.attr_at(ino(object), at), below)?;
+        Ok(Walked { count, left_out })
     }
 
     /// What takes the place of what was left out.
@@ -218,10 +212,11 @@ impl Fs {
 
 /// What a clone holds, by its tree and what is open in it without a name: for [`darner_store::OpenOptions`].
 pub fn count_clone(store: &Store, clone: FilesetId) -> darner_store::Result<Count> {
-    let mut count = Count::default();
     let id = clone.0.to_be_bytes();
     let catalogued = store.get(&Key::new(CATALOGUE, ObjectId(0), Kind::FILESET, &id), Tid::MAX)?;
-    let Some(fileset) = catalogued.and_then(|found| Fileset::decode(clone, &found.value)) else { return Ok(count) };
+    let Some(fileset) = catalogued.and_then(|found| Fileset::decode(clone, &found.value)) else {
+        return Ok(Count::default());
+    };
     let mut nameless = Vec::new();
     store.scan(clone, ObjectId(0), Kind::ORPHAN, &[], Tid::MAX, &mut |suffix, _, _| {
         nameless.extend(suffix.try_into().ok().map(|bytes| ObjectId(u64::from_be_bytes(bytes))));
@@ -231,23 +226,38 @@ pub fn count_clone(store: &Store, clone: FilesetId) -> darner_store::Result<Coun
         let found = store.get(&Key::new(clone, object, Kind::ATTR, &[]), Tid::MAX)?;
         Ok(found.and_then(|found| Attr::decode(&found.value, found.tid)))
     };
-    let mut add = |attr: &Attr| (count.objects, count.live) = (count.objects + 1, count.live + attr.bytes);
+    let below = |dir, todo: &mut Vec<ObjectId>| {
+        store.scan(clone, dir, Kind::DIRENT, &[], Tid::MAX, &mut |_, _, value| {
+            let found = Dirent::decode(value, clone).filter(|found| found.ino.fileset == clone);
+            todo.extend(found.map(|found| found.ino.object));
+            ControlFlow::Continue(())
+        })
+    };
+    let mut count = count_tree(fileset.root, attr_of, below)?;
     for object in nameless {
-        attr_of(object)?.filter(|attr| attr.nlink == 0).iter().for_each(&mut add);
+        if let Some(attr) = attr_of(object)?.filter(|attr| attr.nlink == 0) {
+            (count.objects, count.live) = (count.objects + 1, count.live + attr.bytes);
+        }
     }
-    let (mut linked, mut todo) = (HashSet::new(), vec![fileset.root]);
+    Ok(count)
+}
+
+/// What is in a tree: each file once, however many names it has. `below` appends what a directory leads to in the same fileset.
+fn count_tree<E>(
+    root: ObjectId,
+    attr_of: impl Fn(ObjectId) -> std::result::Result<Option<Attr>, E>,
+    mut below: impl FnMut(ObjectId, &mut Vec<ObjectId>) -> std::result::Result<(), E>,
+) -> std::result::Result<Count, E> {
+    let mut count = Count::default();
+    let (mut linked, mut todo) = (HashSet::new(), vec![root]);
     while let Some(object) = todo.pop() {
         let Some(attr) = attr_of(object)? else { continue };
         if !attr.is_dir() && attr.nlink > 1 && !linked.insert(object) {
             continue;
         }
-        add(&attr);
+        (count.objects, count.live) = (count.objects + 1, count.live + attr.bytes);
         if attr.is_dir() {
-            store.scan(clone, object, Kind::DIRENT, &[], Tid::MAX, &mut |_, _, value| {
-                let found = Dirent::decode(value, clone).filter(|found| found.ino.fileset == clone);
-                todo.extend(found.map(|found| found.ino.object));
-                ControlFlow::Continue(())
-            })?;
+            below(object, &mut todo)?;
         }
     }
     Ok(count)

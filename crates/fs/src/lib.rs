@@ -69,7 +69,7 @@ pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};
 pub use statfs::StatFs;
-pub use view::Moment;
+pub use view::{Moment, splits};
 pub use whereabouts::{NamedMirror, Whereabouts};
 pub use xattr::{Found, SetXattr};
 

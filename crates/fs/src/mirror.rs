@@ -29,6 +29,7 @@ use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
 use crate::node::{Inode, MAIN, ROOT};
+use crate::whereabouts::Settled;
 
 /// The object whose MIRROR record says how far a mirror has come. No file has its number.
 pub(crate) const BOOKS: ObjectId = ObjectId(u64::MAX);
@@ -169,6 +170,7 @@ pub(crate) struct Mirror {
     /// What that was before.
     before: AtomicU64,
     pin: parking_lot::Mutex<Option<Pin>>,
+    pub(crate) settled: parking_lot::Mutex<Settled>,
 }
 
 impl Fs {

@@ -159,10 +159,24 @@ impl Fs {
     }
 }
 
-/// The ways to read a name as NAME and WHEN, the last mark first.
-fn splits(name: &[u8]) -> impl Iterator<Item = (&[u8], &str)> {
+/// The ways to read a name as NAME and WHEN (the name is empty for the directory itself), the last mark first.
+pub fn splits(name: &[u8]) -> impl Iterator<Item = (&[u8], &str)> {
     let marks = (0..name.len().saturating_sub(2)).rev().filter(|&at| &name[at..at + 2] == POINTS);
     let samba = name.starts_with(SAMBA).then_some((&b""[..], name));
     let splits = marks.map(|at| (&name[..at], &name[at + 2..])).chain(samba);
     splits.filter_map(|(base, text)| Some((base, std::str::from_utf8(text).ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_split_at_its_last_mark_first() {
+        let all = |name| splits(name).collect::<Vec<_>>();
+        assert_eq!(all(b"a@@b@@-1d"), [(&b"a@@b"[..], "-1d"), (b"a", "b@@-1d")]);
+        assert_eq!(all(b"@@x"), [(&b""[..], "x")]);
+        assert_eq!(all(b"x@@"), []);
+        assert_eq!(all(b"@GMT-2026.11.22-09.30.15"), [(&b""[..], "@GMT-2026.11.22-09.30.15")]);
+    }
 }

@@ -4,6 +4,7 @@
 //! A uuid alone says nothing of where: copies of a store have the same one, and each is a store of its own. So a store has moved only where
 //! it is known by now by one of its former paths, or is at none of them any more.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
@@ -19,6 +20,12 @@ use crate::node::{Inode, MAIN};
 use crate::peer::{MIRROR_AT, SOURCE_AT};
 
 const VERSION: u8 = 1;
+/// Stores of which it is remembered what they said, at most.
+const SETTLED_MAX: usize = 10_000;
+
+/// Where those who follow said last that they are, by their uuids, as long as there is nothing to be kept of it: each says so with every
+/// look, several times a second.
+pub(crate) type Settled = HashMap<[u8; 16], Vec<PathBuf>>;
 
 /// Where another store is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,6 +154,7 @@ impl Fs {
             },
             |_| (),
         )?;
+        self.mirror.settled.lock().clear();
         Ok(())
     }
 
@@ -159,17 +167,27 @@ impl Fs {
         is_there: &dyn Fn(&Path) -> bool,
         now_ns: u64,
     ) -> Result<()> {
+        if self.mirror.settled.lock().get(&store).is_some_and(|said| said == at) {
+            return Ok(());
+        }
         let is_it = |mirror: &NamedMirror| match &mirror.known {
             Some(known) => known.store == store,
             None => at.contains(&mirror.target),
         };
-        let Some(mirror) = self.mirrors()?.into_iter().find(is_it) else { return Ok(()) };
-        let before = mirror.known.map_or_else(|| vec![mirror.target], |known| known.at);
-        let is_same = at.iter().any(|path| before.contains(path)) || !before.iter().any(|path| is_there(path));
-        match is_same && !at.is_empty() {
-            true => self.place_mirror(&mirror.name, &Whereabouts { store, at: at.to_vec(), knows: Vec::new() }, now_ns),
-            false => Ok(()),
+        if let Some(mirror) = self.mirrors()?.into_iter().find(is_it) {
+            let before = mirror.known.map_or_else(|| vec![mirror.target], |known| known.at);
+            let is_same = at.iter().any(|path| before.contains(path)) || !before.iter().any(|path| is_there(path));
+            if !is_same || at.is_empty() {
+                return Ok(());
+            }
+            self.place_mirror(&mirror.name, &Whereabouts { store, at: at.to_vec(), knows: Vec::new() }, now_ns)?;
         }
+        let mut settled = self.mirror.settled.lock();
+        if settled.len() >= SETTLED_MAX {
+            settled.clear();
+        }
+        settled.insert(store, at.to_vec());
+        Ok(())
     }
 
     /// Keeps where the mirror of a name is, if that is new.

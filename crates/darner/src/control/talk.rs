@@ -146,11 +146,11 @@ enum Found {
 }
 
 fn connect(callee: &Callee<'_>, own: &Arc<Hears>) -> Result<Found> {
-    let (socket, place) = match &callee.at {
-        At::Socket(socket) => (Some(socket.clone()), None),
-        At::Store(place) => (None, Some(place)),
+    let addresses: Box<dyn Iterator<Item = SocketAddr>> = match &callee.at {
+        At::Socket(socket) => Box::new(std::iter::once(socket.clone())),
+        At::Store(place) => Box::new(place.sockets()),
     };
-    for address in socket.into_iter().chain(place.into_iter().flat_map(|place| place.sockets())) {
+    for address in addresses {
         match unix::connect_unattended(&address, SERVICE, &config(callee.patience), own.clone()) {
             Ok(link) => return Ok(Found::Daemon(link)),
             Err(ConnectError::Io(_)) => {}
