@@ -3,7 +3,10 @@
 //! A batch of victims (whole segments, or packs) is marked by one look at the index. Then, portion by portion, what is needed
 //! is copied to a pack, a manifest switches over, and the victims' regions are given back: a portion needs little room, and
 //! holds up nobody for long. Victims are chosen by benefit and cost as in Rosenblum & Ousterhout 1992:
-//! (1 − u) · age / (1 + u), with u the share that is needed, as the last collapse found it.
+//! (1 − u) · age / (1 + u), with u the share that is needed, as the last collapse found it. The age is that of the region,
+//! not of what is in it: a pack that was made just now has had no time to lose anything, however old its bytes are, and
+//! what loses as fast as all others is worth most where most is lost (after Lomet & Luo 2019, "Efficiently reclaiming
+//! space in a log structured store").
 //!
 //! Invariants: only segments before the checkpoint's log position are cleaned, so replay never meets a pack. Chunk maps
 //! that come about after the look lead only to extents that it found needed, because each is made of earlier ones; so a look
@@ -69,7 +72,8 @@ pub(crate) struct Container {
     pub(crate) kept: u64,
     needed: u64,
     tombstones: u64,
-    newest: Tid,
+    /// Since when it loses what it holds.
+    since: Tid,
     /// It holds something of a fileset that is kept twice.
     twice: bool,
 }
@@ -82,7 +86,7 @@ impl Container {
     fn score(&self, now: u64) -> f64 {
         let used = self.needed.min(self.kept) as f64 / self.kept.max(1) as f64;
         // Young waste grows by itself if one waits.
-        let age = (now.saturating_sub(self.newest.0) as f64 / 1e9).clamp(1.0, 1e7).sqrt();
+        let age = (now.saturating_sub(self.since.0) as f64 / 1e9).clamp(1.0, 1e7).sqrt();
         (1.0 - used) * age / (1.0 + used)
     }
 }
@@ -92,6 +96,8 @@ pub(crate) struct Batch {
     needed: Needed,
     /// Their segments, and in which order they are to go.
     ranks: HashMap<u64, usize>,
+    /// What was copied last.
+    written: Option<Written>,
 }
 
 /// Whether room is short, with so many bytes of waste to be had.
@@ -109,6 +115,9 @@ impl Store {
         let mut state = self.maintenance.lock();
         if state.pass.is_some() {
             self.step_pass(&mut state)?;
+            return Ok(Progress::Worked);
+        }
+        if self.clean_on(&mut state)?.is_some() {
             return Ok(Progress::Worked);
         }
         if self.collapse_is_due(&mut state, now_ns)? {
@@ -194,7 +203,7 @@ impl Store {
         let levels = self.index.read().levels.clone();
         let index: u64 = levels.tables().map(|t| t.len()).sum();
         // The less room there is, the sooner; but no pass for less than it costs.
-        let of_bytes = (u.used / LAPSED).min((u.free + waste + bytes) / 4).max(LAPSED_BYTES_MIN).max(index / 2);
+        let of_bytes = (u.used / LAPSED).min((u.free + waste + bytes) / 5).max(LAPSED_BYTES_MIN).max(index / 2);
         Ok(bytes >= of_bytes || versions >= (account.versions / LAPSED).max(LAPSED_VERSIONS_MIN))
     }
 
@@ -223,7 +232,7 @@ impl Store {
                 kept: 0,
                 needed: 0,
                 tombstones: 0,
-                newest: Tid::ZERO,
+                since: Tid::ZERO,
                 twice: false,
             });
             c.segments.push(i);
@@ -231,7 +240,12 @@ impl Store {
             c.needed += needed;
             c.tombstones += s.tombstones;
             c.twice |= s.twice;
-            c.newest = c.newest.max(segments.get(i + 1).map_or(Tid::MAX, |next| next.after));
+            // Regions are numbered about as they are made: the first segment with a higher number came after a pack.
+            let next = match s.pack {
+                Some(pack) => segments.get(segments.partition_point(|s| s.at.id < pack)),
+                None => segments.get(i + 1),
+            };
+            c.since = c.since.max(next.map_or(Tid::MAX, |next| next.after));
         }
         let damaged = |c: &Container| c.segments.iter().any(|i| state.damaged.contains(&segments[*i].at.id));
         by_region.into_values().filter(|c| !damaged(c)).collect()
@@ -252,10 +266,11 @@ impl Store {
         // Where some can't be, what is stuck behind it stays so: then the others are still cleaned for their waste.
         let stuck = all.iter().map(|c| c.tombstones).sum::<u64>() > u.used / WASTE;
         let sweep = stuck && all.iter().any(to_sweep);
-        let (enough, each) = match effort {
-            Effort::Full => (1, 64),
-            Effort::Steady if is_pressed(&u, waste) => (1 << 20, 32),
-            Effort::Steady => ((u.used / WASTE).min(u.free).max(WASTE_MIN), 10),
+        // What is written meanwhile makes more waste, which the next collapse finds: who is pressed is about as far by then.
+        let (enough, each, at_once) = match effort {
+            Effort::Full => (1, 64, waste),
+            Effort::Steady if is_pressed(&u, waste) => (1 << 20, 32, waste / 4),
+            Effort::Steady => ((u.used / WASTE).min(u.free).max(WASTE_MIN), 10, waste / 2),
         };
         if wiping || all.iter().any(must) {
             // Nothing of it may be left, nor any waste that might be of earlier versions.
@@ -277,7 +292,7 @@ impl Store {
         let (mut sum, mut gained) = (0, 0);
         let most = self.memory.max(PORTION);
         let within = all.iter().take_while(|c| {
-            let wanted = effort == Effort::Full || sweep || gained <= waste / 2;
+            let wanted = sweep || gained <= at_once;
             sum += c.needed;
             gained += c.waste();
             wanted && sum <= most
@@ -305,24 +320,27 @@ impl Store {
 
     /// Cleans the next portion; returns how many bytes were copied, `None` if nothing is due or fits.
     pub(crate) fn clean_batch(&self, state: &mut State, effort: Effort) -> Result<Option<u64>> {
+        // What is left of an earlier look goes first; a fresh one shows what pays then.
+        let mut copied = self.clean_on(state)?;
+        if copied.is_none() {
+            state.batch = self.look(state, effort)?;
+            copied = self.clean_on(state)?;
+        }
+        if copied.is_none() {
+            self.bury(state)?;
+        }
+        Ok(copied)
+    }
+
+    /// Cleans the next portion of the batch under way; `None` if there is none, or nothing is left of it that pays and fits.
+    fn clean_on(&self, state: &mut State) -> Result<Option<u64>> {
         // After a crash the sizes may be those from before a trim, and what lies behind the ends somebody else's: it must
         // not be overwritten when a victim is given back.
         self.trim_segments()?;
-        // What is left of an earlier look goes first; a fresh one shows what pays then.
-        if let Some(mut batch) = state.batch.take()
-            && let Some(copied) = self.clean_portion(state, &mut batch)?
-        {
-            state.batch = Some(batch);
-            return Ok(Some(copied));
-        }
-        if let Some(mut batch) = self.look(state, effort)?
-            && let Some(copied) = self.clean_portion(state, &mut batch)?
-        {
-            state.batch = Some(batch);
-            return Ok(Some(copied));
-        }
-        self.bury(state)?;
-        Ok(None)
+        let Some(mut batch) = state.batch.take() else { return Ok(None) };
+        let copied = self.clean_portion(state, &mut batch)?;
+        state.batch = copied.map(|_| batch);
+        Ok(copied)
     }
 
     /// Chooses victims and looks up what is needed of them; `None` if it does not pay.
@@ -344,48 +362,80 @@ impl Store {
             took_ms = start.elapsed().as_millis() as u64,
             "looked at what to clean"
         );
-        Ok(Some(Batch { needed, ranks }))
+        Ok(Some(Batch { needed, ranks, written: None }))
+    }
+
+    /// Ends the batch under way, if there is one.
+    pub(crate) fn end_batch(&self, state: &mut State) -> Result<()> {
+        match state.batch.take() {
+            Some(mut batch) => self.end_copy(state, &mut batch).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Cleans a portion of a batch; returns how many bytes were copied, `None` if nothing is left of it that pays and fits.
+    ///
+    /// The pack that is written is switched to by the next call, after that has copied its own portion: meanwhile the
+    /// medium takes it, and the flush has little left to wait for.
     fn clean_portion(&self, state: &mut State, batch: &mut Batch) -> Result<Option<u64>> {
         let start = std::time::Instant::now();
         let mut most = self.portion_max()?;
         loop {
             let chosen = self.portion(state, batch, most)?;
             if chosen.is_empty() {
-                return Ok(None);
+                return Ok(self.end_copy(state, batch)?.map(|_| 0));
             }
             let segments = self.segments.lock().clone();
             let ids: Vec<u64> = chosen.iter().map(|i| segments[*i].at.id).collect();
-            match self.copy_segments(state, &batch.needed, &segments, &chosen) {
+            let gathered = self.gather(state, &batch.needed, batch.written.as_ref(), &segments, &chosen);
+            let settled = self.end_copy(state, batch)?;
+            if settled == Some(Settled::Dropped) {
+                // What was gathered counted on it.
+                continue;
+            }
+            match gathered.and_then(|g| self.write(g)) {
                 // A volume that is full may still have room for small packs, and these make more.
                 Err(Error::NoSpace { .. }) if most > 64 << 10 => most /= 4,
-                Err(Error::NoSpace { .. }) => return Ok(None),
+                Err(Error::NoSpace { .. }) => return Ok(settled.map(|_| 0)),
                 Err(Error::Corrupt { .. }) => {
                     batch.ranks.retain(|id, _| !ids.contains(id));
-                    return self.clean_apart(state, &batch.needed, &chosen).map(Some);
+                    return self.clean_apart(state, &batch.needed, &ids).map(Some);
                 }
-                outcome => {
+                Err(e) => return Err(e),
+                Ok(written) => {
+                    let bytes = written.region.place().size;
                     tracing::debug!(
-                        ?outcome,
+                        bytes,
                         free_kib = self.usage()?.free >> 10,
                         took_ms = start.elapsed().as_millis() as u64,
                         "copied a portion"
                     );
                     batch.ranks.retain(|id, _| !ids.contains(id));
-                    return outcome.map(Some);
+                    batch.written = Some(written);
+                    return Ok(Some(bytes));
                 }
             }
         }
     }
 
+    /// Switches to the pack that is on its way to the medium, if there is one.
+    fn end_copy(&self, state: &mut State, batch: &mut Batch) -> Result<Option<Settled>> {
+        let Some(written) = batch.written.take() else { return Ok(None) };
+        // Whoever empties a volume does not know of what nothing names.
+        if !self.volumes.accept(written.region.place()) {
+            self.give_back_or_leave(written.region.place());
+            return Ok(Some(Settled::Dropped));
+        }
+        self.switch(state, written)?;
+        Ok(Some(Settled::Switched))
+    }
+
     /// Cleans a portion region by region, because some of it is damaged: that stays as it is, for somebody to heal.
-    fn clean_apart(&self, state: &mut State, needed: &Needed, chosen: &[usize]) -> Result<u64> {
+    fn clean_apart(&self, state: &mut State, needed: &Needed, portion: &[u64]) -> Result<u64> {
         let mut by_region: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         {
             let segments = self.segments.lock();
-            for s in chosen.iter().map(|i| &segments[*i]) {
+            for s in segments.iter().filter(|s| portion.contains(&s.at.id)) {
                 by_region.entry(s.pack.unwrap_or(s.at.id)).or_default().push(s.at.id);
             }
         }
@@ -432,7 +482,8 @@ impl Store {
         Ok(chosen)
     }
 
-    /// Copies what is needed of some segments, given by their places in the list, ascending.
+    /// Copies what is needed of some segments, given by their places in the list, ascending, to a pack and switches over;
+    /// returns its bytes.
     pub(crate) fn copy_segments(
         &self,
         state: &mut State,
@@ -440,49 +491,69 @@ impl Store {
         segments: &[Segment],
         chosen: &[usize],
     ) -> Result<u64> {
+        let written = self.write(self.gather(state, needed, None, segments, chosen)?)?;
+        let bytes = written.region.place().size;
+        self.switch(state, written)?;
+        Ok(bytes)
+    }
+
+    /// Takes what is needed of the victims into memory. `before`: a pack that will be switched to first.
+    fn gather(
+        &self,
+        state: &mut State,
+        needed: &Needed,
+        before: Option<&Written>,
+        segments: &[Segment],
+        chosen: &[usize],
+    ) -> Result<Gathered> {
+        let going: HashSet<u64> = before.iter().flat_map(|w| &w.parts).map(|part| part.number).collect();
         let is_clean = |(i, s): (usize, &Segment)| {
-            state.cleaned.get(&s.at.id) == Some(&state.passes) || chosen.binary_search(&i).is_ok()
+            state.cleaned.get(&s.at.id) == Some(&state.passes)
+                || chosen.binary_search(&i).is_ok()
+                || going.contains(&s.at.id)
         };
         // Up to here nothing older is left that a tombstone might hide.
         let unclean = segments.iter().enumerate().position(|s| !is_clean(s)).unwrap_or(segments.len());
-        self.copy(state, &Copy { needed, segments, chosen, unclean })
+        let victims = || chosen.iter().map(|i| &segments[*i]);
+        let guess: u64 = victims().map(|s| if s.live == LIVE_UNKNOWN { s.end } else { s.live + s.slack }).sum();
+        let mut writer = Writer::new((guess + guess / 16) as usize);
+        let mut tombstones = Vec::new();
+        for &i in chosen {
+            tombstones.push(self.copy_segment(state, &mut writer, &segments[i], needed, i < unclean)?);
+        }
+        Ok(Gathered { writer, tombstones, twice: victims().any(|s| s.twice) })
     }
 
-    /// Copies what is needed of the victims to a pack and switches over; returns its bytes.
-    fn copy(&self, state: &mut State, copy: &Copy<'_>) -> Result<u64> {
-        let victims = copy.chosen.iter().map(|i| &copy.segments[*i]);
-        let guess: u64 = victims.map(|s| if s.live == LIVE_UNKNOWN { s.end } else { s.live + s.slack }).sum();
-        let mut w = Writer::new((guess + guess / 16) as usize);
-        let mut tombstones = Vec::new();
-        for &i in copy.chosen {
-            let drop_tombstones = i < copy.unclean;
-            tombstones.push(self.copy_segment(state, &mut w, &copy.segments[i], copy.needed, drop_tombstones)?);
-        }
+    /// Writes a pack, which is on its way to the medium then.
+    fn write(&self, gathered: Gathered) -> Result<Written> {
+        let Gathered { writer, tombstones, twice } = gathered;
         let mut made = None;
-        let twice = copy.chosen.iter().any(|i| copy.segments[*i].twice);
-        let written = w.finish(&self.uuid, |size| {
+        let written = writer.finish(&self.uuid, |size| {
             let region = self.create_pack(size, twice)?;
             made = Some(region.place());
             Ok(region)
         });
-        let (region, parts) = match written {
-            Ok(done) => done,
+        match written {
+            Ok((region, parts)) => Ok(Written { region, parts, tombstones }),
             Err(e) => {
                 // Nothing names it.
                 if let Some(at) = made {
                     self.volumes.remove(at)?;
                 }
-                return Err(e);
+                Err(e)
             }
-        };
-        let at = region.place();
-        drop(region);
-        self.switch(state, at, parts, &tombstones)?;
-        Ok(at.size)
+        }
     }
 
     /// Readers find the parts from now on, and so does the next open; the victims' regions are given back.
-    fn switch(&self, state: &mut State, at: RegionRef, parts: Vec<pack::Part>, tombstones: &[u64]) -> Result<()> {
+    fn switch(&self, state: &mut State, written: Written) -> Result<()> {
+        let Written { region, parts, tombstones } = written;
+        let at = region.place();
+        if let Err(e) = region.flush() {
+            self.give_back_or_leave(at);
+            return Err(e);
+        }
+        drop(region);
         let pack = self.volumes.open(at)?;
         let mut old: Vec<(Arc<dyn Region>, RegionRef)> = Vec::new();
         {
@@ -503,7 +574,7 @@ impl Store {
                 let kept = part.runs.len();
                 let was = s.at;
                 let known = if s.live == LIVE_UNKNOWN { kept } else { s.live.min(kept) };
-                (s.live, s.slack, s.tombstones, s.packed) = (known, kept - known, *tombstones, kept);
+                (s.live, s.slack, s.tombstones, s.packed) = (known, kept - known, tombstones, kept);
                 s.at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0, second: None };
                 let own = s.pack.replace(at.id).is_none();
                 state.cleaned.insert(part.number, state.passes);
@@ -554,6 +625,8 @@ impl Store {
         }
         let cold = self.cold_regions();
         let mut state = self.maintenance.lock();
+        // What is on its way is as old as the look that it goes by.
+        self.end_batch(&mut state)?;
         let segments = self.segments.lock().clone();
         let newest = state.log.region;
         let sealed = segments.iter().take_while(|s| s.at.id != newest);
@@ -569,11 +642,25 @@ impl Store {
     }
 }
 
-/// A batch to be copied.
-struct Copy<'c> {
-    needed: &'c Needed,
-    segments: &'c [Segment],
-    chosen: &'c [usize],
-    /// Segments before this one are clean.
-    unclean: usize,
+/// What is needed of some segments, in memory.
+struct Gathered {
+    writer: Writer,
+    tombstones: Vec<u64>,
+    twice: bool,
+}
+
+/// A pack on its way to the medium; nothing names it yet.
+struct Written {
+    region: Arc<dyn Region>,
+    parts: Vec<pack::Part>,
+    /// Bytes of tombstones in each that may be stuck.
+    tombstones: Vec<u64>,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    Switched,
+    /// It was where nothing is to be any more.
+    Dropped,
 }

@@ -67,7 +67,25 @@ impl<'a> Reader<'a> {
     }
 
     /// A varint.
+    #[inline]
     pub fn varint(&mut self) -> Option<u64> {
+        // Eight bytes at a time where there are as many: maps of chunks are full of numbers of four to six.
+        if let Some(word) = self.bytes.first_chunk().map(|eight| u64::from_le_bytes(*eight))
+            && let ends = !word & 0x8080_8080_8080_8080
+            && ends != 0
+        {
+            let bits = ends.trailing_zeros() + 1;
+            self.bytes = &self.bytes[bits as usize / 8..];
+            let sevens = word & u64::MAX >> (64 - bits) & 0x7f7f_7f7f_7f7f_7f7f;
+            let join = |v: u64, low: u64, by: u32| v & low | (v & !low) >> by;
+            let twice = join(sevens, 0x007f_007f_007f_007f, 1);
+            return Some(join(join(twice, 0x3fff_0000_3fff, 2), 0x0fff_ffff, 4));
+        }
+        self.long_varint()
+    }
+
+    /// One byte by byte.
+    fn long_varint(&mut self) -> Option<u64> {
         let mut v = 0u64;
         for shift in (0..70).step_by(7) {
             let b = self.u8()?;
@@ -146,6 +164,18 @@ mod tests {
         }
         assert!(r.is_empty());
         assert_eq!(r.varint(), None);
+    }
+
+    #[test]
+    fn a_varint_is_the_same_read_at_once_and_byte_by_byte() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for _ in 0..100_000 {
+            let bytes: Vec<u8> = (0..rng.usize(..14)).map(|_| rng.u8(..) | if rng.bool() { 0x80 } else { 0 }).collect();
+            let (mut at_once, mut by_bytes) = (Reader::new(&bytes), Reader::new(&bytes));
+            let found = at_once.varint();
+            assert_eq!(found, by_bytes.long_varint(), "{bytes:x?}");
+            assert!(found.is_none() || at_once.rest() == by_bytes.rest(), "{bytes:x?}");
+        }
     }
 
     #[test]

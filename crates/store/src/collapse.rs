@@ -453,7 +453,8 @@ fn block_bytes(place: &Place, blocks: u32) -> u64 {
 pub(crate) struct Ageing {
     now_ns: u64,
     retention: Option<(FilesetId, Arc<Retention>)>,
-    newer: Option<Entry>,
+    /// The entry before: its key and spans.
+    newer: (Vec<u8>, Vec<Span>),
     object: Vec<u8>,
     /// Since when moments count for the object, once somebody asked.
     kept_since: Option<Tid>,
@@ -461,7 +462,7 @@ pub(crate) struct Ageing {
 
 impl Ageing {
     pub fn new(now_ns: u64) -> Ageing {
-        Ageing { now_ns, retention: None, newer: None, object: Vec::new(), kept_since: None }
+        Ageing { now_ns, retention: None, newer: Default::default(), object: Vec::new(), kept_since: None }
     }
 
     /// `until`: when the entry was superseded, if it was.
@@ -486,17 +487,20 @@ impl Ageing {
         if e.key[OBJECT_END] == Kind::KEEPLESS.0 {
             self.kept_since.get_or_insert(kept_since(e.tid, e.value.as_deref()));
         }
+        let spans = spans(e);
+        let (key, newer) = &mut self.newer;
+        if **key != *e.key {
+            key.clear();
+            key.extend_from_slice(&e.key);
+            newer.clear();
+        }
+        let newer = std::mem::replace(newer, spans);
         if let Some(until) = until.filter(|until| *until != Tid::MAX) {
             let when = self.expiry(store, e, until)?;
-            let newer = self.newer.as_ref().filter(|n| n.key == e.key).map_or(Vec::new(), spans);
-            let only_here =
-                |s: &&Span| !newer.iter().any(|n| n.place.offset == s.place.offset && n.place.region == s.place.region);
-            let data: u64 = spans(e).iter().filter(only_here).map(|s| u64::from(s.len)).sum();
-            let bytes = record_bytes(e) + data;
+            let bytes = record_bytes(e) + bytes_only_in(&self.newer.1, &newer);
             lapses.add(when, self.now_ns, bytes);
             *grown.entry(fileset).or_default() += if when > self.now_ns { bytes } else { 0 };
         }
-        self.newer = Some(e.clone());
         Ok(())
     }
 
@@ -518,6 +522,21 @@ impl Ageing {
             from => retention.expiry(from, until),
         })
     }
+}
+
+/// Bytes of a map's spans that lead to no extent that spans of the other one lead to about there.
+fn bytes_only_in(spans: &[Span], other: &[Span]) -> u64 {
+    let same = |a: &Span, b: &Span| (a.place.region, a.place.offset) == (b.place.region, b.place.offset);
+    let mut rest = other;
+    let mut sum = 0;
+    for s in spans {
+        let before = rest.iter().take_while(|o| o.end() <= s.at).count();
+        rest = &rest[before..];
+        if !rest.iter().take_while(|o| o.at < s.end()).any(|o| same(s, o)) {
+            sum += u64::from(s.len);
+        }
+    }
+    sum
 }
 
 /// A pass under way.
@@ -613,6 +632,8 @@ impl Store {
 
     /// Begins a pass over all there is, the memtable included.
     pub(crate) fn begin_pass(&self, state: &mut State, now_ns: u64) -> Result<()> {
+        // What it is to find changes what pays.
+        self.end_batch(state)?;
         self.flush_locked(state)?;
         let keep = self.keep(now_ns, None)?;
         // A label or a fileset that was taken away must not be back after a crash when what it kept is gone.
@@ -623,8 +644,6 @@ impl Store {
         state.lapses = Lapses::default();
         state.grown.clear();
         state.passes += 1;
-        // What it is to find changes what pays.
-        state.batch = None;
         let (newest, made, tally) = (state.log.region, Default::default(), Tally::default());
         state.pass = Some(Pass { keep, live, history, made, newest, tally, read: 0, total });
         Ok(())
@@ -776,5 +795,58 @@ impl Store {
         state.doomed.extend(before.filter(|t| !kept.contains(&Arc::as_ptr(t))).cloned());
         (pass.live, pass.history, pass.made) = (live, history, made);
         self.bury(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extent::ChunkMap;
+
+    #[test]
+    fn bytes_that_only_one_map_has_are_those_that_the_other_one_leads_to_nowhere() {
+        let mut rng = fastrand::Rng::with_seed(8);
+        let block = extent::BLOCK as u32;
+        let blocks = extent::CHUNK as u32 / block;
+        let range = |rng: &mut fastrand::Rng| {
+            let at = rng.u32(..blocks);
+            (at * block, rng.u32(1..=(blocks - at).min(8)) * block)
+        };
+        let place = |n: u64, len: u32| Place {
+            region: 1 + n % 3,
+            offset: n * 1_000_000,
+            stored: extent::raw_size(len as usize) as u32,
+            extent_len: len,
+            skip: 0,
+            codec: extent::Codec::Raw,
+            tid: Tid(1),
+        };
+        for _ in 0..500 {
+            let mut map = ChunkMap::default();
+            let mut n = 0;
+            for _ in 0..rng.u32(1..12) {
+                n += 1;
+                let (at, len) = range(&mut rng);
+                map.overlay(at, len, Some(place(n, len)));
+            }
+            let older = map.clone();
+            for _ in 0..rng.u32(1..4) {
+                n += 1;
+                let (at, len) = range(&mut rng);
+                map.overlay(at, len, rng.bool().then(|| place(n, len)));
+            }
+            let spans = |map: &ChunkMap| {
+                let mut spans = Vec::new();
+                ChunkMap::each_span(&map.encode(Tid(5)), Tid(5), |s| spans.push(s)).unwrap();
+                spans
+            };
+            let (older, newer) = (spans(&older), spans(&map));
+            let is_there = |s: &Span| {
+                let meets = |o: &&Span| o.at < s.end() && s.at < o.end();
+                newer.iter().filter(meets).any(|o| o.place.offset == s.place.offset)
+            };
+            let expected: u64 = older.iter().filter(|s| !is_there(s)).map(|s| u64::from(s.len)).sum();
+            assert_eq!(bytes_only_in(&older, &newer), expected);
+        }
     }
 }

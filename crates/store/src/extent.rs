@@ -128,7 +128,7 @@ pub struct Span {
 }
 
 impl Span {
-    fn end(&self) -> u32 {
+    pub(crate) fn end(&self) -> u32 {
         self.at + self.len
     }
 

@@ -213,7 +213,10 @@ impl Store {
         if self.read_only {
             return Ok(());
         }
-        self.checkpoint()?;
+        let mut state = self.maintenance.lock();
+        self.end_batch(&mut state)?;
+        self.flush_locked(&mut state)?;
+        drop(state);
         if let Some(spare) = self.spare.lock().take() {
             self.volumes.remove(spare.place())?;
         }
@@ -420,7 +423,7 @@ impl Store {
     }
 
     /// Nothing names it any more: where it can't be given back now, the next open does it.
-    fn give_back_or_leave(&self, at: RegionRef) {
+    pub(crate) fn give_back_or_leave(&self, at: RegionRef) {
         if let Err(e) = self.give_back(at) {
             self.not_given_back.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             tracing::warn!("region {:x} takes its space until the next mount: {e}", at.id);

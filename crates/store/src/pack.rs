@@ -19,7 +19,7 @@ use crate::{Error, Result, Tid};
 /// Bytes of a pack's header; parts begin behind it.
 pub const HEADER: u64 = 4096;
 const MAGIC: &[u8; 8] = b"DARNPAK1";
-/// A part with more bytes is not taken into memory as a whole.
+/// What has more bytes is not taken into memory as a whole.
 const IN_MEMORY_MAX: u64 = 32 << 20;
 
 /// Which bytes of a segment are left, in order.
@@ -157,8 +157,8 @@ impl Writer {
         self.buf.extend_from_slice(bytes);
     }
 
-    /// Writes it to a region that `create` makes, of so many bytes; durable on return. Returns the region and the parts (of
-    /// some nothing may be left: those are not in the directory).
+    /// Writes it to a region that `create` makes, of so many bytes; durable once that is flushed. Returns the region and the
+    /// parts (of some nothing may be left: those are not in the directory).
     pub fn finish(
         mut self,
         store: &[u8; 16],
@@ -175,14 +175,14 @@ impl Writer {
         let crc = crc_at(id, at, &directory);
         directory.extend_from_slice(&crc.to_le_bytes());
         self.buf.extend_from_slice(&directory);
-        // The medium begins while the rest is still written: the flush waits the less.
+        // The medium begins at once: the flush waits the less.
         for (n, piece) in self.buf.chunks(PIECE).enumerate() {
             let at = HEADER + (n * PIECE) as u64;
             region.write_at(piece, at)?;
             region.write_back(at, piece.len() as u64);
         }
         region.write_at(&header(store, id, at, len), 0)?;
-        region.flush()?;
+        region.write_back(0, HEADER);
         Ok((region, self.parts))
     }
 }
@@ -253,7 +253,18 @@ fn parts(directory: &[u8], end: u64) -> Option<Vec<Part>> {
     r.is_empty().then_some(parts)
 }
 
-/// Some of a pack, in memory.
+/// A region's first bytes with what is left of them in memory, for somebody who will read all of it; `None` if that is too
+/// much.
+pub fn in_memory(region: &Arc<dyn Region>, len: u64) -> Result<Option<Arc<dyn Region>>> {
+    let copy = region.in_memory()?;
+    if copy.is_some() || region.bytes_kept() < region.place().size || len > IN_MEMORY_MAX {
+        return Ok(copy);
+    }
+    let bytes = region.read_new(0, len as usize)?;
+    Ok(Some(of_bytes(region.clone(), Arc::new(bytes))))
+}
+
+/// Some of a region, in memory.
 struct Copied {
     /// What they are of.
     of: Arc<dyn Region>,
@@ -262,9 +273,9 @@ struct Copied {
     base: u64,
 }
 
-/// A pack of which all bytes are in memory.
+/// A region of which all bytes are in memory.
 pub fn of_bytes(of: Arc<dyn Region>, bytes: Arc<Vec<u8>>) -> Arc<dyn Region> {
-    let at = of.place();
+    let at = RegionRef { size: bytes.len() as u64, ..of.place() };
     Arc::new(Copied { of, bytes, at, base: 0 })
 }
 
@@ -293,6 +304,11 @@ impl Region for Copied {
 
     fn note_healed(&self) {
         self.of.note_healed();
+    }
+
+    fn bytes(&self, offset: u64) -> &[u8] {
+        let from = offset.checked_sub(self.base).and_then(|from| usize::try_from(from).ok());
+        from.and_then(|from| self.bytes.get(from..)).unwrap_or_default()
     }
 }
 
@@ -415,8 +431,7 @@ impl Region for Packed {
         if part.runs.len() > IN_MEMORY_MAX {
             return Ok(None);
         }
-        let mut bytes = vec![0; part.runs.len() as usize];
-        self.pack.read_at(&mut bytes, part.base)?;
+        let bytes = self.pack.read_new(part.base, part.runs.len() as usize)?;
         let (of, place) = (self.pack.clone(), self.pack.place());
         let pack = Arc::new(Copied { of, bytes: Arc::new(bytes), at: place, base: part.base });
         Ok(Some(Arc::new(Packed { pack, at: self.at, unread: None, part: self.part.clone() })))
@@ -425,6 +440,17 @@ impl Region for Packed {
     fn will_need(&self, offset: u64, len: u64) {
         if let Some((start, bytes)) = self.stored(offset, len) {
             self.pack.will_need(start, bytes);
+        }
+    }
+
+    fn bytes(&self, offset: u64) -> &[u8] {
+        let Some(part) = self.part.get() else { return &[] };
+        match part.runs.within(offset, u64::from(u32::MAX)).next() {
+            Some((at, within, len)) if at == offset => {
+                let bytes = self.pack.bytes(part.base + within);
+                &bytes[..bytes.len().min(len as usize)]
+            }
+            _ => &[],
         }
     }
 

@@ -9,6 +9,7 @@ use crate::codec::crc_at;
 use crate::extent::{BLOCK, Codec};
 use crate::frame::{self, Body, Content, Record};
 use crate::heal::Sides;
+use crate::pack;
 use crate::segment::{self, Segment};
 use crate::store::FRAME_MAX;
 use crate::volume::{PAGE, Region};
@@ -25,14 +26,19 @@ pub(crate) fn each_frame(
     visit: &mut VisitFrame<'_>,
 ) -> Result<()> {
     // Where little is left, a window would be holes for the most part.
-    let (region, mut window) = match region.in_memory()? {
+    let (region, mut window) = match pack::in_memory(region, s.end.min(region.place().size))? {
         Some(copy) => (copy.clone(), Window::of_few(copy, segment::HEADER)),
         None => (region.clone(), Window::new(region.clone(), segment::HEADER)),
     };
+    // Where there are copies, the window mends what is damaged.
+    let has_copies = !region.copies().is_empty();
     let mut at = region_start(&*region);
     while at < s.end {
-        window.fill_frame(at)?;
-        let bytes = window.bytes(at);
+        let mut bytes = if has_copies { &[] } else { region.bytes(at) };
+        if frame::shape(bytes).is_none_or(|shape| shape.len > bytes.len()) {
+            window.fill_frame(at)?;
+            bytes = window.bytes(at);
+        }
         let Some(frame) = frame::parse(bytes, s.at.id, at) else {
             return Err(Error::Corrupt {
                 place: format!("{within}, region {:x} at byte {at}", s.at.id),

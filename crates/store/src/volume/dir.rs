@@ -275,6 +275,12 @@ impl Region for FileRegion {
         Ok(())
     }
 
+    fn read_new(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = self.io("read", offset, disk::read_new(&self.file, offset, len))?;
+        bytes.resize(len, 0);
+        Ok(bytes)
+    }
+
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.io("write", offset, self.file.write_all_at(bytes, offset))
     }

@@ -24,6 +24,12 @@ pub trait Disk: Send + Sync {
     }
     /// Fills `buf` from `offset`.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()>;
+    /// As [`super::Region::read_new`].
+    fn read_new(&self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.read_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()>;
     /// Makes what was written durable.
@@ -105,6 +111,14 @@ impl Disk for FileDisk {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
         self.file.read_exact_at(buf, offset)
+    }
+
+    fn read_new(&self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+        let bytes = read_new(&self.file, offset, len)?;
+        if bytes.len() < len {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(bytes)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
@@ -204,6 +218,10 @@ impl Disk for Part {
         self.disk.read_at(buf, self.at(offset, buf.len())?)
     }
 
+    fn read_new(&self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+        self.disk.read_new(self.at(offset, len)?, len)
+    }
+
     fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
         self.disk.write_at(bytes, self.at(offset, bytes.len())?)
     }
@@ -282,6 +300,27 @@ fn open_direct(file: &File) -> Option<File> {
     // (Not by its path: it may be another's by now.)
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()
+}
+
+/// Reads up to the end of the file, into memory that is made no zeroes first.
+pub(super) fn read_new(file: &File, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    use std::os::fd::AsRawFd;
+    let mut bytes: Vec<u8> = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let (rest, at) = (len - bytes.len(), offset + bytes.len() as u64);
+        let room = bytes.spare_capacity_mut();
+        // SAFETY: the kernel writes no more than `rest` bytes, and there is room for them.
+        match unsafe { libc::pread(file.as_raw_fd(), room.as_mut_ptr().cast(), rest, at as i64) } {
+            0 => break,
+            // SAFETY: so many bytes behind the others were just written.
+            n if n > 0 => unsafe { bytes.set_len(bytes.len() + n as usize) },
+            _ => match std::io::Error::last_os_error() {
+                e if e.kind() == std::io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
+    }
+    Ok(bytes)
 }
 
 /// Has the kernel begin to write.

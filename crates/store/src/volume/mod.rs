@@ -134,6 +134,12 @@ pub trait Region: Send + Sync {
     fn place(&self) -> RegionRef;
     /// Fills `buf`; a short read is an error.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+    /// As [`Region::read_at`], into memory of its own, which is made no zeroes first where that can be spared.
+    fn read_new(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.read_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
     /// Writes all of `bytes`; durable after [`Region::flush`].
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
     /// Makes what was written durable.
@@ -164,6 +170,10 @@ pub trait Region: Send + Sync {
     /// is not too much.
     fn in_memory(&self) -> Result<Option<Arc<dyn Region>>> {
         Ok(None)
+    }
+    /// Of one in memory, the bytes from `offset` on that lie there together.
+    fn bytes(&self, _offset: u64) -> &[u8] {
+        &[]
     }
     /// Bytes that were not dropped.
     fn bytes_kept(&self) -> u64 {

@@ -531,6 +531,21 @@ impl Region for RawRegion {
         self.io("read", offset, buf.len() as u64, |at, part| self.disk.read_at(&mut buf[part], at))
     }
 
+    fn read_new(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.io("read", offset, len as u64, |at, part| {
+            let piece = self.disk.read_new(at, part.len())?;
+            // (Seldom there are several.)
+            if bytes.is_empty() {
+                bytes = piece
+            } else {
+                bytes.extend_from_slice(&piece)
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.io("write", offset, bytes.len() as u64, |at, part| self.disk.write_at(&bytes[part], at))
     }
