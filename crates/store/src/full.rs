@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use crate::clean::Effort;
-use crate::maintain::Progress;
 use crate::retain::WhenFull;
 use crate::store::Store;
 use crate::volume::may_wait;
@@ -31,7 +30,7 @@ impl Store {
             if self.usage()?.free >= bytes {
                 return Ok(true);
             }
-            if self.give_way(bytes.saturating_sub(self.usage()?.free))? || self.reclaim()? {
+            if self.give_way(bytes.saturating_sub(self.usage()?.free))? || self.reclaim(Effort::Steady)? {
                 continue;
             }
             if self.give_way_to_cold()? {
@@ -45,7 +44,9 @@ impl Store {
             }
             let now = self.clock();
             // A collapse may find what pays better than the dregs.
-            if now >= *not_before && self.collapse_all(now)? && self.reclaim()? || self.reclaim_dregs()? {
+            if now >= *not_before && self.collapse_all(now)? && self.reclaim(Effort::Steady)?
+                || self.reclaim(Effort::Full)?
+            {
                 continue;
             }
             if now < *not_before {
@@ -60,19 +61,15 @@ impl Store {
         }
     }
 
-    /// Goes on with what the cleaner does by itself; says whether there was anything to do.
-    fn reclaim(&self) -> Result<bool> {
-        Ok(self.step_clean(self.clock())? == Progress::Worked)
-    }
-
-    /// Cleans what hardly pays; says whether that gave anything.
-    fn reclaim_dregs(&self) -> Result<bool> {
+    /// Goes on with a collapse or cleans a batch; says whether there was anything to do.
+    fn reclaim(&self, effort: Effort) -> Result<bool> {
         let mut state = self.maintenance.lock();
-        if self.step_pass(&mut state)?.is_some() {
+        if state.pass.is_some() {
+            self.step_pass(&mut state)?;
             return Ok(true);
         }
         let before = self.usage()?.free;
-        while self.clean_batch(&mut state, Effort::Full)?.is_some() {
+        while self.clean_batch(&mut state, effort)?.is_some() {
             if self.usage()?.free > before {
                 return Ok(true);
             }
