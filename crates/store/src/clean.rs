@@ -96,8 +96,6 @@ pub(crate) struct Batch {
     needed: Needed,
     /// Their segments, and in which order they are to go.
     ranks: HashMap<u64, usize>,
-    /// What was copied last.
-    written: Option<Written>,
 }
 
 /// Whether room is short, with so many bytes of waste to be had.
@@ -337,7 +335,7 @@ impl Store {
         // After a crash the sizes may be those from before a trim, and what lies behind the ends somebody else's: it must
         // not be overwritten when a victim is given back.
         self.trim_segments()?;
-        let Some(mut batch) = state.batch.take() else { return Ok(None) };
+        let Some(mut batch) = state.batch.take() else { return Ok(self.end_copy(state)?.then_some(0)) };
         let copied = self.clean_portion(state, &mut batch)?;
         state.batch = copied.map(|_| batch);
         Ok(copied)
@@ -362,15 +360,7 @@ impl Store {
             took_ms = start.elapsed().as_millis() as u64,
             "looked at what to clean"
         );
-        Ok(Some(Batch { needed, ranks, written: None }))
-    }
-
-    /// Ends the batch under way, if there is one.
-    pub(crate) fn end_batch(&self, state: &mut State) -> Result<()> {
-        match state.batch.take() {
-            Some(mut batch) => self.end_copy(state, &mut batch).map(drop),
-            None => Ok(()),
-        }
+        Ok(Some(Batch { needed, ranks }))
     }
 
     /// Cleans a portion of a batch; returns how many bytes were copied, `None` if nothing is left of it that pays and fits.
@@ -383,20 +373,16 @@ impl Store {
         loop {
             let chosen = self.portion(state, batch, most)?;
             if chosen.is_empty() {
-                return Ok(self.end_copy(state, batch)?.map(|_| 0));
+                return Ok(self.end_copy(state)?.then_some(0));
             }
             let segments = self.segments.lock().clone();
             let ids: Vec<u64> = chosen.iter().map(|i| segments[*i].at.id).collect();
-            let gathered = self.gather(state, &batch.needed, batch.written.as_ref(), &segments, &chosen);
-            let settled = self.end_copy(state, batch)?;
-            if settled == Some(Settled::Dropped) {
-                // What was gathered counted on it.
-                continue;
-            }
+            let gathered = self.gather(state, &batch.needed, &segments, &chosen);
+            let switched = self.end_copy(state)?;
             match gathered.and_then(|g| self.write(g)) {
                 // A volume that is full may still have room for small packs, and these make more.
                 Err(Error::NoSpace { .. }) if most > 64 << 10 => most /= 4,
-                Err(Error::NoSpace { .. }) => return Ok(settled.map(|_| 0)),
+                Err(Error::NoSpace { .. }) => return Ok(switched.then_some(0)),
                 Err(Error::Corrupt { .. }) => {
                     batch.ranks.retain(|id, _| !ids.contains(id));
                     return self.clean_apart(state, &batch.needed, &ids).map(Some);
@@ -411,23 +397,19 @@ impl Store {
                         "copied a portion"
                     );
                     batch.ranks.retain(|id, _| !ids.contains(id));
-                    batch.written = Some(written);
+                    state.written = Some(written);
                     return Ok(Some(bytes));
                 }
             }
         }
     }
 
-    /// Switches to the pack that is on its way to the medium, if there is one.
-    fn end_copy(&self, state: &mut State, batch: &mut Batch) -> Result<Option<Settled>> {
-        let Some(written) = batch.written.take() else { return Ok(None) };
-        // Whoever empties a volume does not know of what nothing names.
-        if !self.volumes.accept(written.region.place()) {
-            self.give_back_or_leave(written.region.place());
-            return Ok(Some(Settled::Dropped));
+    /// Switches to the pack that is on its way to the medium; says whether there was one.
+    pub(crate) fn end_copy(&self, state: &mut State) -> Result<bool> {
+        match state.written.take() {
+            Some(written) => self.switch(state, written).map(|()| true),
+            None => Ok(false),
         }
-        self.switch(state, written)?;
-        Ok(Some(Settled::Switched))
     }
 
     /// Cleans a portion region by region, because some of it is damaged: that stays as it is, for somebody to heal.
@@ -491,22 +473,15 @@ impl Store {
         segments: &[Segment],
         chosen: &[usize],
     ) -> Result<u64> {
-        let written = self.write(self.gather(state, needed, None, segments, chosen)?)?;
+        let written = self.write(self.gather(state, needed, segments, chosen)?)?;
         let bytes = written.region.place().size;
         self.switch(state, written)?;
         Ok(bytes)
     }
 
-    /// Takes what is needed of the victims into memory. `before`: a pack that will be switched to first.
-    fn gather(
-        &self,
-        state: &mut State,
-        needed: &Needed,
-        before: Option<&Written>,
-        segments: &[Segment],
-        chosen: &[usize],
-    ) -> Result<Gathered> {
-        let going: HashSet<u64> = before.iter().flat_map(|w| &w.parts).map(|part| part.number).collect();
+    /// Takes what is needed of the victims into memory. A pack that is on its way is to be switched to first.
+    fn gather(&self, state: &mut State, needed: &Needed, segments: &[Segment], chosen: &[usize]) -> Result<Gathered> {
+        let going: HashSet<u64> = state.written.iter().flat_map(|w| &w.parts).map(|part| part.number).collect();
         let is_clean = |(i, s): (usize, &Segment)| {
             state.cleaned.get(&s.at.id) == Some(&state.passes)
                 || chosen.binary_search(&i).is_ok()
@@ -553,8 +528,7 @@ impl Store {
             self.give_back_or_leave(at);
             return Err(e);
         }
-        drop(region);
-        let pack = self.volumes.open(at)?;
+        let pack = region;
         let mut old: Vec<(Arc<dyn Region>, RegionRef)> = Vec::new();
         {
             let mut segments = self.segments.lock();
@@ -626,7 +600,7 @@ impl Store {
         let cold = self.cold_regions();
         let mut state = self.maintenance.lock();
         // What is on its way is as old as the look that it goes by.
-        self.end_batch(&mut state)?;
+        self.end_copy(&mut state)?;
         let segments = self.segments.lock().clone();
         let newest = state.log.region;
         let sealed = segments.iter().take_while(|s| s.at.id != newest);
@@ -650,17 +624,9 @@ struct Gathered {
 }
 
 /// A pack on its way to the medium; nothing names it yet.
-struct Written {
+pub(crate) struct Written {
     region: Arc<dyn Region>,
     parts: Vec<pack::Part>,
     /// Bytes of tombstones in each that may be stuck.
     tombstones: Vec<u64>,
-}
-
-/// What became of it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Settled {
-    Switched,
-    /// It was where nothing is to be any more.
-    Dropped,
 }

@@ -632,8 +632,7 @@ impl Store {
 
     /// Begins a pass over all there is, the memtable included.
     pub(crate) fn begin_pass(&self, state: &mut State, now_ns: u64) -> Result<()> {
-        // What it is to find changes what pays.
-        self.end_batch(state)?;
+        self.end_copy(state)?;
         self.flush_locked(state)?;
         let keep = self.keep(now_ns, None)?;
         // A label or a fileset that was taken away must not be back after a crash when what it kept is gone.
@@ -644,6 +643,8 @@ impl Store {
         state.lapses = Lapses::default();
         state.grown.clear();
         state.passes += 1;
+        // What it is to find changes what pays.
+        state.batch = None;
         let (newest, made, tally) = (state.log.region, Default::default(), Tally::default());
         state.pass = Some(Pass { keep, live, history, made, newest, tally, read: 0, total });
         Ok(())

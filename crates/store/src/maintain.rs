@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use crate::clean::Batch;
+use crate::clean::{Batch, Written};
 use crate::collapse::{Account, Ageing, Lapses, Pass};
 use crate::counts::Counts;
 use crate::index::Entry;
@@ -57,8 +57,9 @@ pub(crate) struct State {
     pub outdated: Vec<(Arc<dyn Region>, RegionRef)>,
     /// The collapse under way.
     pub pass: Option<Pass>,
-    /// What the cleaner is at.
+    /// What the cleaner is at, and the pack that it has written last.
     pub batch: Option<Batch>,
+    pub written: Option<Written>,
     /// When what is superseded by now lapses.
     pub lapses: Lapses,
     /// What became history since the last pass began, by fileset.
@@ -213,10 +214,8 @@ impl Store {
         if self.read_only {
             return Ok(());
         }
-        let mut state = self.maintenance.lock();
-        self.end_batch(&mut state)?;
-        self.flush_locked(&mut state)?;
-        drop(state);
+        self.end_copy(&mut self.maintenance.lock())?;
+        self.checkpoint()?;
         if let Some(spare) = self.spare.lock().take() {
             self.volumes.remove(spare.place())?;
         }

@@ -344,6 +344,7 @@ pub(crate) fn open_with(
         outdated: Vec::new(),
         pass: None,
         batch: None,
+        written: None,
         lapses: Lapses::default(),
         grown: BTreeMap::new(),
         account: None,

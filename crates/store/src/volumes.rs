@@ -252,6 +252,9 @@ impl Store {
         if self.volumes.is_sound(number) && unreachable().is_none() {
             return Err(Error::Refused(format!("volume {number} is there: it can be emptied, and nothing is lost")));
         }
+        if let Err(e) = self.end_copy(&mut self.maintenance.lock()) {
+            tracing::warn!("what was being cleaned stays as it was: {e}");
+        }
         let lost = self.only_on(number);
         self.volumes.write_super(None, |sb| sb.volumes.remove(number))?;
         self.volumes.forget(number);
@@ -276,6 +279,8 @@ impl Store {
     /// Goes on emptying the volumes that are leaving, `budget` bytes at most at a time; one that is empty is let go of.
     pub fn step_leave(&self, budget: u64) -> Result<Progress> {
         let Some(wanted) = self.leaving().filter(|_| !self.read_only) else { return Ok(Progress::Idle) };
+        // A pack that was begun before it had to leave may be on its way to it, and is named from here on. (Later ones go elsewhere.)
+        self.end_copy(&mut self.maintenance.lock())?;
         match self.step_move(&wanted, budget)? {
             Progress::Idle if self.let_go(wanted.from)? => Ok(Progress::Worked),
             progress => Ok(progress),

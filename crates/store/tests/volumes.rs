@@ -8,7 +8,9 @@ use std::sync::Arc;
 use common::{FS, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{DirVolume, RawVolume, Volume};
-use darner_store::{CreateOptions, Error, IndexFrom, Move, ObjectId, OpenOptions, Progress, Store, Tid, identify};
+use darner_store::{
+    CreateOptions, Error, Grid, IndexFrom, Move, ObjectId, OpenOptions, Progress, Store, Tid, identify,
+};
 
 const SIZE: u64 = 128 << 20;
 const BUDGET: u64 = 100 << 10;
@@ -381,6 +383,55 @@ fn a_volume_leaves_only_where_the_others_have_the_room_and_says_how_much_is_need
     finish_leaving(&store).unwrap();
     assert_eq!(numbers(&store), [0]);
     assert!(matches!(store.add_volume(volume(&SimDisk::new(32 << 20)), 0), Err(Error::Refused(_))));
+}
+
+#[test]
+fn a_volume_that_leaves_while_a_pack_is_on_its_way_to_it_takes_nothing_along() {
+    // After however many steps of the cleaner, on whichever volume it is.
+    for (steps, number) in (1..12).flat_map(|steps| [(steps, 0), (steps, 1)]) {
+        let disks = [SimDisk::new(SIZE), SimDisk::new(SIZE)];
+        create(&disks[0]);
+        let store = open(&disks);
+        store.add_volume(volume(&disks[1]), 0).unwrap();
+        let mut file = vec![0; 30 << 20];
+        fastrand::Rng::with_seed(31).fill(&mut file);
+        let write = |from: usize, to: usize| {
+            for at in (from..to).step_by(1 << 20) {
+                let mut tx = store.begin(FS, 100).unwrap();
+                tx.write(ObjectId(5), at as u64, &file[at..at + (1 << 20)]).unwrap();
+                tx.commit().unwrap();
+            }
+        };
+        write(0, 30 << 20);
+        // Every other one is written anew, so that each segment keeps something.
+        for at in (0..30 << 20).step_by(2 << 20) {
+            write(at, at + (1 << 20));
+        }
+        store.retain(FS, 1000, |r| r.with_grid(Grid::default())).unwrap();
+        store.checkpoint().unwrap();
+        store.want_collapse();
+        for _ in 0..steps {
+            store.step_clean(2000).unwrap();
+        }
+        store.leave_volume(number).unwrap();
+        finish_leaving(&store).unwrap();
+        assert_eq!(numbers(&store), [1 - number]);
+        while store.step_clean(3000).unwrap() == Progress::Worked {}
+        let is_whole = |store: &Store| {
+            let mut found = vec![0; file.len()];
+            let pieces = store.map(FS, ObjectId(5), 0, file.len() as u64, Tid::MAX).unwrap();
+            store.read(&pieces, &mut found).unwrap();
+            assert!(found == file);
+            assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
+        };
+        is_whole(&store);
+        let used = store.usage().unwrap().used;
+        store.close().unwrap();
+        drop(store);
+        let store = open(&disks);
+        is_whole(&store);
+        assert!(store.usage().unwrap().used <= used, "all that nothing names was given back");
+    }
 }
 
 #[test]
