@@ -1,6 +1,7 @@
 //! Cleaning: what no version in the index needs leaves the segments, and their space comes back. docs/format.md §Pack.
 //!
-//! A batch of victims (whole segments, or packs) is marked by one look at the index. Then, portion by portion, what is needed
+//! A batch of victims (whole segments, or packs) is marked by one look at the index: that of the collapse before it, or, where
+//! none is due, one of its own. Then, portion by portion, what is needed
 //! is copied to a pack, a manifest switches over, and the victims' regions are given back: a portion needs little room, and
 //! holds up nobody for long. Victims are chosen by benefit and cost as in Rosenblum & Ousterhout 1992:
 //! (1 − u) · age / (1 + u), with u the share that is needed, as the last collapse found it. The age is that of the region,
@@ -91,9 +92,9 @@ impl Container {
     }
 }
 
-/// Victims whose needed bytes are known, and that are still to be copied.
+/// Victims, and what is needed of them as far as is known, that are still to be copied.
 pub(crate) struct Batch {
-    needed: Needed,
+    pub needed: Needed,
     /// Their segments, and in which order they are to go.
     ranks: HashMap<u64, usize>,
 }
@@ -201,7 +202,7 @@ impl Store {
         let levels = self.index.read().levels.clone();
         let index: u64 = levels.tables().map(|t| t.len()).sum();
         // The less room there is, the sooner; but no pass for less than it costs.
-        let of_bytes = (u.used / LAPSED).min((u.free + waste + bytes) / 5).max(LAPSED_BYTES_MIN).max(index / 2);
+        let of_bytes = (u.used / LAPSED).min((u.free + waste + bytes) / 8).max(LAPSED_BYTES_MIN).max(index / 2);
         Ok(bytes >= of_bytes || versions >= (account.versions / LAPSED).max(LAPSED_VERSIONS_MIN))
     }
 
@@ -267,7 +268,7 @@ impl Store {
         // What is written meanwhile makes more waste, which the next collapse finds: who is pressed is about as far by then.
         let (enough, each, at_once) = match effort {
             Effort::Full => (1, 64, waste),
-            Effort::Steady if is_pressed(&u, waste) => (1 << 20, 32, waste / 4),
+            Effort::Steady if is_pressed(&u, waste) => (1 << 20, 32, waste / 5),
             Effort::Steady => ((u.used / WASTE).min(u.free).max(WASTE_MIN), 10, waste / 2),
         };
         if wiping || all.iter().any(must) {
@@ -343,6 +344,15 @@ impl Store {
 
     /// Chooses victims and looks up what is needed of them; `None` if it does not pay.
     fn look(&self, state: &mut State, effort: Effort) -> Result<Option<Batch>> {
+        let Some(mut batch) = self.next_batch(state, effort)? else { return Ok(None) };
+        let start = std::time::Instant::now();
+        self.mark(state, &mut batch.needed)?;
+        tracing::debug!(took_ms = start.elapsed().as_millis() as u64, "looked at what they need");
+        Ok(Some(batch))
+    }
+
+    /// Chooses victims; `None` if it does not pay.
+    pub(crate) fn next_batch(&self, state: &State, effort: Effort) -> Result<Option<Batch>> {
         let chosen = self.victims(state, effort)?;
         if chosen.is_empty() {
             return Ok(None);
@@ -350,15 +360,13 @@ impl Store {
         let segments = self.segments.lock().clone();
         let victims: Vec<&Segment> = chosen.iter().flat_map(|c| &c.segments).map(|i| &segments[*i]).collect();
         let ranks = victims.iter().enumerate().map(|(rank, s)| (s.at.id, rank)).collect();
-        let start = std::time::Instant::now();
-        let needed = self.mark(state, &victims, &segments)?;
+        let needed = Needed::of(&victims, &segments, self.forgotten()?);
         let sum = |of: fn(&Container) -> u64| chosen.iter().map(of).sum::<u64>() >> 10;
         tracing::debug!(
             containers = chosen.len(),
             kept_kib = sum(|c| c.kept),
             waste_kib = sum(Container::waste),
-            took_ms = start.elapsed().as_millis() as u64,
-            "looked at what to clean"
+            "chose what to clean"
         );
         Ok(Some(Batch { needed, ranks }))
     }

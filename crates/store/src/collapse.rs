@@ -20,6 +20,7 @@ use std::sync::Arc;
 use parking_lot::MutexGuard;
 use rustc_hash::FxHashMap;
 
+use crate::clean::{Batch, Effort};
 use crate::extent::{self, Place, Span};
 use crate::fileset::CATALOGUE;
 use crate::forget::Forgotten;
@@ -123,7 +124,7 @@ pub const AGES: [u64; 7] = [
 ];
 
 /// As [`Account`], and what the cleaner works by.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Tally {
     pub account: Account,
     /// Bytes of each segment that somebody needs, about.
@@ -131,6 +132,14 @@ pub(crate) struct Tally {
     pub lapses: Lapses,
     /// Segments that hold what is to be forgotten.
     pub forgotten: HashSet<u64>,
+    /// What is to be cleaned next.
+    pub batch: Option<Batch>,
+}
+
+impl Tally {
+    fn add_to_segment(&mut self, segment: u64, bytes: u64) {
+        *self.segments.entry(segment).or_default() += bytes;
+    }
 }
 
 /// Where an entry goes.
@@ -350,7 +359,7 @@ impl<'k> Sieve<'k> {
 
     fn keep_tombstone(&mut self, e: Entry, fate: Fate, out: &mut dyn FnMut(Entry, Fate) -> Result<()>) -> Result<()> {
         let bytes = record_bytes(&e);
-        self.add_to_segment(self.keep.starts.segment_of(e.tid), bytes);
+        self.note_version(&e, bytes);
         self.count_history(&e, bytes);
         out(e, fate)
     }
@@ -384,20 +393,27 @@ impl<'k> Sieve<'k> {
         self.count_lapsed(bytes);
     }
 
-    fn add_to_segment(&mut self, segment: u64, bytes: u64) {
-        *self.tally.segments.entry(segment).or_default() += bytes;
+    /// A version of so many bytes stays.
+    fn note_version(&mut self, e: &Entry, bytes: u64) {
+        self.tally.add_to_segment(self.keep.starts.segment_of(e.tid), bytes);
+        if let Some(batch) = &mut self.tally.batch {
+            batch.needed.note_version(&e.key, e.tid);
+        }
     }
 
     /// Bytes that an entry needs beyond what newer versions of its key do.
     fn needs(&mut self, e: &Entry) -> u64 {
         let mut sum = record_bytes(e);
-        self.add_to_segment(self.keep.starts.segment_of(e.tid), sum);
+        self.note_version(e, sum);
         each_span(&e.key, e.tid, e.value.as_deref(), |s| {
             let blocks = blocks_of(&s);
             let known = self.blocks.entry((s.place.region, s.place.offset)).or_default();
             let bytes = block_bytes(&s.place, blocks & !*known);
             *known |= blocks;
-            self.add_to_segment(s.place.region, bytes);
+            self.tally.add_to_segment(s.place.region, bytes);
+            if let Some(batch) = &mut self.tally.batch {
+                batch.needed.note_span(&s);
+            }
             sum += bytes;
         });
         sum
@@ -453,8 +469,8 @@ fn block_bytes(place: &Place, blocks: u32) -> u64 {
 pub(crate) struct Ageing {
     now_ns: u64,
     retention: Option<(FilesetId, Arc<Retention>)>,
-    /// The entry before: its key and spans.
-    newer: (Vec<u8>, Vec<Span>),
+    /// The entry before, and its spans if somebody asked.
+    newer: Option<(Entry, Option<Vec<Span>>)>,
     object: Vec<u8>,
     /// Since when moments count for the object, once somebody asked.
     kept_since: Option<Tid>,
@@ -462,7 +478,7 @@ pub(crate) struct Ageing {
 
 impl Ageing {
     pub fn new(now_ns: u64) -> Ageing {
-        Ageing { now_ns, retention: None, newer: Default::default(), object: Vec::new(), kept_since: None }
+        Ageing { now_ns, retention: None, newer: None, object: Vec::new(), kept_since: None }
     }
 
     /// `until`: when the entry was superseded, if it was.
@@ -487,20 +503,17 @@ impl Ageing {
         if e.key[OBJECT_END] == Kind::KEEPLESS.0 {
             self.kept_since.get_or_insert(kept_since(e.tid, e.value.as_deref()));
         }
-        let spans = spans(e);
-        let (key, newer) = &mut self.newer;
-        if **key != *e.key {
-            key.clear();
-            key.extend_from_slice(&e.key);
-            newer.clear();
-        }
-        let newer = std::mem::replace(newer, spans);
+        let newer = self.newer.take().filter(|(newer, _)| newer.key == e.key);
+        let mut own = None;
         if let Some(until) = until.filter(|until| *until != Tid::MAX) {
             let when = self.expiry(store, e, until)?;
-            let bytes = record_bytes(e) + bytes_only_in(&self.newer.1, &newer);
+            let newer = newer.map_or(Vec::new(), |(e, known)| known.unwrap_or_else(|| spans(&e)));
+            let own = own.insert(spans(e));
+            let bytes = record_bytes(e) + bytes_only_in(own, &newer);
             lapses.add(when, self.now_ns, bytes);
             *grown.entry(fileset).or_default() += if when > self.now_ns { bytes } else { 0 };
         }
+        self.newer = Some((e.clone(), own));
         Ok(())
     }
 
@@ -643,9 +656,10 @@ impl Store {
         state.lapses = Lapses::default();
         state.grown.clear();
         state.passes += 1;
-        // What it is to find changes what pays.
+        // What it is to find changes what pays. What is chosen now needs no look of its own: the pass finds what is needed.
         state.batch = None;
-        let (newest, made, tally) = (state.log.region, Default::default(), Tally::default());
+        let tally = Tally { batch: self.next_batch(state, Effort::Steady)?, ..Tally::default() };
+        let (newest, made) = (state.log.region, Default::default());
         state.pass = Some(Pass { keep, live, history, made, newest, tally, read: 0, total });
         Ok(())
     }
@@ -688,7 +702,7 @@ impl Store {
     }
 
     fn end_pass(&self, state: &mut State, pass: Pass) {
-        let Tally { account, segments, mut lapses, .. } = pass.tally;
+        let Tally { account, segments, mut lapses, batch, .. } = pass.tally;
         tracing::debug!(
             versions = account.versions,
             lapsed = account.lapsed_versions,
@@ -701,6 +715,7 @@ impl Store {
         lapses.0.extend(std::mem::take(&mut state.lapses).0);
         state.lapses = lapses;
         state.account = Some(account);
+        state.batch = batch;
     }
 
     /// Collapses the next range; false at the end.

@@ -1,6 +1,6 @@
 //! Upkeep: flushing the memtable, merging runs, checkpoints. docs/format.md §Checkpoint.
 //!
-//! A checkpoint is: log durable up to P → tables durable → manifest durable → superblock durable. A crash in between
+//! A checkpoint is: log durable up to P → tables and manifest durable → superblock durable. A crash in between
 //! leaves the older superblock valid, whose manifest names none of the new regions. Space of replaced regions is given
 //! back only after the superblock that no longer names them is durable, and when their last reader is gone.
 
@@ -20,7 +20,7 @@ use crate::index::table::{Builder, Table};
 use crate::log::Tail;
 use crate::manifest::{Manifest, Position};
 use crate::store::{SEGMENT_MIN, Store};
-use crate::volume::{For, Region, RegionRef, VolumeEntry};
+use crate::volume::{For, Region, RegionRef, VolumeEntry, flush_all};
 use crate::{FilesetId, Result, Tid};
 
 /// After an open nothing is known of what has lapsed: then a look, after so long (nanoseconds).
@@ -349,7 +349,18 @@ impl Store {
         let manifest = self.manifest_of(state, levels);
         let bytes = manifest.encode(id);
         let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), For::Manifest, false)?;
-        Manifest::write(&*region, &bytes)?;
+        let fresh: Vec<_> = levels.tables().filter(|t| !t.is_durable()).collect();
+        let written = Manifest::write(&*region, &bytes)
+            .and_then(|()| flush_all(std::iter::once(&region).chain(fresh.iter().map(|t| t.region()))));
+        if let Err(e) = written {
+            // No superblock names any of it; what was derived is read already.
+            let read = self.index.read().levels.clone();
+            let unread = fresh.into_iter().filter(|t| !read.tables().any(|r| Arc::ptr_eq(r, t)));
+            self.give_back_or_leave(region.place());
+            unread.for_each(|t| self.give_back_or_leave(t.reference().region));
+            return Err(e);
+        }
+        fresh.iter().for_each(|t| t.note_durable());
         self.volumes.write_super(None, |sb| {
             sb.manifest = region.place();
             sb.manifest_len = bytes.len() as u64;
@@ -562,8 +573,8 @@ impl RunWriter {
         let region = store.volumes.create(self.region, bytes.len() as u64, For::Index, false)?;
         made.push(region.place());
         region.write_at(&bytes, 0)?;
-        region.flush()?;
-        self.run.tables.push(Arc::new(Table::open(region, bytes.len() as u64)?));
+        region.write_back(0, bytes.len() as u64);
+        self.run.tables.push(Arc::new(Table::written(region, bytes.len() as u64)?));
         Ok(())
     }
 

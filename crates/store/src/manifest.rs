@@ -129,11 +129,10 @@ impl Manifest {
         copy_at(len) + len
     }
 
-    /// Writes an encoded one, and its copy; durable on return.
+    /// Writes an encoded one, and its copy; durable once the region is flushed.
     pub fn write(region: &dyn Region, bytes: &[u8]) -> Result<()> {
         region.write_at(bytes, 0)?;
-        region.write_at(bytes, copy_at(bytes.len() as u64))?;
-        region.flush()
+        region.write_at(bytes, copy_at(bytes.len() as u64))
     }
 
     /// Reads it back from its region; where it is damaged, its copy.

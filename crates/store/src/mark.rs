@@ -8,6 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::codec::{hash_key, mix};
 use crate::collapse::{blocks_of, each_span};
+use crate::extent::Span;
 use crate::forget::Forgotten;
 use crate::index::table::{Cursor, Table};
 use crate::maintain::State;
@@ -25,6 +26,8 @@ pub(crate) struct Needed {
     /// Blocks of stored extents, by (region, offset).
     pub blocks: FxHashMap<(u64, u64), u32>,
     victims: FxHashSet<u64>,
+    /// All that is in them is newer.
+    oldest: Tid,
     pub forgotten: Forgotten,
     starts: Starts,
 }
@@ -39,31 +42,56 @@ impl Needed {
         self.versions.contains(&version_hash(key, tid))
     }
 
-    fn note(&mut self, key: &[u8], tid: Tid, value: Option<&[u8]>) {
+    /// Of these nothing, as far as is known yet.
+    pub fn of(victims: &[&Segment], segments: &[Segment], forgotten: Forgotten) -> Needed {
+        Needed {
+            versions: FxHashSet::default(),
+            blocks: FxHashMap::default(),
+            victims: victims.iter().map(|s| s.at.id).collect(),
+            oldest: victims.iter().map(|s| s.after).min().unwrap_or_default(),
+            forgotten,
+            starts: Starts::of(segments),
+        }
+    }
+
+    /// The same victims before a look.
+    #[cfg(test)]
+    pub fn with_nothing_known(&self) -> Needed {
+        let Needed { victims, oldest, forgotten, starts, .. } = self;
+        let (versions, blocks) = Default::default();
+        let (victims, forgotten, starts) = (victims.clone(), forgotten.clone(), starts.clone());
+        Needed { versions, blocks, victims, oldest: *oldest, forgotten, starts }
+    }
+
+    /// Whether the same is known to be needed.
+    #[cfg(test)]
+    pub fn is(&self, other: &Needed) -> bool {
+        self.versions == other.versions && self.blocks == other.blocks
+    }
+
+    /// A version is in the index.
+    pub fn note_version(&mut self, key: &[u8], tid: Tid) {
         if self.victims.contains(&self.starts.segment_of(tid)) {
             self.versions.insert(version_hash(key, tid));
         }
-        each_span(key, tid, value, |s| {
-            if self.victims.contains(&s.place.region) {
-                *self.blocks.entry((s.place.region, s.place.offset)).or_default() |= blocks_of(&s);
-            }
-        });
+    }
+
+    /// One of its spans.
+    pub fn note_span(&mut self, s: &Span) {
+        if self.victims.contains(&s.place.region) {
+            *self.blocks.entry((s.place.region, s.place.offset)).or_default() |= blocks_of(s);
+        }
     }
 }
 
 impl Store {
     /// Looks through the index for what it needs of the victims.
-    pub(crate) fn mark(&self, state: &mut State, victims: &[&Segment], segments: &[Segment]) -> Result<Needed> {
-        let mut needed = Needed {
-            versions: FxHashSet::default(),
-            blocks: FxHashMap::default(),
-            victims: victims.iter().map(|s| s.at.id).collect(),
-            forgotten: self.forgotten()?,
-            starts: Starts::of(segments),
-        };
-        let oldest = victims.iter().map(|s| s.after).min().unwrap_or_default();
-        self.each_version(state, &|t| t.tids().1 > oldest, &mut |key, tid, value| needed.note(key, tid, value))?;
-        Ok(needed)
+    pub(crate) fn mark(&self, state: &mut State, needed: &mut Needed) -> Result<()> {
+        let oldest = needed.oldest;
+        self.each_version(state, &|t| t.tids().1 > oldest, &mut |key, tid, value| {
+            needed.note_version(key, tid);
+            each_span(key, tid, value, |s| needed.note_span(&s));
+        })
     }
 
     /// Visits all versions in memory, and those of the tables that are `due`; what is committed meanwhile may be among them.

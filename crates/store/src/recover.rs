@@ -144,6 +144,7 @@ impl Store {
         let bytes = manifest.encode(2);
         let region = volume.create(2, Manifest::room(bytes.len() as u64))?;
         Manifest::write(&*region, &bytes)?;
+        region.flush()?;
         let sb = Superblock {
             generation: 0,
             attempt: 0,

@@ -724,6 +724,39 @@ fn tombstones_that_are_stuck_keep_the_cleaner_from_nothing_else() {
 }
 
 #[test]
+fn what_a_pass_finds_needed_of_the_victims_is_what_a_look_finds() {
+    let disk = SimDisk::new(1 << 30);
+    create(&RawVolume::new(Arc::new(disk.clone())));
+    let s = open(Arc::new(disk)).unwrap();
+    s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let mut rng = fastrand::Rng::with_seed(9);
+    let mut write = |n: u64| {
+        for _ in 0..n {
+            let mut tx = s.begin(FS, 10).unwrap();
+            let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(20_000).collect();
+            tx.write(ObjectId(9), rng.u64(..4000) * 4096, &bytes).unwrap();
+            tx.put(ObjectId(100 + rng.u64(..50)), Kind::ATTR, b"", &bytes[..500]);
+            tx.commit().unwrap();
+        }
+    };
+    let pass = |now| {
+        s.advance_retentions(now).unwrap();
+        let mut state = s.maintenance.lock();
+        s.whole_pass(&mut state, now, &mut |_| ()).unwrap();
+        state
+    };
+    write(1500);
+    drop(pass(1_000_000));
+    write(200);
+    let mut state = pass(2_000_000);
+    let found = state.batch.take().expect("a pass chooses victims where there is waste").needed;
+    assert!(found.blocks.len() > 20);
+    let mut again = found.with_nothing_known();
+    s.mark(&mut state, &mut again).unwrap();
+    assert!(found.is(&again));
+}
+
+#[test]
 fn a_damaged_segment_stays_as_it_is_and_the_others_are_cleaned() {
     let disk = SimDisk::new(1 << 30);
     create(&RawVolume::new(Arc::new(disk.clone())));
@@ -754,7 +787,8 @@ fn a_damaged_segment_stays_as_it_is_and_the_others_are_cleaned() {
 fn clean_one(s: &Store, state: &mut crate::maintain::State, i: usize) -> crate::Result<u64> {
     s.trim_segments()?;
     let segments = s.segments.lock().clone();
-    let needed = s.mark(state, &[&segments[i]], &segments)?;
+    let mut needed = crate::mark::Needed::of(&[&segments[i]], &segments, s.forgotten()?);
+    s.mark(state, &mut needed)?;
     s.copy_segments(state, &needed, &segments, &[i])
 }
 

@@ -6,7 +6,7 @@
 //! The list says of each block its highest tid, so that whoever looks for what changed skips what did not.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use quick_cache::{Weighter, sync::Cache};
 
@@ -19,6 +19,8 @@ use crate::volume::{Region, RegionRef};
 use crate::{Error, Result, Tid};
 
 const BLOCK_TARGET: usize = 8 << 10;
+/// Most blocks that in a row are not tried to be packed.
+const PAUSE_MAX: u32 = 7;
 /// Most ghosts for each block.
 const GHOSTS: usize = 4;
 const MAGIC: &[u8; 8] = b"DARNTBL2";
@@ -64,6 +66,9 @@ pub struct Builder {
     ghosts: Vec<Ghost>,
     /// How many ghosts there were when the block began.
     ghosts_before: usize,
+    /// Blocks that are not tried to be packed, because the last ones were in vain, and how many of those there are from now on.
+    untried: u32,
+    pause: u32,
 }
 
 impl Builder {
@@ -82,6 +87,8 @@ impl Builder {
             newest: Vec::new(),
             ghosts: Vec::new(),
             ghosts_before: 0,
+            untried: 0,
+            pause: 0,
         }
     }
 
@@ -141,19 +148,35 @@ impl Builder {
             return;
         }
         let start = self.out.len();
-        let packed = lz4_flex::block::compress(&self.block);
-        if packed.len() + packed.len() / 8 < self.block.len() {
-            self.out.push(1);
-            put_varint(&mut self.out, self.block.len() as u64);
-            self.out.extend_from_slice(&packed);
-        } else {
-            self.out.push(0);
-            self.out.extend_from_slice(&self.block);
+        match self.pack() {
+            Some(packed) => {
+                self.out.push(1);
+                put_varint(&mut self.out, self.block.len() as u64);
+                self.out.extend_from_slice(&packed);
+            }
+            None => {
+                self.out.push(0);
+                self.out.extend_from_slice(&self.block);
+            }
         }
         self.seal(start);
         put_varint(&mut self.blocks, (self.out.len() - start) as u64);
         self.block.clear();
         self.ghosts_before = self.ghosts.len();
+    }
+
+    /// The block packed, if that pays. What is next to one that it did not pay for is mostly like it (chunk maps of files that
+    /// were written at random): the more in a row, the more seldom it is tried.
+    fn pack(&mut self) -> Option<Vec<u8>> {
+        if self.untried > 0 {
+            self.untried -= 1;
+            return None;
+        }
+        let packed = lz4_flex::block::compress(&self.block);
+        let pays = packed.len() + packed.len() / 8 < self.block.len();
+        self.pause = if pays { 0 } else { (2 * self.pause + 1).min(PAUSE_MAX) };
+        self.untried = self.pause;
+        pays.then_some(packed)
     }
 
     /// Puts the checksum of what was written since `start` behind it.
@@ -220,6 +243,8 @@ pub struct Table {
     /// Where filter, block list, ghosts and footer begin, and where that ends.
     marks: Vec<u64>,
     rot: AtomicU8,
+    /// Whether it is durable: the first manifest that names it sees to that.
+    durable: AtomicBool,
 }
 
 /// Of a table's rot: none known, seen, and told to the next open.
@@ -268,7 +293,22 @@ impl Table {
         }
         let mut marks = vec![filter_at, list_at, list_end, end, len];
         marks.dedup();
-        Ok(Table { region, len, blocks, filter, last_key, entries, tids, ghosts, marks, rot: AtomicU8::new(0) })
+        let (rot, durable) = (AtomicU8::new(0), AtomicBool::new(true));
+        Ok(Table { region, len, blocks, filter, last_key, entries, tids, ghosts, marks, rot, durable })
+    }
+
+    /// Opens one that was just written, and not flushed.
+    pub fn written(region: Arc<dyn Region>, len: u64) -> Result<Table> {
+        Ok(Table { durable: AtomicBool::new(false), ..Table::open(region, len)? })
+    }
+
+    pub fn is_durable(&self) -> bool {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Its region was flushed.
+    pub fn note_durable(&self) {
+        self.durable.store(true, Ordering::Release);
     }
 
     /// Where a block was found to be rotten, the footer is made invalid (nothing reads it as long as the table is open), so that

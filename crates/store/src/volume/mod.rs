@@ -144,6 +144,14 @@ pub trait Region: Send + Sync {
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
     /// Makes what was written durable.
     fn flush(&self) -> Result<()>;
+    /// Makes durable what the volume has of its own of it beside its bytes: for who names it before its first flush.
+    fn flush_place(&self) -> Result<()> {
+        Ok(())
+    }
+    /// A flush of one makes all regions durable for which this is the same; `None`: only itself.
+    fn device(&self) -> Option<usize> {
+        None
+    }
     /// Its copies, each by itself, where there are several that can be read.
     fn copies(&self) -> Vec<Arc<dyn Region>> {
         Vec::new()
@@ -183,6 +191,21 @@ pub trait Region: Send + Sync {
     fn gains_from_zeroes_ahead(&self) -> bool {
         false
     }
+}
+
+/// Makes durable what was written to all of them.
+pub(crate) fn flush_all<'r>(regions: impl IntoIterator<Item = &'r Arc<dyn Region>>) -> Result<()> {
+    let mut devices = Vec::new();
+    for region in regions {
+        match region.device() {
+            Some(device) if devices.contains(&device) => {}
+            device => {
+                region.flush()?;
+                devices.extend(device);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes zeroes over so many bytes: `write` gets some, and where they go.

@@ -6,7 +6,7 @@
 //!
 //! Invariants: regions never overlap; the bytes before [`DATA_START`] belong to the superblocks, and so do the last ones, where they are
 //! once more (the *label*), so that whatever overwrites the beginning does not take the volume along. Which regions exist
-//! is said by the manifest (and by seals after it); the allocator is derived. A map is durable before its region is used.
+//! is said by the manifest (and by seals after it); the allocator is derived. A map is durable once its region is flushed.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -209,7 +209,6 @@ impl RawVolume {
             return Err(full(space));
         }
         self.io("write", map, self.disk.write_at(&encode_map(id, &pieces), map))?;
-        self.io("flush", map, self.disk.flush())?;
         pieces.iter().for_each(|piece| space.claim(piece.clone(), id));
         space.claim(map..map + UNIT, id);
         self.scattered.lock().insert(map | SCATTERED, pieces.clone());
@@ -552,6 +551,14 @@ impl Region for RawRegion {
 
     fn flush(&self) -> Result<()> {
         self.error("flush", 0, self.disk.flush())
+    }
+
+    fn flush_place(&self) -> Result<()> {
+        if map_of(self.at).is_some() { self.flush() } else { Ok(()) }
+    }
+
+    fn device(&self) -> Option<usize> {
+        Some(Arc::as_ptr(&self.disk).addr())
     }
 
     fn write_back(&self, offset: u64, len: u64) {
