@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 /// A filesystem that never forgets
@@ -33,7 +34,8 @@ const OFTEN: [(&[&str], Describe); 6] = [
 impl Cli {
     /// What the arguments say. Where they say nothing that makes sense, or ask for help, this does not return.
     pub fn of(args: Vec<OsString>) -> Cli {
-        Cli::lean(&args).unwrap_or_else(|| Cli::parse_from(args))
+        Cli::lean(&args)
+            .unwrap_or_else(|| Cli::try_parse_from(&args).unwrap_or_else(|e| point_to_names(e, &args).exit()))
     }
 
     /// What they say, if it is one of [`OFTEN`], and correct.
@@ -48,6 +50,24 @@ impl Cli {
         }
         Cli::from_arg_matches(&described.try_get_matches_from(args).ok()?).ok()
     }
+}
+
+/// Who writes a moment as an argument of its own, `-1h`, is told where it belongs, not that there is no option `-1`.
+fn point_to_names(mut e: clap::Error, args: &[OsString]) -> clap::Error {
+    let is_moment = |text: &&str| {
+        text.starts_with('-') && darner_fs::when::parse(text, u64::MAX / 2, &jiff::tz::TimeZone::UTC).is_some()
+    };
+    let taken_for_option = match (e.kind(), e.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(option))) => option.clone(),
+        _ => return e,
+    };
+    let mut texts = args.iter().filter_map(|a| a.to_str());
+    if let Some(moment) = texts.find(|text| text.starts_with(&taken_for_option) && is_moment(text)) {
+        let tip = format!("'{moment}' is a moment, which goes behind a name: NAME@@{moment}");
+        e.insert(ContextKind::InvalidArg, ContextValue::String(moment.into()));
+        e.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    e
 }
 
 /// The commands.

@@ -428,3 +428,15 @@ fn man_pages_and_completions_cover_every_command() {
     assert_eq!(darner(dir.path(), &["completions", "nosuchshell"]).code, 2);
     assert_eq!(darner(dir.path(), &["--version"]).code, 0);
 }
+
+#[test]
+fn who_writes_a_moment_as_an_argument_is_told_that_it_goes_behind_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [&["diff", "mnt", "-1m"][..], &["restore", "mnt/f", "-1h30m"], &["snapshot", "mnt", "-1h"]] {
+        let done = darner(dir.path(), args);
+        assert_eq!(done.code, 2);
+        assert!(done.err.contains(&format!("NAME@@{}", args[2])), "{}", done.err);
+    }
+    let done = darner(dir.path(), &["diff", "mnt", "-x"]);
+    assert!(done.code == 2 && !done.err.contains("@@"), "{}", done.err);
+}
