@@ -143,7 +143,6 @@ impl Store {
     pub(crate) fn make_spare_of_all_copies(&self) -> Result<()> {
         let id = self.next_region.fetch_add(1, Ordering::Relaxed);
         let region = self.volumes.create(id, 16 * SEGMENT_MIN, For::Log, true)?;
-        region.flush_place()?;
         let old = self.spare.lock().replace(region);
         old.map_or(Ok(()), |old| self.volumes.remove(old.place()))
     }

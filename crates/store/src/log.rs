@@ -16,7 +16,7 @@ use crate::counts::Counts;
 use crate::kept::Kept;
 use crate::manifest::Position;
 use crate::store::FRAME_MAX;
-use crate::volume::Region;
+use crate::volume::{Region, flush_all};
 use crate::{Error, Result, Shelter, Tid};
 
 /// A buffer this full goes to the volume.
@@ -344,8 +344,8 @@ impl Log {
         };
         self.drain(io)?;
         let flushed = self.zero_ahead(io, segment, end).and_then(|()| {
-            let mut dirty = std::mem::take(&mut io.dirty);
-            dirty.drain(..).try_for_each(|r| r.flush())
+            let dirty = std::mem::take(&mut io.dirty);
+            flush_all(&dirty)
         });
         if let Err(e) = flushed {
             // What a failed flush left behind is unknown: it must never be taken for durable later.

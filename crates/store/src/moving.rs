@@ -18,7 +18,7 @@ use crate::maintain::{Progress, State};
 use crate::pack::{self, Packed};
 use crate::segment;
 use crate::store::{SEGMENT_MIN, Store};
-use crate::volume::{For, Region, RegionRef, UNIT};
+use crate::volume::{For, Region, RegionRef, UNIT, flush_all};
 use crate::{Error, Result};
 
 /// Copies wait for one another until they have so many bytes, or are so many.
@@ -286,7 +286,7 @@ impl Store {
 
     /// Readers find the copies from now on, and so does the next open.
     fn switch_over(&self, moving: &mut Moving) -> Result<()> {
-        if let Err(e) = moving.whole.iter().try_for_each(|c| c.target.flush()) {
+        if let Err(e) = flush_all(moving.whole.iter().map(|c| &c.target)) {
             let dropped: Result<()> = moving.whole.drain(..).try_for_each(|c| self.drop_copy(c));
             return dropped.and(Err(e));
         }

@@ -307,17 +307,7 @@ impl Store {
                 // On a full volume a small one will do, and where only one volume has room, one copy.
                 Err(Error::NoSpace { .. }) if len > least => len = (len / 2).max(least),
                 Err(Error::NoSpace { .. }) if std::mem::take(&mut strict) => {}
-                outcome => {
-                    let region = outcome?;
-                    // A seal will name it before anything in it is flushed.
-                    return match region.flush_place() {
-                        Ok(()) => Ok(region),
-                        Err(e) => {
-                            self.give_back_or_leave(region.place());
-                            Err(e)
-                        }
-                    };
-                }
+                outcome => return outcome,
             }
         }
     }

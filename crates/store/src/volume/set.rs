@@ -335,10 +335,18 @@ impl Volumes {
             outcome = create_among(all, id, size, what, seed, twice);
         }
         drop(members);
-        outcome.map_err(|e| match e {
+        let region = outcome.map_err(|e| match e {
             Error::NoSpace { .. } => self.no_space(),
             e => e,
-        })
+        })?;
+        // A seal names a segment before anything in it is flushed.
+        if what == For::Log
+            && let Err(e) = region.flush_place()
+        {
+            drop(self.remove(region.place()));
+            return Err(e);
+        }
+        Ok(region)
     }
 
     fn no_space(&self) -> Error {

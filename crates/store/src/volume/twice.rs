@@ -106,10 +106,6 @@ impl Region for Twice {
         Ok(())
     }
 
-    fn flush_place(&self) -> Result<()> {
-        self.both(|region| region.flush_place())
-    }
-
     fn copies(&self) -> Vec<Arc<dyn Region>> {
         let sound: Vec<_> = self.sound().map(|side| side.region.clone()).collect();
         if sound.len() > 1 { sound } else { Vec::new() }
