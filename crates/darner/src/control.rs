@@ -181,6 +181,11 @@ pub enum Request {
     },
     /// The mirrors that have names here, and how they are.
     Mirrors,
+    /// Where the mirror of that name is; it is not asked how it is.
+    MirrorAt {
+        /// Its name here.
+        name: String,
+    },
     /// Make a store, which does not exist yet, that follows a fileset.
     AddMirror {
         /// Where in the fileset.
@@ -777,6 +782,13 @@ pub enum Response {
     Filesets(Vec<FilesetLine>),
     /// Answer to [`Request::Mirrors`].
     Mirrors(Vec<MirrorLine>),
+    /// Answer to [`Request::MirrorAt`].
+    MirrorAt {
+        /// The path of its store.
+        target: PathBuf,
+        /// That of the store that it follows.
+        source: PathBuf,
+    },
     /// Answer to [`Request::Following`] and what changes that.
     Following(FollowLine),
     /// Answer to [`Request::VerifyMirror`].

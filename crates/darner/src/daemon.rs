@@ -559,6 +559,7 @@ impl Daemon {
             | Request::Copies { .. }
             | Request::ResizeVolume { .. }) => self.serve_volumes(request, tell)?,
             request @ (Request::Mirrors
+            | Request::MirrorAt { .. }
             | Request::AddMirror { .. }
             | Request::RemoveMirror { .. }
             | Request::SourceIsAt { .. }

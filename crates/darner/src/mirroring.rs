@@ -452,6 +452,13 @@ impl Daemon {
                 self.end_if_over();
                 Ok(Response::Following(FollowLine { at: f.at.0, state: "promoted".into(), ..line }))
             }
+            Request::MirrorAt { name } => {
+                let mirror = self.fs.mirrors()?.into_iter().find(|mirror| mirror.name == name);
+                let mirror = mirror.ok_or_else(|| Failure::new(format!("there is no mirror {name:?} here")))?;
+                let place = whereabouts::find(&mirror.places(), mirror.store().as_ref());
+                let place = place.map_err(|e| Failure::new(format!("mirror {name:?}: {e}")))?;
+                Ok(Response::MirrorAt { target: place.path, source: self.path() })
+            }
             _ => Ok(Response::Mirrors(self.mirror_lines()?)),
         }
     }

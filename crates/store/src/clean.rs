@@ -22,7 +22,7 @@ use parking_lot::MutexGuard;
 
 use crate::collapse::Advance;
 use crate::forget::Forgotten;
-use crate::maintain::{Progress, State};
+use crate::maintain::{Named, Progress, State};
 use crate::mark::Needed;
 use crate::pack::{self, Packed, Writer};
 use crate::remains::is_forgotten;
@@ -530,49 +530,35 @@ impl Store {
 
     /// Readers find the parts from now on, and so does the next open; the victims' regions are given back.
     fn switch(&self, state: &mut State, written: Written) -> Result<()> {
-        let Written { region, parts, tombstones } = written;
-        let at = region.place();
-        if let Err(e) = region.flush() {
-            self.give_back_or_leave(at);
-            return Err(e);
+        let Written { region: pack, parts, tombstones } = written;
+        let parts: Vec<(pack::Part, u64)> = parts.into_iter().zip(tombstones).collect();
+        let id = pack.place().id;
+        let mut segments = self.segments.lock().clone();
+        let mut packs = self.packs.lock().clone();
+        packs.push(pack.clone());
+        for (part, tombstones) in &parts {
+            enter(&mut segments, part, *tombstones, id);
         }
-        let pack = region;
-        let mut old: Vec<(Arc<dyn Region>, RegionRef)> = Vec::new();
-        {
-            let mut segments = self.segments.lock();
-            let mut regions = self.regions.write();
-            let mut packs = self.packs.lock();
-            packs.push(pack.clone());
-            for (part, tombstones) in parts.into_iter().zip(tombstones) {
-                state.forgotten.remove(&part.number);
-                let i = segments.iter().position(|s| s.at.id == part.number).expect("segments go only here");
-                if part.runs.len() == 0 {
-                    let gone = segments.remove(i);
-                    let before = regions.remove(&part.number).filter(|_| gone.pack.is_none());
-                    old.extend(before.map(|b| (b, gone.at)));
-                    continue;
-                }
-                let s = &mut segments[i];
-                let kept = part.runs.len();
-                let was = s.at;
-                let known = if s.live == LIVE_UNKNOWN { kept } else { s.live.min(kept) };
-                (s.live, s.slack, s.tombstones, s.packed) = (known, kept - known, tombstones, kept);
-                s.at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0, second: None };
-                let own = s.pack.replace(at.id).is_none();
-                state.cleaned.insert(part.number, state.passes);
-                let before = regions.insert(part.number, Arc::new(Packed::new(pack.clone(), part)));
-                if own {
-                    old.extend(before.map(|b| (b, was)));
-                }
-            }
-            let named: HashSet<u64> = segments.iter().filter_map(|s| s.pack).collect();
-            let (used, unused) = packs.drain(..).partition(|p: &Arc<dyn Region>| named.contains(&p.place().id));
-            *packs = used;
-            old.extend(unused.into_iter().map(|p| (p.clone(), p.place())));
-        }
+        drop_unused(&mut packs, &segments);
         let levels = self.index.read().levels.clone();
-        state.outdated.extend(old);
-        self.write_manifest(state, &levels)?;
+        self.write_manifest_of(state, &levels, &Named { segments, packs }, Some(&pack))?;
+        let mut segments = self.segments.lock();
+        let mut regions = self.regions.write();
+        let mut packs = self.packs.lock();
+        packs.push(pack.clone());
+        for (part, tombstones) in parts {
+            state.forgotten.remove(&part.number);
+            state.cleaned.insert(part.number, state.passes);
+            let was = enter(&mut segments, &part, tombstones, id);
+            let before = match part.runs.len() {
+                0 => regions.remove(&part.number),
+                _ => regions.insert(part.number, Arc::new(Packed::new(pack.clone(), part))),
+            };
+            // What lay in another pack has no region of its own.
+            state.doomed_regions.extend(before.zip(was));
+        }
+        state.doomed_regions.extend(drop_unused(&mut packs, &segments).into_iter().map(|p| (p.clone(), p.place())));
+        drop((segments, regions, packs));
         self.bury(state)
     }
 
@@ -622,6 +608,31 @@ impl Store {
         }
         self.bury(&mut state)
     }
+}
+
+/// In the list, what is left of a segment lies in a pack from now on, or nothing is left; returns its own region, if it had one.
+fn enter(segments: &mut Vec<Segment>, part: &pack::Part, tombstones: u64, pack: u64) -> Option<RegionRef> {
+    let i = segments.iter().position(|s| s.at.id == part.number).expect("segments go only here");
+    let kept = part.runs.len();
+    let s = &mut segments[i];
+    let own = Some(s.at).filter(|_| s.pack.is_none());
+    if kept == 0 {
+        segments.remove(i);
+        return own;
+    }
+    let known = if s.live == LIVE_UNKNOWN { kept } else { s.live.min(kept) };
+    (s.live, s.slack, s.tombstones, s.packed) = (known, kept - known, tombstones, kept);
+    s.at = RegionRef { id: part.number, start: 0, size: part.end, volume: 0, second: None };
+    s.pack = Some(pack);
+    own
+}
+
+/// Takes away the packs in which nothing of any segment lies, and returns them.
+fn drop_unused(packs: &mut Vec<Arc<dyn Region>>, segments: &[Segment]) -> Vec<Arc<dyn Region>> {
+    let named: HashSet<u64> = segments.iter().filter_map(|s| s.pack).collect();
+    let (used, unused) = packs.drain(..).partition(|p| named.contains(&p.place().id));
+    *packs = used;
+    unused
 }
 
 /// What is needed of some segments, in memory.

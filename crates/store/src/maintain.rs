@@ -19,6 +19,7 @@ use crate::index::merge::{Divider, Merged, Source, run_source};
 use crate::index::table::{Builder, Table};
 use crate::log::Tail;
 use crate::manifest::{Manifest, Position};
+use crate::segment::Segment;
 use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{For, Region, RegionRef, VolumeEntry, flush_all};
 use crate::{FilesetId, Result, Tid};
@@ -138,6 +139,25 @@ pub enum Progress {
 enum Family {
     Live,
     History,
+}
+
+/// Segments, and the packs that they may be in, as a manifest is to name them.
+pub(crate) struct Named {
+    pub segments: Vec<Segment>,
+    pub packs: Vec<Arc<dyn Region>>,
+}
+
+impl Named {
+    /// The segments up to a position; later ones are found by following the seals.
+    fn segments_for(&self, log: Position) -> Vec<Segment> {
+        let all = &self.segments;
+        let n = all.iter().position(|s| s.at.id == log.region).map_or(all.len(), |i| i + 1);
+        let mut named = all[..n].to_vec();
+        if let Some(last) = named.last_mut() {
+            last.end = 0;
+        }
+        named
+    }
 }
 
 impl Store {
@@ -339,27 +359,54 @@ impl Store {
         Ok(())
     }
 
+    /// Writes a manifest of what there is, and of the index as `levels` say, and points the superblock to it.
     pub(crate) fn write_manifest(&self, state: &mut State, levels: &Levels) -> Result<()> {
+        self.write_manifest_of(state, levels, &self.named(), None)
+    }
+
+    /// What there is now.
+    pub(crate) fn named(&self) -> Named {
+        Named { segments: self.segments.lock().clone(), packs: self.packs.lock().clone() }
+    }
+
+    /// Writes a manifest that names these, and points the superblock to it. Tables, and a `pack`, that are not durable yet become
+    /// so with the manifest: they share its flush. If that fails, they are given back.
+    pub(crate) fn write_manifest_of(
+        &self,
+        state: &mut State,
+        levels: &Levels,
+        named: &Named,
+        pack: Option<&Arc<dyn Region>>,
+    ) -> Result<()> {
         if state.deriving {
+            flush_all(pack)?;
             state.doomed_regions.append(&mut state.outdated);
             return Ok(());
         }
         // First its own number: others are handed out meanwhile, and all that it names are below the next one.
         let id = self.next_region.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let manifest = self.manifest_of(state, levels);
+        let manifest = self.manifest_of(state, levels, named);
         let bytes = manifest.encode(id);
-        let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), For::Manifest, false)?;
         let fresh: Vec<_> = levels.tables().filter(|t| !t.is_durable()).collect();
-        let written = Manifest::write(&*region, &bytes)
-            .and_then(|()| flush_all(std::iter::once(&region).chain(fresh.iter().map(|t| t.region()))));
-        if let Err(e) = written {
-            // No superblock names any of it; what was derived is read already.
-            let read = self.index.read().levels.clone();
-            let unread = fresh.into_iter().filter(|t| !read.tables().any(|r| Arc::ptr_eq(r, t)));
-            self.give_back_or_leave(region.place());
-            unread.for_each(|t| self.give_back_or_leave(t.reference().region));
-            return Err(e);
-        }
+        let mut made = None;
+        let written = (|| {
+            let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), For::Manifest, false)?;
+            let region = made.insert(region);
+            Manifest::write(&**region, &bytes)?;
+            flush_all(std::iter::once(&*region).chain(pack).chain(fresh.iter().map(|t| t.region())))?;
+            Ok(region.clone())
+        })();
+        let region = match written {
+            Ok(region) => region,
+            Err(e) => {
+                // No superblock names any of it; what was derived is read already.
+                let read = self.index.read().levels.clone();
+                let unread = fresh.into_iter().filter(|t| !read.tables().any(|r| Arc::ptr_eq(r, t)));
+                made.iter().chain(pack).for_each(|region| self.give_back_or_leave(region.place()));
+                unread.for_each(|t| self.give_back_or_leave(t.reference().region));
+                return Err(e);
+            }
+        };
         fresh.iter().for_each(|t| t.note_durable());
         self.volumes.write_super(None, |sb| {
             sb.manifest = region.place();
@@ -378,7 +425,7 @@ impl Store {
     }
 
     /// What is to be told of the store as it is.
-    pub(crate) fn manifest_of(&self, state: &State, levels: &Levels) -> Manifest {
+    pub(crate) fn manifest_of(&self, state: &State, levels: &Levels, named: &Named) -> Manifest {
         let name = |runs: &[Run]| runs.iter().map(Run::reference).collect();
         Manifest {
             tid: state.tid,
@@ -386,8 +433,8 @@ impl Store {
             next_object: state.next_object,
             counts: state.counts.clone(),
             log: state.log,
-            segments: self.segments_for(state.log),
-            packs: self.packs.lock().iter().map(|p| p.place()).collect(),
+            segments: named.segments_for(state.log),
+            packs: named.packs.iter().map(|p| p.place()).collect(),
             live: name(&levels.live),
             history: name(&levels.history),
         }
@@ -398,17 +445,6 @@ impl Store {
         let mut state = self.maintenance.lock();
         let levels = self.index.read().levels.clone();
         self.write_manifest(&mut state, &levels)
-    }
-
-    /// The segments up to a position; later ones are found by following the seals.
-    fn segments_for(&self, log: Position) -> Vec<crate::segment::Segment> {
-        let all = self.segments.lock();
-        let n = all.iter().position(|s| s.at.id == log.region).map_or(all.len(), |i| i + 1);
-        let mut named = all[..n].to_vec();
-        if let Some(last) = named.last_mut() {
-            last.end = 0;
-        }
-        named
     }
 
     /// Merges the runs; a flush that falls due meanwhile goes first.

@@ -3,7 +3,9 @@
 //!
 //! Before each pull the source is cleaned and mounted anew, so that its daemon has nothing of the index in memory; the peers'
 //! trees and caches stay warm. The mirror is mounted and paused; a pull is timed from the start of `darner mirror sync --wait` to its
-//! end: that process is in it. `btrfs send` goes to a file, without a receiver, and once with its snapshot (and the sync that this needs), once without.
+//! end: that process is in it. `btrfs send` goes to a file, without a receiver, and once with its snapshot (and the sync that this needs), once without;
+//! beside that stands `darner mirror export`, which does the same. And once more it goes to `btrfs receive`, with the sync that makes it durable, which
+//! is what a pull does.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -65,12 +67,15 @@ impl Copy {
         Ok(())
     }
 
-    /// Bytes that were sent, and how long the last pull took.
-    fn received(&self) -> Result<(f64, f64)> {
+    /// Bytes that were sent, how long the last pull took, and the moment that it shows.
+    fn state(&self) -> Result<(f64, f64, String)> {
         let lines: Value = serde_json::from_str(&self.command(&["mirror", "list", "--json"], &self.store)?)?;
         let own = lines.as_array().and_then(|lines| lines.iter().find(|line| line["name"] == ""));
-        let own = own.and_then(|line| Some((line["received_bytes"].as_f64()?, line["pull_seconds"].as_f64()?)));
-        own.ok_or_else(|| Failure::new("mirror list tells no bytes or no time"))
+        let state = own.and_then(|line| {
+            let numbers = (line["received_bytes"].as_f64()?, line["pull_seconds"].as_f64()?);
+            Some((numbers.0, numbers.1, line["at_tid"].as_str()?.to_owned()))
+        });
+        state.ok_or_else(|| Failure::new("mirror list tells no bytes, no time, or no moment"))
     }
 }
 
@@ -104,6 +109,8 @@ fn add(source: &Darner, room: &Room, name: &str) -> Result<Copy> {
 /// One that is pulled from.
 struct Pulled {
     seconds: f64,
+    /// Of a stream of the same changes to a file.
+    exported: f64,
     /// Without the two processes.
     itself: f64,
     read: f64,
@@ -137,7 +144,22 @@ impl Sender {
         sender.run(&["subvolume".as_ref(), "create".as_ref(), sender.live().as_os_str()])?;
         make_tree(&sender.live(), files)?;
         sender.snapshot(0)?;
+        let (from, to) = (sender.at(0), sender.received());
+        fs::create_dir(&to)?;
+        sender.pipe(&["send".as_ref(), from.as_os_str()], &to)?;
         Ok(sender)
+    }
+
+    /// Where what is sent is received.
+    fn received(&self) -> PathBuf {
+        self.btrfs.dir().join("received")
+    }
+
+    /// Has what one command of `btrfs` writes received.
+    fn pipe(&self, args: &[&OsStr], to: &Path) -> Result<()> {
+        let script = r#"to="$1"; shift; "$0" -q "$@" | "$0" -q receive "$to" && "$0" filesystem sync "$to""#;
+        let head = ["-c".as_ref(), script.as_ref(), self.program.as_os_str(), to.as_os_str()];
+        shell::run("sh", head.into_iter().chain(args.iter().copied())).map(drop)
     }
 
     fn live(&self) -> PathBuf {
@@ -158,8 +180,8 @@ impl Sender {
         Ok(stage::write_out(self.btrfs.dir())?)
     }
 
-    /// Seconds that sending took, and the snapshot for it.
-    fn send(&mut self) -> Result<(f64, f64)> {
+    /// Seconds that sending took, the snapshot for it, and sending with somebody who receives.
+    fn send(&mut self) -> Result<[f64; 3]> {
         let (old, new) = (self.at(self.last), self.at(self.last + 1));
         let start = Instant::now();
         self.snapshot(self.last + 1)?;
@@ -169,9 +191,12 @@ impl Sender {
         let start = Instant::now();
         self.run(&["-q".as_ref(), "send".as_ref(), "-p".as_ref(), old, "-f".as_ref(), out, new])?;
         let seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        self.pipe(&["send".as_ref(), "-p".as_ref(), old, new], &self.received())?;
+        let received = start.elapsed().as_secs_f64();
         self.run(&["-q".as_ref(), "subvolume".as_ref(), "delete".as_ref(), old])?;
         fs::remove_file(&self.stream)?;
-        Ok((seconds, snapshot))
+        Ok([seconds, snapshot, received])
     }
 }
 
@@ -269,7 +294,15 @@ impl Peers {
 }
 
 /// In the order of the report.
-const SYSTEMS: [&str; 5] = ["darner", "restic", "borg", "btrfs send -p", "  with its snapshot"];
+const SYSTEMS: [&str; 7] = [
+    "darner",
+    "restic",
+    "borg",
+    "btrfs send -p",
+    "  with its snapshot",
+    "  with btrfs receive",
+    "darner mirror export",
+];
 /// Of these, so many take turns.
 const TURNS: usize = 4;
 
@@ -279,7 +312,7 @@ struct Tree {
     first_seconds: f64,
     pulls: Vec<Pulled>,
     /// Seconds by system and round.
-    seconds: [Vec<f64>; 5],
+    seconds: [Vec<f64>; 7],
     skipped: Vec<String>,
 }
 
@@ -305,6 +338,7 @@ fn pulls(dir: &Path, o: &Options, files: u64) -> Result<Tree> {
                 0 => {
                     let pulled = pull(&mut source, &copy, files, round)?;
                     let seconds = pulled.seconds;
+                    tree.seconds[TURNS + 2].push(pulled.exported);
                     tree.pulls.push(pulled);
                     Some(seconds)
                 }
@@ -313,8 +347,9 @@ fn pulls(dir: &Path, o: &Options, files: u64) -> Result<Tree> {
                 _ => match &mut peers.btrfs {
                     Some(sender) => {
                         change(&sender.live(), files, round)?;
-                        let (sent, snapshot) = sender.send()?;
+                        let [sent, snapshot, received] = sender.send()?;
                         tree.seconds[TURNS].push(sent + snapshot);
+                        tree.seconds[TURNS + 1].push(received);
                         Some(sent)
                     }
                     None => None,
@@ -332,23 +367,38 @@ fn pulls(dir: &Path, o: &Options, files: u64) -> Result<Tree> {
 
 fn pull(source: &mut Darner, copy: &Copy, files: u64, round: u64) -> Result<Pulled> {
     copy.command(&["mirror", "pause"], &copy.store)?;
+    let (before, _, since) = copy.state()?;
     change(source.dir(), files, round)?;
     source.command(&["clean".as_ref(), "--wait".as_ref(), source.dir().as_os_str()])?;
-    source.remount()?;
-    let before = copy.received()?.0;
-    // What it does after opening.
-    thread::sleep(Duration::from_millis(500));
+    let exported = {
+        anew(source)?;
+        let (mnt, out) = (source.dir().to_path_buf(), copy.store.with_extension("stream"));
+        let args = ["mirror".as_ref(), "export".as_ref(), "--since".as_ref(), OsStr::new(&since), mnt.as_os_str()];
+        let start = Instant::now();
+        source.command(&[&args[..], &["--output".as_ref(), out.as_os_str()]].concat())?;
+        let seconds = start.elapsed().as_secs_f64();
+        fs::remove_file(out)?;
+        seconds
+    };
+    anew(source)?;
     let (read, start) = (bytes_read(source)?, Instant::now());
     copy.command(&["mirror", "sync", "--wait"], &copy.store)?;
     let seconds = start.elapsed().as_secs_f64();
     let read = bytes_read(source)? - read;
     let mnt = copy.mnt.as_ref().ok_or_else(|| Failure::new("the mirror is not mounted"))?;
     let (there, due) = (fs::read(path(mnt, round % files))?, fs::read(path(source.dir(), round % files))?);
-    let (received, itself) = copy.received()?;
+    let (received, itself, _) = copy.state()?;
     match there == due {
-        true => Ok(Pulled { seconds, itself, read, received: received - before }),
+        true => Ok(Pulled { seconds, exported, itself, read, received: received - before }),
         false => Err(Failure::new("the mirror does not show what its source has")),
     }
+}
+
+/// Has a daemon that has nothing in memory, and has done what it does after opening.
+fn anew(source: &mut Darner) -> Result<()> {
+    source.remount()?;
+    thread::sleep(Duration::from_millis(500));
+    Ok(())
 }
 
 /// Bytes that the daemon has read by system calls.
@@ -541,8 +591,10 @@ fn report(bytes: u64, first: &[Vec<f64>; 3], lags: &[f64], trees: &[Tree]) -> (S
         let _ = writeln!(text, "{:<22}{:>10}{:>14}", "", "s", "× darner");
         for (name, seconds) in SYSTEMS.iter().zip(&t.seconds) {
             let times = ratio(seconds, &t.seconds[0]);
-            let _ = writeln!(text, "{name:<22}{:>10}{:>14}", show(mid(seconds), 4), show(times, 1));
+            let _ = writeln!(text, "{name:<22}{:>10}{:>14}", show(mid(seconds), 4), show(times, 2));
         }
+        let (sent, exported) = (&t.seconds[3], &t.seconds[TURNS + 2]);
+        let _ = writeln!(text, "btrfs send -p by darner mirror export: {}", show(ratio(sent, exported), 2));
         let kib = |v: Option<f64>| show(v.map(|v| v / 1024.0), 0);
         let _ = writeln!(
             text,
@@ -584,13 +636,20 @@ mod tests {
         let tree = |files, seconds: f64| Tree {
             files,
             first_seconds: 1.0,
-            pulls: vec![Pulled { seconds, itself: seconds, read: 2048.0 * seconds, received: 1024.0 }],
-            seconds: [vec![seconds], vec![30.0], vec![], vec![seconds * 3.0], vec![seconds * 4.0]],
+            pulls: vec![Pulled {
+                seconds,
+                exported: seconds / 2.0,
+                itself: seconds,
+                read: 2048.0 * seconds,
+                received: 1024.0,
+            }],
+            seconds: [seconds, 30.0, 0.0, seconds * 3.0, seconds * 4.0, seconds * 9.0, seconds / 2.0]
+                .map(|s| if s == 0.0 { vec![] } else { vec![s] }),
             skipped: vec!["borg is not installed".into()],
         };
         let first = [vec![2.0, 4.0], vec![4.0, 4.0], vec![1.0, 2.0]];
         let (text, json) = report(1 << 20, &first, &[0.1, 0.2, 0.3], &[tree(10, 1.0), tree(100, 2.0)]);
-        for part in ["0.50", "without borg", "15.0", "2.00 × the time, 2.00 × the bytes read"] {
+        for part in ["0.50", "without borg", "15.00", "export: 6.00", "2.00 × the time, 2.00 × the bytes read"] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert_eq!(json["trees"][1]["bytes_read"], json!([4096.0]));

@@ -22,7 +22,7 @@ use super::system::{Room, System};
 use crate::error::{Context, Failure, Result};
 
 const PAGE: u64 = 4096;
-/// Live data in percent of the small volume.
+/// How full the small volume is, in percent, as `df` says it (without its reserve, as of any filesystem that has one).
 const FULL: u64 = 85;
 const FILES: u64 = 8;
 /// Pages read back at the end.
@@ -112,8 +112,10 @@ pub fn steady(dir: &Path, o: &Options) -> Result<(String, Value)> {
     let (size, times) = o.load();
     let per_turn = size * times / o.rounds / PAGE;
     let mut cleaned = Loaded::set_up("cleaned", o, &room, size, "none")?;
+    let pages = cleaned.fill(u64::MAX)?;
     // Room for all that is ever written, and its index.
     let mut kept = Loaded::set_up("kept", o, &room, size * (times + 2) * 2, "forever")?;
+    kept.fill(pages)?;
     for round in 0..=o.rounds {
         // First until the cleaner is in its stride.
         let pages = if round == 0 { size / 2 / PAGE } else { per_turn };
@@ -147,38 +149,48 @@ impl Loaded {
         note(&format!("filling the volume {name}"));
         let darner = Darner::set_up_on_image(name, &o.mount_options, room, size)?;
         darner.command(&["retain".as_ref(), darner.dir().as_os_str(), grid.as_ref()])?;
-        let pages = o.load().0 * FULL / 100 / PAGE / FILES * FILES;
-        let mut loaded =
-            Loaded { darner, files: Vec::new(), written: vec![0; pages as usize], rng: Rng::new(1), turns: Vec::new() };
-        loaded.fill(pages)?;
-        Ok(loaded)
+        let files = (0..FILES).map(|n| {
+            let path = darner.dir().join(format!("file{n}"));
+            OpenOptions::new().read(true).write(true).create_new(true).open(path)
+        });
+        let files = files.collect::<std::io::Result<_>>()?;
+        Ok(Loaded { files, darner, written: Vec::new(), rng: Rng::new(1), turns: Vec::new() })
     }
 
-    fn fill(&mut self, pages: u64) -> Result<()> {
+    /// Writes so many pages, or until the volume is [`FULL`]; returns how many.
+    fn fill(&mut self, most: u64) -> Result<u64> {
         const AT_ONCE: u64 = 256;
-        for n in 0..FILES {
-            let path = self.darner.dir().join(format!("file{n}"));
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-            let per_file = pages / FILES;
-            let mut bytes = vec![0; (AT_ONCE * PAGE) as usize];
-            for at in (0..per_file).step_by(AT_ONCE as usize) {
-                let count = AT_ONCE.min(per_file - at);
-                for i in 0..count {
-                    let page = &mut bytes[(i * PAGE) as usize..][..PAGE as usize];
-                    content(n * per_file + at + i, 0, page);
+        let mut bytes = vec![0; (AT_ONCE * PAGE) as usize];
+        let mut pages = 0;
+        while pages < most && !self.is_full()? {
+            // The pages of all files take turns.
+            for n in 0..FILES {
+                for i in 0..AT_ONCE {
+                    content(pages + i * FILES + n, 0, &mut bytes[(i * PAGE) as usize..][..PAGE as usize]);
                 }
-                file.write_all_at(&bytes[..(count * PAGE) as usize], at * PAGE)?;
+                let (file, at) = self.place(pages + n);
+                file.write_all_at(&bytes, at)?;
                 go_on()?;
             }
-            file.sync_all()?;
-            self.files.push(file);
+            pages += AT_ONCE * FILES;
         }
-        Ok(())
+        for file in &self.files {
+            file.sync_all()?;
+        }
+        self.written = vec![0; pages as usize];
+        Ok(pages)
+    }
+
+    /// Whether `df` would say so: of what it can hold (its reserve left out), so much is in use.
+    fn is_full(&self) -> Result<bool> {
+        let status = self.darner.status()?;
+        let bytes = |name: &str| status[name].as_u64().ok_or_else(|| Failure::new(format!("status tells no {name}")));
+        let used = bytes("used_bytes")?;
+        Ok(used * 100 >= (used + bytes("free_bytes")?) * FULL)
     }
 
     fn place(&self, page: u64) -> (&File, u64) {
-        let per_file = self.written.len() as u64 / FILES;
-        (&self.files[(page / per_file) as usize], page % per_file * PAGE)
+        (&self.files[(page % FILES) as usize], page / FILES * PAGE)
     }
 
     /// Writes so many pages.
@@ -285,8 +297,9 @@ fn report(o: &Options, cleaned: &Loaded, kept: &Loaded, checked: [u64; 2]) -> Re
     let status = [cleaned.darner.status()?, kept.darner.status()?];
     let mib = |of: usize, name: &str| status[of][name].as_u64().unwrap_or(0) >> 20;
     let mut text = format!(
-        "{} MiB, {FULL} % of it live data in {FILES} files, {} times overwritten by 4 KiB at random places; {} rounds\n\n",
+        "{} MiB, filled to {FULL} % (`df`) with {} MiB in {FILES} files, {} times overwritten by 4 KiB at random places; {} rounds\n\n",
         size >> 20,
+        (cleaned.written.len() as u64 * PAGE) >> 20,
         times,
         o.rounds
     );

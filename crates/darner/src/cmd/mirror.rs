@@ -67,7 +67,9 @@ pub fn run(c: &Mirror) -> Result<()> {
             }
         }
         A::List { mnt, json } => {
-            let lines = all(&mounts::store_of(mnt)?)?;
+            let Response::Mirrors(lines) = control::must_call(&mounts::store_of(mnt)?, &Request::Mirrors)? else {
+                return Err(super::other_answer());
+            };
             if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
         }
         A::Sync(SyncOf { mnt, name, wait }) => {
@@ -107,13 +109,6 @@ pub fn run(c: &Mirror) -> Result<()> {
     }
 }
 
-fn all(place: &Place) -> Result<Vec<MirrorLine>> {
-    match control::must_call(place, &Request::Mirrors)? {
-        Response::Mirrors(lines) => Ok(lines),
-        _ => Err(super::other_answer()),
-    }
-}
-
 /// The mirror that a command is about.
 struct Meant {
     place: Place,
@@ -126,14 +121,10 @@ impl Meant {
     fn by(at: &Path, name: Option<&str>) -> Result<Meant> {
         let place = mounts::store_of(at)?;
         let Some(name) = name else { return Ok(Meant { place, source: None }) };
-        let line = all(&place)?.into_iter().find(|line| line.name == name);
-        let line = line.ok_or_else(|| Failure::new(format!("there is no mirror {name:?} here")))?;
-        let place = match (line.state.as_str(), line.last_error) {
-            ("missing", Some(why)) => Err(Failure::new(why)),
-            _ => Place::at(&line.target),
-        };
-        let place = place.map_err(|e| Failure::new(format!("mirror {name:?}: {e}")))?;
-        Ok(Meant { place, source: line.source.map(PathBuf::from) })
+        match control::must_call(&place, &Request::MirrorAt { name: name.into() })? {
+            Response::MirrorAt { target, source } => Ok(Meant { place: Place::at(&target)?, source: Some(source) }),
+            _ => Err(super::other_answer()),
+        }
     }
 
     /// Sees to it that it has a daemon, which knows where its source is.
