@@ -913,6 +913,9 @@ pub struct Scrub {
     /// Return at once; --report tells how far it is
     #[arg(long)]
     pub background: bool,
+    /// Read what is in the bucket only, too: all of it is fetched
+    #[arg(long, conflicts_with = "report")]
+    pub bucket: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -110,6 +110,9 @@ pub enum Request {
     Scrub {
         /// Answer when it is done.
         wait: bool,
+        /// What is in the bucket only, too.
+        #[serde(default)]
+        bucket: bool,
     },
     /// What the last scrub found.
     ScrubReport,
@@ -729,6 +732,9 @@ pub struct ScrubLine {
     pub bytes: u64,
     /// Bytes that a scrub reads, about.
     pub total_bytes: u64,
+    /// Bytes that are in the bucket only, and are not read.
+    #[serde(default)]
+    pub left_to_the_bucket: u64,
     /// Damaged places.
     pub damaged: u64,
     /// Manifests and superblocks that were damaged, and are written anew.

@@ -546,7 +546,7 @@ impl Daemon {
             }
             Request::Clean { wait } => self.clean(wait, tell)?,
             Request::Forget { at } => self.destroy(&at, tell)?,
-            Request::Scrub { wait } => self.scrub(wait, tell)?,
+            Request::Scrub { wait, bucket } => self.scrub(wait, bucket, tell)?,
             Request::ScrubReport => self.scrub_report()?,
             Request::Usage => Response::Usage(self.usage()?),
             request @ (Request::Volumes

@@ -1,6 +1,5 @@
 //! Scrubbing: at once when somebody asks, and by itself, slowly, every thirty days.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,23 +28,23 @@ const KEEP_EVERY: Duration = Duration::from_secs(600);
 pub(crate) struct Scrubbing {
     /// Held by whoever does it.
     one: Mutex<()>,
-    /// Somebody wants one now.
-    wanted: AtomicBool,
+    /// Somebody wants one now, of what is in the bucket only, too, or not.
+    wanted: Mutex<Option<bool>>,
 }
 
 impl Daemon {
-    /// Scrubs all there is; with `wait` false, has it done in the background.
-    pub(crate) fn scrub(&self, wait: bool, tell: &mut Tell<'_>) -> Result<Response> {
+    /// Scrubs all there is, what is in the `bucket` only too or not; with `wait` false, has it done in the background.
+    pub(crate) fn scrub(&self, wait: bool, bucket: bool, tell: &mut Tell<'_>) -> Result<Response> {
         if self.store().is_read_only() {
             return Err(Failure::new("the store is open for reading only"));
         }
         if !wait {
-            self.scrubbing.wanted.store(true, Ordering::Relaxed);
+            *self.scrubbing.wanted.lock() = Some(bucket);
             return Ok(Response::Done);
         }
         let _one = self.scrubbing.one.lock();
-        let mut report = self.store().begin_scrub(now_ns())?;
-        let total = self.store().scrub_total();
+        let mut report = self.store().begin_scrub(now_ns(), bucket)?;
+        let total = self.store().scrub_total(bucket);
         while self.step_scrub(&mut report, LONG_STEP)? {
             tell(report.bytes.min(total), total);
         }
@@ -105,7 +104,8 @@ impl Daemon {
 
     fn scrub_if_due(&self, pause: &dyn Fn()) -> Result<()> {
         let last = self.store().scrub_report()?;
-        let wanted = self.scrubbing.wanted.swap(false, Ordering::Relaxed);
+        let asked = self.scrubbing.wanted.lock().take();
+        let wanted = asked.is_some();
         let is_under_way = last.begun > 0 && last.ended == 0;
         let due = last.ended.max(self.store().birth().0).saturating_add(EVERY.as_nanos() as u64);
         if !wanted && !is_under_way && now_ns() < due {
@@ -113,9 +113,9 @@ impl Daemon {
         }
         let mut report = match is_under_way && !wanted {
             true => last,
-            false => self.store().begin_scrub(now_ns())?,
+            false => self.store().begin_scrub(now_ns(), asked == Some(true))?,
         };
-        let rate = RATE.max(self.store().scrub_total() / (EVERY.as_secs() / 3));
+        let rate = RATE.max(self.store().scrub_total(report.bucket) / (EVERY.as_secs() / 3));
         let mut kept = Instant::now();
         let step = if wanted { LONG_STEP } else { STEP.max(rate) };
         while !self.is_closing() && self.step_scrub(&mut report, step)? {
@@ -140,7 +140,8 @@ impl Daemon {
             begun: time(report.begun),
             ended: time(report.ended),
             bytes: report.bytes,
-            total_bytes: self.store().scrub_total(),
+            total_bytes: self.store().scrub_total(report.bucket),
+            left_to_the_bucket: self.store().scrub_total(true).saturating_sub(self.store().scrub_total(report.bucket)),
             damaged: report.damages.len() as u64 + report.more,
             healed: report.healed,
             damages: report.damages.iter().map(|d| damage_line(&self.fs, d)).collect(),

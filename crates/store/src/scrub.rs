@@ -8,6 +8,7 @@
 //!
 //! The open segment is left out; a scrub begins a new one first, so that all is read that was there when it began.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::ahead;
@@ -27,7 +28,7 @@ use crate::volume::Region;
 use crate::workers::Job;
 use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Damages that a report lists; of more it has the number.
 pub const LISTED: usize = 1000;
 
@@ -87,6 +88,8 @@ pub struct ScrubReport {
     pub bytes: u64,
     /// How far it is.
     pub at: ScrubAt,
+    /// Whether what is in the bucket only is read, too.
+    pub bucket: bool,
     /// Damages, `LISTED` at most.
     pub damages: Vec<Damage>,
     /// How many more there are.
@@ -109,6 +112,7 @@ impl ScrubReport {
         for v in [self.begun, self.ended, self.bytes, tables.into(), region, offset, self.more, self.healed] {
             put_varint(&mut out, v);
         }
+        put_varint(&mut out, self.bucket.into());
         put_varint(&mut out, self.damages.len() as u64);
         for d in &self.damages {
             for v in [d.region, d.offset, d.len] {
@@ -130,12 +134,14 @@ impl ScrubReport {
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<ScrubReport> {
         let mut r = Reader::new(bytes);
-        if r.u8()? != VERSION {
+        let version = r.u8()?;
+        if !(1..=VERSION).contains(&version) {
             return None;
         }
         let (begun, ended, bytes) = (r.varint()?, r.varint()?, r.varint()?);
         let at = ScrubAt { tables: r.varint()? != 0, region: r.varint()?, offset: r.varint()? };
         let (more, healed) = (r.varint()?, r.varint()?);
+        let bucket = version > 1 && r.varint()? != 0;
         let mut damages = Vec::new();
         for _ in 0..r.varint()? {
             let (region, offset, len) = (r.varint()?, r.varint()?, r.varint()?);
@@ -153,7 +159,7 @@ impl ScrubReport {
             };
             damages.push(Damage { region, offset, len, rot });
         }
-        r.is_empty().then_some(ScrubReport { begun, ended, bytes, at, damages, more, healed })
+        r.is_empty().then_some(ScrubReport { begun, ended, bytes, at, bucket, damages, more, healed })
     }
 }
 
@@ -172,26 +178,31 @@ impl Store {
         self.sync().map(|_| ())
     }
 
-    /// Bytes that a scrub reads, about.
-    pub fn scrub_total(&self) -> u64 {
+    /// Bytes that a scrub reads, about; `bucket`: as [`ScrubReport::bucket`].
+    pub fn scrub_total(&self, bucket: bool) -> u64 {
         let open = self.log.tail().position().region;
         let regions = self.regions.read();
         let kept = |s: &Segment| match s.pack {
             Some(_) => regions[&s.at.id].bytes_kept(),
             None => s.end,
         };
-        let cold = self.cold_regions();
+        let cold = self.left_to_the_bucket(bucket);
         let is_read = |s: &&Segment| s.at.id != open && !cold.contains(&s.container());
         let segments = self.segments.lock().iter().filter(is_read).map(kept).sum::<u64>();
         segments + self.index.read().levels.tables().map(|t| t.len()).sum::<u64>()
     }
 
-    /// Begins a scrub of all there is now.
-    pub fn begin_scrub(&self, now_ns: u64) -> Result<ScrubReport> {
+    /// What a scrub passes over.
+    fn left_to_the_bucket(&self, bucket: bool) -> HashSet<u64> {
+        if bucket { HashSet::new() } else { self.cold_regions() }
+    }
+
+    /// Begins a scrub of all there is now; `bucket`: as [`ScrubReport::bucket`].
+    pub fn begin_scrub(&self, now_ns: u64, bucket: bool) -> Result<ScrubReport> {
         self.end_segment()?;
         self.write_all()?;
         self.trim_segments()?;
-        Ok(ScrubReport { begun: now_ns.max(1), ..ScrubReport::default() })
+        Ok(ScrubReport { begun: now_ns.max(1), bucket, ..ScrubReport::default() })
     }
 
     /// Goes on with a scrub for about so many bytes; says whether there is more.
@@ -199,8 +210,7 @@ impl Store {
         let until = report.bytes + budget;
         while !report.at.tables && report.bytes < until {
             let open = self.log.tail().position().region;
-            // What is in the bucket only is the bucket's to look after.
-            let cold = self.cold_regions();
+            let cold = self.left_to_the_bucket(report.bucket);
             let next = {
                 let segments = self.segments.lock();
                 let left = segments
@@ -209,7 +219,13 @@ impl Store {
                 left.min_by_key(|s| s.at.id).copied()
             };
             match next {
-                Some(s) => self.scrub_segment(&s, until, report)?,
+                Some(s) => {
+                    self.scrub_segment(&s, until, report)?;
+                    // Who verifies it has no use for it: it stays there.
+                    if let Some(bucket) = self.volumes.bucket().filter(|_| report.bucket) {
+                        bucket.cool(s.container());
+                    }
+                }
                 None => report.at = ScrubAt { tables: true, ..ScrubAt::default() },
             }
         }
@@ -528,9 +544,17 @@ mod tests {
             damages: vec![damage(Rot::Frame), damage(Rot::Table), damage(data)],
             more: 3,
             healed: 1,
+            bucket: true,
         };
         let bytes = report.encode();
-        assert_eq!(ScrubReport::decode(&bytes), Some(report));
+        assert_eq!(ScrubReport::decode(&bytes).as_ref(), Some(&report));
+        // One of version 1 says nothing of buckets.
+        let without = ScrubReport { bucket: false, ..report };
+        let mut old = without.encode();
+        let at = old.iter().zip(&bytes).position(|(a, b)| a != b).unwrap();
+        old.remove(at);
+        old[0] = 1;
+        assert_eq!(ScrubReport::decode(&old), Some(without));
         let mut rng = fastrand::Rng::with_seed(3);
         for _ in 0..20_000 {
             let mut bytes = bytes.clone();

@@ -689,6 +689,67 @@ fn what_is_damaged_here_heals_from_the_bucket() {
 }
 
 #[test]
+fn a_scrub_reads_what_is_in_the_bucket_only_if_it_is_told_to() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut run = Run::new(21);
+    for i in 0..60 {
+        run.transaction(&store).unwrap();
+        if i == 40 {
+            // Some of it lies in packs.
+            store.want_collapse();
+            store.clean(run.now, &mut |_| ()).unwrap();
+        }
+    }
+    push(&store, run.now).unwrap();
+    to_bucket(&store).unwrap();
+    let cold = store.bucket().unwrap().cold;
+    let scrub = |all: bool, budget: u64| {
+        let mut report = store.begin_scrub(7, all).unwrap();
+        while store.step_scrub(&mut report, budget).unwrap() {
+            // It is gone on with as it was, also after the next open.
+            store.keep_scrub_report(&report, run.now).unwrap();
+            assert_eq!(store.scrub_report().unwrap(), report);
+            while store.step_tier().unwrap() == Progress::Worked {}
+        }
+        report
+    };
+    for budget in [64 << 10, 1 << 30] {
+        let (without, with) = (scrub(false, budget), scrub(true, budget));
+        assert_eq!((&without.damages[..], &with.damages[..]), (&[][..], &[][..]));
+        // (A region has room behind what it holds.)
+        assert!(with.bytes - without.bytes > cold / 2, "{} and {} of {cold}", without.bytes, with.bytes);
+    }
+    // None of it came back, and none is counted as read.
+    assert_eq!(store.bucket().unwrap().cold, cold);
+    assert!(store.scrub_total(true) > store.scrub_total(false) + cold / 2);
+    // What is damaged there is found.
+    let parts = || bucket.objects().into_iter().filter(|(name, _)| name.starts_with("r/"));
+    let (mut found, mut flipped) = (0, 0);
+    for (name, bytes) in parts().filter(|(_, bytes)| bytes.len() > 4096) {
+        let mut rotten = bytes.to_vec();
+        rotten[bytes.len() / 3] ^= 4;
+        bucket.delete(std::slice::from_ref(&name)).unwrap();
+        bucket.put(vec![(name.clone(), rotten)]).unwrap();
+        assert_eq!(scrub(false, 1 << 30).damages, []);
+        found += u32::from(!scrub(true, 1 << 30).damages.is_empty());
+        flipped += 1;
+        bucket.delete(std::slice::from_ref(&name)).unwrap();
+        bucket.put(vec![(name, bytes.to_vec())]).unwrap();
+    }
+    println!("{found} of {flipped}");
+    // (Some are copies of what is here, or old.)
+    assert!(found > 0 && found * 2 >= flipped, "{found} of {flipped}");
+    assert_eq!(scrub(true, 1 << 30).damages, []);
+    // Out of reach it is no scrub.
+    bucket.set_reachable(false);
+    let mut report = store.begin_scrub(7, true).unwrap();
+    let outcome =
+        std::iter::repeat_with(|| store.step_scrub(&mut report, 1 << 30)).find(|more| !matches!(more, Ok(true)));
+    assert!(matches!(outcome, Some(Err(_))), "{outcome:?}");
+}
+
+#[test]
 fn a_stream_from_the_bucket_is_fetched_once_in_few_large_pieces() {
     let disk = SimDisk::new(SIZE);
     let (store, bucket) = with_bucket(&disk);

@@ -418,7 +418,7 @@ fn rots(run: &mut Run, disks: &[SimDisk], flips: &[(u64, u8)], rotten: usize) ->
     let store = open(&disks);
     run.compare_some(&store, 1);
     let scrub = || {
-        let mut report = store.begin_scrub(7).unwrap();
+        let mut report = store.begin_scrub(7, false).unwrap();
         while store.step_scrub(&mut report, 1 << 20).unwrap() {}
         assert_eq!(report.damages, [], "{flips:?}");
         report.healed
@@ -508,7 +508,7 @@ fn of_many_flips_in_two_copies_none_is_returned_and_all_are_healed_that_have_a_g
         read_all();
         let on_reading = store.copies().healed;
         let scrub = || {
-            let mut report = store.begin_scrub(7).unwrap();
+            let mut report = store.begin_scrub(7, false).unwrap();
             while store.step_scrub(&mut report, 64 << 20).unwrap() {}
             assert_eq!((report.damages.len(), report.more), (0, 0));
             report.healed

@@ -88,7 +88,7 @@ fn of_a_damaged_newest_superblock_the_label_has_another() {
             let store =
                 open(std::slice::from_ref(&rotten)).unwrap_or_else(|e| panic!("round {round}, slot {slot}: {e}"));
             run.compare_some(&store, 10);
-            let mut report = store.begin_scrub(7).unwrap();
+            let mut report = store.begin_scrub(7, false).unwrap();
             while store.step_scrub(&mut report, 1 << 30).unwrap() {}
             assert!(report.damages.is_empty());
             store.close().unwrap();
@@ -146,7 +146,7 @@ fn a_scrub_writes_a_damaged_label_anew() {
     store.checkpoint().unwrap();
     (0..2).for_each(|slot| disk.flip(SIZE - (1 << 20) + slot * (64 << 10) + 100, 1));
     assert!(identify_by_label(&*volume(&disk)).unwrap().is_none());
-    let mut report = store.begin_scrub(100).unwrap();
+    let mut report = store.begin_scrub(100, false).unwrap();
     while store.step_scrub(&mut report, BUDGET).unwrap() {}
     assert_eq!((report.healed, report.damages.len()), (1, 0));
     assert!(identify_by_label(&*volume(&disk)).unwrap().is_some());

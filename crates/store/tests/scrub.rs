@@ -10,7 +10,7 @@ use darner_store::volume::Disk;
 use darner_store::{Elsewhere, Error, Grid, Kind, Lost, ObjectId, Rot, ScrubReport, Store, Tid};
 
 fn scrub(store: &Store, budget: u64) -> ScrubReport {
-    let mut report = store.begin_scrub(7).unwrap();
+    let mut report = store.begin_scrub(7, false).unwrap();
     while store.step_scrub(&mut report, budget).unwrap() {}
     report
 }
@@ -189,7 +189,7 @@ fn a_report_is_kept_and_a_scrub_goes_on_after_an_open_while_the_cleaner_works() 
     for _ in 0..120 {
         run.transaction(&store).unwrap();
     }
-    let mut report = store.begin_scrub(5).unwrap();
+    let mut report = store.begin_scrub(5, false).unwrap();
     let mut steps = 0;
     while store.step_scrub(&mut report, 8 << 10).unwrap() {
         steps += 1;

@@ -10,7 +10,7 @@ pub fn run(c: &Scrub) -> Result<()> {
     let place = mounts::store_of(&c.mnt)?;
     let answer = match c.report {
         true => control::must_call(&place, &Request::ScrubReport)?,
-        false => super::call_showing_progress(&place, &Request::Scrub { wait: !c.background })?,
+        false => super::call_showing_progress(&place, &Request::Scrub { wait: !c.background, bucket: c.bucket })?,
     };
     let report = match answer {
         Response::Done => return Ok(()),
@@ -44,6 +44,10 @@ fn text(r: &ScrubLine) -> String {
     }
     if r.begun.is_some() && r.damaged == 0 {
         out.push_str("nothing is damaged\n");
+    }
+    if r.begun.is_some() && r.left_to_the_bucket > 0 {
+        let bytes = human(r.left_to_the_bucket);
+        out.push_str(&format!("{bytes} are in the bucket only, and were not read: --bucket reads them, too\n"));
     }
     out
 }

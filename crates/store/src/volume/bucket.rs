@@ -404,6 +404,21 @@ impl Region for BucketRegion {
         self.at
     }
 
+    /// Fetched, and not kept: whoever wants it from the bucket itself wants it once.
+    fn read_fresh(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let have = self.at.size.saturating_sub(offset).min(buf.len() as u64);
+        let (mut rest, beyond) = buf.split_at_mut(have as usize);
+        beyond.fill(0);
+        let mut from = offset;
+        while !rest.is_empty() {
+            let to = (from + rest.len() as u64).min((from / PART + 1) * PART);
+            let (bytes, after) = rest.split_at_mut((to - from) as usize);
+            bytes.copy_from_slice(&self.volume.get(self.at, from..to)?);
+            (rest, from) = (after, to);
+        }
+        Ok(())
+    }
+
     /// Beyond its bytes a region reads as zeroes, as anywhere.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let have = self.at.size.saturating_sub(offset).min(buf.len() as u64);
