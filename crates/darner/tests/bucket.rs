@@ -132,6 +132,16 @@ fn what_is_in_a_bucket_reads_as_it_did_and_comes_back_when_the_bucket_leaves() {
     let server = Server::new(&w.dir);
     let id = with_cold(&w, &server);
     let local = w.sh_outside("du -sm --apparent-size store | cut -f1").parse::<u64>().unwrap();
+    // A scrub says what it leaves to the bucket, and reads that too if it is told to; it stays there.
+    let scrub = |args: &str| -> Value {
+        serde_json::from_str(&w.sh_outside(&format!("$DARNER scrub $MNT {args} --json"))).unwrap()
+    };
+    let (without, with) = (scrub(""), scrub("--bucket"));
+    assert!(without["left_to_the_bucket"].as_u64().unwrap() > 24 << 20, "{without}");
+    assert_eq!((&with["left_to_the_bucket"], &with["damaged"]), (&Value::from(0), &Value::from(0)), "{with}");
+    assert!(with["bytes"].as_u64().unwrap() > without["bytes"].as_u64().unwrap() + (24 << 20), "{without} {with}");
+    assert!(w.sh_outside("$DARNER scrub $MNT").contains("in the bucket only, and were not read: --bucket"));
+    assert!(bucket(&w)["bucket"]["only_there_bytes"].as_u64().unwrap() > 24 << 20);
     // Whoever looks at the past sees what is in the bucket too.
     let then = w.sh_outside("$DARNER status $MNT --json | grep -m1 '\"tid\"' | cut -d'\"' -f4");
     w.sh("rm a/1; echo other > a/2");
