@@ -7,12 +7,12 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use crate::collapse::each_span;
 use crate::index::table::Table;
 use crate::key::{Key, parse};
 use crate::log::Tail;
 use crate::maintain::State;
 use crate::segment::Starts;
+use crate::sieve::each_span;
 use crate::store::{Store, Value};
 use crate::volume::Wanted;
 use crate::{FilesetId, Result, Tid};

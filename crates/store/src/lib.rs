@@ -3,6 +3,7 @@
 //! Everything is a record `(fileset, object, kind, key, tid) → value or tombstone`, appended to segments; the
 //! index is derived. The store knows no inode, path, socket, thread or wall clock. docs/format.md has the bytes.
 
+mod ageing;
 mod ahead;
 mod assemble;
 mod buffer;
@@ -53,6 +54,7 @@ mod scatter;
 mod scrub;
 mod segment;
 mod shelter;
+mod sieve;
 mod store;
 mod superblock;
 mod takeover;
@@ -67,7 +69,7 @@ pub use assemble::{Identity, identify, identify_by_label, members, reclaim};
 pub use check::Report;
 pub use checkpoint::taken_over;
 pub use clean::{Cleaned, Effort};
-pub use collapse::{AGES, Account, Advance, kept_since};
+pub use collapse::Advance;
 pub use copies::CopyState;
 pub use counts::Count;
 pub use delta::{Change, Delta, Tails, What, split_tail};
@@ -87,6 +89,7 @@ pub use retain::{Grid, Pin, Retention, Step, WhenFull};
 pub use scatter::{STRETCH, Stretch, strays};
 pub use scrub::{Damage, LISTED, Rot, ScrubAt, ScrubReport};
 pub use shelter::{Memory, Shelter};
+pub use sieve::{AGES, Account, kept_since};
 pub use store::{Store, Usage, Value, Version, VisitValue, VisitVersion};
 pub use tid::Tid;
 pub use tx::Tx;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+use crate::ageing::Ageing;
 use crate::clean::{Batch, Written};
-use crate::collapse::{Account, Ageing, Lapses, Pass};
+use crate::collapse::Pass;
 use crate::counts::Counts;
 use crate::index::Entry;
 use crate::index::ghost::Ghost;
@@ -20,6 +21,7 @@ use crate::index::table::{Builder, Table};
 use crate::log::Tail;
 use crate::manifest::{Manifest, Position};
 use crate::segment::Segment;
+use crate::sieve::{Account, Lapses};
 use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{For, Region, RegionRef, VolumeEntry, flush_all};
 use crate::{FilesetId, Result, Tid};

@@ -7,12 +7,12 @@ use std::ops::Bound;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::codec::{hash_key, mix};
-use crate::collapse::{blocks_of, each_span};
 use crate::extent::Span;
 use crate::forget::Forgotten;
 use crate::index::table::{Cursor, Table};
 use crate::maintain::State;
 use crate::segment::{Segment, Starts};
+use crate::sieve::{blocks_of, each_span};
 use crate::store::Store;
 use crate::{Result, Tid};
 

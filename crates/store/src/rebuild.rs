@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, mpsc};
 
 use crate::codec::Reader;
-use crate::collapse::{Advance, spans};
+use crate::collapse::Advance;
 use crate::counts::Counts;
 use crate::extent::ChunkMap;
 use crate::fileset::MAIN;
@@ -27,6 +27,7 @@ use crate::pack::{self, Packed, Part};
 use crate::reading::{Window, durable_beyond, each_frame};
 use crate::recover::Replayed;
 use crate::segment::{self, Segment};
+use crate::sieve::spans;
 use crate::store::Store;
 use crate::superblock::Superblock;
 use crate::volume::{Region, RegionRef, Volumes};

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::assemble::{Reach, assemble};
-use crate::collapse::{Advance, Lapses};
+use crate::collapse::Advance;
 use crate::counts::{Count, Counts};
 use crate::fileset::Filesets;
 use crate::fold::Fold;
@@ -28,6 +28,7 @@ use crate::readahead::Readahead;
 use crate::reading::{VisitFrame, Window, data_is_valid, durable_beyond, each_frame, may_hold_frame};
 use crate::rebuild::{IndexFrom, manifest_from_regions};
 use crate::segment::{self, Segment};
+use crate::sieve::Lapses;
 use crate::store::{Index, Store};
 use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;

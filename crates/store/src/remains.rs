@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::collapse::spans;
 use crate::extent::{BLOCK, CHUNK, Codec, Place, Span};
 use crate::forget::Forgotten;
 use crate::frame::{self, Body, Content, Record};
@@ -14,6 +13,7 @@ use crate::maintain::State;
 use crate::mark::Needed;
 use crate::pack::Writer;
 use crate::segment::Segment;
+use crate::sieve::spans;
 use crate::store::Store;
 use crate::{Error, FilesetId, Key, Kind, ObjectId, Result, Tid};
 
