@@ -42,8 +42,10 @@ impl Readahead {
         let id = region.place().id;
         let wanted = self.state.lock().wanted(id, at, len);
         if let Some((from, n)) = wanted {
-            let size = region.place().size;
-            region.will_need(from, n.min(size.saturating_sub(from)));
+            let n = n.min(region.place().size.saturating_sub(from));
+            if n > 0 {
+                region.will_need(from, n);
+            }
         }
     }
 }

@@ -513,10 +513,11 @@ impl RawRegion {
     fn parts(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
         let first = self.pieces.partition_point(|p| p.offset <= offset).max(1) - 1;
         let end = offset + len;
-        self.pieces[first..].iter().take_while(move |p| p.offset < end).map(move |p| {
+        self.pieces[first..].iter().take_while(move |p| p.offset < end).filter_map(move |p| {
             let from = offset.max(p.offset);
             let to = end.min(p.offset + (p.end - p.start));
-            (p.start + (from - p.offset), (from - offset) as usize..(to - offset) as usize)
+            // (Whoever reads ahead may ask for what lies behind the end.)
+            (from < to).then(|| (p.start + (from - p.offset), (from - offset) as usize..(to - offset) as usize))
         })
     }
 }
@@ -613,6 +614,20 @@ mod tests {
             }
         }
         assert!(opened > 100);
+    }
+
+    #[test]
+    fn what_lies_behind_a_region_s_end_is_nowhere_on_the_disk() {
+        let piece = |offset, start| Piece { offset, start, end: start + 4096 };
+        let at = RegionRef { id: 7, start: 8192, size: 8192, volume: 0, second: None };
+        let region =
+            RawRegion { disk: Arc::new(SimDisk::new(1 << 20)), at, pieces: vec![piece(0, 8192), piece(4096, 65536)] };
+        let parts = |offset, len| region.parts(offset, len).collect::<Vec<_>>();
+        assert_eq!(parts(4000, 200), [(12192, 0..96), (65536, 96..200)]);
+        for (offset, len) in [(8192, 0), (8192, 100), (10_000, 0), (10_000, 100), (100, 0)] {
+            assert_eq!(parts(offset, len), [], "{len} bytes at {offset}");
+        }
+        assert_eq!(parts(8000, 1000), [(65536 + 8000 - 4096, 0..192)]);
     }
 
     #[test]
