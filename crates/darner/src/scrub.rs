@@ -136,12 +136,13 @@ impl Daemon {
 
     fn scrub_line(&self, report: &ScrubReport) -> ScrubLine {
         let time = |ns: u64| (ns > 0).then(|| local(Tid(ns)));
+        let (total_bytes, all) = (self.store().scrub_total(report.bucket), self.store().scrub_total(true));
         ScrubLine {
             begun: time(report.begun),
             ended: time(report.ended),
             bytes: report.bytes,
-            total_bytes: self.store().scrub_total(report.bucket),
-            left_to_the_bucket: self.store().scrub_total(true).saturating_sub(self.store().scrub_total(report.bucket)),
+            total_bytes,
+            left_to_the_bucket: all.saturating_sub(total_bytes),
             damaged: report.damages.len() as u64 + report.more,
             healed: report.healed,
             damages: report.damages.iter().map(|d| damage_line(&self.fs, d)).collect(),

@@ -541,7 +541,7 @@ impl Store {
         }
         drop_unused(&mut packs, &segments);
         let levels = self.index.read().levels.clone();
-        self.write_manifest_of(state, &levels, &Named { segments, packs }, Some(&pack))?;
+        self.write_manifest_of(state, &levels, Named { segments, packs }, Some(&pack))?;
         let mut segments = self.segments.lock();
         let mut regions = self.regions.write();
         let mut packs = self.packs.lock();

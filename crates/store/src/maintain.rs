@@ -151,14 +151,14 @@ pub(crate) struct Named {
 
 impl Named {
     /// The segments up to a position; later ones are found by following the seals.
-    fn segments_for(&self, log: Position) -> Vec<Segment> {
-        let all = &self.segments;
-        let n = all.iter().position(|s| s.at.id == log.region).map_or(all.len(), |i| i + 1);
-        let mut named = all[..n].to_vec();
-        if let Some(last) = named.last_mut() {
+    fn up_to(mut self, log: Position) -> Named {
+        if let Some(i) = self.segments.iter().position(|s| s.at.id == log.region) {
+            self.segments.truncate(i + 1);
+        }
+        if let Some(last) = self.segments.last_mut() {
             last.end = 0;
         }
-        named
+        self
     }
 }
 
@@ -363,7 +363,7 @@ impl Store {
 
     /// Writes a manifest of what there is, and of the index as `levels` say, and points the superblock to it.
     pub(crate) fn write_manifest(&self, state: &mut State, levels: &Levels) -> Result<()> {
-        self.write_manifest_of(state, levels, &self.named(), None)
+        self.write_manifest_of(state, levels, self.named(), None)
     }
 
     /// What there is now.
@@ -377,7 +377,7 @@ impl Store {
         &self,
         state: &mut State,
         levels: &Levels,
-        named: &Named,
+        named: Named,
         pack: Option<&Arc<dyn Region>>,
     ) -> Result<()> {
         if state.deriving {
@@ -427,7 +427,8 @@ impl Store {
     }
 
     /// What is to be told of the store as it is.
-    pub(crate) fn manifest_of(&self, state: &State, levels: &Levels, named: &Named) -> Manifest {
+    pub(crate) fn manifest_of(&self, state: &State, levels: &Levels, named: Named) -> Manifest {
+        let Named { segments, packs } = named.up_to(state.log);
         let name = |runs: &[Run]| runs.iter().map(Run::reference).collect();
         Manifest {
             tid: state.tid,
@@ -435,8 +436,8 @@ impl Store {
             next_object: state.next_object,
             counts: state.counts.clone(),
             log: state.log,
-            segments: named.segments_for(state.log),
-            packs: named.packs.iter().map(|p| p.place()).collect(),
+            segments,
+            packs: packs.iter().map(|p| p.place()).collect(),
             live: name(&levels.live),
             history: name(&levels.history),
         }

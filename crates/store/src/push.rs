@@ -270,7 +270,7 @@ impl Store {
         }
         let generation = self.volumes.superblock().generation;
         let appended = state.appended;
-        let mut manifest = self.manifest_of(&state, &levels, &self.named());
+        let mut manifest = self.manifest_of(&state, &levels, self.named());
         manifest.segments.pop();
         let todo = self.items(&manifest, &levels, bucket);
         drop(state);

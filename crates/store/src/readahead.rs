@@ -42,10 +42,8 @@ impl Readahead {
         let id = region.place().id;
         let wanted = self.state.lock().wanted(id, at, len);
         if let Some((from, n)) = wanted {
-            let n = n.min(region.place().size.saturating_sub(from));
-            if n > 0 {
-                region.will_need(from, n);
-            }
+            let size = region.place().size;
+            region.will_need(from, n.min(size.saturating_sub(from)));
         }
     }
 }

@@ -146,7 +146,7 @@ impl Sender {
         sender.snapshot(0)?;
         let (from, to) = (sender.at(0), sender.received());
         fs::create_dir(&to)?;
-        sender.pipe(&["send".as_ref(), from.as_os_str()], &to)?;
+        sender.send_to(&to, &[from.as_os_str()])?;
         Ok(sender)
     }
 
@@ -155,9 +155,9 @@ impl Sender {
         self.btrfs.dir().join("received")
     }
 
-    /// Has what one command of `btrfs` writes received.
-    fn pipe(&self, args: &[&OsStr], to: &Path) -> Result<()> {
-        let script = r#"to="$1"; shift; "$0" -q "$@" | "$0" -q receive "$to" && "$0" filesystem sync "$to""#;
+    /// Sends to somebody who receives there.
+    fn send_to(&self, to: &Path, args: &[&OsStr]) -> Result<()> {
+        let script = r#"to="$1"; shift; "$0" -q send "$@" | "$0" -q receive "$to" && "$0" filesystem sync "$to""#;
         let head = ["-c".as_ref(), script.as_ref(), self.program.as_os_str(), to.as_os_str()];
         shell::run("sh", head.into_iter().chain(args.iter().copied())).map(drop)
     }
@@ -192,7 +192,7 @@ impl Sender {
         self.run(&["-q".as_ref(), "send".as_ref(), "-p".as_ref(), old, "-f".as_ref(), out, new])?;
         let seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        self.pipe(&["send".as_ref(), "-p".as_ref(), old, new], &self.received())?;
+        self.send_to(&self.received(), &["-p".as_ref(), old, new])?;
         let received = start.elapsed().as_secs_f64();
         self.run(&["-q".as_ref(), "subvolume".as_ref(), "delete".as_ref(), old])?;
         fs::remove_file(&self.stream)?;

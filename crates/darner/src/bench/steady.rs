@@ -146,7 +146,6 @@ pub fn steady(dir: &Path, o: &Options) -> Result<(String, Value)> {
 
 impl Loaded {
     fn set_up(name: &str, o: &Options, room: &Room, size: u64, grid: &str) -> Result<Loaded> {
-        note(&format!("filling the volume {name}"));
         let darner = Darner::set_up_on_image(name, &o.mount_options, room, size)?;
         darner.command(&["retain".as_ref(), darner.dir().as_os_str(), grid.as_ref()])?;
         let files = (0..FILES).map(|n| {
@@ -160,6 +159,7 @@ impl Loaded {
     /// Writes so many pages, or until the volume is [`FULL`]; returns how many.
     fn fill(&mut self, most: u64) -> Result<u64> {
         const AT_ONCE: u64 = 256;
+        note(&format!("filling the volume {}", self.darner.name()));
         let mut bytes = vec![0; (AT_ONCE * PAGE) as usize];
         let mut pages = 0;
         while pages < most && !self.is_full()? {
