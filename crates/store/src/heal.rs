@@ -76,7 +76,7 @@ pub(crate) fn heal(
 /// Where it can't be written (the store may be read-only), it stays damaged, and is healed another time.
 pub(crate) fn write_anew(region: &dyn Region, copy: &dyn Region, bytes: &[u8], offset: u64) {
     let place = copy.place();
-    match copy.write_at(bytes, offset).and_then(|()| copy.flush()) {
+    match copy.mend(bytes, offset) {
         Ok(()) => {
             region.note_healed();
             let (volume, id, len) = (place.volume, place.id, bytes.len());

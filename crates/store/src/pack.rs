@@ -396,17 +396,22 @@ impl Region for Packed {
         Ok(())
     }
 
-    /// What was damaged is written anew: what was dropped stays so.
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let part = self.part()?;
-        part.runs.within(offset, bytes.len() as u64).try_for_each(|(at, within, n)| {
-            let from = (at - offset) as usize;
-            self.pack.write_at(&bytes[from..from + n as usize], part.base + within)
-        })
+    /// Nothing but what was damaged is ever written to it.
+    fn write_at(&self, _: &[u8], offset: u64) -> Result<()> {
+        Err(not_writable(self.at.id, offset))
     }
 
     fn flush(&self) -> Result<()> {
         self.pack.flush()
+    }
+
+    /// What was dropped stays so.
+    fn mend(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let part = self.part()?;
+        part.runs.within(offset, bytes.len() as u64).try_for_each(|(at, within, n)| {
+            let from = (at - offset) as usize;
+            self.pack.mend(&bytes[from..from + n as usize], part.base + within)
+        })
     }
 
     fn copies(&self) -> Vec<Arc<dyn Region>> {

@@ -512,7 +512,7 @@ fn put_back(region: &dyn Region, at: u64, damaged: &[u8], codec: Codec, plain: &
     };
     bytes.extend_from_slice(crc);
     let is_it = bytes.len() == damaged.len() && is_sealed(&bytes, region.place().id, at);
-    is_it && region.write_at(&bytes, at).and_then(|()| region.flush()).is_ok()
+    is_it && region.mend(&bytes, at).is_ok()
 }
 
 /// Makes all parts of a table good in all copies, as far as they are in any; returns how many places were damaged.

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{FS, Run, new_disk};
+use common::{FS, Remembers, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Bucket, Buckets, Copies, Disk, RawVolume, SimBucket, Tier, Volume, without_waiting};
 use darner_store::{CreateOptions, Error, Grid, Key, Kind, Move, ObjectId, OpenOptions, Progress, Step, Store, Tid};
@@ -727,14 +727,10 @@ fn a_scrub_reads_what_is_in_the_bucket_only_if_it_is_told_to() {
     let parts = || bucket.objects().into_iter().filter(|(name, _)| name.starts_with("r/"));
     let (mut found, mut flipped) = (0, 0);
     for (name, bytes) in parts().filter(|(_, bytes)| bytes.len() > 4096) {
-        let mut rotten = bytes.to_vec();
-        rotten[bytes.len() / 3] ^= 4;
-        bucket.delete(std::slice::from_ref(&name)).unwrap();
-        bucket.put(vec![(name.clone(), rotten)]).unwrap();
+        bucket.flip(&name, bytes.len() / 3, 4);
         assert_eq!(scrub(false, 1 << 30).damages, []);
         found += u32::from(!scrub(true, 1 << 30).damages.is_empty());
         flipped += 1;
-        bucket.delete(std::slice::from_ref(&name)).unwrap();
         bucket.put(vec![(name, bytes.to_vec())]).unwrap();
     }
     println!("{found} of {flipped}");
@@ -747,6 +743,81 @@ fn a_scrub_reads_what_is_in_the_bucket_only_if_it_is_told_to() {
     let outcome =
         std::iter::repeat_with(|| store.step_scrub(&mut report, 1 << 30)).find(|more| !matches!(more, Ok(true)));
     assert!(matches!(outcome, Some(Err(_))), "{outcome:?}");
+}
+
+#[test]
+fn what_is_damaged_in_the_bucket_is_put_there_anew_by_a_scrub_and_after_a_read() {
+    const LEN: usize = 256 << 10;
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut rng = fastrand::Rng::with_seed(10);
+    let mut now = vec![0; LEN];
+    let mut all = Vec::new();
+    for n in 0..80 {
+        let at = rng.usize(..LEN);
+        let most = 1 << rng.u32(4..18);
+        let len = rng.usize(1..=(LEN - at).min(most));
+        // Some of it packs, some does not.
+        let bytes: Vec<u8> = (0..len).map(|i| if n % 2 == 0 { rng.u8(..) } else { (i / 40 + n) as u8 }).collect();
+        let mut tx = store.begin(FS, 100 + n as u64).unwrap();
+        tx.put(ObjectId(10), Kind::ATTR, b"", b"attributes");
+        tx.write(ObjectId(10), at as u64, &bytes).unwrap();
+        let tid = tx.commit().unwrap();
+        now[at..at + len].copy_from_slice(&bytes);
+        all.push((tid, now.clone()));
+        if n == 50 {
+            // Some of it lies in packs.
+            store.retain(FS, 1000, |r| r.with_grid(Grid { steps: vec![Step { every: 1, lasts: 1 }] })).unwrap();
+            store.want_collapse();
+            store.clean(1000, &mut |_| ()).unwrap();
+        }
+    }
+    push(&store, 2000).unwrap();
+    to_bucket(&store).unwrap();
+    drop(store);
+    let open = || open(&disk, &bucket).unwrap();
+    let remembers = Arc::new(Remembers(all));
+    let (mut scrubbed, mut read_anew, mut lost) = (0, 0, 0);
+    for (name, sound) in bucket.objects().into_iter().filter(|(name, _)| name.starts_with("r/")) {
+        for n in 0..24 {
+            bucket.flip(&name, rng.usize(..sound.len()), 1 << rng.u32(..8));
+            let store = open();
+            let pieces = store.map(FS, ObjectId(10), 0, LEN as u64, Tid::MAX).unwrap();
+            let mut read = vec![0; LEN];
+            let is_read = !matches!(store.read(&pieces, &mut read), Err(Error::Data { .. }));
+            let scrub = || {
+                let mut report = store.begin_scrub(3000, true).unwrap();
+                while store.step_scrub(&mut report, 1 << 30).unwrap() {}
+                report
+            };
+            assert!(is_read || n % 2 == 0 || scrub().damages.len() == 1, "there is nobody to ask yet");
+            store.heal_from(remembers.clone());
+            let by_scrub = is_read || n % 3 == 0;
+            let healed = match by_scrub {
+                true => scrub().healed,
+                // By what a read found; what it had fetched is not believed any more.
+                false => u64::from(store.heal_pieces(FS, &pieces).unwrap()),
+            };
+            match healed {
+                0 => {
+                    // The checksum itself; or what is no data.
+                    bucket.put(vec![(name.clone(), sound.to_vec())]).unwrap();
+                    lost += 1;
+                    assert_eq!(scrub().damages, [], "{name}");
+                }
+                healed => {
+                    assert_eq!(healed, 1);
+                    assert!(*bucket.objects()[&name] == *sound, "{name} is as it was");
+                    assert_eq!((scrub().damages, scrub().healed), (vec![], 0));
+                    store.read(&pieces, &mut read).unwrap();
+                    assert!(read == now);
+                    *if by_scrub { &mut scrubbed } else { &mut read_anew } += 1;
+                }
+            }
+        }
+    }
+    println!("{scrubbed} by a scrub, {read_anew} after a read, {lost} not");
+    assert!(scrubbed > 10 && read_anew > 10, "{scrubbed}, {read_anew}, {lost}");
 }
 
 #[test]

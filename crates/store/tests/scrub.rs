@@ -5,9 +5,9 @@ mod common;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use common::{FS, Run, create, new_disk, open, open_with_threads};
+use common::{FS, Remembers, Run, create, new_disk, open, open_with_threads};
 use darner_store::volume::Disk;
-use darner_store::{Elsewhere, Error, Grid, Kind, Lost, ObjectId, Rot, ScrubReport, Store, Tid};
+use darner_store::{Error, Grid, Kind, ObjectId, Rot, ScrubReport, Store, Tid};
 
 fn scrub(store: &Store, budget: u64) -> ScrubReport {
     let mut report = store.begin_scrub(7, false).unwrap();
@@ -211,20 +211,6 @@ fn a_report_is_kept_and_a_scrub_goes_on_after_an_open_while_the_cleaner_works() 
     }
     assert!(steps > 10);
     assert_eq!((report.damages, report.healed), (vec![], 0));
-}
-
-/// Has what each transaction left, and offers something else first.
-struct Remembers(Vec<(Tid, Vec<u8>)>);
-
-impl Elsewhere for Remembers {
-    fn bytes(&self, lost: &Lost, is_it: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        assert_eq!((lost.fileset, lost.object), (FS, ObjectId(10)));
-        let (_, then) = self.0.iter().rev().find(|(at, _)| *at <= lost.tid).expect("a transaction of ours");
-        let mut bytes = then.get(lost.offset as usize..).unwrap_or_default().to_vec();
-        bytes.resize(lost.len, 0);
-        assert!(!is_it(&vec![7; lost.len]) && !is_it(&bytes[1..]), "anything is believed");
-        is_it(&bytes)
-    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A bucket as a volume: a place of regions that are never written again, each a few objects. docs/format.md §Bucket.
 //!
-//! Invariants: an object is put once and never changed, so that putting it again is harmless; what is put under an epoch is that
+//! Invariants: an object is put once and never changed, but for what was damaged in it, so that putting it again is harmless; what is put under an epoch is that
 //! of the store that has the epoch; opening, giving back and superblocks need no network. What is read is kept in a bounded cache.
 
 use std::cell::Cell;
@@ -149,6 +149,8 @@ pub struct BucketVolume {
     /// Bytes that were fetched of regions since the open.
     fetched: Mutex<HashMap<u64, u64>>,
     all_fetched: AtomicU64,
+    /// Objects are mended one at a time.
+    mending: Mutex<()>,
 }
 
 impl BucketVolume {
@@ -164,6 +166,7 @@ impl BucketVolume {
             kept: Mutex::default(),
             fetched: Mutex::default(),
             all_fetched: 0.into(),
+            mending: Mutex::default(),
         }
     }
 
@@ -281,6 +284,28 @@ impl BucketVolume {
         Ok(next)
     }
 
+    /// Puts the objects that some bytes are in anew, with these.
+    fn mend(&self, at: RegionRef, bytes: &[u8], offset: u64) -> Result<()> {
+        let _one = self.mending.lock();
+        for range in in_objects(offset..offset + bytes.len() as u64) {
+            let part = range.start / PART;
+            let mut whole = self.get(at, part * PART..((part + 1) * PART).min(at.size))?;
+            let from = (range.start - part * PART) as usize;
+            let bytes = &bytes[(range.start - offset) as usize..(range.end - offset) as usize];
+            whole[from..from + bytes.len()].copy_from_slice(bytes);
+            self.bucket.put(vec![(part_name(at.id, at.start as u32, part), whole)])?;
+            self.forget(at, range);
+        }
+        Ok(())
+    }
+
+    /// Has these bytes fetched anew by whoever reads them next.
+    fn forget(&self, at: RegionRef, bytes: Range<u64>) {
+        for block in bytes.start / BLOCK..bytes.end.min(at.size).div_ceil(BLOCK) {
+            self.blocks.remove(&key(at, block));
+        }
+    }
+
     /// Bytes of a region that are in one object.
     fn get(&self, at: RegionRef, bytes: Range<u64>) -> Result<Vec<u8>> {
         let part = bytes.start / PART;
@@ -316,6 +341,12 @@ pub(crate) const REGIONS: &str = "r/";
 /// The object with a part of a region.
 pub(crate) fn part_name(id: u64, epoch: u32, part: u64) -> String {
     format!("{REGIONS}{id:016x}.{epoch:08x}/{part:04x}")
+}
+
+/// Bytes of a region, by the objects that they are in.
+fn in_objects(bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let parts = bytes.start / PART..bytes.end.div_ceil(PART);
+    parts.map(move |part| bytes.start.max(part * PART)..bytes.end.min((part + 1) * PART)).filter(|r| !r.is_empty())
 }
 
 /// The names of all parts of a region.
@@ -407,14 +438,10 @@ impl Region for BucketRegion {
     /// Fetched, and not kept: whoever wants it from the bucket itself wants it once.
     fn read_fresh(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let have = self.at.size.saturating_sub(offset).min(buf.len() as u64);
-        let (mut rest, beyond) = buf.split_at_mut(have as usize);
-        beyond.fill(0);
-        let mut from = offset;
-        while !rest.is_empty() {
-            let to = (from + rest.len() as u64).min((from / PART + 1) * PART);
-            let (bytes, after) = rest.split_at_mut((to - from) as usize);
-            bytes.copy_from_slice(&self.volume.get(self.at, from..to)?);
-            (rest, from) = (after, to);
+        buf[have as usize..].fill(0);
+        for range in in_objects(offset..offset + have) {
+            let bytes = &mut buf[(range.start - offset) as usize..(range.end - offset) as usize];
+            bytes.copy_from_slice(&self.volume.get(self.at, range)?);
         }
         Ok(())
     }
@@ -439,5 +466,13 @@ impl Region for BucketRegion {
 
     fn flush(&self) -> Result<()> {
         self.not_writable()
+    }
+
+    fn mend(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.volume.mend(self.at, bytes, offset)
+    }
+
+    fn drop_cached(&self, offset: u64, len: u64) {
+        self.volume.forget(self.at, offset..offset + len);
     }
 }

@@ -156,6 +156,11 @@ pub trait Region: Send + Sync {
     fn copies(&self) -> Vec<Arc<dyn Region>> {
         Vec::new()
     }
+    /// Writes anew what was damaged, durable on return: where nothing else is ever written again, too.
+    fn mend(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.write_at(bytes, offset)?;
+        self.flush()
+    }
     /// Takes note that bytes of a copy were damaged, and are written anew.
     fn note_healed(&self) {}
     /// Hints that these bytes were written for good, and may go to the medium while others are written.

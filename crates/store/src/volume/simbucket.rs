@@ -26,6 +26,8 @@ struct State {
     /// What there was when recording began, and what changed since, and when.
     before: Option<Objects>,
     changes: Vec<(u64, Change)>,
+    /// What rotten objects were.
+    sound: Objects,
 }
 
 /// A bucket in memory. Clones share it.
@@ -67,6 +69,15 @@ impl SimBucket {
         self.unreachable.store(!reachable, Ordering::SeqCst);
     }
 
+    /// Flips bits of a byte of an object.
+    pub fn flip(&self, name: &str, at: usize, bits: u8) {
+        let mut state = self.state.lock();
+        let bytes = state.objects.get_mut(name).expect("it is there");
+        let sound = bytes.clone();
+        Arc::make_mut(bytes)[at] ^= bits;
+        state.sound.entry(name.into()).or_insert(sound);
+    }
+
     /// Names and bytes.
     pub fn objects(&self) -> BTreeMap<String, Arc<[u8]>> {
         self.state.lock().objects.clone()
@@ -103,8 +114,9 @@ impl Bucket for SimBucket {
         for (name, bytes) in objects {
             self.operate("put")?;
             let mut state = self.state.lock();
-            let there = state.objects.get(&name);
-            assert!(there.is_none_or(|there| **there == *bytes), "{name} was put with other bytes");
+            // What was damaged may be put as it was.
+            let there = state.sound.remove(&name).or_else(|| state.objects.get(&name).cloned());
+            assert!(there.is_none_or(|there| *there == *bytes), "{name} was put with other bytes");
             self.change(&mut state, Change::Put(name, bytes.into()));
         }
         Ok(())

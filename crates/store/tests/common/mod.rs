@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
-use darner_store::{CreateOptions, Error, FilesetId, Job, Key, Kind, ObjectId, OpenOptions, Store, Tid, Workers};
+use darner_store::{
+    CreateOptions, Elsewhere, Error, FilesetId, Job, Key, Kind, Lost, ObjectId, OpenOptions, Store, Tid, Workers,
+};
 
 pub const FS: FilesetId = FilesetId(1);
 pub const FILE_MAX: u64 = 300 << 10;
@@ -306,4 +308,18 @@ fn clone_until(m: &Model, last: Tid) -> Model {
     let mut c = m.clone();
     c.cut(last);
     c
+}
+
+/// Has what each transaction left, and offers something else first.
+pub struct Remembers(pub Vec<(Tid, Vec<u8>)>);
+
+impl Elsewhere for Remembers {
+    fn bytes(&self, lost: &Lost, is_it: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        assert_eq!((lost.fileset, lost.object), (FS, ObjectId(10)));
+        let (_, then) = self.0.iter().rev().find(|(at, _)| *at <= lost.tid).expect("a transaction of ours");
+        let mut bytes = then.get(lost.offset as usize..).unwrap_or_default().to_vec();
+        bytes.resize(lost.len, 0);
+        assert!(!is_it(&vec![7; lost.len]) && !is_it(&bytes[1..]), "anything is believed");
+        is_it(&bytes)
+    }
 }
