@@ -117,9 +117,27 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// The mount that a path is in, and the path within it.
+/// As [`absolute`], but for a symbolic link at the end, which is what is meant unless a slash is behind it.
+pub fn itself(path: &Path) -> Result<PathBuf> {
+    match (path.parent(), path.file_name()) {
+        (Some(dir), Some(name)) if !ends_in_a_directory(path) => Ok(absolute(&Path::new(".").join(dir))?.join(name)),
+        _ => absolute(path),
+    }
+}
+
+/// Whether a path is written as that of a directory: `DIR/`, `DIR/.`
+fn ends_in_a_directory(path: &Path) -> bool {
+    let path = path.as_os_str().as_bytes();
+    path.ends_with(b"/") || path.ends_with(b"/.")
+}
+
+/// The mount that a path leads into, and the path within it.
 pub fn containing(path: &Path) -> Result<(Mounted, PathBuf)> {
-    let path = absolute(path)?;
+    around(&absolute(path)?)
+}
+
+/// The same for an absolute path without symbolic links, but for one at its end.
+pub fn around(path: &Path) -> Result<(Mounted, PathBuf)> {
     let mut found: Option<Mounted> = None;
     for m in all()? {
         let deeper = found.as_ref().is_none_or(|f| m.mountpoint.as_os_str().len() >= f.mountpoint.as_os_str().len());
@@ -196,7 +214,8 @@ pub struct Past {
 }
 
 /// Finds out what a path means. `MNT@@WHEN` beside a mount point can't be a name in that directory, which is not ours: it
-/// stands for `MNT/@@WHEN`. An error for a WHEN that is no moment of the mount's filesystem.
+/// stands for `MNT/@@WHEN`. Nor has a symbolic link outside a past: it stands for what it leads to in a mount, without WHEN too.
+/// An error for a WHEN that is no moment of the mount's filesystem.
 pub fn locate(path: &Path) -> Result<Located> {
     let whole = std::path::absolute(path).cant(|| format!("find {}", path.display()))?;
     let whole = name_the_directory_itself(&whole);
@@ -217,12 +236,14 @@ pub fn locate(path: &Path) -> Result<Located> {
         }
         match moment(&live, &texts)? {
             Some((base, dir, found)) => {
-                let mut name = base.to_os_string();
+                let mut name = base.clone();
                 name.push(format!("@@{found}"));
                 out = dir.clone().unwrap_or(out).join(name);
                 live = dir.unwrap_or(live);
-                if !base.is_empty() {
-                    live.push(base);
+                match base.is_empty() {
+                    // What the directory's name leads to, as the kernel has it.
+                    true => live = absolute(&live)?,
+                    false => live.push(base),
                 }
                 tid = Some(found);
             }
@@ -232,7 +253,14 @@ pub fn locate(path: &Path) -> Result<Located> {
             }
         }
     }
-    let Some(tid) = tid else { return Ok(Located { path: out, past: None }) };
+    let Some(tid) = tid else {
+        let path = match leads_into_a_mount(&out) {
+            Some(target) => target,
+            None if ends_in_a_directory(path) && out.is_symlink() => absolute(&out)?,
+            None => out,
+        };
+        return Ok(Located { path, past: None });
+    };
     if std::fs::symlink_metadata(&out).is_err() {
         out = from_the_root(&live, tid).unwrap_or(out);
     }
@@ -246,11 +274,18 @@ fn from_the_root(live: &Path, tid: Tid) -> Option<PathBuf> {
     std::fs::symlink_metadata(&path).is_ok().then_some(path)
 }
 
-/// `DIR/.@@WHEN` means what `DIR@@WHEN` does.
+/// What a symbolic link outside of all mounts leads to in one.
+fn leads_into_a_mount(link: &Path) -> Option<PathBuf> {
+    let target = absolute(link).ok().filter(|_| link.is_symlink())?;
+    (containing(link.parent()?).is_err() && containing(&target).is_ok()).then_some(target)
+}
+
+/// `DIR/.@@WHEN` means what `DIR@@WHEN` does; of a symbolic link, what `LINK/@@WHEN` does.
 fn name_the_directory_itself(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for c in path.components() {
         match c.as_os_str().as_bytes().strip_prefix(b".").filter(|rest| rest.starts_with(MARK)) {
+            Some(rest) if out.is_symlink() => out.push(OsStr::from_bytes(rest)),
             Some(rest) if out.file_name().is_some() => {
                 let mut name = out.file_name().unwrap_or_default().to_os_string();
                 name.push(OsStr::from_bytes(rest));
@@ -269,16 +304,22 @@ fn is_literal(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|m| m.ino() >> 63 == 0)
 }
 
-type Moment<'n> = (&'n OsStr, Option<PathBuf>, Tid);
+type Moment = (OsString, Option<PathBuf>, Tid);
 
 /// The first reading of a name in directory `dir` that names a moment: what is before the mark, the directory in which to
-/// look if that is another one (a mount point), and the tid. `None` where no darner mount can be asked.
-fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &str)]) -> Result<Option<Moment<'n>>> {
+/// look if that is another one (a mount point, or where a link from outside leads), and the tid. `None` where no darner mount can be
+/// asked.
+fn moment(dir: &Path, texts: &[(&[u8], &str)]) -> Result<Option<Moment>> {
     let mut asked = None;
     for (base, when) in texts {
         let (when, base) = (*when, OsStr::from_bytes(base));
+        let target = leads_into_a_mount(&dir.join(base));
+        let led = target.as_deref().and_then(|target| Some((target.parent()?, target.file_name()?)));
+        let (dir, base) = led.unwrap_or((dir, base));
         let beside = dir.join(base);
-        let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty());
+        // (A link in a mount is itself what had a past.)
+        let is_link = beside.is_symlink();
+        let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty() && !is_link);
         let Some((mount, within)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
         let store = Place::behind(&mount);
         let resolve = |within: &Path| -> Result<Option<Tid>> {
@@ -291,16 +332,17 @@ fn moment<'n>(dir: &Path, texts: &[(&'n [u8], &str)]) -> Result<Option<Moment<'n
         if let Some(tid) = resolve(&within)? {
             let (place, base) = match root {
                 Some((m, _)) => (Some(m.mountpoint), OsStr::new("")),
-                None => (None, base),
+                None => (led.map(|(dir, _)| dir.to_owned()), base),
             };
-            return Ok(Some((base, place, tid)));
+            return Ok(Some((base.to_owned(), place, tid)));
         }
         // A fileset's directory has labels of its own.
         if let (None, Ok((_, below))) = (&root, containing(&beside))
             && beside.is_dir()
+            && !is_link
             && let Some(tid) = resolve(&below)?
         {
-            return Ok(Some((OsStr::new(""), Some(beside), tid)));
+            return Ok(Some((OsString::new(), Some(beside), tid)));
         }
         asked = asked.or(Some((mount.mountpoint, when)));
     }

@@ -279,6 +279,85 @@ fn what_is_gone_comes_back_and_copies_can_go_elsewhere() {
     m.same("mnt@@before", "outside");
 }
 
+/// `mnt/sub/z`, links to it within the mount and outside, and the label `before` from before `z` and `mnt/in` changed.
+fn with_links(m: &Mounted) {
+    fs::create_dir(m.at("mnt/sub")).expect("new");
+    m.write("mnt/sub/z", "one");
+    let link = |target: &str, at: &str| symlink(target, m.at(at)).expect("new");
+    link("sub", "mnt/in");
+    link("nowhere", "mnt/dangling");
+    link("mnt/sub", "outside");
+    link("mnt", "top");
+    link("mnt/sub/z", "file");
+    m.ok(&["snapshot", "mnt", "before"]);
+    m.write("mnt/sub/z", "other");
+}
+
+/// Found by a user: the link was replaced by a directory, and nothing was restored.
+#[test]
+fn a_restore_through_a_link_is_of_what_it_leads_to_and_else_of_the_link_itself() {
+    let Some(m) = Mounted::new() else { return };
+    with_links(&m);
+    let links = |m: &Mounted| {
+        let link = |at: &str| fs::read_link(m.at(at)).expect("it is a link");
+        ["mnt/in", "outside", "top", "file"].map(link)
+    };
+    let were = links(&m);
+    for path in
+        ["outside/@@", "outside/.@@", "outside@@", "mnt/in/@@", "mnt/in/.@@", "top/in/@@", "file@@", "outside/z@@"]
+    {
+        m.write("mnt/sub/z", "other");
+        let told = m.ok(&["restore", &format!("{path}before")]);
+        assert_eq!((m.read("mnt/sub/z").as_str(), links(&m)), ("one", were.clone()), "{path}");
+        let undo = told.lines().last().and_then(|l| l.strip_prefix("undo: darner restore ")).expect("how to undo it");
+        m.ok(&["restore", undo]);
+        assert_eq!(m.read("mnt/sub/z"), "other", "{path}");
+    }
+    m.fails(1, "mount point", &["restore", "top@@before"]);
+    fs::remove_file(m.at("mnt/in")).expect("it is there");
+    symlink("/", m.at("mnt/in")).expect("new");
+    m.ok(&["restore", "mnt/in@@before"]);
+    assert_eq!((m.read("mnt/sub/z").as_str(), links(&m)), ("other", were));
+}
+
+#[test]
+fn the_log_of_a_link_is_its_own_and_forgetting_it_leaves_what_it_leads_to() {
+    let Some(m) = Mounted::new() else { return };
+    with_links(&m);
+    let log = |path: &str| m.json(&["log", "--json", path]);
+    let own = log("mnt/in");
+    assert_eq!((own[0]["size"].as_u64(), own.as_array().map(Vec::len)), (Some(3), Some(1)), "{own}");
+    assert_eq!(log("mnt/in@@before"), own);
+    assert_eq!(log("mnt/dangling")[0]["size"], 7);
+    for path in ["mnt/in/", "mnt/in/.", "outside", "outside/"] {
+        assert_eq!(log(path), log("mnt/sub"), "{path}");
+    }
+    assert_eq!(log("file"), log("mnt/sub/z"));
+    m.ok(&["forget", "mnt/in"]);
+    assert!(fs::symlink_metadata(m.at("mnt/in")).is_err());
+    assert_eq!(m.read("mnt/sub@@before/z"), "one");
+    m.fails(1, "is not in a darner mount", &["forget", "file"]);
+    assert_eq!((m.read("file").as_str(), m.read("mnt/sub/z@@before").as_str()), ("other", "one"));
+}
+
+#[test]
+fn both_sides_of_a_diff_are_what_a_link_leads_to_or_both_are_the_link() {
+    let Some(m) = Mounted::new() else { return };
+    with_links(&m);
+    let z = "M z  size 3 → 5, mtime\n";
+    for (a, b) in [("outside", "outside"), ("outside/", "outside/"), ("mnt/in/", "mnt/in/"), ("mnt/sub", "outside")] {
+        assert_eq!(m.diff(&format!("{a}@@before"), b), z, "{a} {b}");
+    }
+    for b in ["top", "top/", "mnt"] {
+        assert_eq!(m.diff("top@@before", b), "M sub/z  size 3 → 5, mtime\n");
+    }
+    assert_eq!(m.diff("file@@before", "file"), "M file  size 3 → 5, mtime\n");
+    m.same("mnt/in@@before", "mnt/in");
+    fs::remove_file(m.at("mnt/in")).expect("it is there");
+    symlink("elsewhere", m.at("mnt/in")).expect("new");
+    assert_eq!(m.diff("mnt/in@@before", "mnt/in"), "M mnt/in  target, mtime\n");
+}
+
 #[test]
 fn a_restore_that_fails_leaves_nothing_behind() {
     let Some(m) = Mounted::new() else { return };

@@ -62,10 +62,10 @@ fn all(place: &Place) -> Result<Vec<FilesetLine>> {
     ask(place, &Request::Filesets)
 }
 
-/// Whether a path in a mount is the root of a fileset below the root of the whole.
+/// Whether a path in a mount, as [`mounts::around`] takes it, is the root of a fileset below the root of the whole.
 pub(super) fn is_root(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let Ok((mount, _)) = mounts::containing(path) else { return false };
+    let Ok((mount, _)) = mounts::around(path) else { return false };
     let Ok(found) = std::fs::symlink_metadata(path) else { return false };
     let lines = all(&Place::behind(&mount));
     lines.is_ok_and(|lines| lines.iter().any(|line| line.inode == found.ino()))

@@ -6,6 +6,7 @@ use crate::cli::Forget;
 use crate::control::{Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::mounts;
+use crate::place::Place;
 
 pub fn run(c: &Forget) -> Result<()> {
     let mut left = 0;
@@ -20,14 +21,17 @@ pub fn run(c: &Forget) -> Result<()> {
 
 /// Removes what is there and destroys its past; returns how many things could not be reached.
 fn forget(c: &Forget, path: &Path) -> Result<usize> {
-    let (place, at) = mounts::spot_of(path)?;
+    // (Of a symbolic link, not what it leads to.)
+    let target = mounts::itself(path)?;
+    let (mount, within) = mounts::around(&target)?;
+    let (place, at) = (Place::behind(&mount), mounts::spot(&mount, &within)?);
     if at.path.is_empty() {
         return Err(Failure::new("a fileset is not forgotten but removed (darner fileset remove)"));
     }
     // The ordinary way, so that the kernel knows.
-    match std::fs::symlink_metadata(path) {
-        Ok(m) if m.is_dir() => std::fs::remove_dir_all(path).cant(|| "remove it".into())?,
-        Ok(_) => std::fs::remove_file(path).cant(|| "remove it".into())?,
+    match std::fs::symlink_metadata(&target) {
+        Ok(m) if m.is_dir() => std::fs::remove_dir_all(&target).cant(|| "remove it".into())?,
+        Ok(_) => std::fs::remove_file(&target).cant(|| "remove it".into())?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).cant(|| "look at it".into()),
     }

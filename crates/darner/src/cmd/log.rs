@@ -34,7 +34,8 @@ fn versions(c: &Log) -> Result<Vec<LogLine>> {
 }
 
 fn ask(path: &Path, coalesce: bool) -> Result<Vec<LogLine>> {
-    let (mount, within) = mounts::containing(path)?;
+    // (A link outside of all mounts has no versions: what it leads to is meant.)
+    let (mount, within) = mounts::around(&mounts::itself(path)?).or_else(|_| mounts::containing(path))?;
     let place = Place::behind(&mount);
     match control::must_call(&place, &Request::Log { at: mounts::spot(&mount, &within)?, coalesce }) {
         Ok(Response::Log(lines)) => Ok(lines),

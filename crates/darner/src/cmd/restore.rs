@@ -46,9 +46,8 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     let Some(past) = &source.past else {
         return Err(Failure::new(format!("say as of when to restore {0}, as in {0}@@-10m", c.source.display())));
     };
-    let target =
-        mounts::absolute(past.live.parent().unwrap_or(&past.live))?.join(past.live.file_name().unwrap_or_default());
-    let (mount, within) = mounts::containing(&target)?;
+    let target = mounts::itself(&past.live)?;
+    let (mount, within) = mounts::around(&target)?;
     if within.as_os_str().is_empty() {
         return Err(Failure::new(format!(
             "{} is a mount point, which can't be replaced: restore what is in it, or use --to",
