@@ -509,6 +509,23 @@ fn man_pages_and_completions_cover_every_command() {
 }
 
 #[test]
+fn a_reader_that_went_away_is_no_error_and_a_full_standard_output_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let completions = |to: fs::File| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_darner"));
+        let done =
+            command.args(["completions", "bash"]).current_dir(dir.path()).stdout(to).output().expect("it starts");
+        (done.status.code(), String::from_utf8(done.stderr).expect("UTF-8"))
+    };
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    assert_eq!(completions(fs::File::from(std::os::fd::OwnedFd::from(writer))), (Some(0), String::new()));
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("it is there");
+    let told = "darner: can't write to standard output: No space left on device (os error 28)\n";
+    assert_eq!(completions(full), (Some(1), told.into()));
+}
+
+#[test]
 fn who_writes_a_moment_as_an_argument_is_told_that_it_goes_behind_a_name() {
     let dir = tempfile::tempdir().unwrap();
     for args in [&["diff", "mnt", "-1m"][..], &["restore", "mnt/f", "-1h30m"], &["snapshot", "mnt", "-1h"]] {

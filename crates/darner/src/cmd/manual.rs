@@ -11,6 +11,7 @@ pub fn pages(c: &Man) -> Result<()> {
 }
 
 pub fn completions(c: &Completions) -> Result<()> {
-    clap_complete::generate(c.shell, &mut Cli::command(), "darner", &mut std::io::stdout());
-    Ok(())
+    let mut text = Vec::new();
+    clap_complete::generate(c.shell, &mut Cli::command(), "darner", &mut text);
+    super::print(&String::from_utf8_lossy(&text))
 }

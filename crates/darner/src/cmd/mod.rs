@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 use crate::cli::{Cli, Command};
 use crate::control::{self, Request, Response};
-use crate::error::{Failure, Result};
+use crate::error::{Context, Failure, Result};
 use crate::place::Place;
 
 /// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage (`diff`:
@@ -111,7 +111,7 @@ fn run(command: Command) -> Result<()> {
 pub(crate) fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+        other => other.cant(|| "write to standard output".into()),
     }
 }
 
