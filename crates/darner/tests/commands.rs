@@ -265,6 +265,26 @@ fn a_tree_is_restored_in_place_whole_and_that_can_be_undone() {
 }
 
 #[test]
+fn a_strange_name_is_restored_and_the_line_that_undoes_it_can_be_given_to_a_shell() {
+    let Some(m) = Mounted::new() else { return };
+    for (label, name) in [("first", "it's a \u{1b}[31m\nname"), ("second", "the dog's")] {
+        let path = format!("mnt/{name}");
+        m.write(&path, "one");
+        m.ok(&["snapshot", "mnt", label]);
+        m.write(&path, "two");
+        let told = m.ok(&["restore", &format!("{path}@@{label}")]);
+        assert_eq!((m.read(&path).as_str(), told.lines().count()), ("one", 2), "{told:?}");
+        let undo = told.lines().last().and_then(|l| l.strip_prefix("undo: darner ")).expect("how to undo it");
+        let line = format!("{} {undo}", env!("CARGO_BIN_EXE_darner"));
+        assert!(Command::new("bash").args(["-c", &line]).output().expect("bash is there").status.success(), "{line}");
+        assert_eq!(m.read(&path), "two");
+        let forgotten = m.ok(&["forget", &path]);
+        let failed = m.run(&["log", &path]).err;
+        assert!(![told, forgotten, failed].concat().contains('\u{1b}'));
+    }
+}
+
+#[test]
 fn what_is_gone_comes_back_and_copies_can_go_elsewhere() {
     let Some(m) = Mounted::new() else { return };
     grow(&m, "mnt/tree");

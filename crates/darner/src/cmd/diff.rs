@@ -7,13 +7,13 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::printable;
 use crate::cli::Diff;
 use crate::error::{Context, Failure, Result};
 use crate::{mounts, xattr};
@@ -269,12 +269,4 @@ fn fill(file: &mut File, buf: &mut [u8]) -> std::io::Result<usize> {
         }
     }
     Ok(done)
-}
-
-/// A path on a line of its own: control characters and broken UTF-8 are escaped.
-fn printable(path: &Path) -> String {
-    match path.to_str() {
-        Some(text) if !text.contains(char::is_control) => text.to_string(),
-        _ => path.as_os_str().as_bytes().escape_ascii().to_string(),
-    }
 }

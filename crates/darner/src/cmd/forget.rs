@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::printable;
 use crate::cli::Forget;
 use crate::control::{Request, Response};
 use crate::error::{Context, Failure, Result};
@@ -45,9 +46,9 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
         true => "no moment showed it any more; it is overwritten, with all else that had lapsed".into(),
         false => format!("{objects} objects and their names are destroyed, in every moment"),
     };
-    let mut out = format!("{}: {what}\n", path.display());
+    let mut out = format!("{}: {what}\n", printable(path));
     for l in &left {
-        out.push_str(&format!("  not reached: {l}\n"));
+        out.push_str(&format!("  not reached: {}\n", printable(Path::new(l))));
     }
     out.push_str(
         "  beyond reach: copies elsewhere (mirrors, backups), bytes shared with other files (cp --reflink), and what the disk \

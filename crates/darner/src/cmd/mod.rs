@@ -29,6 +29,8 @@ mod upgrade;
 mod volume;
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::{Cli, Command};
@@ -45,7 +47,7 @@ pub fn main() -> ExitCode {
         Err(e) => {
             let message = e.to_string();
             if !message.is_empty() {
-                eprintln!("darner: {message}");
+                eprintln!("darner: {}", harmless(&message));
             }
             ExitCode::from(e.code())
         }
@@ -115,6 +117,33 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// A path on a line of its own: control characters and broken UTF-8 are escaped.
+pub(crate) fn printable(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if !text.contains(char::is_control) => text.to_string(),
+        _ => path.as_os_str().as_bytes().escape_ascii().to_string(),
+    }
+}
+
+/// A path as a shell takes it back.
+pub(crate) fn quoted(path: &Path) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    match path.to_str() {
+        Some(text) if text.chars().all(is_plain) => text.into(),
+        Some(text) if !text.contains(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
+        _ => format!("$'{}'", path.as_os_str().as_bytes().escape_ascii()),
+    }
+}
+
+/// A message with the names in it that a terminal would take for commands escaped.
+fn harmless(message: &str) -> String {
+    let escape = |c: char| match c {
+        c if c.is_control() && c != '\n' => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    message.chars().map(escape).collect()
+}
+
 /// Shows on a terminal that long work goes on; elsewhere nothing.
 pub(crate) fn spinner(what: &'static str) -> indicatif::ProgressBar {
     let bar = indicatif::ProgressBar::new_spinner();
@@ -171,4 +200,30 @@ pub(crate) fn human(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_quoted_only_where_a_shell_would_take_it_for_something_else() {
+        let plain = "/tmp/.tmpAb/a-b_c,d+e@@0x18";
+        assert_eq!(quoted(Path::new(plain)), plain);
+        for name in
+            ["a b", "it's", "$HOME", "*", "line\nbreak", "\u{1b}[31mred\\", "ünï", "tab\t'\"", "\u{9b}1m", "\u{2028}"]
+        {
+            let line = format!("printf %s {}", quoted(Path::new(name)));
+            assert!(!line.contains(char::is_control), "{line:?}");
+            let said = std::process::Command::new("bash").args(["-c", &line]).output().expect("bash is there");
+            assert_eq!(said.stdout, name.as_bytes(), "{line}");
+        }
+        let broken = std::ffi::OsStr::from_bytes(b"\xff1");
+        assert_eq!(quoted(Path::new(broken)), r"$'\xff1'");
+    }
+
+    #[test]
+    fn a_message_with_a_strange_name_commands_no_terminal() {
+        assert_eq!(harmless("a\u{1b}[2J …\nb"), "a\\u{1b}[2J …\nb");
+    }
 }

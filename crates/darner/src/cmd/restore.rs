@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::human;
+use super::{human, printable, quoted};
 use crate::cli::Restore;
 use crate::control::{self, Request, Response};
 use crate::copy::{self, Copier};
@@ -39,7 +39,7 @@ fn restore_to(source: &Located, dest: &Path) -> Result<()> {
     let copy = Copy::make(&source.path, &dest)?;
     copy::settle(&copy.path, &dest)?;
     copy.keep();
-    super::print(&format!("restored to {}\n", dest.display()))
+    super::print(&format!("restored to {}\n", printable(&dest)))
 }
 
 fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
@@ -71,10 +71,11 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     let before = newest(&mount);
     let replaced = copy::swap(&copy.path, &target)?;
     copy.keep();
-    let name = target.display();
-    let mut message = format!("restored {name} as of {}\n", local(past.tid));
+    let mut message = format!("restored {} as of {}\n", printable(&target), local(past.tid));
     if let (true, Some(tid)) = (replaced, before) {
-        message += &format!("undo: darner restore {name}@@{tid}\n");
+        let mut name = target.into_os_string();
+        name.push(format!("@@{tid}"));
+        message += &format!("undo: darner restore {}\n", quoted(Path::new(&name)));
     }
     super::print(&message)?;
     if replaced {
