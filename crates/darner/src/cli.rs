@@ -611,7 +611,6 @@ pub enum MirrorAction {
         json: bool,
     },
     /// Have one pull now; one that is paused pulls once, and stays paused
-    /// Have one pull now; one that is paused pulls once, and stays paused
     Sync(SyncOf),
     /// Have one pull no more, until it is resumed: unless it is mounted, its store is then closed
     Pause {
@@ -1146,5 +1145,17 @@ mod tests {
     fn the_definition_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_help_says_a_thing_twice() {
+        fn check(command: &clap::Command) {
+            let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
+            let beginning = about.split(' ').take(4).collect::<Vec<_>>().join(" ");
+            assert!(about.is_empty() || about.matches(&beginning).count() == 1, "{}: {about}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        use clap::CommandFactory;
+        check(&Cli::command());
     }
 }
