@@ -353,6 +353,13 @@ fn a_stream_through_a_pipe_makes_a_mirror_and_brings_it_on() {
     let Some(w) = World::new() else { return };
     fs::create_dir(w.path("dir")).unwrap();
     fs::write(w.path("dir/a"), vec![5; 500_000]).unwrap();
+    w.sh_outside("$DARNER mirror export $MNT --output $DIR/all 2>/dev/null; head -c -10 $DIR/all > $DIR/part");
+    let store = w.dir.join("again").to_str().unwrap().to_string();
+    for cut in ["/dev/null", w.dir.join("part").to_str().unwrap()] {
+        let said = refused(&["mirror", "import", &store, "--input", cut]);
+        assert!(said.contains("the stream ended early: it can be read again"), "{said}");
+    }
+    w.sh_outside("$DARNER mirror import $DIR/again --input $DIR/all");
     let said = w.sh_outside("$DARNER mirror export $MNT | $DARNER mirror import \"$DIR/store far away\"");
     let at = said.split_whitespace().find(|word| word.starts_with("0x")).unwrap().to_string();
     // By the mirror's own time.

@@ -2,7 +2,7 @@
 //!
 //! It is what a pull would have brought, in one piece. A stream that was read in part can be read again from its beginning.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 
 use darner_fs::{FilesetId, Fs, ObjectId, Part, Tid, Wanted};
 use darner_syslink::Caller;
@@ -34,7 +34,10 @@ pub struct Header {
 }
 
 fn broken(e: std::io::Error) -> Failure {
-    Failure::Other(format!("the stream: {e}"))
+    Failure::Other(match e.kind() {
+        ErrorKind::UnexpectedEof => "the stream ended early: it can be read again, from its beginning".into(),
+        _ => format!("the stream: {e}"),
+    })
 }
 
 fn put(out: &mut dyn Write, piece: &[u8]) -> Result<(), Failure> {
