@@ -33,13 +33,12 @@ pub fn parse_grid(text: &str) -> Result<Grid> {
         "default" => return parse_grid(OFFERED),
         _ => {}
     }
-    let steps: Option<Vec<Step>> = text.split_whitespace().map(step).collect();
+    let is = "a grid is steps like all:2d 1h:1w 1d:forever (every so often : for so long; units s m h d w M y), or forever, none, default";
+    let steps: Result<Vec<Step>, &str> = text.split_whitespace().map(|text| step(text).ok_or(text)).collect();
     match steps {
-        Some(steps) if !steps.is_empty() => Ok(Grid { steps }),
-        _ => refuse(
-            libc::EINVAL,
-            "a grid is steps like all:2d 1h:1w 1d:forever (every so often : for so long; units s m h d w M y), or forever, none, default",
-        ),
+        Ok(steps) if !steps.is_empty() => Ok(Grid { steps }),
+        Ok(_) => refuse(libc::EINVAL, is),
+        Err(wrong) => Err(FsError::told(libc::EINVAL, format!("{wrong:?} is no step of a grid: {is}"))),
     }
 }
 
@@ -165,5 +164,7 @@ mod tests {
         for text in ["", "1h", "1h:", ":1h", "0s:1h", "1x:1h", "1h:-1d", "all", "99999999999y:1h", "1é:1h"] {
             assert!(parse_grid(text).is_err(), "{text}");
         }
+        let said = parse_grid("all:1d 1h:1q 1d:forever").unwrap_err().to_string();
+        assert!(said.starts_with("\"1h:1q\" is no step"), "{said}");
     }
 }
