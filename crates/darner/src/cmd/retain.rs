@@ -18,9 +18,12 @@ pub fn run(c: &Retain) -> Result<()> {
     let nothing_here = (c.nothing_here || c.as_elsewhere).then_some(c.nothing_here);
     let when_full = c.when_full.clone();
     let request = Request::Retain { at, grid, when_full, dry_run: c.dry_run, nothing_here };
-    let Response::Retention(r) = super::call_showing_progress(&place, &request)? else {
-        return Err(super::other_answer());
+    let answer = super::call_showing_progress(&place, &request);
+    let answer = match nothing_here {
+        Some(_) => answer.map_err(|e| Failure::new(format!("{}: {e}", c.mnt.display())))?,
+        None => answer?,
     };
+    let Response::Retention(r) = answer else { return Err(super::other_answer()) };
     if c.json {
         return super::print_json(&r);
     }
