@@ -182,15 +182,15 @@ impl Daemon {
 
     fn move_segments(&self, region: Option<u64>, from: Option<u16>, to: u16, tell: &mut Tell<'_>) -> Result<Response> {
         let store = self.store();
-        let is_there = |id: u16| store.has_volume(id);
         let wanted = match (region, from) {
             (Some(id), _) => store.region_to(id, to)?,
             (None, Some(from)) => store.all_on(from, Some(to)),
             (None, None) => return Err(Failure::new("neither a segment nor a volume is given")),
         };
         for id in [wanted.from, to] {
-            if !is_there(id) {
-                return Err(Failure::new(format!("there is no volume {id}")));
+            let volume = store.volume(id)?.ok_or_else(|| Failure::new(format!("there is no volume {id}")))?;
+            if volume.missing {
+                return Err(Failure::new(format!("volume {id} is not there")));
             }
         }
         if wanted.from == to {
@@ -207,7 +207,10 @@ impl Daemon {
         let store = self.store();
         let wanted = Move::emptying(id);
         let (regions, bytes) = store.left_to_move(&wanted);
-        store.leave_volume(id)?;
+        store.leave_volume(id).map_err(|e| match store.volume(id) {
+            Ok(Some(v)) if v.missing => Failure::new(format!("{e}; or, if it is lost for good, remove it with --lost")),
+            _ => e.into(),
+        })?;
         let is_gone = || !store.has_volume(id);
         let outcome = self.drive(&|| store.left_to_move(&wanted), tell, &|| store.step_leave(BUDGET), &is_gone);
         self.let_go_of_volumes()?;

@@ -398,6 +398,10 @@ fn a_disk_that_is_lost_under_load_and_a_killed_daemon_cost_nothing_with_two_copi
     w.sh_outside("$DARNER mount --degraded store $MNT");
     w.sh("md5sum -c --quiet $DIR/sums; rm 1 2; sed -i '/ [12]$/d' $DIR/sums; echo most > later; sync later");
     assert_eq!(volumes(&w)[1]["state"], "missing");
+    for (from, to) in [(1, 0), (0, 1)] {
+        refused(&w, &format!("$DARNER volume move $MNT --from {from} --to {to}"), "volume 1 is not there");
+    }
+    refused(&w, "$DARNER volume remove $MNT 1", "remove it with --lost");
     let told = w.sh_outside("$DARNER status $MNT");
     assert!(told.contains("is missing: what is on it has copies elsewhere"), "{told}");
     w.sh_outside("kill -9 $($DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9)");
