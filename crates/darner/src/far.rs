@@ -91,15 +91,17 @@ impl Hitch {
 }
 
 /// Completes an address by the port.
-pub fn with_port(address: &str) -> String {
-    let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
-        let whole = !host.contains(':') || host.ends_with(']');
-        whole && port.parse::<u16>().is_ok()
-    });
-    match has_port {
-        true => address.into(),
-        false if address.contains(':') && !address.starts_with('[') => format!("[{address}]:{PORT}"),
-        false => format!("{address}:{PORT}"),
+pub fn with_port(address: &str) -> Result<String> {
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse::<u16>() {
+            Ok(_) => Ok(address.into()),
+            Err(_) => {
+                Err(Failure::new(format!("{port:?} in {address} is no port: that is a number up to {}", u16::MAX)))
+            }
+        },
+        // (The colons are those of IPv6.)
+        Some(_) if !address.starts_with('[') => Ok(format!("[{address}]:{PORT}")),
+        _ => Ok(format!("{address}:{PORT}")),
     }
 }
 
@@ -186,7 +188,7 @@ impl FromStr for Far {
             return Err(bad());
         }
         let fileset = (!fileset.is_empty()).then(|| fileset.to_string());
-        Ok(Far { host: with_port(host), fileset, key })
+        Ok(Far { host: with_port(host)?, fileset, key })
     }
 }
 
@@ -211,6 +213,10 @@ mod tests {
         }
         for text in ["laptop", "darner://", "darner:///home", "darner://:7/home", "darner://a#b"] {
             assert!(text.parse::<Far>().is_err(), "{text}");
+        }
+        for (address, port) in [("127.0.0.1:99999", "99999"), ("[::1]:no", "no"), ("laptop:", "")] {
+            let said = with_port(address).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("{port:?} in {address} is no port")), "{said}");
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::serving::ServeReport;
 
 pub fn run(c: &Serve) -> Result<()> {
     let place = mounts::store_of(&c.mnt)?;
-    let listen = c.listen.as_deref().map(far::with_port);
+    let listen = c.listen.as_deref().map(far::with_port).transpose()?;
     let request = Request::Serve {
         listen: listen.clone(),
         stop: c.stop,
