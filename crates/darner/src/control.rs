@@ -66,7 +66,7 @@ pub enum Request {
         at: Spot,
         /// Its name.
         name: String,
-        /// WHEN; `None`: now.
+        /// WHEN; `None`: now, or as of when the mount is.
         when: Option<String>,
     },
     /// Forget a label.

@@ -523,7 +523,7 @@ impl Daemon {
             }
             Request::AddLabel { at, name, when } => {
                 let fileset = self.fileset_of(&at)?;
-                let at = when.map(|w| self.moment(fileset, &w)).transpose()?;
+                let at = when.or_else(|| self.as_of(&at)).map(|w| self.moment(fileset, &w)).transpose()?;
                 let label = self.fs.add_label(fileset, &name, at, now_ns())?;
                 self.fs.sync()?;
                 Response::Labels(vec![label_line(&label)])

@@ -19,6 +19,11 @@ impl Daemon {
         self.state.lock().mounts.get(&spot.mountpoint).map_or(ROOT, |mount| mount.root)
     }
 
+    /// As of when the mount is that a spot is in, if it is one of the past.
+    pub(crate) fn as_of(&self, spot: &Spot) -> Option<String> {
+        self.state.lock().mounts.get(&spot.mountpoint)?.line.as_of.clone()
+    }
+
     /// The fileset that a spot is in.
     pub(crate) fn fileset_of(&self, spot: &Spot) -> Result<FilesetId> {
         Ok(self.fs.fileset_at(self.root_of(spot), &spot.names())?)

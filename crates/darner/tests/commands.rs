@@ -414,6 +414,14 @@ fn the_past_can_be_mounted_beside_the_present() {
     m.ok(&["mount", "--as-of", "before", "store", "past"]);
     m.same("past", "mnt@@before");
     assert!(fs::write(m.at("past/new"), "").is_err());
+    for path in ["past/tree/file@@before", "past/tree/file", "past/tree/file@@now"] {
+        m.fails(1, "is of the past", &["restore", path]);
+    }
+    m.ok(&["snapshot", "past", "again"]);
+    m.ok(&["snapshot", "mnt/tree@@before", "once-more"]);
+    let labels = m.json(&["snapshot", "list", "mnt", "--json"]);
+    let tid = |name: &str| labels.as_array().and_then(|all| all.iter().find(|l| l["label"] == name)).map(|l| &l["tid"]);
+    assert!(tid("before").is_some() && tid("again") == tid("before") && tid("once-more") == tid("before"), "{labels}");
     assert_eq!(m.json(&["status", "--json", "past"])["mounts"].as_array().map(Vec::len), Some(2));
 }
 

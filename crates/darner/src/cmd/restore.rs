@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{human, printable, quoted};
 use crate::cli::Restore;
-use crate::control::{self, Request, Response};
+use crate::control::{self, Request, Response, Status};
 use crate::copy::{self, Copier};
 use crate::error::{Failure, Result};
-use crate::mounts::{self, Located};
+use crate::mounts::{self, Located, Mounted};
+use crate::place::Place;
 use crate::when::local;
 
 pub fn run(c: &Restore) -> Result<()> {
@@ -43,6 +44,15 @@ fn restore_to(source: &Located, dest: &Path) -> Result<()> {
 }
 
 fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
+    let live = source.past.as_ref().map_or(&source.path, |past| &past.live);
+    if let Ok((mount, _)) = mounts::containing(live)
+        && let Some(when) = as_of(&mount)
+    {
+        return Err(Failure::new(format!(
+            "the mount on {} is of the past, as of {when}, and can't be changed: restore in one of the present, or use --to",
+            mount.mountpoint.display()
+        )));
+    }
     let Some(past) = &source.past else {
         return Err(Failure::new(format!("say as of when to restore {0}, as in {0}@@-10m", c.source.display())));
     };
@@ -87,10 +97,19 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
 }
 
 /// The newest transaction, for the message only.
-fn newest(mount: &mounts::Mounted) -> Option<String> {
-    let place = crate::place::Place::behind(mount);
-    match control::must_call(&place, &Request::Status) {
-        Ok(Response::Status(s)) => Some(s.tid),
+fn newest(mount: &Mounted) -> Option<String> {
+    status(mount).map(|s| s.tid)
+}
+
+/// As of when a mount is, if it is one of the past.
+fn as_of(mount: &Mounted) -> Option<String> {
+    let at = mounts::spot(mount, Path::new("")).ok()?.mountpoint;
+    status(mount)?.mounts.into_iter().find(|line| line.mountpoint == at)?.as_of_time
+}
+
+fn status(mount: &Mounted) -> Option<Box<Status>> {
+    match control::must_call(&Place::behind(mount), &Request::Status) {
+        Ok(Response::Status(s)) => Some(s),
         _ => None,
     }
 }

@@ -12,11 +12,16 @@ pub fn run(c: &Snapshot) -> Result<()> {
         (Some(SnapshotAction::List { mnt, .. } | SnapshotAction::Remove { mnt, .. }), _) | (None, Some(mnt)) => mnt,
         (None, None) => return Err(Failure::new("a mount point and a label are needed")),
     };
-    let (place, at) = mounts::spot_of(mnt)?;
+    // (What is shown is labelled, also where that is the past.)
+    let shown = if c.action.is_none() { mounts::locate(mnt)?.past } else { None };
+    let (place, at) = mounts::spot_of(shown.as_ref().map_or(mnt, |past| &past.live))?;
     let request = match (&c.action, &c.label) {
         (Some(SnapshotAction::List { .. }), _) => Request::Labels { at },
         (Some(SnapshotAction::Remove { label, .. }), _) => Request::RemoveLabel { at, name: label.clone() },
-        (None, Some(label)) => Request::AddLabel { at, name: label.clone(), when: c.at.clone() },
+        (None, Some(label)) => {
+            let when = c.at.clone().or(shown.map(|past| past.tid.to_string()));
+            Request::AddLabel { at, name: label.clone(), when }
+        }
         (None, None) => return Err(Failure::new("a mount point and a label are needed")),
     };
     let about = |e: Failure| match &request {
