@@ -534,7 +534,8 @@ impl Store {
                 Family::Live => divider.superseded(&entry),
                 Family::History => Some(Tid::MAX),
             };
-            if family == Family::Live {
+            // (An open knows nothing of that either.)
+            if family == Family::Live && !state.deriving {
                 ageing.note(self, &entry, until, &mut state.lapses, &mut state.grown)?;
             }
             outputs[usize::from(until.is_some())].add(self, &entry, made)?;

@@ -10,14 +10,13 @@ use crate::key::KeyBytes;
 use crate::store::{Value, Version};
 use crate::{Key, Tid};
 
-/// The versions of one key, since this memtable began.
+/// The versions of one key, since this memtable began. (So small that a node of the tree is not what the C library calls large:
+/// those take it several times as long.)
 #[derive(Debug)]
 pub struct Slot {
     tid: Tid,
     value: Option<Value>,
-    /// The one before, if its tid is not zero: of most keys that is all.
-    before: (Tid, Option<Value>),
-    /// Those before that, oldest first.
+    /// Those before, oldest first.
     older: Vec<(Tid, Option<Value>)>,
 }
 
@@ -27,9 +26,6 @@ impl Slot {
         if self.tid <= at {
             return Some((self.tid, self.value.as_ref()));
         }
-        if self.before.0 != Tid::ZERO && self.before.0 <= at {
-            return Some((self.before.0, self.before.1.as_ref()));
-        }
         let n = self.older.partition_point(|(tid, _)| *tid <= at);
         let (tid, value) = self.older[..n].last()?;
         Some((*tid, value.as_ref()))
@@ -37,20 +33,19 @@ impl Slot {
 
     /// All versions, newest first.
     pub fn versions(&self) -> impl Iterator<Item = (Tid, Option<&Value>)> {
-        let before = Some(&self.before).filter(|(tid, _)| *tid != Tid::ZERO);
-        let older = before.into_iter().chain(self.older.iter().rev()).map(|(t, v)| (*t, v.as_ref()));
+        let older = self.older.iter().rev().map(|(t, v)| (*t, v.as_ref()));
         std::iter::once((self.tid, self.value.as_ref())).chain(older)
     }
 
-    /// Adds a newer one. Says whether that took memory.
-    fn push(&mut self, tid: Tid, value: Option<Value>) -> bool {
+    /// Adds a newer one.
+    fn push(&mut self, tid: Tid, value: Option<Value>) {
         assert!(tid > self.tid, "versions of a key come in order: {tid} after {}", self.tid);
         let was = (std::mem::replace(&mut self.tid, tid), std::mem::replace(&mut self.value, value));
-        let before = std::mem::replace(&mut self.before, was);
-        if before.0 != Tid::ZERO {
-            self.older.push(before);
+        if self.older.is_empty() {
+            // Of most keys that is all.
+            self.older.reserve_exact(1);
         }
-        !self.older.is_empty()
+        self.older.push(was);
     }
 }
 
@@ -74,12 +69,11 @@ impl Memtable {
         match self.slots.entry(key.into_bytes()) {
             std::collections::btree_map::Entry::Vacant(e) => {
                 self.bytes += SLOT_COST + e.key().allocated();
-                e.insert(Slot { tid, value, before: (Tid::ZERO, None), older: Vec::new() });
+                e.insert(Slot { tid, value, older: Vec::new() });
             }
             std::collections::btree_map::Entry::Occupied(mut e) => {
-                if e.get_mut().push(tid, value) {
-                    self.bytes += VERSION_COST;
-                }
+                e.get_mut().push(tid, value);
+                self.bytes += VERSION_COST;
             }
         }
     }
