@@ -13,6 +13,13 @@ fn a_store_whose_index_is_lost_is_mounted_as_if_nothing_had_happened() {
     let seen = "find . @@before/ | sort; cat @@before/d/150 many @@before/many; $DARNER log many";
     let before = w.sh(seen);
     w.unmount();
+    // Any part of it: what is read before the mount answers, and what is not.
+    w.sh_outside(
+        "mkdir other; for f in $(cd store; find . -name 'region-*' -size -900k); do for at in 20 300; do
+        rm -rf rotten; cp -r store rotten; printf '\\252' | dd of=rotten/$f bs=1 seek=$at conv=notrunc status=none
+        $DARNER mount rotten other; test $(cat other/many other/@@before/many | wc -l) = 30000; $DARNER unmount other
+        done; done",
+    );
     w.sh_outside(LOSE_INDEX);
     let out = w.sh_outside("$DARNER check store && exit 9; true");
     assert!(out.contains("the index can't be used"), "{out}");

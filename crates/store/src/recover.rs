@@ -191,32 +191,48 @@ impl Store {
         options: &OpenOptions,
         each: &mut dyn FnMut(Advance),
     ) -> Result<Store> {
-        let mut failed = None;
-        let mut newest = None;
-        for candidate in assemble(found, &options.reach())? {
-            // The older superblock serves only where the newer one's manifest was never completed; its regions may
-            // have been given back since, so it is tried in full before it is believed.
-            match candidate.manifest(options.degraded) {
-                Ok(manifest) => return open_with(candidate.volumes, options, candidate.superblock, manifest, each),
-                // What could not be read now may be whole.
-                Err(e @ (Error::Io { .. } | Error::Missing { .. })) if failed.is_none() && !e.is_lost() => {
-                    return Err(e);
-                }
-                Err(e) => {
-                    failed = failed.or(Some(e));
-                    newest = newest.or(Some(candidate));
-                }
+        match open_found(found, options, each) {
+            // Tables are verified as they are read, and some of that is done before it is open.
+            Err(rot @ Error::Corrupt { what: "table block" | "table entry", .. })
+                if options.index == IndexFrom::TablesOrSegments =>
+            {
+                tracing::warn!("the index can't be used, and is derived anew from the segments: {rot}");
+                let options = OpenOptions { index: IndexFrom::Segments, ..options.clone() };
+                open_found(found, &options, each).map_err(|e| {
+                    Error::Refused(format!("{rot}; and the index can't be derived anew from the segments: {e}"))
+                })
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+fn open_found(found: &[Arc<dyn Volume>], options: &OpenOptions, each: &mut dyn FnMut(Advance)) -> Result<Store> {
+    let mut failed = None;
+    let mut newest = None;
+    for candidate in assemble(found, &options.reach())? {
+        // The older superblock serves only where the newer one's manifest was never completed; its regions may
+        // have been given back since, so it is tried in full before it is believed.
+        match candidate.manifest(options.degraded) {
+            Ok(manifest) => return open_with(candidate.volumes, options, candidate.superblock, manifest, each),
+            // What could not be read now may be whole.
+            Err(e @ (Error::Io { .. } | Error::Missing { .. })) if failed.is_none() && !e.is_lost() => {
+                return Err(e);
+            }
+            Err(e) => {
+                failed = failed.or(Some(e));
+                newest = newest.or(Some(candidate));
             }
         }
-        let (lost, newest) = failed.zip(newest).expect("a candidate failed");
-        match options.index {
-            IndexFrom::Tables => Err(lost),
-            _ => {
-                let manifest = manifest_from_regions(&newest.volumes, &newest.superblock, lost)?;
-                // It names no tables.
-                let options = OpenOptions { index: IndexFrom::Segments, ..options.clone() };
-                open_with(newest.volumes, &options, newest.superblock, manifest, each)
-            }
+    }
+    let (lost, newest) = failed.zip(newest).expect("a candidate failed");
+    match options.index {
+        IndexFrom::Tables => Err(lost),
+        _ => {
+            let manifest = manifest_from_regions(&newest.volumes, &newest.superblock, lost)?;
+            // It names no tables.
+            let options = OpenOptions { index: IndexFrom::Segments, ..options.clone() };
+            open_with(newest.volumes, &options, newest.superblock, manifest, each)
         }
     }
 }
