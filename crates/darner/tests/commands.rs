@@ -162,8 +162,13 @@ fn the_log_tells_the_versions_of_a_path_up_to_a_moment() {
     let all = m.json(&["log", "--json", "mnt/a"]);
     let what: Vec<_> = all.as_array().expect("a list").iter().map(|l| l["what"].as_str().unwrap_or("")).collect();
     assert_eq!((what.first(), what.last()), (Some(&"created"), Some(&"removed")));
-    let until = m.json(&["log", "--json", "--all", "mnt/a@@first"]);
-    assert_eq!(until.as_array().and_then(|l| l.last()).map(|l| &l["size"]), Some(&3.into()));
+    for more in [&["--all"][..], &[]] {
+        let until = m.json(&[&["log", "--json", "mnt/a@@first"], more].concat());
+        assert_eq!(until.as_array().and_then(|l| l.last()).map(|l| &l["size"]), Some(&3.into()), "{more:?}");
+    }
+    // (Writes that follow one another soon are one, but not what a label shows.)
+    let sizes: Vec<_> = all.as_array().into_iter().flatten().map(|l| l["size"].as_u64().unwrap_or(0)).collect();
+    assert!(sizes.contains(&3) && sizes.contains(&6), "{all}");
     assert!(m.ok(&["log", "mnt"]).contains("created"));
     m.fails(1, "mnt/b: ", &["log", "mnt/b"]);
 }
@@ -467,6 +472,17 @@ fn an_image_file_is_a_store_too() {
     m.ok(&["mount", "disk", "mnt"]);
     m.write("mnt/a", "one");
     m.ok(&["unmount", "mnt"]);
+    // What is at its end is looked at, too.
+    m.ok(&["check", "disk"]);
+    let image = fs::OpenOptions::new().write(true).open(m.at("disk")).expect("it is there");
+    std::os::unix::fs::FileExt::write_all_at(&image, &vec![0; 1 << 20], 99 << 20).expect("written");
+    let checked = m.run(&["check", "disk"]);
+    assert!(
+        checked.code == 1 && checked.out.contains("1 copies of the superblock"),
+        "{} {:?}",
+        checked.code,
+        checked.out
+    );
     m.ok(&["mount", "disk", "mnt"]);
     assert_eq!(m.read("mnt/a"), "one");
 }

@@ -11,7 +11,7 @@ use crate::frame::{self, Content};
 use crate::index::table::{Cursor, Table};
 use crate::key::{KEY_HEAD, parse};
 use crate::reading::{Window, each_copy, region_start};
-use crate::scrub::{Damage, damaged_data};
+use crate::scrub::{Damage, damaged_data, next_frame};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;
@@ -100,6 +100,13 @@ impl Store {
                 progress(report.bytes, total);
             }
         }
+        match self.volumes.without_super(&self.volumes.superblock()) {
+            Ok(0) => {}
+            Ok(n) => report.findings.push(format!(
+                "{n} copies of the superblock, or of what labels volumes, are damaged: a scrub of the mounted store writes them anew"
+            )),
+            Err(e) => report.findings.push(e.to_string()),
+        }
         report
     }
 
@@ -130,8 +137,12 @@ impl Store {
             window.fill_frame(at)?;
             let bytes = window.bytes(at);
             let Some(f) = frame::parse(bytes, s.at.id, at) else {
-                bad(report, at, &format!("no valid frame before the segment's end at {end}"));
-                return Ok(None);
+                let next = next_frame(region, at, end)?;
+                bad(report, at, &format!("no valid frame before byte {next}"));
+                report.bytes += next - at;
+                (chain, sealed) = (None, None);
+                at = region.next_kept(next);
+                continue;
             };
             // The chain starts anew (at 0) in the segment after a crash.
             let continues =

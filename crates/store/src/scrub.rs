@@ -374,7 +374,7 @@ impl Store {
                 }
             };
             let Some(f) = frame::parse(bytes, s.at.id, at) else {
-                let next = next_frame(region, s, at)?;
+                let next = next_frame(region, at, s.end)?;
                 report.add(Damage { region: s.at.id, offset: at, len: next - at, rot: Rot::Frame });
                 report.bytes += next - at;
                 at = region.next_kept(next);
@@ -394,16 +394,17 @@ impl Store {
 }
 
 /// Where after a damaged frame the next one is; the segment's end if there is none.
-fn next_frame(region: &Arc<dyn Region>, s: &Segment, damaged: u64) -> Result<u64> {
+pub(crate) fn next_frame(region: &Arc<dyn Region>, damaged: u64, end: u64) -> Result<u64> {
+    let id = region.place().id;
     let mut window = Window::of_the_volume(region.clone(), damaged);
     let mut at = damaged + 8;
     loop {
         at = region.next_kept(at);
-        if at >= s.end {
-            return Ok(s.end);
+        if at >= end {
+            return Ok(end);
         }
         window.fill_frame(at)?;
-        if frame::shape(window.bytes(at)).is_some() && frame::parse(window.bytes(at), s.at.id, at).is_some() {
+        if frame::shape(window.bytes(at)).is_some() && frame::parse(window.bytes(at), id, at).is_some() {
             return Ok(at);
         }
         at += 8;

@@ -214,6 +214,40 @@ fn a_report_is_kept_and_a_scrub_goes_on_after_an_open_while_the_cleaner_works() 
 }
 
 #[test]
+fn a_check_reads_on_behind_a_damaged_frame() {
+    let disk = new_disk(1 << 30, 3);
+    create(&disk);
+    let mut run = Run::new(3);
+    let store = open(&disk).unwrap();
+    for _ in 0..60 {
+        run.transaction(&store).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let check = |places: &[u64]| {
+        let rotten = disk.fork();
+        places.iter().for_each(|at| rotten.flip(*at, 1));
+        open(&rotten).ok().map(|store| store.check(&mut |_, _| ()))
+    };
+    let is_frame = |finding: &String| finding.contains("no valid frame before byte");
+    let (mut frames, mut data) = (Vec::new(), Vec::new());
+    for at in disk.written_pages().into_iter().map(|page| page + 1000) {
+        match check(&[at]) {
+            Some(r) if r.findings.iter().any(is_frame) => frames.push(at),
+            Some(r) if !r.damages.is_empty() => data.push(at),
+            _ => {}
+        }
+    }
+    let pairs = frames.iter().flat_map(|frame| data.iter().filter(move |at| *at > frame).map(move |at| [*frame, *at]));
+    let pairs: Vec<[u64; 2]> = pairs.collect();
+    assert!(pairs.len() > 3, "{frames:?} and {data:?}");
+    for pair in pairs.iter().step_by(1 + pairs.len() / 20) {
+        let found = check(pair).unwrap();
+        assert!(found.findings.iter().any(is_frame) && found.damages.len() == 1, "{pair:?}: {found:?}");
+    }
+}
+
+#[test]
 fn what_a_read_finds_damaged_comes_from_whoever_remembers_it_wherever_pieces_begin() {
     const LEN: usize = 256 << 10;
     let disk = new_disk(1 << 30, 0);
