@@ -51,10 +51,31 @@ fn a_grid_is_shown_tried_and_set_and_its_space_comes_back() {
     for wrong in ["1h", "xyz:1d", "--dry-run", "--when-full maybe all:1d"] {
         assert!(!w.try_sh(&format!("$DARNER retain $MNT {wrong}")).status.success(), "{wrong}");
     }
+    // A directory has none of its own.
+    w.sh("mkdir cache; $DARNER retain $MNT forever");
+    let wrong = w.try_sh("$DARNER retain cache none");
+    assert!(!wrong.status.success(), "{wrong:?}");
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("a directory of the fileset \"main\""), "{wrong:?}");
+    assert_eq!(json(&w.sh("$DARNER retain cache --json"))["grid"], "forever");
+    w.sh("cd cache && ! $DARNER retain . none && $DARNER retain $MNT none");
     w.remount();
     assert_eq!(w.status()["retention"][0]["grid"], "none");
     w.unmount();
     w.sh_outside("$DARNER check store");
+}
+
+#[test]
+fn what_a_grid_would_free_is_counted_once_however_many_versions_had_it() {
+    let Some(w) = World::new() else { return };
+    // Each write makes a version that has all before it, too.
+    w.sh("dd if=/dev/urandom of=a bs=4k count=512 status=none; dd if=/dev/urandom of=b bs=4k count=512 status=none; rm a");
+    let tried = json(&w.sh("$DARNER retain $MNT none --dry-run --json"));
+    let (lapsed, versions) = (tried["lapsed_bytes"].as_u64().unwrap(), tried["lapsed_versions"].as_u64().unwrap());
+    assert!(versions > 1000 && (2 << 20..3 << 20).contains(&lapsed), "{tried}");
+    let before = w.status()["used_bytes"].as_u64().unwrap();
+    w.sh("$DARNER retain $MNT none; $DARNER clean --wait $MNT");
+    let freed = before - w.status()["used_bytes"].as_u64().unwrap();
+    assert!(freed.abs_diff(lapsed) < 1 << 20, "{freed} bytes were freed, {lapsed} were promised");
 }
 
 #[test]

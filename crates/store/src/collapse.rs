@@ -100,7 +100,7 @@ impl Store {
         let keep = self.keep(now_ns, instead)?;
         let levels = self.index.read().levels.clone();
         let mut merged = Merged::new(levels.live.iter().chain(&levels.history).map(run_source).collect())?;
-        let mut sieve = Sieve::new(&keep, Tally::default());
+        let mut sieve = Sieve::telling_lapsed(&keep);
         while let Some(e) = merged.next()? {
             sieve.pass(e, &mut |_, _| Ok(()))?;
             sieve.ghosts.clear();
@@ -183,12 +183,7 @@ impl Store {
 
     fn end_pass(&self, state: &mut State, pass: Pass) {
         let Tally { account, segments, mut lapses, batch, .. } = pass.tally;
-        tracing::debug!(
-            versions = account.versions,
-            lapsed = account.lapsed_versions,
-            lapsed_kib = account.lapsed >> 10,
-            "a pass has ended"
-        );
+        tracing::debug!(versions = account.versions, lapsed = account.lapsed_versions, "a pass has ended");
         for s in self.segments.lock().iter_mut().take_while(|s| s.at.id != pass.newest) {
             s.live = segments.get(&s.at.id).copied().unwrap_or(0).min(s.end);
         }

@@ -87,7 +87,7 @@ pub struct Account {
     pub versions: u64,
     /// Of the versions there are, those that no visible moment sees.
     pub lapsed_versions: u64,
-    /// Their records' bytes, and the file data that only they need.
+    /// Their records' bytes, and (as far as it was asked for) the file data that only they need.
     pub lapsed: u64,
     /// The history by the hour, day, … in which it was written: for each of [`AGES`] the bytes not in one before.
     pub by_age: [u64; AGES.len()],
@@ -166,6 +166,8 @@ pub(crate) struct Sieve<'k> {
     tombstones: Vec<Entry>,
     /// Blocks of stored extents that versions of the key need so far.
     blocks: FxHashMap<(u64, u64), u32>,
+    /// The same, of dropped versions, for who asks what they come to.
+    lapsed: Option<FxHashMap<(u64, u64), (Place, u32)>>,
     /// What is left of dropped tombstones.
     pub ghosts: Vec<Ghost>,
 }
@@ -189,8 +191,14 @@ impl<'k> Sieve<'k> {
             newest: true,
             tombstones: Vec::new(),
             blocks: FxHashMap::default(),
+            lapsed: None,
             ghosts: Vec::new(),
         }
+    }
+
+    /// One that tells the bytes of what lapsed, too.
+    pub fn telling_lapsed(keep: &'k Keep) -> Sieve<'k> {
+        Sieve { lapsed: Some(FxHashMap::default()), ..Sieve::new(keep, Tally::default()) }
     }
 
     /// Whether an entry begins another object than the one before.
@@ -199,7 +207,7 @@ impl<'k> Sieve<'k> {
     }
 
     fn begin_object(&mut self, key: &[u8]) {
-        self.lapse_tombstones();
+        self.end_key();
         self.object = key[..OBJECT_END.min(key.len())].to_vec();
         self.dead = None;
         (self.kept_since, self.kept_since_known) = (Tid::ZERO, false);
@@ -251,27 +259,31 @@ impl<'k> Sieve<'k> {
     }
 
     fn begin_key(&mut self, key: &[u8]) {
+        self.end_key();
         self.key.clear();
         self.key.extend_from_slice(key);
         self.until = Tid::MAX;
         self.newest = true;
-        self.lapse_tombstones();
         self.blocks.clear();
     }
 
-    fn lapse_tombstones(&mut self) {
+    fn end_key(&mut self) {
         for e in std::mem::take(&mut self.tombstones) {
-            self.count_lapsed(record_bytes(&e));
+            self.count_lapsed(1, record_bytes(&e));
             self.ghosts.push(Ghost::of(&e.key, e.tid));
         }
+        let Some(lapsed) = self.lapsed.as_mut().filter(|lapsed| !lapsed.is_empty()) else { return };
+        let known = |at: &(u64, u64)| self.blocks.get(at).copied().unwrap_or(0);
+        let bytes = lapsed.drain().map(|(at, (place, blocks))| block_bytes(&place, blocks & !known(&at))).sum();
+        self.count_lapsed(0, bytes);
     }
 
-    fn count_lapsed(&mut self, bytes: u64) {
+    fn count_lapsed(&mut self, versions: u64, bytes: u64) {
         let account = &mut self.tally.account;
-        account.lapsed_versions += 1;
+        account.lapsed_versions += versions;
         account.lapsed += bytes;
         let of = account.lapsed_by_fileset.entry(self.fileset).or_default();
-        *of = (of.0 + 1, of.1 + bytes);
+        *of = (of.0 + versions, of.1 + bytes);
     }
 
     /// Passes an entry; `out` gets what stays, in order.
@@ -356,13 +368,13 @@ impl<'k> Sieve<'k> {
 
     /// What is said once all entries have passed.
     pub fn finish(mut self) -> Tally {
-        self.lapse_tombstones();
+        self.end_key();
         self.tally
     }
 
     /// Nothing more of the last key comes.
     pub fn end(&mut self) {
-        self.lapse_tombstones();
+        self.end_key();
     }
 
     fn count_history(&mut self, e: &Entry, bytes: u64) {
@@ -375,12 +387,11 @@ impl<'k> Sieve<'k> {
     }
 
     fn drop_entry(&mut self, e: &Entry) {
-        let mut bytes = record_bytes(e);
+        self.count_lapsed(1, record_bytes(e));
+        let Some(lapsed) = &mut self.lapsed else { return };
         each_span(&e.key, e.tid, e.value.as_deref(), |s| {
-            let known = self.blocks.get(&(s.place.region, s.place.offset)).copied().unwrap_or(0);
-            bytes += block_bytes(&s.place, blocks_of(&s) & !known);
+            lapsed.entry((s.place.region, s.place.offset)).or_insert((s.place, 0)).1 |= blocks_of(&s);
         });
-        self.count_lapsed(bytes);
     }
 
     /// A version of so many bytes stays.
