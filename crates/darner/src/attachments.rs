@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -29,7 +29,7 @@ use crate::handed::{self, Handed};
 use crate::keeper::{self, FailedUpgrade, Keeper};
 use crate::mounts::{self, Mounted};
 use crate::place::Place;
-use crate::supervisor::{LISTENER, MOUNT, block_end_signals};
+use crate::supervisor::{LISTENER, MOUNT, block_end_signals, ends_within};
 use crate::when::local;
 
 /// What /proc/mounts says of attachments.
@@ -342,20 +342,6 @@ impl Drop for Plugin {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Whether a process ends in that time, or has. (Somebody else may have to see to what is left of it.)
-fn ends_within(pid: u32, time: Duration) -> bool {
-    // SAFETY: a plain system call; the descriptor is new and ours.
-    let pidfd = unsafe {
-        match libc::syscall(libc::SYS_pidfd_open, pid, 0) {
-            fd if fd >= 0 => OwnedFd::from_raw_fd(fd as i32),
-            _ => return true,
-        }
-    };
-    let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one pollfd.
-    unsafe { libc::poll(&mut wait, 1, time.as_millis() as i32) > 0 }
 }
 
 fn name(mount: &Mounted) -> String {

@@ -57,6 +57,8 @@ pub enum Request {
     Log {
         /// Which.
         at: Spot,
+        /// Up to this tid.
+        to: Option<u64>,
         /// Consecutive writes as one.
         coalesce: bool,
     },
@@ -116,6 +118,11 @@ pub enum Request {
     },
     /// What the last scrub found.
     ScrubReport,
+    /// Whether every version of a path may be destroyed, for all that clones need of it.
+    MayForget {
+        /// Which.
+        at: Spot,
+    },
     /// Destroy every version of a path, which must not exist any more.
     Forget {
         /// Which.
@@ -533,6 +540,8 @@ pub struct StepLine {
 /// What is kept of a fileset's past.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RetentionReport {
+    /// The name of the fileset.
+    pub fileset: String,
     /// The grid, or the one proposed.
     pub grid: String,
     /// One to start with.
@@ -772,6 +781,11 @@ pub struct DamageLine {
 pub enum Response {
     /// Done.
     Done,
+    /// Answer to [`Request::Unmount`].
+    Unmounted {
+        /// Where the store is closed: the processes that are about to end.
+        ending: Vec<u32>,
+    },
     /// The daemon is on its way out: try again.
     Closing,
     /// It crashed again and again, and nobody starts it any more, as this says.

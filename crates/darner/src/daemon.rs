@@ -45,6 +45,8 @@ const WRITE_EVERY: Duration = Duration::from_millis(20);
 
 /// What the memory for the log's tail is kept as.
 const SHELTER: &str = "shelter";
+/// Clocks are corrected by less than this all the time.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) struct Mount {
     pub line: MountLine,
@@ -500,7 +502,10 @@ impl Daemon {
             }
             Request::Unmount { mountpoint, lazy } => {
                 self.unmount(&mountpoint, lazy)?;
-                Response::Done
+                let closed = self.state.lock().closed;
+                let supervisor = self.keeper.stats().map(|(_, pid)| pid);
+                let ends = supervisor.into_iter().chain([std::process::id()]);
+                Response::Unmounted { ending: if closed { ends.collect() } else { Vec::new() } }
             }
             Request::Upgrade { .. } => {
                 if !self.keeper.is_there() {
@@ -517,8 +522,9 @@ impl Daemon {
                 self.fs.sync()?;
                 Response::Done
             }
-            Request::Log { at, coalesce } => {
-                let entries = self.fs.log(self.root_of(&at), &at.names(), coalesce)?;
+            Request::Log { at, to, coalesce } => {
+                let to = to.map_or(Tid::MAX, Tid);
+                let entries = self.fs.log(self.root_of(&at), &at.names(), to, coalesce)?;
                 Response::Log(entries.iter().map(log_line).collect())
             }
             Request::AddLabel { at, name, when } => {
@@ -545,6 +551,10 @@ impl Daemon {
                 Response::Retention(self.retain(&at, &wanted, tell)?)
             }
             Request::Clean { wait } => self.clean(wait, tell)?,
+            Request::MayForget { at } => {
+                self.fs.check_destroyable(self.root_of(&at), &at.names())?;
+                Response::Done
+            }
             Request::Forget { at } => self.destroy(&at, tell)?,
             Request::Scrub { wait, bucket } => self.scrub(wait, bucket, tell)?,
             Request::ScrubReport => self.scrub_report()?,
@@ -602,6 +612,7 @@ impl Daemon {
         let usage = store.usage()?;
         let dead = store.dead_bytes();
         let mut warnings = warnings(&usage);
+        warnings.extend(clock_warning(store.tid()));
         warnings.extend(self.volume_warnings()?);
         let scrubbed = self.store().scrub_report()?;
         let damaged = scrubbed.damages.len() as u64 + scrubbed.more;
@@ -669,6 +680,19 @@ fn warnings(usage: &darner_store::Usage) -> Vec<String> {
         ));
     }
     all
+}
+
+/// What to tell people whose newest change is later than now.
+pub(crate) fn clock_warning(newest: Tid) -> Option<String> {
+    let now = Tid(now_ns());
+    (newest.0.saturating_sub(now.0) > AHEAD_MAX.as_nanos() as u64).then(|| {
+        format!(
+            "the newest change is dated {}, and this machine's clock says {}: until it gets there, all changes are dated right \
+             after the newest one, and moments like @@-10m are before it",
+            local(newest),
+            local(now)
+        )
+    })
 }
 
 fn resident_bytes() -> u64 {

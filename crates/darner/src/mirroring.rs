@@ -130,6 +130,10 @@ impl Follows {
     }
 }
 
+fn no_mirror() -> Failure {
+    Failure::new("this store is no mirror")
+}
+
 /// A number that no other mirror of a source draws.
 pub(crate) fn session() -> u64 {
     u64::from(std::process::id()) << 32 ^ now_ns()
@@ -179,7 +183,12 @@ impl Daemon {
                 match outcome {
                     Ok(connected) => {
                         link = Some(connected.clone());
-                        pause = match self.pull(connected.clone(), session) {
+                        let went_well = self.pull(connected.clone(), session);
+                        if !went_well {
+                            // Whether whoever is there still lets us in, and why not, a new one tells.
+                            link = None;
+                        }
+                        pause = match went_well {
                             true if f.paused => EVERY,
                             true => {
                                 self.verify_if_asked(&connected, session);
@@ -369,7 +378,7 @@ impl Daemon {
     }
 
     pub(crate) fn follow_line(&self) -> Result<FollowLine> {
-        let f = self.fs.following().ok_or_else(|| Failure::new("this store is no mirror"))?;
+        let f = self.fs.following().ok_or_else(no_mirror)?;
         let line = self.follows.line.lock().clone();
         Ok(FollowLine {
             origin: whereabouts::origin(&self.fs, &f),
@@ -412,7 +421,7 @@ impl Daemon {
                 if source.is_some() {
                     *self.follows.hint.lock() = source;
                 }
-                self.fs.following().map_or(Ok(()), |f| has_origin(&f.origin))?;
+                has_origin(&self.fs.following().ok_or_else(no_mirror)?.origin)?;
                 // One that is under way does not know what is there now.
                 let wanted = self.follows.pulls.lock().0 + 1;
                 self.follows.asked.fetch_max(wanted, Ordering::Relaxed);
@@ -423,7 +432,9 @@ impl Daemon {
                 let mut outcome = Ok(());
                 while outcome.is_ok() && wait && self.follows.pulls.lock().1 < wanted {
                     let over = line.state == "paused" && !self.follows.is_asked() || start.elapsed() > PATIENCE;
-                    if over || self.follows.is_in_vain(start) {
+                    if self.fs.following().is_none() {
+                        outcome = Err(no_mirror());
+                    } else if over || self.follows.is_in_vain(start) {
                         outcome = Err(Failure::new(format!("it has not come so far: {}", why(&line))));
                     } else {
                         self.follows.changed.wait_for(&mut line, EVERY);
@@ -465,6 +476,8 @@ impl Daemon {
 
     fn make_mirror(&self, target: &Path, of: &darner_fs::Fileset) -> Result<Whereabouts> {
         let origin = std::fs::canonicalize(self.path())?;
+        // (Each pull would be a change to be pulled.)
+        self.outside(target)?;
         if Place::at(target).is_ok_and(|place| place.is_volume()) {
             let at = target.display();
             return Err(Failure::new(format!(

@@ -43,6 +43,19 @@ impl Daemon {
             Some(other) => return Err(Failure::new(format!("{other:?} is neither keep nor collapse-oldest"))),
         };
         let changes = grid.is_some() || when_full.is_some();
+        let path = at.names();
+        let is_root = match path[..] {
+            [] => true,
+            [_] => fileset != self.root_of(at).fileset,
+            _ => false,
+        };
+        if changes && !is_root {
+            return Err(Failure::new(format!(
+                "it is a directory of the fileset {:?}, and that has one grid for all that is in it: name its root \
+                 (or --nothing-here: no history of this directory alone)",
+                self.name_of(fileset)
+            )));
+        }
         if changes && !wanted.dry_run {
             self.fs.retain(fileset, grid.clone(), when_full, now)?;
             self.fs.sync()?;
@@ -95,6 +108,7 @@ impl Daemon {
         };
         let (lapsed_versions, lapsed_bytes) = account.lapsed_by_fileset.get(&fileset).copied().unwrap_or_default();
         RetentionReport {
+            fileset: self.name_of(fileset),
             grid: retain::grid_text(&shown.grid),
             offered: retain::OFFERED.into(),
             when_full: when_full_name(before.when_full).into(),

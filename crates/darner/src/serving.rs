@@ -110,12 +110,14 @@ struct Guarded {
 impl Service for Guarded {
     fn call(&self, peer: &Peer, command: Message, reply: Reply) {
         let Who::Key(key) = &peer.who else { return };
-        match self.known.scope(key).filter(|_| !self.seen.over.load(Ordering::Relaxed)) {
+        let no = |why: &str| Refusal::new(Code::Failed, why);
+        match self.known.scope(key) {
+            _ if self.seen.over.load(Ordering::Relaxed) => reply.refuse(no("nobody is served there any more")),
             Some(scope) => {
                 self.seen.when.lock().insert(*key, Instant::now());
                 self.source.serve(peer, &command, reply, scope.as_deref());
             }
-            None => reply.refuse(Refusal::new(Code::Failed, "this key is not admitted any more")),
+            None => reply.refuse(no("this key is not admitted any more")),
         }
     }
 
@@ -267,7 +269,7 @@ impl Daemon {
         found.map(|(f, _)| f.id).ok_or_else(|| Failure::new(format!("there is no fileset {name:?} here")))
     }
 
-    fn name_of(&self, id: FilesetId) -> String {
+    pub(crate) fn name_of(&self, id: FilesetId) -> String {
         let found = self.fs.filesets().into_iter().find(|(f, _)| f.id == id);
         found.map_or_else(|| format!("number {}, which is gone", id.0), |(f, _)| f.name)
     }

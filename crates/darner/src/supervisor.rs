@@ -485,6 +485,14 @@ fn runs(pid: u32) -> Option<u64> {
     Some(sum)
 }
 
+/// Whether a process ends in that time, or has. (Somebody else may have to see to what is left of it.)
+pub(crate) fn ends_within(pid: u32, time: Duration) -> bool {
+    let Ok(pidfd) = pidfd(pid) else { return true };
+    let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd.
+    unsafe { libc::poll(&mut wait, 1, time.as_millis() as i32) > 0 }
+}
+
 fn pidfd(pid: u32) -> Result<OwnedFd> {
     // SAFETY: a plain system call.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };

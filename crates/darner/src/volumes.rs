@@ -148,7 +148,8 @@ impl Daemon {
         Ok(self.store().volumes()?.iter().map(|v| line(v, bucket.as_ref())).collect())
     }
 
-    fn add_volume(self: &Arc<Daemon>, path: &Path, tier: Tier, make: &Make) -> Result<u16> {
+    /// What a path leads to, or will; refuses what lies within the store's own mounts.
+    pub(crate) fn outside(&self, path: &Path) -> Result<PathBuf> {
         let mountpoints: Vec<PathBuf> = self.state.lock().mounts.keys().cloned().collect();
         let real = std::fs::canonicalize(path).or_else(|_| {
             // It is to be made.
@@ -156,13 +157,17 @@ impl Daemon {
             Ok::<_, std::io::Error>(parent.join(path.file_name().unwrap_or_default()))
         });
         let real = real.cant(|| format!("find {}", path.display()))?;
-        if let Some(at) = mountpoints.iter().find(|at| real.starts_with(at)) {
-            return Err(Failure::new(format!(
-                "{} is within {}, a mount of the store itself",
-                path.display(),
-                at.display()
-            )));
+        match mountpoints.iter().find(|at| real.starts_with(at)) {
+            Some(at) => {
+                let (path, at) = (path.display(), at.display());
+                Err(Failure::new(format!("{path} is within {at}, a mount of the store itself")))
+            }
+            None => Ok(real),
         }
+    }
+
+    fn add_volume(self: &Arc<Daemon>, path: &Path, tier: Tier, make: &Make) -> Result<u16> {
+        let real = self.outside(path)?;
         if self.volumes.lock().iter().any(|m| m.place().path == real) {
             return Err(Failure::new(format!("{} is a volume of the store already", path.display())));
         }

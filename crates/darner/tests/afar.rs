@@ -184,11 +184,8 @@ fn nobody_is_admitted_but_by_key_or_ticket_and_that_lasts_until_it_is_taken_back
     f.w.darner(&["mirror", "sync", "--wait", &store]);
     // Taken back, for a link that is open too.
     f.serve(&["--remove", own_key]);
-    let waits = |because: &str| {
-        let line = f.own_line(&store);
-        line["state"] == "waits" && line["last_error"].as_str().is_some_and(|e| e.contains(because))
-    };
-    eventually("it is refused", || waits("not admitted any more"));
+    refused(&["mirror", "sync", "--wait", &store], "nobody here knows the key");
+    assert_eq!(f.own_line(&store)["state"], "waits");
     // What is known outlives the daemon; `admit` too.
     f.serve(&["--admit", own_key]);
     f.w.unmount();
@@ -205,8 +202,14 @@ fn nobody_is_admitted_but_by_key_or_ticket_and_that_lasts_until_it_is_taken_back
     let now: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
     assert_eq!(now["peers"].as_array().unwrap().len(), 2);
     assert!(now["peers"].as_array().unwrap().iter().all(|p| p["asked_seconds_ago"].as_f64().is_some()));
+    // Whoever follows learns that nobody listens, and finds those who listen again.
     f.serve(&["--stop"]);
-    eventually("nobody answers", || waits(""));
+    refused(&["mirror", "sync", "--wait", &store], "nobody listens there");
+    f.serve(&["--listen", &format!("127.0.0.1:{}", f.port)]);
+    fs::write(f.w.path("docs/a"), "three").unwrap();
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    assert_eq!(f.own_line(&store)["state"], "follows");
+    f.serve(&["--stop"]);
 }
 
 #[test]

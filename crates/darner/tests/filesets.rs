@@ -200,6 +200,17 @@ fn a_clone_shares_all_and_goes_its_own_way() {
 }
 
 #[test]
+fn what_is_not_forgotten_for_the_sake_of_a_clone_is_not_removed_either() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT fs; echo words > fs/q; mkdir fs/d; echo words > fs/d/q; $DARNER clone fs copy");
+    for (path, why) in [("fs/q", "is a clone that shows it"), ("fs/d", "a clone"), ("copy/q", "came with the clone")] {
+        let said = refused(&w, &format!("$DARNER forget {path}"));
+        assert!(said.contains(why), "{said}");
+    }
+    assert_eq!(w.sh("cat fs/q fs/d/q copy/q copy/d/q | sort -u"), "words");
+}
+
+#[test]
 fn nothing_is_lost_when_the_daemon_is_killed_after_a_clone_was_changed() {
     let Some(w) = World::new() else { return };
     w.sh("$DARNER fileset create $MNT home; head -c 300K /dev/urandom > home/f; cp home/f saved; $DARNER clone $MNT/home copy");
@@ -216,7 +227,7 @@ fn commands_know_the_fileset_of_a_path_through_a_bind_mount_too() {
     let Some(w) = World::new() else { return };
     w.sh("$DARNER fileset create $MNT home; mkdir home/d; echo one > home/d/f");
     w.sh("mkdir $DIR/bound; mount --bind $MNT/home/d $DIR/bound; $DARNER snapshot $DIR/bound before; echo two > $DIR/bound/f");
-    assert_eq!(w.sh("cat $DIR/bound/f@@before; cat home/d@@before/f; $DARNER log $DIR/bound/f | wc -l"), "one\none\n2");
+    assert_eq!(w.sh("cat $DIR/bound/f@@before; cat home/d@@before/f; $DARNER log $DIR/bound/f | wc -l"), "one\none\n3");
     assert_eq!(
         w.sh("$DARNER snapshot list $MNT; ls home/@@ home/d/@@ | grep -c before; ls @@ | grep -c before || true"),
         "2\n0"

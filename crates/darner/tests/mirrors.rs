@@ -103,6 +103,37 @@ fn a_mirror_follows_and_shows_files_links_holes_and_xattrs_as_they_are() {
 }
 
 #[test]
+fn the_log_of_a_mirror_tells_moments_that_show_what_it_lists() {
+    let Some(p) = Pair::new() else { return };
+    let texts = ["one", "two", "second time", "third time"];
+    for text in texts {
+        fs::write(p.w.path("a"), text).unwrap();
+        p.sync();
+        // (Writes that follow one another within a second are told as one.)
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    let log = p.w.darner(&["log", "--json", p.copy.join("a").to_str().unwrap()]);
+    let log: Value = serde_json::from_str(&log).unwrap();
+    let log = log.as_array().unwrap();
+    let shown = |line: &Value| {
+        let at = p.copy.join(format!("a@@{}", line["shown"].as_str().unwrap()));
+        (line["what"].as_str().unwrap().to_string(), fs::read_to_string(at).unwrap())
+    };
+    let what = |n: usize| if n == 0 { "created" } else { "written" };
+    let expected: Vec<_> = texts.iter().enumerate().map(|(n, text)| (what(n).to_string(), text.to_string())).collect();
+    assert_eq!(log.iter().map(shown).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_mirror_within_its_own_source_is_refused() {
+    let Some(w) = World::new() else { return };
+    let said = refused(&["mirror", "add", w.mnt.to_str().unwrap(), "copy", w.path("copy").to_str().unwrap()]);
+    assert!(said.contains("a mount of the store itself"), "{said}");
+    assert!(!w.path("copy").exists());
+    assert_eq!(w.darner(&["mirror", "list", "--json", w.mnt.to_str().unwrap()]).trim(), "[]");
+}
+
+#[test]
 fn it_pauses_waits_and_goes_on_when_either_daemon_was_killed() {
     let Some(p) = Pair::new() else { return };
     fs::write(p.w.path("a"), "one").unwrap();
@@ -184,6 +215,18 @@ fn a_mirror_follows_without_a_mount_until_it_is_paused_removed_or_promoted() {
     fs::write(copy.join("a"), "five").unwrap();
     w.darner(&["unmount", copy.to_str().unwrap()]);
     w.darner(&["check", store]);
+}
+
+#[test]
+fn who_waits_for_what_was_promoted_is_told_at_once() {
+    let Some(p) = Pair::new() else { return };
+    p.sync();
+    p.w.darner(&["mirror", "promote", p.target.to_str().unwrap()]);
+    for at in [&[p.w.mnt.to_str().unwrap(), "copy"][..], &[p.target.to_str().unwrap()]] {
+        let start = Instant::now();
+        let said = refused(&[&["mirror", "sync", "--wait"], at].concat());
+        assert!(said.contains("this store is no mirror") && start.elapsed() < Duration::from_secs(5), "{said}");
+    }
 }
 
 #[test]

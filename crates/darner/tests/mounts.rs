@@ -150,6 +150,35 @@ fn unmounted_means_that_it_can_be_mounted_again_at_once() {
 }
 
 #[test]
+fn unmounted_means_that_the_disk_below_can_be_unmounted_at_once() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("mkdir disk; mount -t tmpfs -o size=100M none disk");
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for _ in 0..10 {
+            w.sh_outside(
+                "$DARNER mount --create disk/store $MNT; echo words > $MNT/a; $DARNER unmount $MNT; umount disk; \
+                 mount -t tmpfs -o size=100M none disk",
+            );
+        }
+    }));
+    w.sh_outside("umount -l disk");
+    done.unwrap();
+}
+
+#[test]
+fn a_clock_that_was_ahead_is_told_of() {
+    if !has("faketime") {
+        return;
+    }
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("faketime -f +400d $DARNER mount --create store $MNT; echo one > $MNT/a; $DARNER unmount $MNT");
+    let said = w.sh_outside("$DARNER mount store $MNT 2>&1");
+    assert!(said.contains("and this machine's clock says"), "{said}");
+    let status = w.status();
+    assert!(status["warnings"][0].as_str().is_some_and(|w| w.starts_with("the newest change is dated 2")), "{status}");
+}
+
+#[test]
 fn told_to_end_the_daemon_unmounts_and_loses_nothing() {
     let Some(w) = World::new() else { return };
     w.mount_at("past", &["--as-of", &w.now()]).unwrap();

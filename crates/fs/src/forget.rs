@@ -42,19 +42,11 @@ impl Fs {
             return refuse(libc::EINVAL, "a fileset is removed as a whole, not forgotten");
         };
         let within = self.ever_at(root, dirs)?;
-        let roots = self.ever_in(&within, name)?;
-        let Some(fileset) = roots.first().map(|ino| ino.fileset) else {
+        let mut out = Destroyed::default();
+        let Some((fileset, all)) = self.doomed(&within, name, &mut out.left)? else {
             return self.destroy_lapsed(&within, name, now_ns, each);
         };
         self.check_gone(&within, name)?;
-        let mut out = Destroyed::default();
-        // One at a time: clones have object numbers in common with their bases, so a number alone says nothing.
-        let (roots, mut others): (Vec<Inode>, Vec<Inode>) = roots.into_iter().partition(|ino| ino.fileset == fileset);
-        others.dedup_by_key(|ino| ino.fileset);
-        out.left.extend(others.iter().map(is_another));
-        let all = self.ever_below(roots, &mut out.left)?;
-        self.check_not_cloned(fileset, &all)?;
-        self.check_not_from_base(fileset, &all)?;
         for ino in all {
             match self.attr_at(ino, Tid::MAX)? {
                 Some(attr) if attr.nlink > 0 => {
@@ -85,6 +77,32 @@ impl Fs {
         };
         self.store.forget(&objects, &keys, newest, now_ns, each)?;
         Ok(out)
+    }
+
+    /// Fails where [`Fs::destroy`] would for the sake of a clone: to be asked while it still exists.
+    pub fn check_destroyable(&self, root: Inode, path: &[&[u8]]) -> Result<()> {
+        let Some((name, dirs)) = path.split_last() else { return Ok(()) };
+        self.doomed(&self.ever_at(root, dirs)?, name, &mut Vec::new()).map(drop)
+    }
+
+    /// What ever had a name in some directories, and all that ever was below it, in the first one's fileset; `None` if nothing did.
+    /// EBUSY if a clone needs any of it.
+    fn doomed(
+        &self,
+        within: &[Inode],
+        name: &[u8],
+        left: &mut Vec<String>,
+    ) -> Result<Option<(FilesetId, BTreeSet<Inode>)>> {
+        let roots = self.ever_in(within, name)?;
+        let Some(fileset) = roots.first().map(|ino| ino.fileset) else { return Ok(None) };
+        // One at a time: clones have object numbers in common with their bases, so a number alone says nothing.
+        let (roots, mut others): (Vec<Inode>, Vec<Inode>) = roots.into_iter().partition(|ino| ino.fileset == fileset);
+        others.dedup_by_key(|ino| ino.fileset);
+        left.extend(others.iter().map(is_another));
+        let all = self.ever_below(roots, left)?;
+        self.check_not_cloned(fileset, &all)?;
+        self.check_not_from_base(fileset, &all)?;
+        Ok(Some((fileset, all)))
     }
 
     /// Destroys what had a name in the past that was given up: no moment shows it, but its bytes may still be there, with those

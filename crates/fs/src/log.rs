@@ -4,9 +4,12 @@
 //! name's own records then tell which object had it when; each object's ATTR records, what happened to it meanwhile
 //! (every change of an object, its data included, writes one).
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use darner_store::{Kind, Tid};
+use darner_store::{FilesetId, Kind, Retention, Tid};
 
 use crate::attr::{Attr, Time};
 use crate::dirent::Dirent;
@@ -66,11 +69,20 @@ const RUN_NANOS: u64 = 1_000_000_000;
 
 impl Fs {
     /// The versions of the objects at a path (names from `root` down), oldest first; of its directories too, all that ever
-    /// had their names are looked into. With `coalesce`, of writes that follow one another within a second only the last
-    /// is told. ENOENT if nothing ever had this name.
-    pub fn log(&self, root: Inode, path: &[&[u8]], coalesce: bool) -> Result<Vec<LogEntry>> {
+    /// had their names are looked into. Only those up to `to`. With `coalesce`, of writes that follow one another within a second only
+    /// the last is told, and the last before a label. ENOENT if nothing ever had this name.
+    pub fn log(&self, root: Inode, path: &[&[u8]], to: Tid, coalesce: bool) -> Result<Vec<LogEntry>> {
+        let mut log = self.whole_log(root, path)?;
+        log.retain(|e| e.tid <= to);
+        if coalesce {
+            self.coalesce(&mut log)?;
+        }
+        Ok(log)
+    }
+
+    fn whole_log(&self, root: Inode, path: &[&[u8]]) -> Result<Vec<LogEntry>> {
         let Some((name, dirs)) = path.split_last() else {
-            return self.tell(&[Tenure { ino: root, from: Tid::ZERO, until: None, only_now: false }], coalesce);
+            return self.tell(&[Tenure { ino: root, from: Tid::ZERO, until: None, only_now: false }]);
         };
         let within = self.ever_at(root, dirs)?;
         let mut tenures = Vec::new();
@@ -86,7 +98,7 @@ impl Fs {
         if tenures.is_empty() {
             return refuse(libc::ENOENT, "nothing ever had this name");
         }
-        self.tell(&tenures, coalesce)
+        self.tell(&tenures)
     }
 
     /// Which objects had a name in any of these directories, oldest first.
@@ -120,7 +132,7 @@ impl Fs {
         Ok(tenures)
     }
 
-    fn tell(&self, tenures: &[Tenure], coalesce: bool) -> Result<Vec<LogEntry>> {
+    fn tell(&self, tenures: &[Tenure]) -> Result<Vec<LogEntry>> {
         let mut log = Vec::new();
         for (nth, tenure) in tenures.iter().enumerate() {
             let kept_since = self.kept_since(tenure.ino)?;
@@ -138,7 +150,7 @@ impl Fs {
                 attrs.iter().skip(1).map(|(tid, _)| *tid).chain([tenure.until.unwrap_or(Tid::MAX)]).collect();
             for ((tid, attr), until) in attrs.into_iter().zip(ends) {
                 if tid >= tenure.from
-                    && let Some(shown) = retention.first_seen(tid.max(kept_since), until)
+                    && let Some(shown) = self.first_shown(tenure.ino.fileset, &retention, tid.max(kept_since), until)?
                 {
                     log.push(LogEntry {
                         tid,
@@ -157,20 +169,46 @@ impl Fs {
                     _ if replaced => What::Replaced,
                     _ => What::Removed,
                 };
-                log.push(LogEntry { tid, shown: tid, what, ino: tenure.ino, attr: after.unwrap_or(before) });
+                let shown = self.first_shown(tenure.ino.fileset, &retention, tid, Tid::MAX)?.unwrap_or(tid);
+                log.push(LogEntry { tid, shown, what, ino: tenure.ino, attr: after.unwrap_or(before) });
             }
         }
-        if coalesce {
-            log.dedup_by(|later, earlier| {
-                let same = later.what == What::Written && earlier.what == What::Written && later.ino == earlier.ino;
-                let soon = later.tid.0 - earlier.tid.0 <= RUN_NANOS;
-                if same && soon {
-                    *earlier = *later;
-                }
-                same && soon
-            });
-        }
+        // (Several directories may have had the same path, in turn.)
+        log.sort_by_key(|e| e.tid);
         Ok(log)
+    }
+
+    /// The first moment in `tid .. until` that is kept, and on a mirror not amid a pull.
+    fn first_shown(&self, of: FilesetId, retention: &Retention, tid: Tid, until: Tid) -> Result<Option<Tid>> {
+        let mut from = tid;
+        while let Some(seen) = retention.first_seen(from, until) {
+            match self.whole_since(of, seen)? {
+                Some(whole) if whole == seen => return Ok(Some(seen)),
+                Some(whole) => from = whole,
+                None => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Of writes that follow one another soon, leaves the last one; and those that a label shows.
+    fn coalesce(&self, log: &mut Vec<LogEntry>) -> Result<()> {
+        let mut pinned: BTreeMap<FilesetId, Arc<Retention>> = BTreeMap::new();
+        for e in log.iter() {
+            if let Entry::Vacant(of) = pinned.entry(e.ino.fileset) {
+                of.insert(self.retention(e.ino.fileset)?);
+            }
+        }
+        log.dedup_by(|later, earlier| {
+            let same = later.what == What::Written && earlier.what == What::Written && later.ino == earlier.ino;
+            let soon = later.tid.0 - earlier.tid.0 <= RUN_NANOS;
+            let one = same && soon && !pinned[&later.ino.fileset].is_pinned(earlier.tid, later.tid);
+            if one {
+                *earlier = *later;
+            }
+            one
+        });
+        Ok(())
     }
 
     /// The one version that there is of what has no history.
@@ -201,12 +239,10 @@ fn what(before: Option<&Attr>, attr: &Attr, tid: Tid, since: Tid) -> What {
         Some(before) if tid == since && attr.nlink > before.nlink => What::Linked,
         Some(_) if tid == since => What::RenamedHere,
         Some(before) if attr.size != before.size || attr.bytes != before.bytes => What::Written,
-        Some(before)
-            if attr.mtime != before.mtime && attr.mtime == Time::from(tid) && !same_but_times(before, attr) =>
-        {
-            What::Attributes
+        // A write sets both to the same (which on a mirror is not when it came there).
+        Some(before) if attr.mtime != before.mtime && attr.mtime == attr.ctime && same_but_times(before, attr) => {
+            What::Written
         }
-        Some(before) if attr.mtime != before.mtime && attr.mtime == Time::from(tid) => What::Written,
         Some(_) => What::Attributes,
     }
 }

@@ -336,6 +336,23 @@ impl Fs {
         }
     }
 
+    /// A moment not before `at` that is not amid a pull, about the first; `None` if there is none yet.
+    pub(crate) fn whole_since(&self, fileset: FilesetId, mut at: Tid) -> Result<Option<Tid>> {
+        if fileset != MAIN || !self.mirror.ever.load(Ordering::Acquire) {
+            return Ok(Some(at));
+        }
+        let (newest, mut step) = (self.store.tid(), 1);
+        while at <= newest {
+            match self.books_at(at)? {
+                // What it aims at is when it is whole, unless it was given up for another one, or took longer.
+                Some(f) if !f.promoted && !f.is_whole() => at = f.aim.max(Tid(at.0 + step)),
+                _ => return Ok(Some(at)),
+            }
+            step *= 2;
+        }
+        Ok(None)
+    }
+
     /// Refuses changes of a mirror but those of its own.
     pub(crate) fn check_not_following(&self, fileset: FilesetId) -> Result<()> {
         match fileset == MAIN && self.head().is_some() {

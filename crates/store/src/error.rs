@@ -43,7 +43,9 @@ pub enum Error {
         source: std::sync::Arc<std::io::Error>,
     },
     /// No room is left on the volumes.
-    #[error("no space left: {used} of {size} bytes are in use")]
+    #[error(
+        "no space left: {used} of the {size} bytes that the store can have are in use (where it is in a directory, other files on that disk leave it fewer)"
+    )]
     NoSpace {
         /// Bytes in use.
         used: u64,

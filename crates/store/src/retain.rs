@@ -234,7 +234,7 @@ impl Retention {
     }
 
     /// Whether a pinned moment lies in `tid .. until`.
-    pub(crate) fn is_pinned(&self, tid: Tid, until: Tid) -> bool {
+    pub fn is_pinned(&self, tid: Tid, until: Tid) -> bool {
         self.pins.partition_point(|p| *p < until) > self.pins.partition_point(|p| *p < tid)
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::printable;
 use crate::cli::Forget;
-use crate::control::{Request, Response};
+use crate::control::{self, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::mounts;
 use crate::place::Place;
@@ -29,6 +29,8 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
     if at.path.is_empty() {
         return Err(Failure::new("a fileset is not forgotten but removed (darner fileset remove)"));
     }
+    // What is refused must not be removed for it.
+    control::must_call(&place, &Request::MayForget { at: at.clone() })?;
     // The ordinary way, so that the kernel knows.
     match std::fs::symlink_metadata(&target) {
         Ok(m) if m.is_dir() => std::fs::remove_dir_all(&target).cant(|| "remove it".into())?,

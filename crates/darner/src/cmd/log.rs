@@ -25,25 +25,19 @@ pub fn run(c: &Log) -> Result<()> {
 
 /// The versions of a path; of `PATH@@WHEN`, those up to that moment.
 fn versions(c: &Log) -> Result<Vec<LogLine>> {
-    let literally = ask(&c.path, !c.all);
+    let literally = ask(&c.path, None, !c.all);
     let Ok(located) = mounts::locate(&c.path) else { return literally };
     let (Err(_), Some(past)) = (&literally, located.past) else { return literally };
-    let mut lines = ask(&past.live, !c.all)?;
-    lines.retain(|l| number(&l.tid).is_none_or(|tid| tid <= past.tid.0));
-    Ok(lines)
+    ask(&past.live, Some(past.tid.0), !c.all)
 }
 
-fn ask(path: &Path, coalesce: bool) -> Result<Vec<LogLine>> {
+fn ask(path: &Path, to: Option<u64>, coalesce: bool) -> Result<Vec<LogLine>> {
     // (A link outside of all mounts has no versions: what it leads to is meant.)
     let (mount, within) = mounts::around(&mounts::itself(path)?).or_else(|_| mounts::containing(path))?;
     let place = Place::behind(&mount);
-    match control::must_call(&place, &Request::Log { at: mounts::spot(&mount, &within)?, coalesce }) {
+    match control::must_call(&place, &Request::Log { at: mounts::spot(&mount, &within)?, to, coalesce }) {
         Ok(Response::Log(lines)) => Ok(lines),
         Ok(_) => Err(super::other_answer()),
         Err(e) => Err(Failure::new(format!("{}: {e}", path.display()))),
     }
-}
-
-fn number(tid: &str) -> Option<u64> {
-    u64::from_str_radix(tid.strip_prefix("0x")?, 16).ok()
 }

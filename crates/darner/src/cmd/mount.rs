@@ -68,6 +68,7 @@ pub fn run(c: Mount) -> Result<()> {
     answers(&request)?;
     if started {
         tell_of_promoted(&place);
+        tell_of_clock(&place);
     }
     // Another daemon has the store already, and the mount as well now.
     if c.foreground { stay(&place, &request.mountpoint) } else { Ok(()) }
@@ -120,6 +121,15 @@ fn from_bucket(name: &str, c: &Mount) -> Result<std::path::PathBuf> {
     bar.finish_and_clear();
     eprintln!("darner: taken over from the machine that put it there, which can put nothing more into {name}");
     Ok(local)
+}
+
+/// What is dated wrong stays so.
+fn tell_of_clock(place: &Place) {
+    let Ok(Some(Response::Status(status))) = control::call(place, &Request::Status) else { return };
+    let newest = status.tid.strip_prefix("0x").and_then(|tid| u64::from_str_radix(tid, 16).ok());
+    if let Some(warning) = newest.and_then(|tid| crate::daemon::clock_warning(darner_fs::Tid(tid))) {
+        eprintln!("darner: {warning}");
+    }
 }
 
 /// While this store was away, its mirror may have become what is used.

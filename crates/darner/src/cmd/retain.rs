@@ -57,6 +57,7 @@ fn table(r: &RetentionReport) -> String {
     if r.nothing_here {
         line("here", "no history is kept of this directory, nor of what is in it".into());
     }
+    line("fileset", r.fileset.clone());
     line("grid", r.grid.clone());
     line("when full", r.when_full.clone());
     line("exact since", r.horizon.clone().unwrap_or_else(|| "ever".into()));

@@ -8,10 +8,13 @@ use crate::cli::Unmount;
 use crate::control::{self, Request, Response};
 use crate::error::{Failure, Result};
 use crate::place::Place;
+use crate::supervisor::ends_within;
 use crate::{mounts, users};
 
 /// As long as `mount` waits for the same.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For processes of which nobody needs anything any more.
+const LET_GO: Duration = Duration::from_secs(5);
 
 pub fn run(c: &Unmount) -> Result<()> {
     let mountpoint = mounts::absolute(&c.mountpoint)?;
@@ -34,6 +37,13 @@ pub fn run(c: &Unmount) -> Result<()> {
     let place = Place::behind(&mounted);
     match control::call(&place, &request)? {
         Some(Response::Closing) => wait_until_closed(&place)?,
+        Some(Response::Unmounted { ending }) => {
+            // They may have what the store is on open a moment longer, and then that can't be unmounted.
+            for pid in ending {
+                ends_within(pid, LET_GO);
+            }
+            return Ok(());
+        }
         Some(_) => return Ok(()),
         None => {}
     }
