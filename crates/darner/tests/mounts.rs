@@ -166,6 +166,31 @@ fn unmounted_means_that_the_disk_below_can_be_unmounted_at_once() {
 }
 
 #[test]
+fn a_disk_that_others_fill_has_room_for_what_gives_room_back() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("mkdir disk; mount -t tmpfs -o size=300M none disk");
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        w.sh_outside(
+            "$DARNER mount --create disk/store $MNT; head -c 40M /dev/urandom > $MNT/a; echo words > $MNT/b; sync $MNT/b",
+        );
+        eventually("room is held", || w.dir.join("disk/store/held").exists());
+        w.sh_outside("head -c 400M /dev/zero > disk/hog && exit 9; test $(df --output=avail disk | tail -1) = 0");
+        // Nobody uses that up.
+        w.sh_outside("head -c 120M /dev/urandom > $MNT/c && exit 9; rm $MNT/c $MNT/a");
+        w.sh_outside("$DARNER forget $MNT/b; $DARNER unmount $MNT; $DARNER check disk/store");
+        w.sh_outside("$DARNER mount disk/store $MNT; $DARNER retain $MNT none");
+        w.sh_outside("$DARNER clean --wait $MNT; head -c 20M /dev/urandom > $MNT/e; $DARNER unmount $MNT");
+        w.sh_outside("$DARNER check disk/store; rm disk/hog; $DARNER mount disk/store $MNT; echo more > $MNT/f");
+        eventually("room is held again", || {
+            fs::metadata(w.dir.join("disk/store/held")).is_ok_and(|m| m.len() > 20 << 20)
+        });
+        w.sh_outside("$DARNER unmount $MNT");
+    }));
+    w.sh_outside("$DARNER unmount $MNT 2>/dev/null || true; umount -l disk");
+    done.unwrap();
+}
+
+#[test]
 fn a_clock_that_was_ahead_is_told_of() {
     if !has("faketime") {
         return;

@@ -22,7 +22,7 @@ use crate::log::Tail;
 use crate::manifest::{Manifest, Position};
 use crate::segment::Segment;
 use crate::sieve::{Account, Lapses};
-use crate::store::{SEGMENT_MIN, Store};
+use crate::store::{RESERVE_MIN, SEGMENT_MIN, Store};
 use crate::volume::{For, Region, RegionRef, VolumeEntry, flush_all};
 use crate::{FilesetId, Result, Tid};
 
@@ -171,6 +171,7 @@ impl Store {
         let outcome = self.step_urgent();
         if !matches!(outcome, Ok(Progress::Worked)) {
             self.tell_of_rot()?;
+            self.volumes.hold(RESERVE_MIN);
         }
         outcome
     }

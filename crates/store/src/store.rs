@@ -649,9 +649,12 @@ impl Store {
     }
 }
 
+/// At least so much is for what gives room back.
+pub(crate) const RESERVE_MIN: u64 = 24 << 20;
+
 /// Deletions, the index, its merges and the cleaner must go on when users can write no more.
 pub(crate) fn reserve_of(size: u64) -> u64 {
-    (size / 64).clamp(24 << 20, 1 << 30)
+    (size / 64).clamp(RESERVE_MIN, 1 << 30)
 }
 
 fn chunk_number(suffix: &[u8]) -> Option<u64> {

@@ -1,6 +1,7 @@
 //! A directory volume: every region is a file. The embedded default. docs/format.md §Directory volume.
 //!
-//! `super.0`, `super.1` are the superblock slots, `region-<16 hex digits>` the regions.
+//! `super.0`, `super.1` are the superblock slots, `region-<16 hex digits>` the regions. `held` takes room that regions get when other files
+//! have filled the disk, so that what gives room back has some to begin with.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -8,13 +9,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::disk::{self, Direct};
 use super::{Region, RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeKind};
 use crate::{Error, Result};
+
+const HELD: &str = "held";
 
 /// A volume in a directory of some other filesystem.
 pub struct DirVolume {
@@ -24,7 +27,14 @@ pub struct DirVolume {
     /// The bytes that each region has here, and their sum. (Of one with two copies, others are told the larger size.)
     sizes: Mutex<HashMap<u64, u64>>,
     used: AtomicU64,
+    /// The bytes that `held` has.
+    held: Mutex<u64>,
+    /// It is no volume, or there is nothing like that here: nothing is held.
+    holds_nothing: AtomicBool,
 }
+
+/// With less than so many times as much left, nothing more is held.
+const LEFT_FOR_OTHERS: u64 = 4;
 
 impl DirVolume {
     /// The volume in an existing directory.
@@ -35,7 +45,37 @@ impl DirVolume {
             number: AtomicU16::new(0),
             sizes: Mutex::default(),
             used: AtomicU64::new(0),
+            held: Mutex::new(fs::metadata(path.join(HELD)).map_or(0, |held| held.len())),
+            holds_nothing: AtomicBool::new(!write),
         }
+    }
+
+    /// Bytes that are left of the disk that it is on.
+    fn left(&self) -> Result<u64> {
+        let path = std::ffi::CString::new(self.path.as_os_str().as_encoded_bytes()).expect("paths have no NUL");
+        // SAFETY: zeroes are a valid statvfs; the call fills it.
+        let mut st: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: both pointers are valid for the call.
+        if unsafe { libc::statvfs(path.as_ptr(), &mut st) } != 0 {
+            return io("statfs", &self.path, Err(std::io::Error::last_os_error()));
+        }
+        Ok(st.f_bavail * st.f_frsize)
+    }
+
+    /// Gives up so many held bytes; says whether there were any.
+    fn let_go(&self, bytes: u64) -> bool {
+        let mut held = self.held.lock();
+        if *held == 0 {
+            return false;
+        }
+        let path = self.path.join(HELD);
+        *held = held.saturating_sub(bytes);
+        let done = OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(*held));
+        if *held == 0 {
+            let _ = fs::remove_file(&path);
+        }
+        tracing::info!(left = *held, "{} is full: room that was held is used", self.path.display());
+        done.is_ok()
     }
 
     fn file_path(&self, id: u64) -> PathBuf {
@@ -66,6 +106,19 @@ impl DirVolume {
         let r = File::open(&self.path).and_then(|d| d.sync_all());
         io("flush", &self.path, r)
     }
+}
+
+/// Has a file's first bytes have room.
+fn take(file: &File, size: u64) -> std::io::Result<()> {
+    // SAFETY: a plain system call on an open descriptor.
+    match unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size as i64) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+fn is_full(taken: &std::io::Result<()>) -> bool {
+    taken.as_ref().is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)))
 }
 
 fn wipe_file(path: &Path) -> std::io::Result<()> {
@@ -114,12 +167,15 @@ impl Volume for DirVolume {
             f.sync_data()
         });
         io("write", &path, r)?;
+        self.holds_nothing.store(!self.write, Ordering::Relaxed);
         if is_new { self.sync_dir() } else { Ok(()) }
     }
 
     fn wipe_super(&self) -> Result<()> {
-        for slot in 0..2 {
-            let path = self.path.join(format!("super.{slot}"));
+        self.holds_nothing.store(true, Ordering::Relaxed);
+        *self.held.lock() = 0;
+        for name in ["super.0", "super.1", HELD] {
+            let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 removed => io("remove", &path, removed)?,
@@ -132,10 +188,11 @@ impl Volume for DirVolume {
         let path = self.file_path(id);
         let file = OpenOptions::new().read(true).write(true).create(true).mode(0o600).truncate(true).open(&path);
         let file = io("create", &path, file)?;
-        // SAFETY: a plain system call on an open descriptor.
-        let rc = unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size as i64) };
-        if rc != 0 {
-            let e = std::io::Error::last_os_error();
+        let mut taken = take(&file, size);
+        while is_full(&taken) && self.let_go(size) {
+            taken = take(&file, size);
+        }
+        if let Err(e) = taken {
             match e.raw_os_error() {
                 // Filesystems without preallocation: space shows as missing when it is written.
                 Some(libc::EOPNOTSUPP | libc::ENOSYS) => {}
@@ -215,17 +272,29 @@ impl Volume for DirVolume {
 
     fn usage(&self, limit: u64) -> Result<(u64, u64)> {
         let used = self.used()?;
-        if limit > 0 {
-            return Ok((used, limit));
+        let most = used + self.left()? + *self.held.lock();
+        Ok((used, if limit > 0 { limit.min(most) } else { most }))
+    }
+
+    fn hold(&self, bytes: u64) -> Result<()> {
+        let mut held = self.held.lock();
+        if *held >= bytes || self.holds_nothing.load(Ordering::Relaxed) || self.left()? < LEFT_FOR_OTHERS * bytes {
+            return Ok(());
         }
-        let path = std::ffi::CString::new(self.path.as_os_str().as_encoded_bytes()).expect("paths have no NUL");
-        // SAFETY: zeroes are a valid statvfs; the call fills it.
-        let mut st: libc::statvfs = unsafe { std::mem::zeroed() };
-        // SAFETY: both pointers are valid for the call.
-        if unsafe { libc::statvfs(path.as_ptr(), &mut st) } != 0 {
-            return io("statfs", &self.path, Err(std::io::Error::last_os_error()));
+        let path = self.path.join(HELD);
+        let file = OpenOptions::new().write(true).create(true).mode(0o600).truncate(false).open(&path);
+        // SAFETY: a plain system call on an open descriptor.
+        let rc = unsafe { libc::fallocate(io("create", &path, file)?.as_raw_fd(), 0, 0, bytes as i64) };
+        match rc {
+            0 => *held = bytes,
+            _ => {
+                let e = std::io::Error::last_os_error();
+                tracing::debug!("nothing is held at {}: {e}", self.path.display());
+                self.holds_nothing.store(true, Ordering::Relaxed);
+                let _ = fs::remove_file(&path);
+            }
         }
-        Ok((used, used + st.f_bavail * st.f_frsize))
+        Ok(())
     }
 
     fn used(&self) -> Result<u64> {

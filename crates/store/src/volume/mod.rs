@@ -293,6 +293,11 @@ pub trait Volume: Send + Sync {
     fn used(&self) -> Result<u64> {
         self.usage(0).map(|(used, _)| used)
     }
+    /// Keeps so many bytes of what it is on for itself, for when others have filled the rest: where it shares that with them, and where
+    /// enough is left.
+    fn hold(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
     /// Volumes that name the same pool take their free bytes from one and the same place.
     fn pool(&self) -> Option<u64> {
         None

@@ -85,6 +85,8 @@ impl Member {
 
 /// Where there are more volumes, a new region goes to one of a few, chosen by its number: to look at all takes too long.
 const LOOKED_AT: usize = 16;
+/// Of so many volumes at most, each holds some room.
+const HELD_BY: usize = 8;
 
 /// See the module.
 pub struct Volumes(pub(super) Arc<Inner>);
@@ -452,6 +454,19 @@ impl Volumes {
             healed += u64::from(self.get(place.volume)?.heal_place(place)?);
         }
         Ok(healed)
+    }
+
+    /// Has directories keep some room for what gives room back. (Not where there are very many: some of them have it then.)
+    pub fn hold(&self, bytes: u64) {
+        let members: Vec<Member> = self.0.members.read().values().cloned().collect();
+        if members.len() > HELD_BY {
+            return;
+        }
+        for m in members.iter().filter(|m| m.takes_new()) {
+            if let Err(e) = m.volume.hold(bytes) {
+                tracing::debug!("nothing is held at {}: {e}", m.volume.name());
+            }
+        }
     }
 
     /// Overwrites what was given back since the open.
