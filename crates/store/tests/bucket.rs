@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{FS, Remembers, Run, new_disk};
+use common::{FS, Remembers, Run, new_disk, overwrite};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Bucket, Buckets, Copies, Disk, RawVolume, SimBucket, Tier, Volume, without_waiting};
 use darner_store::{CreateOptions, Error, Grid, Key, Kind, Move, ObjectId, OpenOptions, Progress, Step, Store, Tid};
@@ -754,17 +754,7 @@ fn what_is_damaged_in_the_bucket_is_put_there_anew_by_a_scrub_and_after_a_read()
     let mut now = vec![0; LEN];
     let mut all = Vec::new();
     for n in 0..80 {
-        let at = rng.usize(..LEN);
-        let most = 1 << rng.u32(4..18);
-        let len = rng.usize(1..=(LEN - at).min(most));
-        // Some of it packs, some does not.
-        let bytes: Vec<u8> = (0..len).map(|i| if n % 2 == 0 { rng.u8(..) } else { (i / 40 + n) as u8 }).collect();
-        let mut tx = store.begin(FS, 100 + n as u64).unwrap();
-        tx.put(ObjectId(10), Kind::ATTR, b"", b"attributes");
-        tx.write(ObjectId(10), at as u64, &bytes).unwrap();
-        let tid = tx.commit().unwrap();
-        now[at..at + len].copy_from_slice(&bytes);
-        all.push((tid, now.clone()));
+        all.push((overwrite(&store, &mut rng, n, &mut now), now.clone()));
         if n == 50 {
             // Some of it lies in packs.
             store.retain(FS, 1000, |r| r.with_grid(Grid { steps: vec![Step { every: 1, lasts: 1 }] })).unwrap();

@@ -5,7 +5,7 @@ mod common;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use common::{FS, Remembers, Run, create, new_disk, open, open_with_threads};
+use common::{FS, Remembers, Run, create, new_disk, open, open_with_threads, overwrite};
 use darner_store::volume::Disk;
 use darner_store::{Error, Grid, Kind, ObjectId, Rot, ScrubReport, Store, Tid};
 
@@ -257,17 +257,7 @@ fn what_a_read_finds_damaged_comes_from_whoever_remembers_it_wherever_pieces_beg
     let mut now = vec![0; LEN];
     let mut all = Vec::new();
     for n in 0..60 {
-        let at = rng.usize(..LEN);
-        let most = 1 << rng.u32(4..18);
-        let len = rng.usize(1..=(LEN - at).min(most));
-        // Some of it packs, some does not.
-        let bytes: Vec<u8> = (0..len).map(|i| if n % 2 == 0 { rng.u8(..) } else { (i / 40 + n) as u8 }).collect();
-        let mut tx = store.begin(FS, 100 + n as u64).unwrap();
-        tx.put(ObjectId(10), Kind::ATTR, b"", b"attributes");
-        tx.write(ObjectId(10), at as u64, &bytes).unwrap();
-        let tid = tx.commit().unwrap();
-        now[at..at + len].copy_from_slice(&bytes);
-        all.push((tid, now.clone()));
+        all.push((overwrite(&store, &mut rng, n, &mut now), now.clone()));
     }
     store.close().unwrap();
     drop(store);
