@@ -551,7 +551,7 @@ pub struct Mirror {
 }
 
 /// A moment, as commands print it: `0x…`; 0 is before all.
-fn tid(text: &str) -> Result<u64, String> {
+pub(crate) fn tid(text: &str) -> Result<u64, String> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).map_err(|e| e.to_string()),
         None if text == "0" => Ok(0),

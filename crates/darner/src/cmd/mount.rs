@@ -6,7 +6,7 @@ use std::path::Path;
 
 use darner_fuse::MountOptions;
 
-use crate::cli::{Mount, size};
+use crate::cli::{self, Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
@@ -126,7 +126,7 @@ fn from_bucket(name: &str, c: &Mount) -> Result<std::path::PathBuf> {
 /// What is dated wrong stays so.
 fn tell_of_clock(place: &Place) {
     let Ok(Some(Response::Status(status))) = control::call(place, &Request::Status) else { return };
-    let newest = status.tid.strip_prefix("0x").and_then(|tid| u64::from_str_radix(tid, 16).ok());
+    let newest = cli::tid(&status.tid).ok();
     if let Some(warning) = newest.and_then(|tid| crate::daemon::clock_warning(darner_fs::Tid(tid))) {
         eprintln!("darner: {warning}");
     }

@@ -456,12 +456,12 @@ impl Volumes {
         Ok(healed)
     }
 
-    /// Has directories keep some room for what gives room back. (Not where there are very many: some of them have it then.)
+    /// Has directories keep some room for what gives room back. (Not where there are very many: it would be much in all.)
     pub fn hold(&self, bytes: u64) {
-        let members: Vec<Member> = self.0.members.read().values().cloned().collect();
-        if members.len() > HELD_BY {
-            return;
-        }
+        let members: Vec<Member> = match &*self.0.members.read() {
+            few if few.len() <= HELD_BY => few.values().cloned().collect(),
+            _ => return,
+        };
         for m in members.iter().filter(|m| m.takes_new()) {
             if let Err(e) = m.volume.hold(bytes) {
                 tracing::debug!("nothing is held at {}: {e}", m.volume.name());
