@@ -315,7 +315,7 @@ pub fn overwrite(store: &Store, rng: &mut fastrand::Rng, n: usize, now: &mut [u8
     let at = rng.usize(..now.len());
     let most = 1 << rng.u32(4..18);
     let len = rng.usize(1..=(now.len() - at).min(most));
-    let bytes: Vec<u8> = (0..len).map(|i| if n % 2 == 0 { rng.u8(..) } else { (i / 40 + n) as u8 }).collect();
+    let bytes: Vec<u8> = (0..len).map(|i| if n.is_multiple_of(2) { rng.u8(..) } else { (i / 40 + n) as u8 }).collect();
     let mut tx = store.begin(FS, 100 + n as u64).unwrap();
     tx.put(ObjectId(10), Kind::ATTR, b"", b"attributes");
     tx.write(ObjectId(10), at as u64, &bytes).unwrap();
