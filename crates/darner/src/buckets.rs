@@ -132,6 +132,7 @@ pub(crate) fn line(b: &BucketState) -> BucketLine {
     BucketLine {
         reached: b.reached.map(|tid| tid.to_string()),
         reached_when: b.reached.map(local),
+        known: b.known,
         left_bytes: b.left,
         only_there_bytes: b.cold,
         fetched_bytes: b.fetched,

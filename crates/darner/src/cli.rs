@@ -169,9 +169,9 @@ pub struct Create {
     /// Another volume of the store, as STORE is the first (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
-    /// Keep two copies of everything, or of the index, from the beginning: that needs two volumes
-    #[arg(long, value_parser = ["1", "2", "index"], default_value = "1")]
-    pub copies: String,
+    /// How many copies it keeps: 2 of everything, 2 of the index (as if nothing is said where there are two volumes), or 1
+    #[arg(long, value_parser = ["1", "2", "index"])]
+    pub copies: Option<String>,
 }
 
 /// `darner mount`
@@ -222,7 +222,7 @@ pub struct Mount {
     /// Where a volume of the store is that has moved, or, of one that is made, another volume (may be given several times)
     #[arg(long = "volume", value_name = "PATH")]
     pub volumes: Vec<PathBuf>,
-    /// How many copies a created store keeps: 2 of everything, 2 of the index, or 1
+    /// How many copies a created store keeps: 2 of everything, 2 of the index (as if nothing is said where there are two volumes), or 1
     #[arg(long, value_parser = ["1", "2", "index"], requires = "create")]
     pub copies: Option<String>,
     /// Mount options as in fstab: ro, degraded, allow_other, nosuid, nodev, noexec, writeback, subtype=…, as_of=…, fileset=…, volume=…,

@@ -123,6 +123,11 @@ pub enum Request {
         /// Which.
         at: Spot,
     },
+    /// What there is at and below a path of which no history is kept.
+    Keepless {
+        /// Which.
+        at: Spot,
+    },
     /// Destroy every version of a path, which must not exist any more.
     Forget {
         /// Which.
@@ -640,6 +645,9 @@ pub struct VolumeLine {
 pub struct BucketLine {
     /// The tid up to which everything could be opened from there alone.
     pub reached: Option<String>,
+    /// Whether that is known: the bucket could be asked since the store was opened.
+    #[serde(default)]
+    pub known: bool,
     /// The same as a time, RFC 3339, local.
     pub reached_when: Option<String>,
     /// Bytes on their way there.
@@ -792,6 +800,8 @@ pub enum Response {
     GivenUp(String),
     /// Answer to [`Request::Status`].
     Status(Box<Status>),
+    /// Answer to [`Request::Keepless`]: paths below, as bytes; without what is in those.
+    Keepless(Vec<Vec<u8>>),
     /// Answer to [`Request::Attachment`].
     Attachment(Box<crate::attachments::Attachment>),
     /// Answer to [`Request::Log`].

@@ -96,7 +96,10 @@ impl Daemon {
     fn fileset_at(&self, spot: &Spot, at: Tid) -> Result<Inode> {
         match (self.root_of(spot), &spot.path[..]) {
             (root, []) => Ok(root),
-            (ROOT, [name]) => Ok(self.fs.fileset_below(name, at)?),
+            (ROOT, [name]) => match std::str::from_utf8(name) {
+                Ok(name) => Ok(self.fs.fileset_called(name, at)?),
+                Err(_) => Ok(self.fs.fileset_below(name, at)?),
+            },
             _ => Err(Failure::new("only a whole fileset can be cloned: MNT/NAME@@WHEN, or MNT@@WHEN for the main one")),
         }
     }

@@ -76,13 +76,15 @@ impl Frontend {
 
     fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
         let time = |t: Time| fuse::Time { secs: t.secs, nsec: t.nanos };
+        // The list of moments is made anew whenever it is asked for. The kernel keeps what it has of a directory as long as its time is the same.
+        let now = matches!(node, Node::Points(_)).then(|| Time::from(darner_fs::Tid(now_ns())));
         fuse::Attr {
             ino: self.nodes.shown_ino(node),
             size: a.size,
             blocks: a.blocks(),
             atime: time(a.atime),
-            mtime: time(a.mtime),
-            ctime: time(a.ctime),
+            mtime: time(now.unwrap_or(a.mtime)),
+            ctime: time(now.unwrap_or(a.ctime)),
             mode: a.mode,
             nlink: a.nlink,
             uid: a.uid,

@@ -60,7 +60,8 @@ impl Daemon {
         let read_only = m.read_only || !live || follows || self.store().is_read_only();
         let shared = {
             let state = self.state.lock();
-            if live && !m.read_only && !follows {
+            // (Nobody could have known that it can only be read.)
+            if live && !m.read_only && !follows && !self.store().is_cut() {
                 self.may_write(&state, root)?;
             }
             // Nothing but the one writable mount of a fileset changes its live tree.
@@ -243,7 +244,7 @@ impl Daemon {
     /// What a mount is to show: below which root, and as of when.
     pub(crate) fn root_for(&self, m: &MountRequest) -> Result<(Inode, Option<Tid>)> {
         let named = |name: &str, at: Tid| {
-            self.fs.fileset_named(name, at).map_err(|e| Failure::new(format!("fileset {name:?}: {e}")))
+            self.fs.fileset_called(name, at).map_err(|e| Failure::new(format!("fileset {name:?}: {e}")))
         };
         let root = |at: Tid| m.fileset.as_deref().map_or(Ok(ROOT), |name| named(name, at));
         let Some(when) = &m.as_of else { return Ok((root(Tid::MAX)?, None)) };

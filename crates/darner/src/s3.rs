@@ -38,6 +38,9 @@ const PAGE: usize = 1000;
 /// What the variables are kept as.
 const KEPT: &str = "bucket";
 
+/// The thread that waits for buckets: where it panics, calls fail.
+pub const THREAD: &str = "buckets";
+
 /// What the names of buckets begin with.
 pub const SCHEME: &str = "s3://";
 
@@ -68,6 +71,11 @@ pub fn reach_by(variables: Variables) {
 
 fn reached_by() -> (u64, Variables) {
     VARIABLES.lock().get_or_insert_with(|| (0, variables())).clone()
+}
+
+/// What is wrong with how buckets would be reached by these, if anything is.
+pub fn must_be_fine(variables: &Variables) -> crate::error::Result<()> {
+    connect("bucket", variables.clone()).map(drop).map_err(Failure::new)
 }
 
 /// Has the variables outlive this process.
@@ -194,8 +202,12 @@ impl S3 {
             });
             let start = Instant::now();
             while start.elapsed() < patience && !OVER.load(Ordering::Relaxed) {
-                if let Ok(outcome) = told.recv_timeout(LOOK) {
-                    return Ok(outcome);
+                match told.recv_timeout(LOOK) {
+                    Ok(outcome) => return Ok(outcome),
+                    Err(mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(mpsc::RecvTimeoutError::Disconnected) => {
+                        return Err(std::io::Error::other("it can't be asked so (the log has more)"));
+                    }
                 }
             }
             task.abort();
@@ -362,7 +374,13 @@ fn connect(bucket: &str, variables: Variables) -> Result<AmazonS3, String> {
     let http = ClientOptions::new().with_timeout(PATIENCE_TO_PUT).with_connect_timeout(CONNECT);
     let retry = RetryConfig { max_retries: 2, retry_timeout: PATIENCE, ..RetryConfig::default() };
     let mut builder = AmazonS3Builder::new().with_client_options(http).with_retry(retry);
-    for (name, value) in variables {
+    for (name, value) in variables.into_iter().filter(|(_, value)| !value.is_empty()) {
+        if name.starts_with("AWS_ENDPOINT") {
+            let is_address = |url: &url::Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+            if !url::Url::parse(&value).is_ok_and(|url| is_address(&url)) {
+                return Err(format!("{name} is {value:?}, where http://HOST:PORT or https://HOST is expected"));
+            }
+        }
         if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
             if value.starts_with("http://") && name.starts_with("AWS_ENDPOINT") {
                 // Whoever names such an address wants it.
@@ -383,7 +401,7 @@ fn runtime() -> std::io::Result<&'static tokio::runtime::Handle> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         std::thread::Builder::new()
-            .name("buckets".into())
+            .name(THREAD.into())
             .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
         let _ = HANDLE.set(handle);
     }

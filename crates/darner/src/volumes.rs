@@ -118,7 +118,13 @@ impl Daemon {
         let changed = match request {
             Request::AddVolume { path, size, image, force, cold } => {
                 let tier = if cold { Tier::Cold } else { Tier::Hot };
-                self.add_volume(&path, tier, &Make { size, image, force, existing_is_fine: false, ..Make::default() })?
+                let may_keep_twice = self.store().could_keep_twice();
+                let make = Make { size, image, force, existing_is_fine: false, ..Make::default() };
+                let number = self.add_volume(&path, tier, &make)?;
+                if !may_keep_twice && self.store().could_keep_twice() {
+                    self.keep_index_twice(tell);
+                }
+                number
             }
             Request::AddBucket { name, variables } => self.add_bucket(&name, variables)?,
             Request::Push => return self.push(tell),
@@ -248,6 +254,17 @@ impl Daemon {
         Ok(Response::Copies(self.copy_line()))
     }
 
+    /// With a second volume, the index is kept on both, so that either can be read without the other. (Whoever wants it once says so.)
+    fn keep_index_twice(&self, tell: &mut Tell<'_>) {
+        if self.store().wanted_copies() != Copies::One {
+            return;
+        }
+        match self.set_copies(copies_name(Copies::Index), None, tell) {
+            Ok(_) => tracing::info!("the index is kept on two volumes from now on"),
+            Err(e) => tracing::warn!("the index is not kept on two volumes yet: {e}"),
+        }
+    }
+
     /// How the copies are.
     pub(crate) fn copy_line(&self) -> CopyLine {
         let state = self.store().copies();
@@ -271,6 +288,10 @@ impl Daemon {
             all.push(format!("volume {} ({}) {how}: {only}", v.entry.number, v.entry.name()));
         }
         all.extend(self.bucket_warnings());
+        if self.store().is_cut() {
+            let newest = crate::when::local(self.store().tid());
+            all.push(format!("what was written last is damaged, or on a missing volume only: this is the filesystem as of {newest}, to be read"));
+        }
         let lacking = self.store().copies().lacking;
         if lacking > 0 {
             all.push(format!("{} MiB have one copy only, and are to have two", lacking.div_ceil(1 << 20)));
@@ -390,6 +411,16 @@ const ALL_COPIES: [Copies; 3] = [Copies::One, Copies::Index, Copies::Two];
 pub(crate) fn copies_named(name: &str) -> Result<Copies> {
     let found = ALL_COPIES.into_iter().find(|c| copies_name(*c) == name);
     found.ok_or_else(|| Failure::new(format!("{name} is neither 1, 2 nor index")))
+}
+
+/// Of what a store keeps two copies that is made on so many others besides its first volume. Where nothing is said, of what makes it
+/// readable with any one of them missing.
+pub(crate) fn copies_of_new(name: Option<&str>, others: &[PathBuf]) -> Result<Copies> {
+    match name {
+        Some(name) => copies_named(name),
+        None if others.is_empty() => Ok(Copies::One),
+        None => Ok(Copies::Index),
+    }
 }
 
 fn copies_name(copies: Copies) -> &'static str {

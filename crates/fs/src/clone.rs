@@ -124,7 +124,7 @@ impl Fs {
         })
     }
 
-    fn root_at(&self, root: Inode, at: Tid) -> Result<Attr> {
+    pub(crate) fn root_at(&self, root: Inode, at: Tid) -> Result<Attr> {
         match self.attr_at(root, at)? {
             Some(attr) if attr.is_dir() && attr.parent == root.object => Ok(attr),
             Some(_) => refuse(libc::EINVAL, "only a fileset can be cloned, from its root down"),
@@ -197,7 +197,7 @@ impl Fs {
     }
 
     /// A directory's records as of a moment, by key suffix.
-    fn entries(&self, dir: Inode, at: Tid) -> Result<Vec<(Vec<u8>, Dirent)>> {
+    pub(crate) fn entries(&self, dir: Inode, at: Tid) -> Result<Vec<(Vec<u8>, Dirent)>> {
         let mut entries = Ok(Vec::new());
         self.each(dir, Kind::DIRENT, &[], at, |suffix, tid, value| {
             match (Dirent::decode(value, dir.fileset), &mut entries) {

@@ -206,6 +206,14 @@ impl Fs {
         }
     }
 
+    /// The root of the fileset that has a name now, if there was one of it at a moment; else of the one that had the name then.
+    pub fn fileset_called(&self, name: &str, at: Tid) -> Result<Inode> {
+        match self.fileset_named(name, Tid::MAX) {
+            Ok(root) if self.root_at(root, at).is_ok() => Ok(root),
+            _ => self.fileset_named(name, at),
+        }
+    }
+
     /// Whether a fileset has no directory in the main root, since that follows another store.
     pub(crate) fn is_apart(&self, fileset: &Fileset) -> Result<bool> {
         let found = self.dirent(ROOT, fileset.name.as_bytes(), Tid::MAX)?;

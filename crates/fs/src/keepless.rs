@@ -13,6 +13,7 @@ use darner_store::{Kind, Tid, kept_since};
 
 use crate::attr::{Attr, Time};
 use crate::change::{Change, SMALL};
+use crate::dirent::parse_dirent_suffix;
 use crate::error::{Result, refuse};
 use crate::fs::Fs;
 use crate::node::{Inode, ROOT};
@@ -62,6 +63,31 @@ impl Fs {
     pub fn keeps_nothing_at(&self, root: Inode, path: &[&[u8]]) -> Result<bool> {
         let ino = self.live_at(root, path)?;
         Ok(self.attr_at(ino, Tid::MAX)?.is_some_and(|attr| attr.flags & Attr::KEEPLESS != 0))
+    }
+
+    /// Paths below a live path (which may not be there), as bytes, of what no history is kept of, but not of what is in those. Looks
+    /// at every object there.
+    pub fn keepless_below(&self, root: Inode, path: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        let Ok(top) = self.live_at(root, path) else { return Ok(found) };
+        let mut todo = vec![(top, Vec::new())];
+        while let Some((ino, path)) = todo.pop() {
+            let Some(attr) = self.attr_at(ino, Tid::MAX)? else { continue };
+            if attr.flags & Attr::KEEPLESS != 0 {
+                found.push(path);
+                continue;
+            }
+            if !attr.is_dir() {
+                continue;
+            }
+            for (suffix, entry) in self.entries(ino, Tid::MAX)? {
+                if let Some((_, name)) = parse_dirent_suffix(&suffix).filter(|_| entry.ino.fileset == ino.fileset) {
+                    let gap: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                    todo.push((entry.ino, [&path, gap, name].concat()));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The object at a live path.

@@ -94,6 +94,8 @@ pub(crate) struct Candidate {
     pub superblock: Superblock,
     pub volumes: Volumes,
     pub missing: Vec<VolumeEntry>,
+    /// Of those that count as missing, what is there instead: their number, and a sentence.
+    pub instead: Vec<(u16, String)>,
 }
 
 /// A volume and what is on it, newest first.
@@ -214,6 +216,7 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach) -> Result<Candidate
         }
     }
     let mut there: HashMap<u16, There> = HashMap::new();
+    let mut instead = Vec::new();
     for entry in sb.volumes.iter() {
         let Some((volume, supers)) = claims.get(&entry.number) else { continue };
         let theirs = &supers[0].superblock;
@@ -223,13 +226,14 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach) -> Result<Candidate
         let counts = theirs.is_home(entry.number);
         let is_behind = counts && sb.is_home(entry.number) && generation + 1 < sb.generation;
         if is_behind && !missed_all {
-            return Err(Error::NotAStore(format!(
-                "{} is volume {} of this store as it was at another time (generation {generation}; the store is at {}): it can't \
-                 be used any more",
+            // A copy of it, or what a backup had of it. Opened without, the store leaves it behind, and may have it back.
+            let what = format!(
+                "{} is that volume as it was at another time, generation {generation}, the store is at {}; ",
                 volume.name(),
-                entry.number,
                 sb.generation
-            )));
+            );
+            instead.push((entry.number, what));
+            continue;
         }
         if let Some(other) = entry.away.and_then(|since| went_on_without(theirs, entry.number, since, &sb)) {
             return Err(Error::NotAStore(format!(
@@ -243,7 +247,7 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach) -> Result<Candidate
     }
     let volumes = Volumes::new(&sb, &there, reach.bucket(&sb));
     let missing = sb.volumes.iter().filter(|e| !volumes.is_there(e.number)).cloned().collect();
-    Ok(Candidate { volumes, superblock: sb, missing })
+    Ok(Candidate { volumes, superblock: sb, missing, instead })
 }
 
 /// Whom the superblock of one that was away `since` a generation has left behind, and that was not in fact.
@@ -298,6 +302,7 @@ impl Candidate {
             let (n, bytes) = there.fold((0, 0), |(n, bytes), at| (n + 1, bytes + at.size));
             format!("{n} of the {} regions are on it only, {bytes} bytes", all.len())
         });
-        Error::Missing { number: entry.number, place: entry.name(), affected }
+        let instead = self.instead.iter().find(|(number, _)| *number == entry.number).map_or("", |(_, what)| what);
+        Error::Missing { number: entry.number, place: entry.name(), affected: format!("{instead}{affected}") }
     }
 }

@@ -41,6 +41,16 @@ pub struct Report {
 }
 
 impl Report {
+    fn add(&mut self, other: Report) {
+        self.segments += other.segments;
+        self.transactions += other.transactions;
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.damages.extend(other.damages);
+        self.mendable += other.mendable;
+        self.findings.extend(other.findings);
+    }
+
     /// All that is not as it should be.
     pub fn all(&self) -> Vec<String> {
         let damages = self.damages.iter().map(|d| format!("{d:?}"));
@@ -67,27 +77,30 @@ impl Store {
             // Segments in between may have been cleaned away.
             let chain = sealed.filter(|(_, next)| *next == s.at.id).map(|(crc, _)| crc);
             let region = self.regions.read()[&s.at.id].clone();
-            let copies = each_copy(&region);
-            let before = report.damages.len();
-            let found = self.check_segment(&copies[0], s, ends[&s.at.id], chain, &mut report);
-            for copy in &copies[1..] {
-                // Counted once; what it has is verified like the first.
+            // Each copy is verified, the one with fewer findings is counted.
+            let mut all: Vec<(Report, Option<(u32, u64)>)> = Vec::new();
+            for copy in each_copy(&region) {
                 let mut of_copy = Report::default();
-                let found = self.check_segment(copy, s, ends[&s.at.id], chain, &mut of_copy);
-                report.findings.extend(of_copy.findings.into_iter().chain(found.err().map(|e| e.to_string())));
-                let mut damages = report.damages.split_off(before);
-                let all = damages.len() + of_copy.damages.len();
-                damages.retain(|d| of_copy.damages.contains(d));
-                report.mendable += (all - 2 * damages.len()) as u64;
-                report.damages.append(&mut damages);
-            }
-            sealed = match found {
-                Ok(next) => next,
-                Err(e) => {
-                    report.findings.push(e.to_string());
+                let next = self.check_segment(&copy, s, ends[&s.at.id], chain, &mut of_copy).unwrap_or_else(|e| {
+                    of_copy.findings.push(e.to_string());
                     None
+                });
+                all.push((of_copy, next));
+            }
+            all.sort_by_key(|(of_copy, _)| of_copy.findings.len());
+            let mut copies = all.into_iter();
+            let (mut best, next) = copies.next().expect("a region has one copy at least");
+            sealed = next;
+            for (of_copy, _) in copies {
+                let damages = best.damages.len() + of_copy.damages.len();
+                best.damages.retain(|d| of_copy.damages.contains(d));
+                best.mendable += (damages - 2 * best.damages.len()) as u64;
+                match best.findings.is_empty() {
+                    true => best.mendable += of_copy.findings.len() as u64,
+                    false => best.findings.extend(of_copy.findings),
                 }
-            };
+            }
+            report.add(best);
             progress(report.bytes, total);
         }
         for run in levels.live.iter().chain(&levels.history) {

@@ -100,6 +100,16 @@ pub(crate) fn put_ours(bucket: &BucketVolume, name: &str, bytes: &[u8]) -> Resul
     Ok(bucket.objects().put_new(name, bytes.to_vec())? || bucket.objects().get(name, None)? == bytes)
 }
 
+/// Of a bucket that a store was to go to, none of which has got there.
+pub(crate) fn begun_only(bucket: &dyn Bucket) -> Error {
+    let by = taken_over(bucket, 0).ok().flatten().map_or(String::new(), |who| format!(" by {who}"));
+    Error::Refused(format!(
+        "{} was begun{by} for a store, and nothing that could be opened has got there: if that store is no more, delete the objects \
+         that are there, else name another prefix",
+        bucket.name()
+    ))
+}
+
 pub(crate) fn is_a_copy(bucket: &BucketVolume) -> Error {
     Error::Refused(format!(
         "{} has a checkpoint that is not of this store as it is here: this is a copy, or older than what is there, and puts nothing",

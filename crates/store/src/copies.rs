@@ -60,12 +60,17 @@ impl Store {
     }
 
     pub(crate) fn must_have_two_volumes(&self) -> Result<()> {
+        match self.could_keep_twice() {
+            false => Err(Error::Refused("two copies need two volumes: add another first".into())),
+            true => Ok(()),
+        }
+    }
+
+    /// Whether there are two volumes for two copies.
+    pub fn could_keep_twice(&self) -> bool {
         let entries = self.volumes.superblock().volumes;
         let is_open = |e: &&VolumeEntry| !e.leaving && self.volumes.is_sound(e.number) && e.tier == Tier::Hot;
-        match entries.iter().filter(is_open).count() {
-            0 | 1 => Err(Error::Refused("two copies need two volumes: add another first".into())),
-            _ => Ok(()),
-        }
+        entries.iter().filter(is_open).count() > 1
     }
 
     pub(crate) fn must_have_room_to_copy(&self, lacking: u64) -> Result<()> {
@@ -86,7 +91,8 @@ impl Store {
     }
 
     pub(crate) fn lacking_of(&self, wanted: Wanted, state: &State) -> (u64, u64) {
-        let lacks = |(what, at): &(For, RegionRef)| wanted.number(*what) > self.sound_places(*at);
+        // (What is on missing volumes only can't be copied.)
+        let lacks = |(what, at): &(For, RegionRef)| (1..wanted.number(*what)).contains(&self.sound_places(*at));
         let left = self.regions_now(state).into_iter().filter(lacks);
         left.fold((0, 0), |(n, bytes), (_, at)| (n + 1, bytes + at.size))
     }
@@ -147,8 +153,35 @@ impl Store {
         old.map_or(Ok(()), |old| self.volumes.remove(old.place()))
     }
 
+    /// Ends the log in a segment of two copies where the index has two, so that the store can be written to without either volume:
+    /// what one of them doesn't have of the log is nothing then. (The next open gives the copy up as soon as both are there.)
+    pub(crate) fn end_log_twice(&self) -> Result<()> {
+        let wanted = self.volumes.wanted();
+        if wanted.number(For::Index) < 2 || wanted.number(For::Log) == 2 || !self.could_keep_twice() {
+            return Ok(());
+        }
+        let mut state = self.maintenance.lock();
+        let open = {
+            let tail = self.log.tail();
+            (tail.segment.place(), tail.end())
+        };
+        if open.1 == segment::HEADER && self.sound_places(open.0) == 2 {
+            return Ok(());
+        }
+        let id = self.next_region.fetch_add(1, Ordering::Relaxed);
+        let region = match self.volumes.create_twice(id, SEGMENT_MIN, For::Log, true) {
+            // Then it ends where it is.
+            Err(Error::NoSpace { .. }) => return Ok(()),
+            region => region?,
+        };
+        let old = self.spare.lock().replace(region);
+        old.map_or(Ok(()), |old| self.volumes.remove(old.place()))?;
+        self.seal_open(&mut state, &|_| true)?;
+        self.trim_segments()
+    }
+
     /// Gives up the second copies of what is to have one.
-    fn give_up_copies(&self) -> Result<Progress> {
+    pub(crate) fn give_up_copies(&self) -> Result<Progress> {
         let wanted = self.volumes.wanted();
         let moving = self.moving.lock();
         let mut state = self.maintenance.lock();

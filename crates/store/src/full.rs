@@ -1,9 +1,10 @@
 //! Full volumes: before a write fails, what nobody needs gives way, and where a fileset says so, its oldest history too.
 //!
-//! Whoever is refused room helps the cleaner. A collapse that gave nothing is not tried again for a while: refusing must
-//! stay cheap.
+//! Whoever is refused room helps the cleaner. A collapse that gave nothing is not tried again for a while, unless there is more that
+//! might give way since: refusing must stay cheap.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use crate::clean::Effort;
 use crate::retain::WhenFull;
@@ -14,6 +15,17 @@ use crate::{Result, Tid};
 /// How long after a fruitless collapse the next one is tried, nanoseconds.
 const PAUSE: u64 = 10_000_000_000;
 
+/// The last collapse that gave nothing.
+#[derive(Default)]
+pub(crate) struct Fruitless {
+    /// When to try again in any case.
+    not_before: u64,
+    /// Bytes that had been superseded or deleted by then, as [`Store::superseded`] counts them.
+    superseded: i64,
+    /// How often retentions had changed by then.
+    changes: u64,
+}
+
 impl Store {
     /// Tries to have `bytes` free; says whether they are.
     pub(crate) fn make_room(&self, bytes: u64) -> Result<bool> {
@@ -21,7 +33,7 @@ impl Store {
             return Ok(false);
         }
         let waits = may_wait();
-        let Some(mut not_before) = (if waits { Some(self.making_room.lock()) } else { self.making_room.try_lock() })
+        let Some(mut fruitless) = (if waits { Some(self.making_room.lock()) } else { self.making_room.try_lock() })
         else {
             return Ok(false);
         };
@@ -43,22 +55,40 @@ impl Store {
                 }
             }
             let now = self.clock();
+            let tries = now >= fruitless.not_before || self.is_promising(&fruitless, bytes)?;
             // A collapse may find what pays better than the dregs.
-            if now >= *not_before && self.collapse_all(now)? && self.reclaim(Effort::Steady)?
+            if tries && self.collapse_all(now)? && self.reclaim(Effort::Steady)?
                 || self.reclaim(Effort::Full)?
             {
                 continue;
             }
-            if now < *not_before {
+            if !tries {
                 return Ok(false);
             }
             let made = self.collapse_oldest(now, bytes);
             // Damage in the index is told where it is met; here it only means that there is no more room.
             if !made.inspect_err(|e| tracing::error!("no room can be made: {e}")).unwrap_or(false) {
-                *not_before = now + PAUSE;
+                *fruitless = Fruitless {
+                    not_before: now + PAUSE,
+                    superseded: self.superseded(),
+                    changes: self.retention_changes.load(Ordering::Relaxed),
+                };
                 return Ok(false);
             }
         }
+    }
+
+    /// Whether there is more that might give way than when a collapse gave nothing: enough for `bytes`, and worth a look at the whole index.
+    fn is_promising(&self, fruitless: &Fruitless, bytes: u64) -> Result<bool> {
+        let more = self.superseded().saturating_sub(fruitless.superseded).try_into().unwrap_or(0);
+        let changed = self.retention_changes.load(Ordering::Relaxed) != fruitless.changes;
+        Ok(changed || bytes.max(self.usage()?.size / 1024) <= more)
+    }
+
+    /// Bytes that are live no more, or never were, of what was appended; by how much this grows counts.
+    fn superseded(&self) -> i64 {
+        let tail = self.log.tail();
+        (tail.appended as i64).saturating_sub(tail.counts.total().live as i64)
     }
 
     /// Goes on with a collapse or cleans a batch; says whether there was anything to do.

@@ -238,6 +238,7 @@ impl Store {
             return Ok(());
         }
         self.end_copy(&mut self.maintenance.lock())?;
+        self.end_log_twice()?;
         self.checkpoint()?;
         if let Some(spare) = self.spare.lock().take() {
             self.volumes.remove(spare.place())?;

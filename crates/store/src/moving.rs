@@ -45,7 +45,9 @@ impl Move {
     }
 
     pub(crate) fn wants(&self, at: RegionRef) -> bool {
-        at.on(self.from).is_some() && at.id < self.below && self.only.is_none_or(|id| id == at.id)
+        // (Of what is moved with all the rest, one copy may be where it is to go: then the other stays. Of one by itself that is told.)
+        let has_copy = self.only.is_none() && self.to.is_some_and(|to| at.on(to).is_some());
+        at.on(self.from).is_some() && at.id < self.below && self.only.is_none_or(|id| id == at.id) && !has_copy
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::{CHECKPOINTS, Checkpoint, EPOCHS, claim, epoch_name, is_a_copy, put_ours, taken_over};
+use crate::checkpoint::{begun_only, CHECKPOINTS, Checkpoint, EPOCHS, claim, epoch_name, is_a_copy, put_ours, taken_over};
 use crate::index::levels::Levels;
 use crate::maintain::{Progress, State};
 use crate::manifest::Manifest;
@@ -40,6 +40,8 @@ pub struct BucketState {
     pub number: u16,
     /// All up to here could be opened from there alone.
     pub reached: Option<Tid>,
+    /// Whether that is known: it could be asked since the open.
+    pub known: bool,
     /// Bytes that are on their way there.
     pub left: u64,
     /// Bytes that are nowhere else.
@@ -108,6 +110,7 @@ impl Store {
         Some(BucketState {
             number: bucket.number(),
             reached: reach.tid,
+            known: reach.known,
             left: reach.left,
             cold,
             fetched: bucket.fetched().1,
@@ -474,6 +477,7 @@ impl Store {
             if !others && objects.get(&epoch_name(1), None)?.starts_with(&self.uuid) {
                 return Ok(());
             }
+            return Err(begun_only(objects));
         }
         Err(Error::Refused(format!("{0} holds a store already: darner mount {0} opens it", objects.name())))
     }

@@ -44,6 +44,8 @@ pub enum IndexFrom {
     TablesOrSegments,
     /// From the segments.
     Segments,
+    /// From the tables, also those that are marked because a block of theirs is rotten: reads that need it fail.
+    MarkedTables,
 }
 
 impl Store {

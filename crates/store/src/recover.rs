@@ -191,18 +191,31 @@ impl Store {
         options: &OpenOptions,
         each: &mut dyn FnMut(Advance),
     ) -> Result<Store> {
-        match open_found(found, options, each) {
-            // Tables are verified as they are read, and some of that is done before it is open.
-            Err(rot @ Error::Corrupt { what: "table block" | "table entry", .. })
-                if options.index == IndexFrom::TablesOrSegments =>
-            {
-                tracing::warn!("the index can't be used, and is derived anew from the segments: {rot}");
-                let options = OpenOptions { index: IndexFrom::Segments, ..options.clone() };
-                open_found(found, &options, each).map_err(|e| {
-                    Error::Refused(format!("{rot}; and the index can't be derived anew from the segments: {e}"))
-                })
+        let mut open_from = |index| open_found(found, &OpenOptions { index, ..options.clone() }, each);
+        let failed = match open_from(options.index) {
+            Err(e) if options.index == IndexFrom::TablesOrSegments && e.is_lost() => e,
+            outcome => return outcome,
+        };
+        // Tables are verified as they are read, and some of that is done before it is open.
+        let failed = match &failed {
+            Error::Corrupt { what: "table block" | "table entry", .. } => {
+                tracing::warn!("the index can't be used, and is derived anew from the segments: {failed}");
+                match open_from(IndexFrom::Segments) {
+                    Err(e) => {
+                        Error::Refused(format!("{failed}; and the index can't be derived anew from the segments: {e}"))
+                    }
+                    outcome => return outcome,
+                }
             }
-            outcome => outcome,
+            _ => failed,
+        };
+        // Where a segment is damaged too, what is left of the tables is better than nothing.
+        match open_from(IndexFrom::MarkedTables) {
+            Ok(store) => {
+                tracing::error!("what is damaged of the index can't be read, nor derived anew: {failed}");
+                Ok(store)
+            }
+            Err(_) => Err(failed),
         }
     }
 }
@@ -227,7 +240,7 @@ fn open_found(found: &[Arc<dyn Volume>], options: &OpenOptions, each: &mut dyn F
     }
     let (lost, newest) = failed.zip(newest).expect("a candidate failed");
     match options.index {
-        IndexFrom::Tables => Err(lost),
+        IndexFrom::Tables | IndexFrom::MarkedTables => Err(lost),
         _ => {
             let manifest = manifest_from_regions(&newest.volumes, &newest.superblock, lost)?;
             // It names no tables.
@@ -253,8 +266,9 @@ pub(crate) fn entry(volume: &dyn Volume, number: u16, size_limit: u64, tier: Tie
     VolumeEntry { size_limit, hint: volume.hint(), tier, ..VolumeEntry::new(number, volume.kind()) }
 }
 
-fn open_runs(volumes: &Volumes, runs: &[RunRef]) -> Result<Vec<Run>> {
-    let open = |t: &TableRef| Ok(Arc::new(Table::open(volumes.open(t.region)?, t.len)?));
+fn open_runs(volumes: &Volumes, runs: &[RunRef], marked: bool) -> Result<Vec<Run>> {
+    let open_table = if marked { Table::open_marked } else { Table::open };
+    let open = |t: &TableRef| Ok(Arc::new(open_table(volumes.open(t.region)?, t.len)?));
     let open_run = |run: &RunRef| {
         let tables = run.tables.iter().map(open).collect::<Result<_>>()?;
         Ok(Run { tables, above: run.above.as_slice().into() })
@@ -269,19 +283,36 @@ pub(crate) fn open_segments(
     volumes: &Volumes,
     uuid: &[u8; 16],
     m: &Manifest,
+    degraded: bool,
 ) -> Result<(Regions, Vec<Arc<dyn Region>>)> {
     let mut regions = Regions::new();
     let mut packs = Vec::new();
     for at in &m.packs {
-        let region = volumes.open(*at)?;
+        let region = match volumes.open(*at) {
+            Err(e) if e.is_lost() => {
+                tracing::error!("a pack is gone, and all that is in it only: {e}");
+                volumes.open_emptied(*at)?
+            }
+            region => region?,
+        };
         packs.push(region.clone());
-        if volumes.is_out_of_reach(*at) {
+        let parts = match volumes.is_out_of_reach(*at) {
+            true => None,
+            false => match pack::read(&*region, uuid) {
+                Err(e) if e.is_lost() => {
+                    tracing::error!("what a pack holds can't be told: {e}");
+                    None
+                }
+                parts => Some(parts?),
+            },
+        };
+        let Some(parts) = parts else {
             for s in m.segments.iter().filter(|s| s.pack == Some(at.id)) {
                 regions.insert(s.at.id, Arc::new(Packed::unread(region.clone(), s.at, *uuid)));
             }
             continue;
-        }
-        for part in pack::read(&*region, uuid)? {
+        };
+        for part in parts {
             // Only those that the manifest says are here: others were packed anew since.
             if m.segments.iter().any(|s| s.at.id == part.number && s.pack == Some(at.id)) {
                 regions.insert(part.number, Arc::new(Packed::new(region.clone(), part)));
@@ -291,7 +322,20 @@ pub(crate) fn open_segments(
     for s in &m.segments {
         match s.pack {
             None => {
-                regions.insert(s.at.id, volumes.open(s.at)?);
+                let region = match volumes.open(s.at) {
+                    // What the log ends in can't be done without, but to look.
+                    Err(e) if e.is_lost() && s.at.id == m.log.region => match degraded {
+                        true => volumes.absent(s.at, "whose file is gone"),
+                        false => return Err(e),
+                    },
+                    // One whose file is gone is as damaged as can be.
+                    Err(e) if e.is_lost() => {
+                        tracing::error!("a segment is gone, and all that is in it only: {e}");
+                        volumes.open_emptied(s.at)?
+                    }
+                    region => region?,
+                };
+                regions.insert(s.at.id, region);
             }
             Some(_) if regions.contains_key(&s.at.id) => {}
             Some(id) => {
@@ -312,7 +356,7 @@ fn open_levels(volumes: &Volumes, options: &OpenOptions, m: &Manifest) -> Result
     if options.index == IndexFrom::Segments {
         return Ok(None);
     }
-    let open = |runs: &[RunRef]| open_runs(volumes, runs);
+    let open = |runs: &[RunRef]| open_runs(volumes, runs, options.index == IndexFrom::MarkedTables);
     let opened = open(&m.live).and_then(|live| Ok(Levels { live, history: open(&m.history)? }));
     match opened {
         Err(e) if options.index == IndexFrom::TablesOrSegments && e.is_lost() => {
@@ -334,7 +378,7 @@ pub(crate) fn open_with(
     let levels = open_levels(&volumes, options, &m)?;
     let derive = levels.is_none();
     let levels = levels.unwrap_or_default();
-    let (regions, packs) = open_segments(&volumes, &sb.uuid, &m)?;
+    let (regions, packs) = open_segments(&volumes, &sb.uuid, &m, options.degraded)?;
     for s in m.segments.iter_mut().filter(|s| s.pack.is_none()) {
         s.at = regions[&s.at.id].place();
     }
@@ -379,6 +423,8 @@ pub(crate) fn open_with(
         hash_key: sb.hash_key,
         uuid: sb.uuid,
         read_only: options.read_only,
+        is_cut: false,
+        degraded: options.degraded,
         log: Log::new(tail),
         index: RwLock::new(Index {
             active: Memtable::default(),
@@ -394,7 +440,8 @@ pub(crate) fn open_with(
         regions: RwLock::new(regions),
         segments: Mutex::new(m.segments.clone()),
         packs: Mutex::new(packs),
-        making_room: Mutex::new(0),
+        making_room: Mutex::default(),
+        retention_changes: 0.into(),
         scattered: Mutex::default(),
         forgetting: Mutex::new(()),
         not_given_back: AtomicU64::new(0),
@@ -429,8 +476,8 @@ pub(crate) fn open_with(
     };
     if replayed.is_cut && !store.read_only {
         // To write would be to deny what the missing volume has.
-        tracing::warn!("the end of the log is on a missing volume: the store is open for reading only");
-        store.read_only = true;
+        tracing::warn!("the end of the log is damaged, or on a missing volume: the store is open for reading only");
+        (store.read_only, store.is_cut) = (true, true);
     }
     store.kept_is_replayed(&known, derive)?;
     store.settle(replayed, shelter, derive)?;
@@ -447,7 +494,7 @@ pub(crate) struct Replayed {
     dirty_end: bool,
     /// A segment that a seal names, and that was never begun. Until a checkpoint the next open would look at it again.
     unbegun: Option<RegionRef>,
-    /// Whether the log goes on where a volume is missing.
+    /// Whether the log goes on where a volume is missing, or where it is damaged.
     is_cut: bool,
 }
 
@@ -474,7 +521,7 @@ impl Store {
         };
         loop {
             let region = self.regions.read().get(&at.region).cloned().expect("opened before");
-            if !self.volumes.is_there(region.place().volume) {
+            if region.is_absent() {
                 return Ok(Replayed { frames, dirty_end: false, unbegun: None, is_cut: true });
             }
             self.verify_header(&*region)?;
@@ -519,11 +566,14 @@ impl Store {
             let Some(next) = next else {
                 let last = self.log.tail().last;
                 if let Some(seen) = durable_beyond(&region, at.offset, last)? {
+                    if self.degraded {
+                        return Ok(Replayed { frames, dirty_end: false, unbegun: None, is_cut: true });
+                    }
                     return Err(Error::Corrupt {
                         place: format!("{}, region {:x} at byte {}", self.volumes.name(), at.region, at.offset),
                         what: "frame of the log",
                         expected: format!("transactions between {last} and {seen}, which were durable"),
-                        found: "damaged bytes".into(),
+                        found: "damaged bytes (--degraded shows the filesystem as it was before)".into(),
                     });
                 }
                 let dirty_end = may_hold_frame(&region, at.offset)?;

@@ -834,3 +834,60 @@ fn what_is_forgotten_is_overwritten_where_it_was_before_it_was_moved_too() {
         assert_eq!(holds(), 0);
     }
 }
+
+/// A write had failed for want of room; what was deleted right after gave way for nobody for ten seconds.
+#[test]
+fn what_may_give_way_since_a_write_failed_gives_way_for_the_next() {
+    let size = 96 << 20;
+    let volume: Arc<dyn Volume> = Arc::new(RawVolume::new(Arc::new(SimDisk::new(size))));
+    Store::create(&*volume, &CreateOptions { now_ns: 1, seed: Some([5; 32]), ..CreateOptions::default() }).unwrap();
+    let s = Arc::new(Store::open(volume, &OpenOptions::default()).unwrap());
+    let bytes: Vec<u8> = {
+        let mut rng = fastrand::Rng::with_seed(1);
+        std::iter::repeat_with(|| rng.u8(..)).take(1 << 20).collect()
+    };
+    let clock = std::cell::Cell::new(1000);
+    let now = || {
+        clock.set(clock.get() + 1000);
+        clock.get()
+    };
+    let write = |object: u64, at: u64| {
+        s.admit(bytes.len() as u64).and_then(|()| {
+            let mut tx = s.begin(FS, now())?;
+            let live = tx.write(ObjectId(object), at, &bytes)?;
+            tx.count(0, live);
+            tx.commit()
+        })
+    };
+    // Until several in a row are refused.
+    let fill = |object: u64| {
+        let (mut n, mut refused) = (0, 0);
+        while refused < 4 {
+            match write(object, n << 20) {
+                Ok(_) => (n, refused) = (n + 1, 0),
+                Err(e) => {
+                    assert!(matches!(e, Error::NoSpace { .. }), "{e}");
+                    refused += 1;
+                }
+            }
+        }
+        n
+    };
+    let n = fill(10);
+    assert!(n > 40, "{n}");
+    // All is kept: nothing gives way. Then the grid lets it.
+    let mut tx = s.begin(FS, now()).unwrap();
+    let freed = tx.punch(ObjectId(10), 0, n << 20).unwrap();
+    tx.count(0, -freed.abs());
+    tx.commit().unwrap();
+    assert!(matches!(write(11, 0), Err(Error::NoSpace { .. })));
+    s.retain(FS, now(), |r| r.with_grid(Grid { steps: Vec::new() })).unwrap();
+    write(11, 0).unwrap();
+    // And once it does, what is deleted.
+    let n = fill(12);
+    let mut tx = s.begin(FS, now()).unwrap();
+    let freed = tx.punch(ObjectId(12), 0, n << 20).unwrap();
+    tx.count(0, -freed.abs());
+    tx.commit().unwrap();
+    write(13, 0).unwrap();
+}

@@ -220,7 +220,14 @@ impl Store {
             };
             match next {
                 Some(s) => {
-                    self.scrub_segment(&s, until, report)?;
+                    match self.scrub_segment(&s, until, report) {
+                        // Where what is left of it is, can't be told any more.
+                        Err(Error::Corrupt { what, .. }) if what.starts_with("pack") => {
+                            report.add(Damage { region: s.at.id, offset: 0, len: s.end, rot: Rot::Frame });
+                            report.at = ScrubAt { region: s.at.id + 1, ..ScrubAt::default() };
+                        }
+                        outcome => outcome?,
+                    }
                     // Who verifies it has no use for it: it stays there.
                     if let Some(bucket) = self.volumes.bucket().filter(|_| report.bucket) {
                         bucket.cool(s.container());
@@ -267,7 +274,11 @@ impl Store {
         let mut state = self.maintenance.lock();
         let mut healed = 0;
         for pack in self.packs.lock().clone() {
-            healed += pack::heal_heads(&*pack, &self.uuid)?;
+            match pack::heal_heads(&*pack, &self.uuid) {
+                // (That is in the report.)
+                Err(Error::Corrupt { .. }) => {}
+                n => healed += n?,
+            }
         }
         for (_, at) in self.regions_now(&state) {
             healed += self.volumes.heal_places(at)?;

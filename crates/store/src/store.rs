@@ -15,6 +15,7 @@ use crate::counts::Count;
 use crate::extent::{CHUNK, ChunkMap, Piece, push_piece};
 use crate::fileset::{Filesets, MAIN};
 use crate::fold::Fold;
+use crate::full::Fruitless;
 use crate::frame;
 use crate::index::Entry;
 use crate::index::levels::Levels;
@@ -93,6 +94,10 @@ pub struct Store {
     pub(crate) hash_key: [u8; 16],
     pub(crate) uuid: [u8; 16],
     pub(crate) read_only: bool,
+    /// Whether that is because the end of the log is missing.
+    pub(crate) is_cut: bool,
+    /// Whether it is better than nothing to be opened so.
+    pub(crate) degraded: bool,
     pub(crate) log: Log,
     pub(crate) index: RwLock<Index>,
     pub(crate) cache: BlockCache,
@@ -112,7 +117,9 @@ pub struct Store {
     pub(crate) retaining: Mutex<()>,
     pub(crate) pins: Mutex<Pins>,
     /// Held by whoever makes room on a full volume; when to try the next collapse at the earliest.
-    pub(crate) making_room: Mutex<u64>,
+    pub(crate) making_room: Mutex<Fruitless>,
+    /// How often a retention or label has changed since the open.
+    pub(crate) retention_changes: AtomicU64,
     pub(crate) scattered: Mutex<crate::scatter::Scattered>,
     /// The region that is being copied to another volume.
     pub(crate) moving: Mutex<crate::moving::Moving>,
@@ -183,6 +190,11 @@ impl Store {
     /// Whether it was opened for reading only.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether it is open for reading only because the end of its log is damaged, or on a missing volume.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// A fresh object number, never handed out before; the first one is 2 (1 is the first root).

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, EPOCHS, claim, epoch_name, put_ours};
+use crate::checkpoint::{Checkpoint, EPOCHS, begun_only, claim, epoch_name, put_ours};
 use crate::collapse::Advance;
 use crate::index::table::TableRef;
 use crate::manifest::Position;
@@ -97,7 +97,7 @@ fn begin_epoch(bucket: &BucketVolume, who: &str) -> Result<(u32, Checkpoint)> {
         let newest = list_all(objects, EPOCHS)?.pop().ok_or_else(nothing)?.0;
         let last = u32::from_str_radix(&newest[EPOCHS.len()..], 16).map_err(|_| nothing())?;
         // (Nobody is fenced for nothing.)
-        let before = Checkpoint::newest(bucket, last)?.0.ok_or_else(nothing)?;
+        let before = Checkpoint::newest(bucket, last)?.0.ok_or_else(|| begun_only(objects))?;
         let epoch = last.checked_add(1).ok_or_else(nothing)?;
         if put_ours(bucket, &epoch_name(epoch), &claim(&before.uuid, who)?)? {
             // What its owner has put meanwhile counts.

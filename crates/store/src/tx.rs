@@ -1,5 +1,7 @@
 //! A transaction being made. docs/format.md §Frame.
 
+use std::sync::atomic::Ordering;
+
 use parking_lot::MutexGuard;
 
 use crate::extent::{self, CHUNK, PIECES_MAX, Piece, Place, Stored};
@@ -295,6 +297,7 @@ impl<'s> Tx<'s> {
         self.store.insert(tail, region, tid, fold.finish());
         for fileset in self.retains.drain(..) {
             self.store.retention_changed(fileset);
+            self.store.retention_changes.fetch_add(1, Ordering::Relaxed);
         }
         let full = self.tail.committed();
         // From here on the frame is part of the log; Drop must not take it back.

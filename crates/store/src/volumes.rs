@@ -13,8 +13,8 @@ use crate::maintain::Progress;
 use crate::moving::{Aim, Move};
 use crate::recover::{SIZE_MIN, clear_supers, entry};
 use crate::store::{Store, reserve_of};
-use crate::superblock::HOMES;
-use crate::volume::{For, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, number_of};
+use crate::superblock::{HOMES, Superblock};
+use crate::volume::{Copies, For, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, number_of};
 use crate::{Error, Result};
 
 /// A volume of an open store.
@@ -134,10 +134,14 @@ impl Store {
         let is_hot = |v: &&VolumeEntry| v.tier == Tier::Hot;
         let all = self.volumes.superblock().volumes;
         let staying = all.iter().filter(|v| !v.leaving && v.number != number && is_hot(v)).count();
+        let wanted = self.volumes.wanted();
         if staying == 0 {
             return Err(Error::Refused(format!("volume {number} is the only one for what is new: add another first")));
         }
-        if staying < 2 && self.volumes.wanted().number(For::Index) == 2 && is_hot(&&entry) {
+        let is_last_but_one = staying < 2 && is_hot(&&entry) && wanted.number(For::Index) == 2;
+        // The index alone is kept twice where that can be; nobody need have asked for it.
+        let gives_up = is_last_but_one && wanted.number(For::Log) == 1;
+        if is_last_but_one && !gives_up {
             return Err(Error::Refused(format!(
                 "without volume {number} two copies have no place: add another first, or have one copy of everything"
             )));
@@ -153,7 +157,11 @@ impl Store {
                 (bytes + reserve).saturating_sub(free)
             )));
         }
-        self.change_entry(VolumeEntry { leaving: true, ..entry })
+        self.change(VolumeEntry { leaving: true, ..entry }, |sb| {
+            if gives_up {
+                sb.copies = Copies::One;
+            }
+        })
     }
 
     /// Changes how much of a volume may be used; 0: all there is. An image file is made longer at once; what is beyond the new end of
@@ -233,10 +241,16 @@ impl Store {
     }
 
     fn change_entry(&self, entry: VolumeEntry) -> Result<()> {
+        self.change(entry, |_| ())
+    }
+
+    /// Changes an entry, and something else with it.
+    fn change(&self, entry: VolumeEntry, also: impl Fn(&mut Superblock)) -> Result<()> {
         self.volumes.write_super(None, |sb| {
             if sb.entry(entry.number).is_some() {
                 sb.volumes.put(entry.clone());
             }
+            also(sb);
         })?;
         self.volumes.change(&entry);
         self.allowance.store(0, Ordering::Relaxed);
@@ -279,6 +293,10 @@ impl Store {
     /// Goes on emptying the volumes that are leaving, `budget` bytes at most at a time; one that is empty is let go of.
     pub fn step_leave(&self, budget: u64) -> Result<Progress> {
         let Some(wanted) = self.leaving().filter(|_| !self.read_only) else { return Ok(Progress::Idle) };
+        // Where it was one of two, what had two copies has no place for the other.
+        if self.give_up_copies()? == Progress::Worked {
+            return Ok(Progress::Worked);
+        }
         // A pack that was begun before it had to leave may be on its way to it, and is named from here on. (Later ones go elsewhere.)
         self.end_copy(&mut self.maintenance.lock())?;
         match self.step_move(&wanted, budget)? {

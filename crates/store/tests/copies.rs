@@ -307,31 +307,48 @@ fn without_copies_a_missing_volume_costs_what_is_on_it_and_the_rest_is_served() 
     store.checkpoint().unwrap();
     store.close().unwrap();
     drop(store);
-    let alone = |options: &OpenOptions| Store::open_volumes(&dirs()[..1], options);
-    let said = alone(&OpenOptions::default()).map(drop).unwrap_err().to_string();
-    assert!(said.contains("volume 1 of the store") && said.contains("on it only"), "{said}");
-    let store = alone(&degraded()).unwrap();
-    let said = read(&store, 5).unwrap_err().to_string();
-    assert!(said.contains("missing"), "{said}");
-    if !store.is_read_only() {
-        read(&store, 7).unwrap();
-        write(&store, 8);
-        read(&store, 8).unwrap();
+    let mut written = vec![5, 7];
+    // Now without the one, then without the other.
+    for (missing, object) in [(1, 8), (0, 9)] {
+        let alone = |options: &OpenOptions| Store::open_volumes(&[dirs()[1 - missing].clone()], options);
+        let said = alone(&OpenOptions::default()).map(drop).unwrap_err().to_string();
+        assert!(said.contains(&format!("volume {missing} of the store")) && said.contains("on it only"), "{said}");
+        let store = alone(&degraded()).unwrap();
+        assert!(!store.is_read_only() && store.volumes().unwrap()[missing].missing);
+        if missing == 1 {
+            let said = read(&store, 5).unwrap_err().to_string();
+            assert!(said.contains("missing"), "{said}");
+        }
+        write(&store, object);
+        read(&store, object).unwrap();
+        written.push(object);
+        store.close().unwrap();
+        drop(store);
+        let store = Store::open_volumes(&dirs(), &OpenOptions::default()).unwrap();
+        written.iter().for_each(|object| read(&store, *object).unwrap());
+        copy_all(&store);
+        // What is there only because a store was closed goes again.
+        let (mut last, mut rounds) = (store.volumes().unwrap(), 0);
+        while store.step_copies(1 << 20).unwrap() == Progress::Worked {
+            rounds += 1;
+            assert!(rounds < 100, "{last:?}");
+            last = store.volumes().unwrap();
+        }
         store.close().unwrap();
     }
-    let wrote = !store.is_read_only();
-    assert!(store.volumes().unwrap()[1].missing);
-    drop(store);
+    // Cut off without a word, it was written to where nobody knows: then it can be read as it was.
     let store = Store::open_volumes(&dirs(), &OpenOptions::default()).unwrap();
-    for object in [5, 7] {
-        read(&store, object).unwrap();
-    }
-    if wrote {
-        read(&store, 8).unwrap();
-    }
-    let options = OpenOptions { index: IndexFrom::Segments, ..OpenOptions::default() };
+    while store.step_copies(1 << 20).unwrap() == Progress::Worked {}
+    store.checkpoint().unwrap();
+    write(&store, 10);
     drop(store);
-    read(&Store::open_volumes(&dirs(), &options).unwrap(), 5).unwrap();
+    let cut: Vec<Store> = dirs().iter().map(|v| Store::open_volumes(&[v.clone()], &degraded()).unwrap()).collect();
+    let is_cut: Vec<bool> = cut.iter().map(Store::is_cut).collect();
+    assert_eq!(is_cut.iter().filter(|cut| **cut).count(), 1, "{is_cut:?}");
+    drop(cut);
+    let options = OpenOptions { index: IndexFrom::Segments, ..OpenOptions::default() };
+    let store = Store::open_volumes(&dirs(), &options).unwrap();
+    written.iter().for_each(|object| read(&store, *object).unwrap());
 }
 
 #[test]
@@ -524,4 +541,44 @@ fn of_many_flips_in_two_copies_none_is_returned_and_all_are_healed_that_have_a_g
     }
     println!("{flips} flips, {files} MiB of files: {} places healed on reading, {} by scrubs", all.0, all.1);
     assert!(all.0 > 0 && all.1 > 0);
+}
+
+#[test]
+fn an_old_copy_of_one_disk_is_told_left_behind_and_brought_up_to_date() {
+    for old in 0..2 {
+        let disks = two(0);
+        let store = twice(&disks);
+        let mut run = Run::new(21);
+        let mut some = |store: &Store| {
+            (0..10).for_each(|_| run.transaction(store).unwrap());
+            store.checkpoint().unwrap();
+        };
+        some(&store);
+        copy_all(&store);
+        store.close().unwrap();
+        let mut now = disks.to_vec();
+        now[old] = disks[old].fork();
+        (0..4).for_each(|_| some(&store));
+        store.close().unwrap();
+        drop(store);
+        // The one as it was, the other as it is, whichever is named first.
+        for order in [[0, 1], [1, 0]] {
+            let said = open_as(&order.map(|n| now[n].fork()), &OpenOptions::default()).map(drop).unwrap_err().to_string();
+            assert!(said.contains("at another time") && said.contains("--degraded"), "{said}");
+        }
+        let store = open_as(&now, &degraded()).unwrap();
+        assert!(!store.is_read_only());
+        some(&store);
+        store.close().unwrap();
+        drop(store);
+        let store = open(&now);
+        some(&store);
+        copy_all(&store);
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
+        store.close().unwrap();
+        drop(store);
+        for disk in &now {
+            run.compare_some(&open_as(&[disk.fork()], &degraded()).unwrap(), 5);
+        }
+    }
 }

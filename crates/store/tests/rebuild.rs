@@ -10,7 +10,8 @@ use common::{FS, Run, Threads, create, new_disk, open};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{DirVolume, Disk, RawVolume, Volume};
 use darner_store::{
-    CreateOptions, Error, Grid, IndexFrom, Key, Kind, ObjectId, OpenOptions, Progress, Store, Tid, Workers,
+    CreateOptions, Error, Grid, IndexFrom, Key, Kind, ObjectId, OpenOptions, Progress, ScrubReport, Store, Tid,
+    Workers,
 };
 
 const TABLE: &[u8] = b"DARNTBL";
@@ -377,4 +378,137 @@ fn a_directory_without_its_index_files_opens_and_shows_every_moment() {
         let tables = OpenOptions { index: IndexFrom::Tables, ..OpenOptions::default() };
         run.compare_some(&Store::open(volume(), &tables).unwrap(), 5);
     }
+}
+
+#[test]
+fn where_a_segment_is_damaged_too_what_is_left_of_the_index_is_served() {
+    let disk = new_disk(256 << 20, 0);
+    large(&disk, 40);
+    let table = *places(&disk, TABLE).last().unwrap();
+    disk.flip(table - (512 << 10), 2);
+    let read = |store: &Store, n: u64| store.get(&Key::new(FS, ObjectId(1000 + n), Kind::ATTR, &[]), Tid::MAX);
+    let store = open_from(&disk, IndexFrom::Tables, 0).unwrap();
+    assert!((0..OBJECTS).any(|n| read(&store, n).is_err()), "a block is rotten");
+    // The next open is told of it.
+    while store.step().is_ok_and(|p| p == Progress::Worked) {}
+    drop(store);
+    disk.flip(places(&disk, b"DTX1")[0] + 8, 1);
+    assert!(open_from(&disk.fork(), IndexFrom::Segments, 0).is_err());
+    for _ in 0..2 {
+        let store = open_from(&disk, IndexFrom::TablesOrSegments, 0).unwrap();
+        let lost = (0..OBJECTS).filter(|n| read(&store, *n).is_err()).count() as u64;
+        assert!(lost > 0 && lost < OBJECTS / 10, "{lost}");
+        let right = |n: &u64| read(&store, *n).is_ok_and(|found| found.unwrap().value[..] == value(*n, 40));
+        assert_eq!((0..OBJECTS).filter(right).count() as u64, OBJECTS - lost);
+        let mut tx = store.begin(FS, 1 << 40).unwrap();
+        tx.put(ObjectId(7), Kind::ATTR, &[], b"new");
+        tx.commit().unwrap();
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_end_of_the_log_can_be_looked_at_as_it_was_before_and_is_not_written_over() {
+    let disk = new_disk(256 << 20, 0);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    store.checkpoint().unwrap();
+    let put = |n: u64| {
+        let mut tx = store.begin(FS, 1000 + n).unwrap();
+        tx.put(ObjectId(10 + n), Kind::ATTR, &[], &n.to_le_bytes());
+        tx.commit().unwrap();
+        store.sync().unwrap();
+    };
+    (0..10).for_each(put);
+    drop(store);
+    let frames = places(&disk, b"DTX1");
+    disk.flip(frames[frames.len() - 5] + 8, 1);
+    let before = disk.fork();
+    let said = open(&disk).map(drop).unwrap_err().to_string();
+    assert!(said.contains("frame of the log") && said.contains("--degraded"), "{said}");
+    let volume = Arc::new(RawVolume::new(Arc::new(disk.clone())));
+    let store = Store::open(volume, &OpenOptions { degraded: true, ..OpenOptions::small() }).unwrap();
+    assert!(store.is_cut() && store.is_read_only());
+    let there = |n: u64| store.get(&Key::new(FS, ObjectId(10 + n), Kind::ATTR, &[]), Tid::MAX).unwrap().is_some();
+    assert_eq!((0..10).filter(|n| there(*n)).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    store.close().unwrap();
+    let page = |disk: &SimDisk, at: u64| {
+        let mut page = vec![0; 4096];
+        disk.read_at(&mut page, at).unwrap();
+        page
+    };
+    assert_eq!(disk.written_pages(), before.written_pages());
+    assert!(disk.written_pages().iter().all(|at| page(&disk, *at) == page(&before, *at)));
+}
+
+#[test]
+fn a_segment_or_pack_whose_file_is_gone_costs_what_was_in_it_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = |dir: &Path| -> Arc<dyn Volume> { Arc::new(DirVolume::open(dir, true)) };
+    let options = CreateOptions { now_ns: 1, seed: Some([3; 32]), size_limit: 1 << 30, ..CreateOptions::default() };
+    Store::create(&*volume(dir.path()), &options).unwrap();
+    let store = Store::open(volume(dir.path()), &OpenOptions::default()).unwrap();
+    store.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let mut written = BTreeMap::new();
+    for n in 0..240u64 {
+        let mut tx = store.begin(FS, 100 + n).unwrap();
+        // Half of them are overwritten.
+        let (object, bytes) = (ObjectId(if n % 2 == 0 { 50 } else { 100 + n }), value(n, 200_000));
+        tx.write(object, 0, &bytes).unwrap();
+        tx.commit().unwrap();
+        written.insert(object, bytes);
+        if n < 120 && n % 30 == 29 {
+            store.clean(100 + n, &mut |_| ()).unwrap();
+            store.checkpoint().unwrap();
+        }
+    }
+    store.close().unwrap();
+    drop(store);
+    let readable = |store: &Store| {
+        let read = |(object, bytes): (&ObjectId, &Vec<u8>)| {
+            let mut found = vec![0; bytes.len()];
+            let pieces = store.map(FS, *object, 0, bytes.len() as u64, Tid::MAX).unwrap();
+            let outcome = store.read(&pieces, &mut found);
+            outcome.is_ok_and(|()| {
+                assert!(found == *bytes);
+                true
+            })
+        };
+        written.iter().filter(|(object, bytes)| read((object, bytes))).count()
+    };
+    let mut kinds = BTreeMap::new();
+    for kind in [&b"DARNSEG"[..], b"DARNPAK"] {
+        for path in files(dir.path(), kind) {
+            let copy = tempfile::tempdir().unwrap();
+            for entry in std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap()) {
+                std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+            }
+            let gone = copy.path().join(path.file_name().unwrap());
+            std::fs::remove_file(&gone).unwrap();
+            match Store::open(volume(copy.path()), &OpenOptions::default()) {
+                Ok(store) => {
+                    let n = readable(&store);
+                    assert!(!store.check(&mut |_, _| ()).all().is_empty());
+                    let mut tx = store.begin(FS, 1 << 40).unwrap();
+                    tx.write(ObjectId(7), 0, b"new").unwrap();
+                    tx.commit().unwrap();
+                    let mut report = ScrubReport::default();
+                    while store.step_scrub(&mut report, 1 << 40).unwrap() {}
+                    assert!(!report.damages.is_empty());
+                    store.close().unwrap();
+                    kinds.entry(kind).or_insert_with(Vec::new).push(n);
+                }
+                // What the log ends in.
+                Err(e) => {
+                    assert!(e.to_string().contains("No such file"), "{e}");
+                    let options = OpenOptions { degraded: true, ..OpenOptions::default() };
+                    let store = Store::open(volume(copy.path()), &options).unwrap();
+                    assert!(store.is_cut() && readable(&store) > 0);
+                }
+            }
+        }
+    }
+    println!("{kinds:?}");
+    let some = |n: &usize| *n < written.len();
+    assert!(kinds.len() == 2 && kinds.values().all(|all| all.iter().any(some)), "{kinds:?}");
 }

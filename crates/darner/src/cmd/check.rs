@@ -23,7 +23,11 @@ pub fn run(c: &Check) -> Result<()> {
             lost = Some(format!(
                 "the index can't be used: {e}; the next mount derives it anew from the segments, or darner rebuild does"
             ));
-            open(IndexFrom::Segments)?
+            match open(IndexFrom::Segments) {
+                // A segment is damaged as well: the verdict says where.
+                Err(e @ (Error::Corrupt { .. } | Error::Io { .. })) => open(IndexFrom::MarkedTables).map_err(|_| e)?,
+                opened => opened?,
+            }
         }
         opened => opened?,
     };

@@ -3,7 +3,7 @@
 use crate::cli::Create;
 use crate::error::Result;
 use crate::place::{self, Make};
-use crate::volumes::copies_named;
+use crate::volumes::copies_of_new;
 
 pub fn run(c: &Create) -> Result<()> {
     let make = Make {
@@ -12,7 +12,7 @@ pub fn run(c: &Create) -> Result<()> {
         force: c.force,
         gpt: c.gpt,
         beside: c.volumes.clone(),
-        copies: copies_named(&c.copies)?,
+        copies: copies_of_new(c.copies.as_deref(), &c.volumes)?,
         ..Make::default()
     };
     let place = place::create(&c.store, &make)?;

@@ -79,7 +79,7 @@ impl Walk {
         let shown = if at.as_os_str().is_empty() { &self.top } else { at };
         match &mut self.json {
             Some(lines) => {
-                lines.push(Line { change, path: shown.to_string_lossy().into_owned(), what });
+                lines.push(Line { change, path: super::named(shown), what });
                 Ok(())
             }
             None => {

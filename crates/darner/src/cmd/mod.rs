@@ -125,6 +125,11 @@ pub(crate) fn printable(path: &Path) -> String {
     }
 }
 
+/// A path in JSON: as it is, or with broken UTF-8 escaped.
+pub(crate) fn named(path: &Path) -> String {
+    path.to_str().map_or_else(|| printable(path), str::to_owned)
+}
+
 /// A path as a shell takes it back.
 pub(crate) fn quoted(path: &Path) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);

@@ -10,7 +10,7 @@ use crate::cli::{self, Mount, size};
 use crate::control::{self, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::place::{self, Make, Place};
-use crate::volumes::copies_named;
+use crate::volumes::copies_of_new;
 use crate::{keeper, mounts, s3, supervisor, systemd, xattr};
 
 use super::daemon;
@@ -33,7 +33,7 @@ pub fn run(c: Mount) -> Result<()> {
             size: c.size,
             existing_is_fine: true,
             beside: c.volumes.clone(),
-            copies: copies_named(c.copies.as_deref().unwrap_or("1"))?,
+            copies: copies_of_new(c.copies.as_deref(), &c.volumes)?,
             ..Make::default()
         };
         let place = place::create(&c.store, &make)?;
@@ -45,6 +45,12 @@ pub fn run(c: Mount) -> Result<()> {
         Place::at(&c.store)?
     };
     let mountpoint = mounts::absolute(&c.mountpoint)?;
+    for path in [&place.path, &mountpoint] {
+        if path.to_str().is_none() {
+            let path = super::printable(path);
+            return Err(Failure::new(format!("the path {path} is not UTF-8: neither stores nor mount points can be there")));
+        }
+    }
     // The daemon would wait for itself.
     if place.path.starts_with(&mountpoint) || mountpoint.starts_with(&place.path) {
         return Err(Failure::new("the store and the mount point must not lie within each other"));
@@ -68,7 +74,7 @@ pub fn run(c: Mount) -> Result<()> {
     answers(&request)?;
     if started {
         tell_of_promoted(&place);
-        tell_of_clock(&place);
+        tell_of_state(&place, c.degraded);
     }
     // Another daemon has the store already, and the mount as well now.
     if c.foreground { stay(&place, &request.mountpoint) } else { Ok(()) }
@@ -113,6 +119,13 @@ fn from_bucket(name: &str, c: &Mount) -> Result<std::path::PathBuf> {
         place::must_have_bucket(&Place::at(&local)?, name)?;
         return Ok(local);
     }
+    if c.read_only || c.as_of.is_some() {
+        return Err(Failure::new(format!(
+            "to look into {name} is to take it over: the machine that uses it can put nothing more there. That is not done for \
+             --read-only or --as-of; mount it without first"
+        )));
+    }
+    s3::must_be_fine(&s3::variables())?;
     let bar = super::progress_bar("{bar:40} {percent}% eta {eta} ({elapsed})");
     place::take_over(name, &local, c.memory, &mut |a| {
         bar.set_length(a.total);
@@ -123,9 +136,13 @@ fn from_bucket(name: &str, c: &Mount) -> Result<std::path::PathBuf> {
     Ok(local)
 }
 
-/// What is dated wrong stays so.
-fn tell_of_clock(place: &Place) {
+/// What is dated wrong stays so; and who mounts without some volumes is told what that costs.
+fn tell_of_state(place: &Place, degraded: bool) {
     let Ok(Some(Response::Status(status))) = control::call(place, &Request::Status) else { return };
+    if degraded {
+        status.warnings.iter().for_each(|warning| eprintln!("darner: {warning}"));
+        return;
+    }
     let newest = cli::tid(&status.tid).ok();
     if let Some(warning) = newest.and_then(|tid| crate::daemon::clock_warning(darner_fs::Tid(tid))) {
         eprintln!("darner: {warning}");

@@ -2,7 +2,9 @@
 //! undone like any other. A failure or an interrupt before that removes the copy and changes nothing.
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -77,10 +79,18 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     if let Some(m) = mounts::all()?.into_iter().find(|m| m.mountpoint.starts_with(&target)) {
         return Err(Failure::new(format!("{} is mounted there: unmount it first", m.mountpoint.display())));
     }
+    let stays = what_stays(&mount, &within, &source.path, &target)?;
     let copy = Copy::make(&source.path, &target)?;
     let before = newest(&mount);
     let replaced = copy::swap(&copy.path, &target)?;
     copy.keep();
+    for path in &stays {
+        let (from, to) = (copy.path.join(path), target.join(path));
+        fs::rename(&from, &to).map_err(|e| {
+            let (from, to) = (printable(&from), printable(&to));
+            Failure::new(format!("the rest is restored, but {to}, of which no history is kept, is {from} now: {e}"))
+        })?;
+    }
     let mut message = format!("restored {} as of {}\n", printable(&target), local(past.tid));
     if let (true, Some(tid)) = (replaced, before) {
         let mut name = target.into_os_string();
@@ -94,6 +104,37 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
         copy::remove(&copy.path).map_err(left)?;
     }
     Ok(())
+}
+
+/// What no history is kept of in what is to be replaced: paths below it. That stays as it is, since it could be had back from nowhere. An
+/// error where it can't.
+fn what_stays(mount: &Mounted, within: &Path, from: &Path, target: &Path) -> Result<Vec<PathBuf>> {
+    let at = mounts::spot(mount, within)?;
+    let Response::Keepless(paths) = control::must_call(&Place::behind(mount), &Request::Keepless { at })? else {
+        return Err(super::other_answer());
+    };
+    let paths: Vec<PathBuf> = paths.into_iter().map(|path| PathBuf::from(OsString::from_vec(path))).collect();
+    for path in &paths {
+        let (now, then) = (target.join(path), from.join(path));
+        let shown = printable(&now);
+        if path.as_os_str().is_empty() {
+            return Err(Failure::new(format!(
+                "no history is kept of {shown}: there is nothing to restore it from, and what is there would be lost for good"
+            )));
+        }
+        let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+        let fits = match fs::symlink_metadata(&then) {
+            Ok(m) => m.is_dir() && is_empty(&then) && now.is_dir(),
+            Err(_) => then.parent().is_some_and(|dir| fs::symlink_metadata(dir).is_ok_and(|m| m.is_dir())),
+        };
+        if !fits {
+            return Err(Failure::new(format!(
+                "no history is kept of {shown}, which would be lost for good, since what is to be restored has no place for it: move it away \
+                 first, or use --to"
+            )));
+        }
+    }
+    Ok(paths)
 }
 
 /// The newest transaction, for the message only.

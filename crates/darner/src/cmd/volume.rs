@@ -21,6 +21,7 @@ pub fn run(c: &Volume) -> Result<()> {
             if tier.as_deref() == Some("hot") {
                 return Err(Failure::new("what is new can't go to a bucket: only what is never written again"));
             }
+            s3::must_be_fine(&s3::variables())?;
             lines(&ask(mnt, Request::AddBucket { name, variables: s3::variables() })?)
         }
         A::Push { mnt } => lines(&ask(mnt, Request::Push)?),
@@ -99,21 +100,18 @@ fn moved(answer: &Response, to: &str) -> Result<()> {
 }
 
 pub(super) fn copies_text(line: &CopyLine) -> String {
-    let of = match line.copies.as_str() {
-        "1" => "one copy of everything",
-        "index" => "two copies of the index, one of all else",
-        _ => "two copies of everything",
-    };
-    let besides = match &line.filesets[..] {
-        [] => String::new(),
-        names => format!("; two of the index, and of {}", names.join(", ")),
+    let of = match (line.copies.as_str(), &line.filesets[..]) {
+        ("1", []) => "one copy of everything".into(),
+        ("index", []) => "two copies of the index, one of all else".into(),
+        ("1" | "index", names) => format!("two copies of the index and of {}, one of all else", names.join(", ")),
+        _ => "two copies of everything".to_string(),
     };
     let lacking = match line.lacking_bytes {
         0 => String::new(),
         bytes => format!("; {} have one yet", human(bytes)),
     };
     let healed = if line.healed > 0 { format!("; {} places healed", line.healed) } else { String::new() };
-    format!("{of}{besides}{lacking}{healed}\n")
+    format!("{of}{lacking}{healed}\n")
 }
 
 fn table(lines: &[VolumeLine]) -> String {
@@ -138,7 +136,11 @@ const NAMED: usize = 20;
 
 /// How far what is in a bucket goes, and what is nowhere else.
 fn of_bucket(b: &BucketLine) -> String {
-    let reached = b.reached_when.as_ref().map_or("nothing to be opened yet".into(), |when| format!("all up to {when}"));
+    let reached = match &b.reached_when {
+        Some(when) => format!("all up to {when}"),
+        None if b.known => "nothing to be opened yet".into(),
+        None => "not asked yet how far it is".into(),
+    };
     let only =
         if b.only_there_bytes > 0 { format!(", {} only there", human(b.only_there_bytes)) } else { String::new() };
     let left = if b.left_bytes > 0 { format!(", {} on their way", human(b.left_bytes)) } else { String::new() };

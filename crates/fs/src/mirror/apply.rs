@@ -340,6 +340,12 @@ impl<'f> Applying<'f> {
                 Bytes::Here(stored) => drop(self.tx.write_stored(object, offset, len as u32, &stored)?),
                 Bytes::Shared(of, from) => {
                     let pieces = self.tx.map(ObjectId(of), from, len)?;
+                    // What is a hole here did not come: it must not become zeroes.
+                    if pieces.iter().filter(|p| p.is_data()).map(|p| p.len).sum::<u64>() != len {
+                        return Err(FsError::malformed(format!(
+                            "object {object} is to share {len} bytes at {from} of object {of}, which have not been sent"
+                        )));
+                    }
                     self.tx.share(object, offset, &pieces)?;
                 }
             }

@@ -254,6 +254,15 @@ const TOLD: u8 = 2;
 impl Table {
     /// Opens a table, verifying footer, filter and block list.
     pub fn open(region: Arc<dyn Region>, len: u64) -> Result<Table> {
+        Table::open_as(region, len, false)
+    }
+
+    /// The same, also where a block is known to be rotten ([`Table::tell_of_rot`]).
+    pub fn open_marked(region: Arc<dyn Region>, len: u64) -> Result<Table> {
+        Table::open_as(region, len, true)
+    }
+
+    fn open_as(region: Arc<dyn Region>, len: u64, marked: bool) -> Result<Table> {
         let id = region.place().id;
         let corrupt = |what| Error::Corrupt {
             place: format!("region {id:x}"),
@@ -262,7 +271,10 @@ impl Table {
             found: format!("{len} bytes that are none"),
         };
         let footer_at = len.checked_sub(FOOTER as u64).ok_or_else(|| corrupt("table footer"))?;
-        let footer = read_sealed(&*region, footer_at, len, "table footer")?;
+        let footer = match read_sealed(&*region, footer_at, len, "table footer") {
+            Err(e) if marked => read_marked(&*region, footer_at).ok_or(e)?,
+            footer => footer?,
+        };
         let mut r = Reader::new(&footer);
         let first = match r.take(8) {
             Some(magic) if magic == MAGIC => false,
@@ -444,6 +456,17 @@ fn unpack(stored: &[u8]) -> Option<Arc<[u8]>> {
         }
         _ => None,
     }
+}
+
+/// A footer whose magic was overwritten.
+fn read_marked(region: &dyn Region, at: u64) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; FOOTER];
+    region.read_at(&mut bytes, at).ok()?;
+    let is_marked = bytes[..MAGIC.len()].iter().all(|b| *b == 0);
+    [MAGIC, MAGIC_1].into_iter().filter(|_| is_marked).find_map(|magic| {
+        bytes[..MAGIC.len()].copy_from_slice(magic);
+        is_sealed(&bytes, region.place().id, at).then(|| bytes[..FOOTER - 4].to_vec())
+    })
 }
 
 fn read_sealed(region: &dyn Region, from: u64, to: u64, what: &'static str) -> Result<Vec<u8>> {

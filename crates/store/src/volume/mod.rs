@@ -192,6 +192,10 @@ pub trait Region: Send + Sync {
     fn bytes_kept(&self) -> u64 {
         self.place().size
     }
+    /// Whether it is only named: its volume is missing, or it is gone.
+    fn is_absent(&self) -> bool {
+        false
+    }
     /// Whether overwriting already written bytes makes [`Region::flush`] cheaper here (files: no journal commit).
     fn gains_from_zeroes_ahead(&self) -> bool {
         false
@@ -246,6 +250,10 @@ pub trait Volume: Send + Sync {
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>>;
     /// Opens a region that a manifest or a seal names.
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>>;
+    /// Opens one that is not there any more, though a manifest names it, as if it had been overwritten with zeroes.
+    fn open_emptied(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
+        self.open(at)
+    }
     /// Gives back what lies beyond `size` bytes.
     fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef>;
     /// Gives a region's space back. Open handles may still read it on a directory; not on a raw volume.

@@ -287,9 +287,14 @@ impl Volumes {
     /// Reserves a region of `size` bytes somewhere, and again elsewhere if there are to be two copies; [`Error::NoSpace`] if no
     /// volume has the room. Where only one has, there is one copy, unless that must not be (`strict`).
     pub fn create(&self, id: u64, size: u64, what: For, strict: bool) -> Result<Arc<dyn Region>> {
-        if self.copies_of(what) < 2 {
-            return self.create_one(id, size, what, None);
+        match self.copies_of(what) {
+            2 => self.create_twice(id, size, what, strict),
+            _ => self.create_one(id, size, what, None),
         }
+    }
+
+    /// As [`Volumes::create`], of two copies in any case.
+    pub fn create_twice(&self, id: u64, size: u64, what: For, strict: bool) -> Result<Arc<dyn Region>> {
         // One size for both, wherever they are.
         let size = size.next_multiple_of(UNIT);
         let first = self.create_one(id, size, what, None)?;
@@ -383,7 +388,7 @@ impl Volumes {
     pub fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
         let there: Vec<RegionRef> = at.places().filter(|at| self.is_there(at.volume)).collect();
         match there[..] {
-            [] => Ok(Arc::new(Absent { at, volume: self.0.name_of(at.volume) })),
+            [] => Ok(self.absent(at, "which is missing")),
             [one] => self.get(one.volume)?.open(one),
             _ => {
                 let [one, other] = [0, 1].map(|i| self.get(there[i].volume).and_then(|v| v.open(there[i])));
@@ -397,6 +402,17 @@ impl Volumes {
                 }
             }
         }
+    }
+
+    /// A region of which nothing can be read.
+    pub fn absent(&self, at: RegionRef, why: &str) -> Arc<dyn Region> {
+        Arc::new(Absent { at, volume: format!("{}, {why}", self.0.name_of(at.volume)) })
+    }
+
+    /// As [`Volumes::open`], of one that is in no place where it should be.
+    pub fn open_emptied(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
+        let first = at.places().find(|at| self.is_there(at.volume)).unwrap_or(at);
+        self.get(first.volume)?.open_emptied(RegionRef { second: None, ..first })
     }
 
     /// Does something with each place of a region that is there. Of one whose volume has failed, failure is of no account.

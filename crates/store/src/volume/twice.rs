@@ -137,14 +137,14 @@ impl Region for Twice {
 /// A region whose only volume is missing.
 pub struct Absent {
     pub at: RegionRef,
-    /// What its volume is called.
+    /// What its volume is called, and why it is not there.
     pub volume: String,
 }
 
 impl Absent {
     fn error<T>(&self, action: &'static str) -> Result<T> {
         Err(Error::Io {
-            place: format!("region {:x}, on {}, which is missing", self.at.id, self.volume),
+            place: format!("region {:x}, on {}", self.at.id, self.volume),
             action,
             source: Arc::new(std::io::ErrorKind::NotConnected.into()),
         })
@@ -154,6 +154,10 @@ impl Absent {
 impl Region for Absent {
     fn place(&self) -> RegionRef {
         self.at
+    }
+
+    fn is_absent(&self) -> bool {
+        true
     }
 
     fn read_at(&self, _: &mut [u8], _: u64) -> Result<()> {
