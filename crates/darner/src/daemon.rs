@@ -559,9 +559,7 @@ impl Daemon {
                 self.fs.check_destroyable(self.root_of(&at), &at.names())?;
                 Response::Done
             }
-            Request::Keepless { at } => {
-                Response::Keepless(self.fs.keepless_below(self.root_of(&at), &at.names())?)
-            }
+            Request::Keepless { at } => Response::Keepless(self.fs.keepless_below(self.root_of(&at), &at.names())?),
             Request::Forget { at } => self.destroy(&at, tell)?,
             Request::Scrub { wait, bucket } => self.scrub(wait, bucket, tell)?,
             Request::ScrubReport => self.scrub_report()?,

@@ -172,6 +172,9 @@ impl Place {
 
     /// Takes it to make a volume of it, if nothing is on it; returns how many bytes may be used of it (0: all).
     pub fn take(&self, make: &Make, exists: bool) -> Result<(File, u64)> {
+        if make.size == Some(0) {
+            return Err(Failure::new("a size of 0 has room for nothing (without --size: all the room there is)"));
+        }
         let lock = self.lock(true)?;
         if exists && !make.force {
             refuse_to_overwrite(self)?;

@@ -13,6 +13,8 @@ use crate::when::local;
 
 /// How long to wait for the kernel to let go of what was just removed.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// The same, where some may be open for long.
+const MOMENT: Duration = Duration::from_millis(500);
 /// At most so many nodes of the past are made stale one by one.
 const STALE_MAX: usize = 1 << 16;
 const AGE_NAMES: [&str; AGES.len()] = ["hour", "day", "week", "month", "quarter", "year", "older"];
@@ -133,8 +135,22 @@ impl Daemon {
             self.store().want_collapse();
             return Ok(Response::Done);
         }
+        self.reap_now();
         let done = self.store().clean(now_ns(), &mut |a| progress(tell, a))?;
         Ok(Response::Cleaned { before: done.before, after: done.after, copied: done.copied })
+    }
+
+    /// Ends what was removed right before: the kernel tells a little later that nobody has it open.
+    fn reap_now(&self) {
+        let start = Instant::now();
+        loop {
+            self.reaper.look_at(self.fs.orphans());
+            while self.reaper.finish() && start.elapsed() < MOMENT {}
+            if self.fs.orphans().is_empty() || start.elapsed() >= MOMENT {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Destroys every version of what is, or ever was, at a path.
@@ -212,5 +228,5 @@ fn when_full_name(w: WhenFull) -> &'static str {
 /// How many points of a step there can be; `None`: every commit.
 fn points(s: &Step, born: u64, now: u64) -> Option<u64> {
     let lasts = if s.lasts == FOREVER { u64::MAX } else { s.lasts };
-    (s.every != 0).then(|| now.saturating_sub(born).min(lasts) / s.every + 1)
+    (s.every != 0).then(|| s.points_between(Tid(born.max(now.saturating_sub(lasts))), Tid(now)))
 }

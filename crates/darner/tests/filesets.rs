@@ -200,6 +200,41 @@ fn a_clone_shares_all_and_goes_its_own_way() {
 }
 
 #[test]
+fn a_renamed_fileset_has_its_moments_and_labels_under_its_new_name() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT old; echo 1 > old/f; $DARNER snapshot old only; sleep 0.1");
+    let then = w.now();
+    w.sh("sleep 0.1; echo 2 > old/f; $DARNER fileset rename $MNT old new");
+    for (n, past) in [format!("new/@@{then}"), "new/@@only".into(), "new@@only".into()].iter().enumerate() {
+        w.sh(&format!("$DARNER clone {past} c{n}; test $(cat c{n}/f) = 1"));
+    }
+    for when in [then.as_str(), "only"] {
+        w.sh_outside(&format!(
+            "mkdir -p past; $DARNER mount --fileset new --as-of {when} store past; test $(cat past/f) = 1; $DARNER unmount past"
+        ));
+    }
+    // Of one that is gone the name is the one that it had.
+    w.sh(&format!("for f in c0 c1 c2 new; do $DARNER fileset remove $MNT $f --force; done; $DARNER clone $MNT/old@@{then} back; test $(cat back/f) = 1"));
+}
+
+#[test]
+fn what_no_moment_leads_to_of_a_removed_fileset_is_given_up_and_forgotten() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER retain $MNT none; $DARNER fileset create $MNT gone");
+    w.sh("head -c 5M /dev/urandom > gone/big; echo secret-of-one > gone/s; $DARNER snapshot gone label");
+    w.sh("$DARNER fileset remove $MNT gone --force; $DARNER clean $MNT --wait");
+    let used = || w.sh("$DARNER status $MNT --json | jq .used_bytes").trim().parse::<u64>().unwrap();
+    assert!(used() < 2 << 20, "{}", used());
+    // As long as there are moments that show it, it is there.
+    w.sh("$DARNER retain $MNT forever; $DARNER fileset create $MNT kept; echo secret-of-two > kept/s; $DARNER fileset remove $MNT kept --force");
+    w.sh("$DARNER clean $MNT --wait");
+    let said = w.sh("$DARNER forget kept");
+    assert!(said.contains("are destroyed"), "{said}");
+    w.unmount();
+    w.sh_outside("if grep -rlE 'secret-of-(one|two)' store; then exit 1; fi; $DARNER check store");
+}
+
+#[test]
 fn what_is_not_forgotten_for_the_sake_of_a_clone_is_not_removed_either() {
     let Some(w) = World::new() else { return };
     w.sh("$DARNER fileset create $MNT fs; echo words > fs/q; mkdir fs/d; echo words > fs/d/q; $DARNER clone fs copy");

@@ -128,6 +128,55 @@ fn what_is_forgotten_is_gone_from_what_the_kernel_has_cached_too() {
 }
 
 #[test]
+fn what_is_removed_right_before_is_cleaned_too() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER retain $MNT none");
+    for _ in 0..5 {
+        w.sh("head -c 20M /dev/urandom > big; sync");
+        let said = w.sh("rm big; $DARNER clean $MNT --wait --json");
+        assert!(json(&said)["used_bytes"].as_u64() < Some(4 << 20), "{said}");
+    }
+    // What is open is waited for for a moment only.
+    let said =
+        w.sh("head -c 20M /dev/urandom > big; exec 7<big; rm big; $DARNER clean $MNT --wait --json; cat <&7 | wc -c");
+    assert!(said.ends_with("20971520"), "{said}");
+}
+
+#[test]
+fn a_list_of_moments_is_as_it_is_now_however_often_it_was_listed() {
+    let Some(w) = World::new() else { return };
+    w.sh("echo one > f; ls @@ > $DIR/before; $DARNER snapshot $MNT first");
+    for label in ["first", "second", "third"] {
+        w.sh(&format!("$DARNER snapshot $MNT {label} 2>/dev/null || true; ls @@ | grep -x {label}"));
+    }
+    w.sh("echo two > f; $DARNER snapshot remove $MNT second; ls @@ > $DIR/after; if grep -x second $DIR/after; then exit 1; fi");
+    w.sh("$DARNER retain $MNT none; $DARNER clean $MNT --wait; ls -l @@ > $DIR/list; if grep '?' $DIR/list; then exit 1; fi; ls @@ | grep third");
+}
+
+#[test]
+fn a_restore_keeps_what_no_history_is_kept_of() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir -p p/target p/src; echo code > p/src/a.c; $DARNER snapshot $MNT then");
+    w.sh("$DARNER retain p/target --nothing-here; echo precious > p/target/out; echo code2 > p/src/a.c");
+    let said = w.sh("$DARNER restore p@@then");
+    assert_eq!(w.sh("cat p/src/a.c p/target/out"), "code\nprecious");
+    assert!(w.sh("$DARNER retain p/target").contains("no history"), "{}", w.sh("$DARNER retain p/target"));
+    let undo = said.lines().find_map(|line| line.strip_prefix("undo: darner ")).unwrap();
+    w.sh(&format!("$DARNER {undo}"));
+    assert_eq!(w.sh("cat p/src/a.c p/target/out; ls -A . p"), "code2\nprecious\n.:\np\n\np:\nsrc\ntarget");
+    // Where it has no place, or is what is to be restored, nothing is done.
+    let refused = |script: &str, why: &str| {
+        let out = w.try_sh(script);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && said.contains(why), "{said}");
+    };
+    refused("$DARNER restore p/target@@then", "no history is kept of");
+    w.sh("mkdir -p p/new; $DARNER retain p/new --nothing-here; mkdir p/new/deep; mkdir -p p/deep/er; $DARNER retain p/deep/er --nothing-here; echo x > p/deep/er/f");
+    refused("$DARNER restore p@@then", "p/deep/er, which would be lost for good");
+    assert_eq!(w.sh("cat p/src/a.c p/target/out p/deep/er/f; ls -A"), "code2\nprecious\nx\np");
+}
+
+#[test]
 fn a_full_volume_lets_go_of_what_is_deleted_once_it_is_told_so() {
     let Some(w) = World::unmounted() else { return };
     w.mount_at("mnt", &["--create", "--size", "192M"]).unwrap();

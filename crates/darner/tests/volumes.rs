@@ -111,7 +111,9 @@ fn with_a_second_volume_the_tree_is_there_without_either_and_can_be_written_to()
     // What was written last may be on a missing one only: then the rest can be read.
     w.sh_outside("$DARNER mount store $MNT");
     w.sh("for i in $(seq 8); do head -c 3M /dev/urandom > last-$i; sync; done");
-    w.sh_outside("kill -9 $($DARNER status $MNT --json | jq '.supervisor_pid, .daemon_pid'); umount -l $MNT; mv other away");
+    w.sh_outside(
+        "kill -9 $($DARNER status $MNT --json | jq '.supervisor_pid, .daemon_pid'); umount -l $MNT; mv other away",
+    );
     w.sh_outside("$DARNER mount --degraded store $MNT 2> told || { cat told; false; }");
     w.sh("test $(ls d | wc -l) = 40");
     w.sh_outside("$DARNER unmount $MNT; mv away other; mv store away; $DARNER mount --degraded other $MNT 2>> told");

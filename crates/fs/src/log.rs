@@ -62,6 +62,24 @@ pub(crate) struct Tenure {
     until: Option<Tid>,
     /// Whether the past shows nothing of it.
     only_now: bool,
+    /// Whether it began, or ended, with that of a directory around it.
+    came: bool,
+    left: bool,
+}
+
+impl Tenure {
+    fn of_root(ino: Inode) -> Tenure {
+        Tenure { ino, from: Tid::ZERO, until: None, only_now: false, came: false, left: false }
+    }
+
+    /// What of it lies within that of a directory, in which it is. (Of one that is there now all can be looked at by its path, wherever it
+    /// was then: DIR/NAME@@WHEN.)
+    fn within(self, dir: &Tenure) -> Option<Tenure> {
+        let came = dir.until.is_some() && dir.from > self.from;
+        let left = dir.until.is_some_and(|end| self.until.is_none_or(|until| end < until));
+        let (from, until) = (if came { dir.from } else { self.from }, if left { dir.until } else { self.until });
+        until.is_none_or(|until| from < until).then_some(Tenure { from, until, came, left, ..self })
+    }
 }
 
 /// Writes that follow one another within this are one run.
@@ -69,7 +87,7 @@ const RUN_NANOS: u64 = 1_000_000_000;
 
 impl Fs {
     /// The versions of the objects at a path (names from `root` down), oldest first; of its directories too, all that ever
-    /// had their names are looked into. Only those up to `to`. With `coalesce`, of writes that follow one another within a second only
+    /// had their names are looked into, for the time that they had them. Only those up to `to`. With `coalesce`, of writes that follow one another within a second only
     /// the last is told, and the last before a label. ENOENT if nothing ever had this name.
     pub fn log(&self, root: Inode, path: &[&[u8]], to: Tid, coalesce: bool) -> Result<Vec<LogEntry>> {
         let mut log = self.whole_log(root, path)?;
@@ -82,13 +100,21 @@ impl Fs {
 
     fn whole_log(&self, root: Inode, path: &[&[u8]]) -> Result<Vec<LogEntry>> {
         let Some((name, dirs)) = path.split_last() else {
-            return self.tell(&[Tenure { ino: root, from: Tid::ZERO, until: None, only_now: false }]);
+            return self.tell(&[Tenure::of_root(root)]);
         };
-        let within = self.ever_at(root, dirs)?;
+        let mut within = vec![Tenure::of_root(root)];
+        for name in dirs {
+            let mut next = Vec::new();
+            for dir in &within {
+                next.extend(self.tenures(dir.ino, name)?.into_iter().filter_map(|tenure| tenure.within(dir)));
+            }
+            within = next;
+        }
         let mut tenures = Vec::new();
         for dir in &within {
-            let mut all = self.tenures(*dir, name)?;
-            if self.kept_since(*dir)? == Tid::MAX {
+            let mut all: Vec<Tenure> =
+                self.tenures(dir.ino, name)?.into_iter().filter_map(|tenure| tenure.within(dir)).collect();
+            if self.kept_since(dir.ino)? == Tid::MAX {
                 all.retain(|tenure| tenure.until.is_none());
                 all.iter_mut().for_each(|tenure| tenure.only_now = true);
             }
@@ -127,7 +153,7 @@ impl Fs {
             if let Some(last) = tenures.last_mut() {
                 last.until = last.until.or(Some(tid));
             }
-            tenures.extend(found.map(|entry| Tenure { ino: entry.ino, from: tid, until: None, only_now: false }));
+            tenures.extend(found.map(|entry| Tenure { from: tid, ..Tenure::of_root(entry.ino) }));
         }
         Ok(tenures)
     }
@@ -145,6 +171,12 @@ impl Fs {
             let end = attrs.split_off(later);
             let replaced = tenures.get(nth + 1).is_some_and(|next| Some(next.from) == tenure.until);
             let mut before = None;
+            if tenure.came {
+                // As it was then, it came here with a directory.
+                let later = attrs.split_off(attrs.partition_point(|(tid, _)| *tid <= tenure.from));
+                before = attrs.pop().map(|(_, attr)| attr);
+                attrs = before.map(|attr| (tenure.from, attr)).into_iter().chain(later).collect();
+            }
             let retention = self.retention(tenure.ino.fileset)?;
             let ends: Vec<Tid> =
                 attrs.iter().skip(1).map(|(tid, _)| *tid).chain([tenure.until.unwrap_or(Tid::MAX)]).collect();
@@ -165,6 +197,7 @@ impl Fs {
             if let (Some(tid), Some(before)) = (tenure.until, before) {
                 let after = end.first().filter(|(at, _)| *at == tid).map(|(_, attr)| *attr);
                 let what = match after {
+                    _ if tenure.left && self.live.read().get(tenure.ino.fileset).is_some() => What::RenamedAway,
                     Some(after) if after.nlink == before.nlink => What::RenamedAway,
                     _ if replaced => What::Replaced,
                     _ => What::Removed,

@@ -99,6 +99,12 @@ impl Fs {
     pub fn setxattr(&self, now_ns: u64, node: Node, name: &[u8], value: &[u8], how: SetXattr) -> Result<()> {
         let ino = node.writable()?;
         check_name(name)?;
+        if name == AS_OF {
+            return refuse(
+                libc::EPERM,
+                "this extended attribute tells which moment of the past is shown, and can't be set",
+            );
+        }
         if value.len() > VALUE_MAX {
             return refuse(libc::E2BIG, "the value is longer than 64 KiB");
         }

@@ -54,7 +54,7 @@ fn the_past_goes_through_filesets_as_they_were_then() {
         t=60 find home => ENOENT
         t=61 read home@@2026-11-22T00:00:25Z/a => one
         t=62 read @@2026-11-22T00:00:35Z/home/a => two
-        t=63 log home/a => 20:Created:0 21:Written:3 30:Written:3
+        t=63 log home/a => 20:Created:0 21:Written:3 30:Written:3 50:Removed:3
         ",
     );
 }

@@ -454,17 +454,21 @@ impl Past<'_> {
     }
 
     /// Moments of a fileset that somebody holds.
-    fn pins(&self, fileset: FilesetId) -> BTreeSet<Tid> {
-        let labels = self.labels.iter().filter(|((of, _), _)| *of == fileset).map(|(_, tid)| *tid);
+    fn pins(&self, fileset: FilesetId, labels: bool) -> BTreeSet<Tid> {
+        let labels = self.labels.iter().filter(|((of, _), _)| labels && *of == fileset).map(|(_, tid)| *tid);
         let bases = self.h.bases.values().filter(|(of, _)| *of == fileset).map(|(_, tid)| *tid);
         labels.chain(bases).collect()
     }
 
     /// Whether the moment shown is the newest visible one not after the one asked for.
     fn check_shown(&mut self, fileset: FilesetId, at: Tid, shown: Option<Tid>) {
-        let pins = self.pins(fileset);
+        let store = self.h.fs().store().clone();
+        // Of a removed one that no moment of the main one leads to only what clones show is left.
+        let is_lost = |(from, to): &(Tid, Tid)| !store.retention(MAIN).unwrap().sees(*from, *to);
+        let lost = store.past_life(fileset).filter(is_lost).map(|(_, removed)| removed);
+        let pins = self.pins(fileset, lost.is_none());
         let book = self.books.entry(fileset).or_default();
-        let visible = |t: Tid| pins.contains(&t) || book.keeps(t);
+        let visible = |t: Tid| pins.contains(&t) || book.keeps(t) && lost.is_none_or(|removed| t >= removed);
         let what = format!("{fileset:?} as of {at}, shown as of {shown:?}, {:?}", book.applied);
         match shown {
             Some(shown) if shown == at => self.counts.exact += 1,

@@ -430,6 +430,29 @@ fn the_log_tells_every_version_of_a_path_its_removals_too() {
 }
 
 #[test]
+fn the_log_of_a_path_ends_where_a_directory_around_it_goes_elsewhere() {
+    check(
+        "
+        t=1 mkdir q
+        t=2 mkdir q/sub
+        t=10 create q/sub/f
+        t=11 write q/sub/f 'one'
+        t=20 rename q r
+        t=21 write r/sub/f 'three'
+        log q/sub/f => 10:Created:0 11:Written:3 20:RenamedAway:3
+        log r/sub/f => 10:Created:0 11:Written:3 21:Written:5
+        read r/sub/f@@2026-11-22T00:00:12 => one
+        t=30 mkdir q
+        t=31 mkdir q/sub
+        t=32 create q/sub/f
+        t=40 rename r old
+        log q/sub/f => 10:Created:0 11:Written:3 20:RenamedAway:3 32:Created:0
+        log r/sub/f => 20:RenamedHere:3 21:Written:5 40:RenamedAway:5
+        ",
+    );
+}
+
+#[test]
 fn the_log_finds_what_is_in_deleted_directories() {
     check(
         "

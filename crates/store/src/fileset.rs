@@ -95,6 +95,12 @@ impl Filesets {
         removed.is_none_or(|removed| at < removed)
     }
 
+    /// From when to when one was there that was removed, as far as that is known.
+    pub fn past_life(&self, fileset: FilesetId) -> Option<(Tid, Tid)> {
+        let known = self.0.get(&fileset)?;
+        Some((known.lineage?.created, known.removed?))
+    }
+
     /// What shows through a fileset as of a moment where it has nothing of its own.
     pub fn beneath(&self, fileset: FilesetId, at: Tid) -> Option<(FilesetId, Tid)> {
         let lineage = self.0.get(&fileset)?.lineage?;

@@ -57,9 +57,7 @@ impl Store {
             let now = self.clock();
             let tries = now >= fruitless.not_before || self.is_promising(&fruitless, bytes)?;
             // A collapse may find what pays better than the dregs.
-            if tries && self.collapse_all(now)? && self.reclaim(Effort::Steady)?
-                || self.reclaim(Effort::Full)?
-            {
+            if tries && self.collapse_all(now)? && self.reclaim(Effort::Steady)? || self.reclaim(Effort::Full)? {
                 continue;
             }
             if !tries {

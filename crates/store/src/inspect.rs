@@ -316,12 +316,15 @@ fn record(region: &dyn Region, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
         Body::Hole { offset, len } => {
             fields.extend([("what", "hole".into()), ("offset", offset.to_string()), ("len", len.to_string())]);
         }
-        Body::Fileset { objects, live } => fields.extend([
-            ("what", "fileset".into()),
-            ("fileset", r.fileset.0.to_string()),
-            ("objects", objects.to_string()),
-            ("live", live.to_string()),
-        ]),
+        // (Of no object.)
+        Body::Fileset { objects, live } => {
+            fields = vec![
+                ("what", "fileset".into()),
+                ("fileset", r.fileset.0.to_string()),
+                ("objects", objects.to_string()),
+                ("live", live.to_string()),
+            ];
+        }
         Body::Shared { offset, len, place } => fields.extend([
             ("what", "shared".into()),
             ("offset", offset.to_string()),
@@ -335,8 +338,10 @@ fn record(region: &dyn Region, at: u64, frame: &[u8], r: &Record<'_>) -> Item {
 }
 
 fn kind_name(kind: key::Kind) -> String {
-    let names =
-        ["keepless", "attr", "target", "xattr", "dirent", "extent", "orphan", "label", "retain", "fileset", "forget"];
+    let names = [
+        "keepless", "attr", "target", "xattr", "dirent", "extent", "orphan", "label", "retain", "fileset", "forget",
+        "mirror", "scrub", "peer",
+    ];
     match names.get(usize::from(kind.0)) {
         Some(name) => (*name).into(),
         None => kind.0.to_string(),

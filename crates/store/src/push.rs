@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::{begun_only, CHECKPOINTS, Checkpoint, EPOCHS, claim, epoch_name, is_a_copy, put_ours, taken_over};
+use crate::checkpoint::{
+    CHECKPOINTS, Checkpoint, EPOCHS, begun_only, claim, epoch_name, is_a_copy, put_ours, taken_over,
+};
 use crate::index::levels::Levels;
 use crate::maintain::{Progress, State};
 use crate::manifest::Manifest;

@@ -46,6 +46,12 @@ impl Step {
         Some(Tid(since - since % self.every + offset))
     }
 
+    /// How many of its points are in `from ..= to`, where it has a quantum.
+    pub fn points_between(&self, from: Tid, to: Tid) -> u64 {
+        let Some(newest) = self.point(to).filter(|newest| *newest >= from) else { return 0 };
+        (newest.0 - from.0) / self.every + 1
+    }
+
     /// The first multiple of the quantum not before `from` that is young enough.
     fn next(&self, from: Tid, clock: Tid) -> Option<Tid> {
         let oldest = Tid(if self.lasts == FOREVER { 0 } else { clock.0.saturating_sub(self.lasts) });
@@ -389,8 +395,17 @@ impl Store {
             Some(value) => Retention::decode(&value).ok_or_else(|| corrupt("retention"))?,
             None => Retention::default(),
         };
+        // To one that was removed only moments of the main one lead: where none is left, its own are given up, labelled ones too.
+        let past_life = self.index.read().filesets.past_life(fileset);
+        let is_lost = match past_life {
+            Some((created, removed)) => !self.load_retention(MAIN)?.sees(created, removed),
+            None => false,
+        };
+        if let Some((_, removed)) = past_life.filter(|_| is_lost) {
+            retention = retention.raised(removed);
+        }
         let pins = &mut retention.pins;
-        for label in newest(Kind::LABEL)?.into_iter().filter_map(|e| e.value) {
+        for label in newest(Kind::LABEL)?.into_iter().filter_map(|e| e.value).filter(|_| !is_lost) {
             pins.push(Reader::new(&label).varint().map(Tid).ok_or_else(|| corrupt("label"))?);
         }
         pins.extend(self.bases().into_iter().filter(|(base, _)| *base == fileset).map(|(_, tid)| tid));
@@ -402,12 +417,17 @@ impl Store {
         Ok(retention)
     }
 
+    /// From when to when a fileset was there that was removed; `None`: it is there, never was, or nobody knows any more.
+    pub fn past_life(&self, fileset: FilesetId) -> Option<(Tid, Tid)> {
+        self.index.read().filesets.past_life(fileset)
+    }
+
     /// Labels, pins or the retention itself have changed.
     pub(crate) fn retention_changed(&self, fileset: FilesetId) {
         let mut all = self.retentions.write();
         match fileset {
-            // A clone pins a moment of another fileset.
-            CATALOGUE => all.clear(),
+            // A clone pins a moment of another fileset; and to removed ones the main one leads.
+            CATALOGUE | MAIN => all.clear(),
             _ => drop(all.remove(&fileset)),
         }
     }

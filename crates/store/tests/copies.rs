@@ -563,7 +563,8 @@ fn an_old_copy_of_one_disk_is_told_left_behind_and_brought_up_to_date() {
         drop(store);
         // The one as it was, the other as it is, whichever is named first.
         for order in [[0, 1], [1, 0]] {
-            let said = open_as(&order.map(|n| now[n].fork()), &OpenOptions::default()).map(drop).unwrap_err().to_string();
+            let said =
+                open_as(&order.map(|n| now[n].fork()), &OpenOptions::default()).map(drop).unwrap_err().to_string();
             assert!(said.contains("at another time") && said.contains("--degraded"), "{said}");
         }
         let store = open_as(&now, &degraded()).unwrap();

@@ -10,8 +10,7 @@ use common::{FS, Run, Threads, create, new_disk, open};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{DirVolume, Disk, RawVolume, Volume};
 use darner_store::{
-    CreateOptions, Error, Grid, IndexFrom, Key, Kind, ObjectId, OpenOptions, Progress, ScrubReport, Store, Tid,
-    Workers,
+    CreateOptions, Error, Grid, IndexFrom, Key, Kind, ObjectId, OpenOptions, Progress, ScrubReport, Store, Tid, Workers,
 };
 
 const TABLE: &[u8] = b"DARNTBL";

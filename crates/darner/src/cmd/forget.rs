@@ -41,7 +41,9 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
     let answer = super::call_showing_progress(&place, &Request::Forget { at })?;
     let Response::Forgotten { objects, lapsed, left } = answer else { return Err(super::other_answer()) };
     if c.json {
-        super::print_json(&serde_json::json!({ "path": super::named(path), "objects": objects, "lapsed": lapsed, "left": left }))?;
+        super::print_json(
+            &serde_json::json!({ "path": super::named(path), "objects": objects, "lapsed": lapsed, "left": left }),
+        )?;
         return Ok(left.len());
     }
     let what = match lapsed {

@@ -48,7 +48,9 @@ pub fn run(c: Mount) -> Result<()> {
     for path in [&place.path, &mountpoint] {
         if path.to_str().is_none() {
             let path = super::printable(path);
-            return Err(Failure::new(format!("the path {path} is not UTF-8: neither stores nor mount points can be there")));
+            return Err(Failure::new(format!(
+                "the path {path} is not UTF-8: neither stores nor mount points can be there"
+            )));
         }
     }
     // The daemon would wait for itself.
