@@ -342,7 +342,8 @@ fn without_copies_a_missing_volume_costs_what_is_on_it_and_the_rest_is_served() 
     store.checkpoint().unwrap();
     write(&store, 10);
     drop(store);
-    let cut: Vec<Store> = dirs().iter().map(|v| Store::open_volumes(&[v.clone()], &degraded()).unwrap()).collect();
+    let cut: Vec<Store> =
+        dirs().iter().map(|v| Store::open_volumes(std::slice::from_ref(v), &degraded()).unwrap()).collect();
     let is_cut: Vec<bool> = cut.iter().map(Store::is_cut).collect();
     assert_eq!(is_cut.iter().filter(|cut| **cut).count(), 1, "{is_cut:?}");
     drop(cut);
