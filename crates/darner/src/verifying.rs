@@ -56,6 +56,15 @@ pub struct VerifyReport {
     pub mended: u64,
     /// What differed, by path; a thousand at most.
     pub differences: Vec<String>,
+    /// Places that were damaged at the source.
+    #[serde(default)]
+    pub source_damaged: u64,
+    /// How many of them are healed.
+    #[serde(default)]
+    pub source_healed: u64,
+    /// Which, by path; a thousand at most.
+    #[serde(default)]
+    pub healed: Vec<String>,
     /// What could not be compared or mended, and what is wrong with an index.
     pub failed: Vec<String>,
     /// Versions in both indexes that were proven to be found by who asks what changed.
@@ -115,6 +124,9 @@ impl Daemon {
             differing: v.differing,
             mended: v.mended,
             differences: v.differences,
+            source_damaged: v.source_damaged,
+            source_healed: v.source_healed,
+            healed: v.healed,
             failed: v.failed,
             proven_versions: v.proven,
         });

@@ -483,6 +483,44 @@ fn what_rots_on_either_side_heals_from_the_other_and_comparing_finds_what_differ
 }
 
 #[test]
+fn comparing_goes_on_where_the_source_is_damaged_and_heals_it_from_the_mirror() {
+    let Some(w) = World::new() else { return };
+    let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));
+    let store = target.to_str().unwrap();
+    let mut rng = fastrand::Rng::with_seed(9);
+    let files = ["healed", "lost", "mended"].map(|name| {
+        let bytes: Vec<u8> = (0..100_000).map(|_| rng.u8(..)).collect();
+        fs::write(w.path(name), &bytes).unwrap();
+        bytes
+    });
+    w.darner(&["mirror", "add", &mnt, "copy", store]);
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    w.darner(&["mirror", "pause", &mnt, "copy"]);
+    w.unmount();
+    let part = |n: usize| &files[n][50_000..50_016];
+    for (store, n) in [(&w.store, 0), (&w.store, 1), (&target, 1), (&target, 2)] {
+        rot(store, part(n));
+    }
+    w.mount();
+    w.darner(&["mirror", "resume", &mnt, "copy"]);
+    for (damaged, healed, differing) in [(2, 1, 1), (1, 0, 0)] {
+        let found = refused_json(&["mirror", "verify", "--data", "--json", &mnt, "copy"]);
+        let counts = ["source_damaged", "source_healed", "differing", "mended"].map(|key| found[key].as_u64());
+        assert_eq!(counts, [damaged, healed, differing, differing].map(Some), "{found}");
+        let named = |list: &str, name: &str| {
+            let list = found[list].as_array().unwrap();
+            list.len() == 1 && list[0].as_str().unwrap().starts_with(name)
+        };
+        assert!(named("failed", "/lost: bytes from 0 on: damaged at the source"), "{found}");
+        assert_eq!(named("healed", "/healed: bytes from "), healed > 0, "{found}");
+        assert_eq!(named("differences", "/mended: bytes from "), differing > 0, "{found}");
+    }
+    w.darner(&["mirror", "pause", &mnt, "copy"]);
+    assert!(fs::read(w.path("healed")).unwrap() == files[0]);
+    w.forgive_errors();
+}
+
+#[test]
 fn a_read_that_meets_damage_gets_the_bytes_from_the_other_side_and_holds_up_nobody() {
     let Some(w) = World::new() else { return };
     let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));

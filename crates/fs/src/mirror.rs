@@ -22,7 +22,7 @@ use darner_store::{FilesetId, Kind, ObjectId, Pin, Tid, split_tail};
 
 pub use back::Was;
 pub use source::{Part, Sent, Wanted};
-pub use verify::{Digest, Digesting, Digests};
+pub use verify::{Damaged, Digest, Digesting, Digests, UNREADABLE};
 
 use crate::change::SMALL;
 use crate::codec::{Reader, put_bytes, put_varint};

@@ -17,7 +17,7 @@ fn digests_end_where_their_range_does_whatever_they_are_cut_into() {
     let at = w.fs.store().tid();
     let ask = |from: &[u8], to: &[u8], run: u64, max: u64| {
         let asked = Digesting { from: from.into(), to: to.into(), at, run, max, data: true };
-        w.fs.digests(ROOT, &asked).unwrap()
+        w.fs.digests(ROOT, &asked, None).unwrap()
     };
     let single = ask(&[], &[], 1, 1000).digests;
     assert!(single.len() > 80, "{}", single.len());

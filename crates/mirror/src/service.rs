@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use darner_fs::{Digesting, FilesetId, Fs, FsError, Inode, MAIN, Node, ObjectId, Part, ROOT, Sent, Tid, Wanted};
+use darner_fs::{
+    Damaged, Digesting, FilesetId, Fs, FsError, Inode, MAIN, Node, ObjectId, Part, ROOT, Sent, Tid, Wanted,
+};
 use darner_store::Pin;
 use darner_syslink::{Caller, Code, Element, Message, Peer, Reason, Refusal, Reply, Service, Tag, Who};
 use parking_lot::Mutex;
@@ -306,9 +308,13 @@ impl Source {
         let session = self.session(&id, FilesetId(asked.number(FILESET)?), digesting.at, true)?;
         let mut session = session.lock();
         session.compares = true;
-        let found = self.fs.digests(session.root, &digesting).map_err(|e| failed(&e))?;
+        let mut damaged = Damaged::default();
+        let found = self.fs.digests(session.root, &digesting, Some(&mut damaged)).map_err(|e| failed(&e))?;
         session.used = Instant::now();
         let mut reply = Message::new(DIGEST);
+        for what in &damaged.healed {
+            reply.text(FOUND, what);
+        }
         reply.attach(ITEMS, found.encode());
         Ok(reply)
     }

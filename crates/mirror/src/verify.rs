@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use darner_fs::{Digest, Digesting, Digests, FilesetId, Following, Inode, ROOT, Tid, Wanted};
+use darner_fs::{Digest, Digesting, Digests, FilesetId, Following, Inode, ROOT, Tid, UNREADABLE, Wanted};
 use darner_syslink::{Caller, Message};
 
 use crate::parts::Parts;
@@ -35,6 +35,12 @@ pub struct Verified {
     pub mended: u64,
     /// Objects here that changed by that.
     pub changed: Vec<Inode>,
+    /// Places that were damaged at the source.
+    pub source_damaged: u64,
+    /// How many of them are healed.
+    pub source_healed: u64,
+    /// Which, by path; more of them are only counted.
+    pub healed: Vec<String>,
     /// What could not be compared or mended, and why; what is wrong in an index.
     pub failed: Vec<String>,
     /// Versions of which was proven that finding changes does not miss them, on both sides.
@@ -102,7 +108,11 @@ impl Verifying<'_> {
     fn some(&mut self, pos: &mut Vec<u8>, to: &[u8], level: usize, max: u64) -> Result<bool, Failure> {
         let (from, at) = (pos.clone(), self.following.at);
         let asked = Digesting { from, to: to.to_vec(), at, run: RUNS[level], max, data: self.data };
-        let told = digests(&*self.puller.source, self.puller.session, self.following.fileset, &asked)?;
+        let (told, healed) = digests(&*self.puller.source, self.puller.session, self.following.fileset, &asked)?;
+        self.found.source_damaged += healed.len() as u64;
+        self.found.source_healed += healed.len() as u64;
+        let room = NAMED_MAX.saturating_sub(self.found.healed.len());
+        self.found.healed.extend(healed.into_iter().take(room));
         for d in told.digests {
             let ahead = d.end.is_empty() || d.end > *pos;
             if !ahead || !to.is_empty() && (d.end.is_empty() || *d.end > *to) {
@@ -116,6 +126,7 @@ impl Verifying<'_> {
             if own.is_err() || own.is_ok_and(|own| own != (d.keys, d.hash)) {
                 match level + 1 < RUNS.len() {
                     true => self.descend(pos, &d.end, level + 1)?,
+                    false if d.hash == UNREADABLE => self.unreadable(pos, &d)?,
                     false => self.differs(pos, &d)?,
                 }
             }
@@ -135,8 +146,22 @@ impl Verifying<'_> {
         let fs = &self.puller.fs;
         let at = fs.head().ok_or_else(|| Failure::Other("it was promoted meanwhile".into()))?;
         let asked = Digesting { from: from.into(), to: to.into(), at, run: u64::MAX, max: 1, data: self.data };
-        let own = fs.digests(ROOT, &asked)?.digests;
+        let own = fs.digests(ROOT, &asked, None)?.digests;
         own.first().map(|d| (d.keys, d.hash)).ok_or_else(|| Failure::Other("no digest".into()))
+    }
+
+    /// A range of one key, which can't be read at the source, nor from anybody who follows it.
+    fn unreadable(&mut self, from: &[u8], d: &Digest) -> Result<(), Failure> {
+        let tail = d.end.split_last().map_or(&[][..], |(_, tail)| tail);
+        let name = self.puller.fs.name_of_tail(tail).unwrap_or_else(|| "a file that is not here".into());
+        self.found.source_damaged += 1;
+        self.found.failed.push(format!("{name}: damaged at the source, and nobody was found who has it: not compared"));
+        // Before it, there may be something that is only here.
+        match self.own(from, tail) {
+            Ok((0, _)) => Ok(()),
+            _ if tail.is_empty() => Ok(()),
+            _ => self.differs(from, &Digest { end: tail.to_vec(), keys: 0, hash: 0 }),
+        }
     }
 
     /// A range of one key, at the source.
@@ -146,7 +171,7 @@ impl Verifying<'_> {
         let head = fs.head().unwrap_or(Tid::MAX);
         let (mut tails, _) =
             fs.store().tails(darner_fs::MAIN, from, to, head, NAMED_MAX).map_err(darner_fs::FsError::from)?;
-        let theirs = to.split_last().map(|(_, tail)| tail.to_vec()).filter(|_| !to.is_empty());
+        let theirs = to.split_last().map(|(_, tail)| tail.to_vec()).filter(|_| d.keys > 0);
         tails.retain(|tail| Some(tail) != theirs.as_ref());
         let mut names: Vec<String> = tails.iter().filter_map(|tail| fs.name_of_tail(tail)).collect();
         // What is only here may be all that differs.
@@ -192,13 +217,21 @@ impl Verifying<'_> {
     }
 }
 
-fn digests(source: &dyn Caller, session: u64, fileset: FilesetId, asked: &Digesting) -> Result<Digests, Failure> {
+/// Digests, and what was damaged there and is healed by now.
+fn digests(
+    source: &dyn Caller,
+    session: u64,
+    fileset: FilesetId,
+    asked: &Digesting,
+) -> Result<(Digests, Vec<String>), Failure> {
     let mut ask = Message::new(DIGEST);
     ask.uint(SESSION, session).uint(FILESET, fileset.0.into()).bytes(FROM, &asked.from).bytes(TO, &asked.to);
     ask.uint(AT, asked.at.0).uint(RUN, asked.run).uint(MAX, asked.max).uint(DATA, asked.data.into());
     let mut reply = source.call(ask, Some(PATIENCE))?;
-    Digests::decode(&reply.take_buffer(ITEMS)?)
-        .ok_or_else(|| Failure::Answer("digests that are in no known form".into()))
+    let healed = reply.root().all(FOUND).map(|what| Ok(what.as_text()?.to_string())).collect::<Result<_, Failure>>()?;
+    let digests = Digests::decode(&reply.take_buffer(ITEMS)?)
+        .ok_or_else(|| Failure::Answer("digests that are in no known form".into()))?;
+    Ok((digests, healed))
 }
 
 /// Asks for bytes of an object of a fileset, as transactions soon after `tid` had them. `attempt`: of several answers, which;

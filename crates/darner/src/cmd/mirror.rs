@@ -356,8 +356,12 @@ fn compared(r: &VerifyReport) -> String {
     if r.differing > 0 {
         let _ = write!(out, ", {} of them mended", r.mended);
     }
+    if r.source_damaged > 0 {
+        let _ =
+            write!(out, ", {} places were damaged at the source, {} of them healed", r.source_damaged, r.source_healed);
+    }
     let _ = writeln!(out, "; {} versions proven to be found when they are asked for", r.proven_versions);
-    for (what, lines) in [("differed", &r.differences), ("failed", &r.failed)] {
+    for (what, lines) in [("differed", &r.differences), ("healed at the source", &r.healed), ("failed", &r.failed)] {
         for line in lines {
             let _ = writeln!(out, "    {what}: {line}");
         }

@@ -7,7 +7,7 @@
 use std::hash::Hasher;
 use std::ops::Range;
 
-use darner_store::{CHUNK, Kind, ObjectId, Tid, What, split_tail};
+use darner_store::{CHUNK, Error as StoreError, Kind, ObjectId, Tid, What, split_tail};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::attr::Attr;
@@ -24,6 +24,12 @@ use crate::node::{Inode, MAIN, Node, ROOT};
 const BATCH: usize = 512;
 /// Digests of an answer at most.
 const DIGESTS_MAX: u64 = 1024;
+/// Damaged keys of an answer at most: having them healed takes its time.
+const DAMAGED_MAX: u64 = 8;
+/// Characters of the name of what was damaged.
+const NAME_MAX: usize = 1000;
+/// The hash of keys of which one can't be read where they are digested: nobody's are the same.
+pub const UNREADABLE: u128 = u128::MAX;
 
 /// What is to be digested of a fileset, as a mirror is to have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +68,21 @@ pub struct Digests {
     pub more: bool,
 }
 
+/// What was found damaged while digesting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Damaged {
+    /// What is healed by now, by path.
+    pub healed: Vec<String>,
+    /// Keys whose digest is [`UNREADABLE`].
+    unreadable: u64,
+}
+
+impl Damaged {
+    fn is_enough(&self) -> bool {
+        self.healed.len() as u64 + self.unreadable >= DAMAGED_MAX
+    }
+}
+
 impl Digests {
     /// As it is sent.
     pub fn encode(&self) -> Vec<u8> {
@@ -97,11 +118,12 @@ struct Taking {
     hash_key: [u8; 16],
     hasher: SipHasher13,
     keys: u64,
+    unreadable: bool,
 }
 
 impl Taking {
     fn new(hash_key: [u8; 16]) -> Taking {
-        Taking { hash_key, hasher: SipHasher13::new_with_key(&hash_key), keys: 0 }
+        Taking { hash_key, hasher: SipHasher13::new_with_key(&hash_key), keys: 0, unreadable: false }
     }
 
     fn key(&mut self, tail: &[u8], says: &[u8]) {
@@ -114,13 +136,15 @@ impl Taking {
 
     fn finish(&mut self, end: Vec<u8>) -> Digest {
         let done = std::mem::replace(self, Taking::new(self.hash_key));
-        Digest { end, keys: done.keys, hash: done.hasher.finish128().as_u128() }
+        let hash = if done.unreadable { UNREADABLE } else { done.hasher.finish128().as_u128() };
+        Digest { end, keys: done.keys, hash }
     }
 }
 
 impl Fs {
-    /// Digests what a mirror of a fileset is to have.
-    pub fn digests(&self, root: Inode, asked: &Digesting) -> Result<Digests> {
+    /// Digests what a mirror of a fileset is to have. `damaged`: what is damaged is healed from those who follow, or else told; `None`: it
+    /// ends this.
+    pub fn digests(&self, root: Inode, asked: &Digesting, mut damaged: Option<&mut Damaged>) -> Result<Digests> {
         let (mut sent, run) = (Sent::default(), asked.run.max(1));
         let mut telling = Telling::new(self, root, asked.at, &mut sent)?;
         let mut taking = Taking::new(self.hash_key);
@@ -135,14 +159,24 @@ impl Fs {
             while let Some(from) = pos {
                 let delta = self.store.delta(root.fileset, &from, &end, Tid::ZERO, asked.at, BATCH)?;
                 for change in delta.changes {
-                    let Some((tail, says)) = self.says(&mut telling, change, stretch, asked.data)? else { continue };
-                    taking.key(&tail, &says);
-                    if taking.keys == run {
+                    let tail = stretch.there(&change.tail);
+                    match self.says(&mut telling, change, asked.data, damaged.as_deref_mut()) {
+                        Ok(Some(says)) => taking.key(&tail, &says),
+                        Ok(None) => continue,
+                        Err(e) => {
+                            let damaged = damaged.as_deref_mut().filter(|_| is_damage(&e)).ok_or(e)?;
+                            damaged.unreadable += 1;
+                            taking.unreadable = true;
+                            taking.keys += 1;
+                        }
+                    }
+                    if taking.keys == run || damaged.as_ref().is_some_and(|damaged| damaged.is_enough()) {
                         let end = [&tail[..], &[0]].concat();
                         // (Ranges within others end right behind their last key.)
                         let is_all = end == asked.to;
                         out.digests.push(taking.finish(end));
-                        if is_all || out.digests.len() as u64 >= asked.max.clamp(1, DIGESTS_MAX) {
+                        let is_enough = damaged.as_ref().is_some_and(|damaged| damaged.is_enough());
+                        if is_all || is_enough || out.digests.len() as u64 >= asked.max.clamp(1, DIGESTS_MAX) {
                             out.more = !is_all;
                             return Ok(out);
                         }
@@ -160,9 +194,9 @@ impl Fs {
         &self,
         telling: &mut Telling<'_>,
         change: darner_store::Change,
-        stretch: &crate::mirror::source::Stretch,
         data: bool,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        damaged: Option<&mut Damaged>,
+    ) -> Result<Option<Vec<u8>>> {
         let Some((object, kind, suffix)) = split_tail(&change.tail) else { return Ok(None) };
         let What::Set(tid, value) = &change.what else { return Ok(None) };
         if kind == Kind::EXTENT && is_mirrored(&change.tail) {
@@ -171,21 +205,26 @@ impl Fs {
             if !telling.is_alive(ino, kind, &change.what)? {
                 return Ok(None);
             }
-            let says = self.chunk_says(ino, chunk, *tid, value, data)?;
-            return Ok(says.map(|says| (stretch.there(&change.tail), says)));
+            return self.chunk_says(ino, chunk, (*tid, value), data, damaged);
         }
-        match telling.item(change.tail, change.what, &|tail: &[u8]| stretch.there(tail))? {
-            Some(Item::Set(tail, tid, value)) if kind == Kind::ATTR => {
-                let attr = Attr::decode(&value, tid).map(|attr| attr.encode(Tid::ZERO));
-                Ok(attr.map(|attr| (tail, attr)))
+        Ok(match telling.item(change.tail, change.what, &|tail: &[u8]| tail.to_vec())? {
+            Some(Item::Set(_, tid, value)) if kind == Kind::ATTR => {
+                Attr::decode(&value, tid).map(|attr| attr.encode(Tid::ZERO))
             }
-            Some(Item::Set(tail, _, value)) => Ok(Some((tail, value))),
-            _ => Ok(None),
-        }
+            Some(Item::Set(_, _, value)) => Some(value),
+            _ => None,
+        })
     }
 
     /// Which bytes of a chunk there are (neighbours as one, however they are stored), and what they are.
-    fn chunk_says(&self, ino: Inode, chunk: u64, tid: Tid, value: &[u8], data: bool) -> Result<Option<Vec<u8>>> {
+    fn chunk_says(
+        &self,
+        ino: Inode,
+        chunk: u64,
+        (tid, value): (Tid, &[u8]),
+        data: bool,
+        mut damaged: Option<&mut Damaged>,
+    ) -> Result<Option<Vec<u8>>> {
         let pieces = self.store.pieces_of(ino.object, chunk, tid, value)?;
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         let mut bytes = Vec::new();
@@ -197,7 +236,18 @@ impl Fs {
             if data {
                 let start = bytes.len();
                 bytes.resize(start + piece.len as usize, 0);
-                let read = self.store.read(std::slice::from_ref(piece), &mut bytes[start..]);
+                let piece = std::slice::from_ref(piece);
+                let mut read = self.store.read(piece, &mut bytes[start..]);
+                // Whoever compares may have what is damaged here.
+                if let (Err(StoreError::Data { .. }), Some(damaged)) = (&read, damaged.as_deref_mut())
+                    && self.store.heal_pieces(ino.fileset, piece)?
+                {
+                    read = self.store.read(piece, &mut bytes[start..]);
+                    if read.is_ok() {
+                        let path: String = self.path_of(Node::Live(ino)).chars().take(NAME_MAX).collect();
+                        damaged.healed.push(format!("{path}: bytes from {} on", piece[0].offset));
+                    }
+                }
                 read.map_err(|e| self.explain(Node::AsOf(ino, tid), e.into()))?;
             }
         }
@@ -296,6 +346,10 @@ impl Fs {
     pub fn pulled_from(&self, tid: Tid) -> Option<Tid> {
         self.books_at(tid).ok().flatten().map(|f| if f.target > f.at { f.target } else { f.at })
     }
+}
+
+fn is_damage(e: &FsError) -> bool {
+    matches!(e.cause(), Some(StoreError::Data { .. } | StoreError::Corrupt { .. }))
 }
 
 #[cfg(test)]
