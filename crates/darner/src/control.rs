@@ -220,6 +220,8 @@ pub enum Request {
         /// The path of a volume. Absolute.
         path: PathBuf,
     },
+    /// Close the store, whatever else there is to do without a mount; answered when it is closed. Refused while something is mounted.
+    End,
     /// How this store follows another one.
     Following,
     /// Pull now.

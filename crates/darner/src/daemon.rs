@@ -591,6 +591,10 @@ impl Daemon {
                 Response::Done
             }
             request @ Request::Serve { .. } => self.serve_others(request)?,
+            Request::End => {
+                self.end()?;
+                Response::Done
+            }
             request => Response::Filesets(self.serve_filesets(request)?),
         })
     }
@@ -608,6 +612,26 @@ impl Daemon {
             self.changed.wait(&mut state);
         }
         drop(state);
+        self.end_if_over();
+        Ok(())
+    }
+
+    fn end(&self) -> Result<()> {
+        {
+            let mut state = self.state.lock();
+            if !state.mounts.is_empty() {
+                let mut at: Vec<String> = state.mounts.keys().map(|at| at.display().to_string()).collect();
+                at.sort();
+                let store = self.path();
+                return Err(Failure::new(format!(
+                    "{} is mounted at {}: `darner unmount` first",
+                    store.display(),
+                    at.join(", ")
+                )));
+            }
+            state.told = true;
+        }
+        self.follows.wake(false);
         self.end_if_over();
         Ok(())
     }

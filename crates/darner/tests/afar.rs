@@ -359,6 +359,35 @@ fn who_waits_for_a_pull_is_told_soon_that_the_source_can_not_be_reached_and_it_f
 }
 
 #[test]
+fn an_old_source_that_serves_without_a_mount_returns_and_serves_again() {
+    let Some(f) = Far::new() else { return };
+    fs::write(f.w.path("a"), "words").unwrap();
+    let (mnt, old, new) = (f.w.mnt.to_str().unwrap(), f.w.store.to_str().unwrap(), f.dir("new"));
+    f.w.darner(&["mirror", "add", mnt, "copy", &new]);
+    f.w.darner(&["mirror", "sync", "--wait", mnt, "copy"]);
+    f.w.darner(&["mirror", "promote", &new]);
+    let copy = PathBuf::from(f.dir("copy"));
+    fs::create_dir(&copy).unwrap();
+    f.w.darner(&["mount", &new, copy.to_str().unwrap()]);
+    refused(&["mirror", "return", old, &new], &format!("is mounted at {mnt}: "));
+    f.w.unmount();
+    let serves = || serde_json::from_str::<Value>(&f.serve(&["--json"])).unwrap()["listens"] == true;
+    // What fails leaves it as it was.
+    let nobody = format!("darner://127.0.0.1:{}", free_port());
+    refused(&["mirror", "return", old, &nobody, "--key", &"ab".repeat(32)], "nobody listens there");
+    eventually("it serves as before", serves);
+    f.w.darner(&["mirror", "return", old, &new]);
+    eventually("it serves again", serves);
+    fs::write(copy.join("a"), "more").unwrap();
+    f.w.darner(&["mirror", "sync", "--wait", old]);
+    f.w.mount();
+    assert_eq!(fs::read(f.w.path("a")).unwrap(), b"more");
+    f.serve(&["--stop"]);
+    f.w.darner(&["mirror", "pause", old]);
+    f.w.darner(&["unmount", copy.to_str().unwrap()]);
+}
+
+#[test]
 fn an_old_source_follows_its_promoted_mirror_on_another_machine() {
     let Some(f) = Far::new() else { return };
     fs::write(f.w.path("both"), "one").unwrap();

@@ -614,7 +614,7 @@ fn an_old_source_that_returns_is_told_and_follows_and_what_it_had_alone_is_kept(
     assert!(out.status.success() && said.contains("was promoted") && said.contains("mirror return"), "{said}");
     fs::write(p.w.path("both"), "alone").unwrap();
     fs::write(p.w.path("orphaned"), "words").unwrap();
-    assert!(refused(&["mirror", "return", store, target]).contains("already open"));
+    assert!(refused(&["mirror", "return", store, target]).contains("is mounted at"));
     p.w.unmount();
     assert!(refused(&["mirror", "return", target, store]).contains("not mounted"));
     let told = p.w.darner(&["mirror", "return", store, target]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Node, ROOT, Tid};
 use darner_mirror::{Header, Puller, Which, export, import};
-use darner_syslink::{Identity, Ticket};
+use darner_syslink::{Identity, Link, Ticket};
 
 use super::{daemon, human};
 use crate::cli::{Mirror, MirrorAction, Stay, SyncOf};
@@ -260,18 +260,39 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
     super::print(&format!("{0} follows {far}; to look at it: darner mount {0} MNT\n", store.display()))
 }
 
-/// Has an old source follow the store that was its mirror.
+/// Has an old source follow the store that was its mirror. A daemon that is there to serve others makes way, and then goes on.
 fn turn_back(store: &Path, promoted: &str, ticket: Option<&str>, key: Option<&str>) -> Result<()> {
     let place = Place::at(store)?;
-    let (link, origin) = match Far::is_meant(promoted) {
-        true => {
+    // (Where both were mixed up, this says so.)
+    let near = match Far::is_meant(promoted) {
+        true => None,
+        false => Some(whereabouts::connect(&mounts::store_of(Path::new(promoted))?)?),
+    };
+    let had_daemon = call(&place, &Request::End)?.is_some();
+    let outcome = turn_back_closed(&place, promoted, near, ticket, key);
+    if outcome.is_err() && had_daemon {
+        daemon::stay(&place.path)?;
+    }
+    super::print(&outcome?)
+}
+
+/// The same of a store that nobody has open; says what came of it.
+fn turn_back_closed(
+    place: &Place,
+    promoted: &str,
+    near: Option<Link>,
+    ticket: Option<&str>,
+    key: Option<&str>,
+) -> Result<String> {
+    let (link, origin) = match near {
+        Some(link) => (link, None),
+        None => {
             let (far, ticket) = expecting(promoted.parse()?, ticket, key)?;
             (
-                opened(&place, |fs| Ok(far.connect(&serving::identity(fs, now_ns())?, ticket.map(|t| t.secret))?))?,
+                opened(place, |fs| Ok(far.connect(&serving::identity(fs, now_ns())?, ticket.map(|t| t.secret))?))?,
                 Some(far.to_string()),
             )
         }
-        false => (whereabouts::connect(&mounts::store_of(Path::new(promoted))?)?, None),
     };
     let looked = Puller::look(&link, Which::Named("main"), None).map_err(Failure::new)?;
     let at = looked.places.first().map(|path| path.to_string_lossy().into_owned());
@@ -280,10 +301,10 @@ fn turn_back(store: &Path, promoted: &str, ticket: Option<&str>, key: Option<&st
     })?;
     let was = looked.was.ok_or_else(|| Failure::new(format!("{promoted} is no mirror that was promoted")))?;
     let name = format!("before-return-{}", now_ns() / 1_000_000_000);
-    opened(&place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
+    opened(place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
     daemon::stay(&place.path)?;
     let store = place.path.display();
-    super::print(&format!(
+    Ok(format!(
         "{store} follows {origin}, from {} on; what it had become is the fileset {name}: darner mount --fileset {name} {store} MNT\n",
         was.at
     ))
