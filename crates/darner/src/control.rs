@@ -413,6 +413,9 @@ pub struct MirrorLine {
     pub source: Option<String>,
     /// `follows`, `pulls`, `waits`, `paused`, `promoted`, `stopped`, or `missing`: its store is not where it was.
     pub state: String,
+    /// Whether it is known what it shows: if so, and `at` is none, nothing yet.
+    #[serde(default)]
+    pub is_known: bool,
     /// The source's moment that it shows, `0x…`.
     pub at_tid: Option<String>,
     /// The same, RFC 3339, local.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use darner_fs::{Following, Fs, Tid, Whereabouts};
 use darner_mirror::{Failure as Cut, Memory, Pulled, Puller, ROOM_WANTED, Source};
+use darner_store::OpenOptions;
 use darner_syslink::{Link, Pool, Service};
 use parking_lot::{Condvar, Mutex};
 
@@ -505,6 +506,7 @@ impl Daemon {
                 target,
                 source: Some(self.path().to_string_lossy().into_owned()),
                 state: "stopped".into(),
+                is_known: false,
                 at_tid: None,
                 at: None,
                 lag_seconds: None,
@@ -525,20 +527,29 @@ impl Daemon {
                     continue;
                 }
             };
+            let shows = |line: &mut MirrorLine, at: u64| {
+                line.is_known = true;
+                if at != 0 {
+                    line.at_tid = Some(format!("{at:#x}"));
+                    line.at = Some(local(Tid(at)));
+                    let behind = if at >= newest.0 { 0 } else { now_ns().saturating_sub(at) };
+                    line.lag_seconds = Some(behind as f64 / 1e9);
+                }
+            };
             match control::call(&place, &Request::Following) {
                 Ok(Some(Response::Following(f))) => {
                     line.state = f.state;
-                    if f.at != 0 {
-                        line.at_tid = Some(format!("{:#x}", f.at));
-                        line.at = Some(local(Tid(f.at)));
-                        let behind = if f.at >= newest.0 { 0 } else { now_ns().saturating_sub(f.at) };
-                        line.lag_seconds = Some(behind as f64 / 1e9);
-                    }
+                    shows(&mut line, f.at);
                     (line.received_bytes, line.pull_seconds) = (f.received_bytes, f.pull_seconds);
                     (line.waits_for, line.last_error) = (f.waits_for, f.last_error);
                     (line.clock_ahead_seconds, line.compared) = (f.clock_ahead_seconds, f.compared);
                 }
-                Ok(_) => {}
+                Ok(Some(_)) => {}
+                Ok(None) => match followed_by(&place) {
+                    Ok(Some(f)) => shows(&mut line, f.at.0),
+                    Ok(None) => (line.state, line.waits_for) = ("promoted".into(), None),
+                    Err(e) => tracing::debug!("what {} shows is not known: {e}", place.path.display()),
+                },
                 Err(e) if e.to_string().contains("no mirror") => {
                     (line.state, line.waits_for) = ("promoted".into(), None);
                 }
@@ -560,6 +571,7 @@ impl Daemon {
             target: self.path(),
             source: Some(f.origin),
             state: f.state,
+            is_known: true,
             at_tid: known.then(|| format!("{:#x}", f.at)),
             at: known.then(|| local(Tid(f.at))),
             lag_seconds: lag,
@@ -571,6 +583,13 @@ impl Daemon {
             compared: f.compared,
         })
     }
+}
+
+/// How a store that no daemon has follows another one; `None`: it does not (any more).
+fn followed_by(place: &Place) -> Result<Option<Following>> {
+    let options = OpenOptions { read_only: true, ..place::options() };
+    let (store, _held) = place.open(&[], &options, &mut |_| ())?;
+    Ok(Fs::open(store)?.following())
 }
 
 pub(crate) fn why(line: &FollowLine) -> String {

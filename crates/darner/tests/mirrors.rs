@@ -579,6 +579,34 @@ fn refused_json(args: &[&str]) -> Value {
 }
 
 #[test]
+fn the_list_tells_what_a_mirror_without_a_daemon_shows_or_that_it_is_not_known() {
+    let Some(w) = World::new() else { return };
+    let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));
+    let store = target.to_str().unwrap();
+    fs::write(w.path("a"), "words").unwrap();
+    w.darner(&["mirror", "add", &mnt, "copy", store]);
+    w.darner(&["mirror", "sync", "--wait", &mnt, "copy"]);
+    let line = || -> Value {
+        let lines = w.darner(&["mirror", "list", "--json", &mnt]);
+        serde_json::from_str::<Value>(&lines).unwrap()[0].clone()
+    };
+    let at = line()["at_tid"].clone();
+    assert!(at.is_string());
+    w.unmount();
+    w.darner(&["mirror", "pause", store]);
+    w.mount();
+    eventually("what it shows is told", || line()["at_tid"] == at);
+    assert_eq!((&line()["state"], &line()["is_known"]), (&Value::from("stopped"), &Value::from(true)));
+    let away = w.dir.join("away");
+    fs::rename(&target, &away).unwrap();
+    let told = w.darner(&["mirror", "list", &mnt]);
+    assert!(told.contains("missing") && told.contains("not known") && !told.contains("nothing yet"), "{told}");
+    fs::rename(&away, &target).unwrap();
+    w.darner(&["mirror", "promote", store]);
+    eventually("it was promoted", || line()["state"] == "promoted");
+}
+
+#[test]
 fn a_mirror_with_a_limit_pulls_no_faster() {
     let Some(w) = World::new() else { return };
     let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));

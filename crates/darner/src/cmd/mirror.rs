@@ -394,7 +394,11 @@ fn table(lines: &[MirrorLine]) -> String {
     let mut out = format!("{:<16} {:<12} {:>9} {:>10}  {:<26} store\n", "name", "state", "lag", "received", "shows");
     for line in lines {
         let lag = line.lag_seconds.map_or("-".into(), |s| format!("{s:.1} s"));
-        let at = line.at.as_deref().unwrap_or(if line.state == "promoted" { "-" } else { "nothing yet" });
+        let at = line.at.as_deref().unwrap_or(match line.is_known {
+            _ if line.state == "promoted" => "-",
+            true => "nothing yet",
+            false => "not known",
+        });
         let received = human(line.received_bytes);
         let name = if line.name.is_empty() { "(this store)" } else { &line.name };
         let _ =
