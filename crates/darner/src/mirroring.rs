@@ -335,7 +335,9 @@ impl Daemon {
             }
             Err(e) => {
                 tracing::warn!("the pull was cut: {e}");
-                self.follows.failed(Hitch::Cut, Instant::now());
+                // (A moment that is not kept is followed by another one.)
+                let may_pass = e.is_passing() || e.is_not_kept();
+                self.follows.failed(if may_pass { Hitch::Cut } else { Hitch::Refused }, Instant::now());
                 self.tell(|line| {
                     line.is_full = e.is_full();
                     let waits = match &e {

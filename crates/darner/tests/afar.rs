@@ -288,6 +288,35 @@ fn who_is_admitted_for_a_fileset_follows_that_and_sees_no_other() {
 }
 
 #[test]
+fn who_waits_for_a_fileset_that_is_gone_or_not_for_its_key_is_told_within_seconds() {
+    let Some(f) = Far::new() else { return };
+    let mnt = f.w.mnt.to_str().unwrap();
+    f.w.darner(&["fileset", "create", mnt, "docs"]);
+    f.w.darner(&["fileset", "create", mnt, "other"]);
+    let (store, url) = (f.dir("far"), format!("darner://127.0.0.1:{}/docs", f.port));
+    f.w.darner(&["mirror", "follow", &store, &url, "--ticket", &f.serve(&["--ticket"])]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    let served: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
+    let key = served["peers"][0]["key"].as_str().unwrap();
+    let tells = || {
+        let start = Instant::now();
+        refused(
+            &["mirror", "sync", "--wait", &store],
+            "there is no such fileset (any more), or it is not for this key",
+        );
+        assert!(start.elapsed() < Duration::from_secs(12), "it took {:?}", start.elapsed());
+    };
+    f.serve(&["--admit", key, "--fileset", "other"]);
+    tells();
+    f.serve(&["--admit", key]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    f.w.darner(&["fileset", "remove", mnt, "docs", "--force"]);
+    tells();
+    f.w.darner(&["mirror", "pause", &store]);
+    f.serve(&["--stop"]);
+}
+
+#[test]
 fn who_can_not_be_followed_is_told_with_what_to_do() {
     let Some(f) = Far::new() else { return };
     let url = format!("darner://127.0.0.1:{}", f.port);
