@@ -36,7 +36,9 @@ pub enum Hitch {
     Silent,
     /// It answered, and does not let us in.
     Refused,
-    /// The connection was cut while it was made: it may come about the next time.
+    /// The connection was cut before anything was said: it may come about the next time.
+    Dropped,
+    /// The same, later: what was said may have been heard.
     Cut,
 }
 
@@ -78,7 +80,7 @@ impl Hitch {
                 ErrorKind::ConnectionReset
                 | ErrorKind::ConnectionAborted
                 | ErrorKind::BrokenPipe
-                | ErrorKind::UnexpectedEof => Hitch::Cut,
+                | ErrorKind::UnexpectedEof => Hitch::Dropped,
                 _ => Hitch::Nobody,
             },
             ConnectError::Ended(reason) => match reason.why {

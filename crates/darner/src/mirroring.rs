@@ -119,7 +119,7 @@ impl Follows {
             _ if last < then => false,
             Hitch::Silent => true,
             Hitch::Nobody | Hitch::Refused => last - since >= UNTIL_BACK,
-            Hitch::Cut => last - since.max(then) >= WHILE_CUT,
+            Hitch::Dropped | Hitch::Cut => last - since.max(then) >= WHILE_CUT,
         })
     }
 

@@ -344,6 +344,12 @@ fn a_store_that_finds_nobody_to_follow_leaves_nothing_behind_and_can_try_again()
         refused(&["mirror", "follow", store, &url(free_port()), "--ticket", &ticket], "nobody listens there");
     }
     assert!(!Path::new(&new).exists() && fs::read_dir(&empty).unwrap().next().is_none());
+    // One that takes the connection and drops it has not seen the ticket.
+    let rude = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = rude.local_addr().unwrap().port();
+    thread::spawn(move || rude.incoming().for_each(drop));
+    let told = refused(&["mirror", "follow", &new, &url(port), "--ticket", &ticket], "127.0.0.1");
+    assert!(!told.contains("--key") && !Path::new(&new).exists(), "{told}");
     // A fileset that is not there is noticed when the ticket is used up: the store that it let in stays, and says so.
     let other = format!("{}/other", url(f.port));
     let told = refused(&["mirror", "follow", &empty, &other, "--ticket", &ticket], "no such fileset");

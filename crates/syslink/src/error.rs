@@ -152,7 +152,7 @@ pub struct Reason {
 /// Why no link came about.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody is there, or the transport failed.
+    /// Nobody is there, or the transport failed before anything was said.
     #[error("{0}")]
     Io(#[from] std::io::Error),
     /// One side did not want the other, or did not understand it.

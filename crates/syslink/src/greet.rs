@@ -1,8 +1,12 @@
 //! Opening a link: both hellos, on a thread that may wait, against a deadline; and how many may be at it at once.
 
+use std::cmp::Reverse;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+
+use parking_lot::Mutex;
 
 use crate::engine::{Action, Engine, Hello};
 use crate::error::{Reason, Why};
@@ -12,33 +16,75 @@ use crate::wire::{Got, Wire};
 /// Strangers that are being looked at, at most: each costs a thread for as long as a handshake may take.
 const STRANGERS_MAX: usize = 64;
 
+/// Those who are being looked at, in the order in which they came, and how many came.
+type Strangers = Arc<Mutex<(Vec<Stranger>, u64)>>;
+
+struct Stranger {
+    number: u64,
+    /// To show it out.
+    connection: OwnedFd,
+    from: Option<IpAddr>,
+    has_spoken: bool,
+}
+
 /// The right to a thread of one's own.
-#[derive(Clone)]
-pub(crate) struct Places(Arc<AtomicUsize>);
+#[derive(Default)]
+pub(crate) struct Places(Strangers);
 
 /// It is given back when it is dropped.
-pub(crate) struct Place(Arc<AtomicUsize>);
+pub(crate) struct Place {
+    strangers: Strangers,
+    number: u64,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.strangers.lock().0.retain(|s| s.number != self.number);
+    }
+}
+
+impl Place {
+    /// Waits until whoever has the place says something; says whether it did.
+    pub fn hears(&self, connection: &impl AsRawFd, until: u64) -> bool {
+        let spoke = poll::wait(&[(connection.as_raw_fd(), false)], Some(until)).unwrap_or(false);
+        if let Some(s) = self.strangers.lock().0.iter_mut().find(|s| s.number == self.number) {
+            s.has_spoken = spoke;
+        }
+        spoke
     }
 }
 
 impl Places {
-    pub fn new() -> Places {
-        Places(Arc::default())
-    }
-
-    /// Runs `work` on a thread, if there is a place; else drops it, and the connection with it. It may go on without the place.
-    pub fn give(&self, work: impl FnOnce(Place) + Send + 'static) {
-        let place = Place(self.0.clone());
-        if self.0.fetch_add(1, Ordering::Relaxed) >= STRANGERS_MAX {
-            return;
-        }
+    /// Runs `work` on a thread. If there are too many, somebody else is shown out: whoever came last may well be a friend.
+    pub fn give<S: AsFd + Send + 'static>(
+        &self,
+        socket: S,
+        from: Option<IpAddr>,
+        work: impl FnOnce(S, Place) + Send + 'static,
+    ) {
+        let Ok(connection) = socket.as_fd().try_clone_to_owned() else { return };
+        let place = {
+            let (strangers, number) = &mut *self.0.lock();
+            if strangers.len() >= STRANGERS_MAX {
+                show_one_out(strangers);
+            }
+            *number += 1;
+            strangers.push(Stranger { number: *number, connection, from, has_spoken: false });
+            Place { strangers: self.0.clone(), number: *number }
+        };
         // Without a thread the place is given back as well.
-        let _ = thread::Builder::new().name("syslink".into()).spawn(move || work(place));
+        let _ = thread::Builder::new().name("syslink".into()).spawn(move || work(socket, place));
     }
+}
+
+/// One that has said nothing rather than another; of these, one from where most are from; of these, the oldest. Its thread notices.
+fn show_one_out(strangers: &mut Vec<Stranger>) {
+    let from_there = |s: &Stranger| strangers.iter().filter(|other| other.from == s.from).count();
+    let all = strangers.iter().enumerate();
+    let Some((n, _)) = all.max_by_key(|(n, s)| (!s.has_spoken, from_there(s), Reverse(*n))) else { return };
+    let shown = strangers.remove(n);
+    // SAFETY: a plain system call; the descriptor is ours.
+    unsafe { libc::shutdown(shown.connection.as_raw_fd(), libc::SHUT_RDWR) };
 }
 
 /// Decides about a hello; for the accepting side. `Ok` may hold what the bulk connection shall begin with.
@@ -102,4 +148,36 @@ fn hear(engine: &mut Engine, wire: &mut Wire, until: u64) {
         Err(reason) => engine.close(reason),
     }
     engine.tick(now_ns());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn who_has_said_nothing_goes_first_then_who_is_from_where_most_are_then_who_came_first() {
+        let mut numbers = 0;
+        let mut stranger = |from: u8, has_spoken| {
+            numbers += 1;
+            let connection = UnixStream::pair().unwrap().0.into();
+            Stranger { number: numbers, connection, from: Some([10, 0, 0, from].into()), has_spoken }
+        };
+        let mut all = vec![
+            stranger(1, true),
+            stranger(2, true),
+            stranger(1, false),
+            stranger(2, false),
+            stranger(2, true),
+            stranger(2, false),
+        ];
+        let mut went = Vec::new();
+        while !all.is_empty() {
+            let before: Vec<u64> = all.iter().map(|s| s.number).collect();
+            show_one_out(&mut all);
+            went.extend(before.into_iter().filter(|number| all.iter().all(|s| s.number != *number)));
+        }
+        assert_eq!(went, [4, 6, 3, 2, 1, 5]);
+    }
 }

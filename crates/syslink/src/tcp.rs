@@ -18,7 +18,7 @@ use rustls::ServerConfig;
 use crate::admission::{Admission, Ticket};
 use crate::engine::{Announced, Config, Engine, Hello, Packet};
 use crate::error::{ConnectError, Reason, Why};
-use crate::greet::{Places, greet};
+use crate::greet::{Place, Places, greet};
 use crate::identity::{Fingerprint, Identity, random};
 use crate::link::{Link, Opened};
 use crate::poll::{self, check, now_ns};
@@ -65,15 +65,21 @@ pub fn connect(
     let mut engine = Engine::connect(config.clone(), hello, now_ns());
     let mut wire = half(control.clone());
     let theirs = greet(&mut engine, &mut wire, until, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
+    let bulk = dial_bulk(remote, identity, &theirs, until).map_err(|e| ConnectError::Ended(Reason::lost(&e)))?;
+    let peer = Peer { who: Who::Key(remote.key), service: service.into() };
+    let wire = join(wire, control, (bulk, Raw::default()), config);
+    Ok(Opened { engine, wire, peer, service: own }.start()?.owned())
+}
+
+/// The second connection; the ticket, if there was one, is used up by now.
+fn dial_bulk(remote: &Remote, identity: &Identity, theirs: &Hello, until: u64) -> io::Result<Channel> {
     let token = theirs.bulk_token.ok_or_else(|| io::Error::other("the peer wants no bulk connection"))?;
     let bulk = dial(remote, identity, Purpose::Bulk, until)?;
     bulk.write(&token)?;
     while bulk.push()? {
         poll::wait(&[(bulk.fd(), true)], Some(until))?;
     }
-    let peer = Peer { who: Who::Key(remote.key), service: service.into() };
-    let wire = join(wire, control, (bulk, Raw::default()), config);
-    Ok(Opened { engine, wire, peer, service: own }.start()?.owned())
+    Ok(bulk)
 }
 
 fn dial(remote: &Remote, identity: &Identity, purpose: Purpose, until: u64) -> io::Result<Channel> {
@@ -139,16 +145,16 @@ impl Listener {
         let ends = Arc::new(AtomicBool::new(false));
         let told = ends.clone();
         thread::Builder::new().name("syslink-accept".into()).spawn(move || {
-            let places = Places::new();
+            let places = Places::default();
             loop {
                 let accepted = listener.accept();
                 if told.load(Ordering::Acquire) {
                     return;
                 }
                 match accepted {
-                    Ok((socket, _)) => {
+                    Ok((socket, from)) => {
                         let house = house.clone();
-                        places.give(move |_place| drop(house.welcome(socket)));
+                        places.give(socket, Some(from.ip()), move |socket, place| drop(house.welcome(socket, &place)));
                     }
                     Err(e) if is_passing(&e) => {}
                     Err(_) => return,
@@ -173,9 +179,12 @@ impl Drop for Listener {
 }
 
 impl House {
-    fn welcome(&self, socket: TcpStream) -> Result<(), ConnectError> {
+    fn welcome(&self, socket: TcpStream, place: &Place) -> Result<(), ConnectError> {
         let until = now_ns() + self.config.handshake_ns;
         prepare(&socket)?;
+        if !place.hears(&socket, until) {
+            return Ok(());
+        }
         let channel = Channel::accept(socket, self.tls.clone(), until)?;
         match channel.purpose() {
             Some(Purpose::Control) => self.control(channel, until),

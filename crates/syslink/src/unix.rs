@@ -162,15 +162,18 @@ impl Listener {
         check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
         let (accepting, stop) = (socket.clone(), Arc::new(Bell::new()?));
         let stopped = stop.clone();
-        let places = Places::new();
+        let places = Places::default();
         thread::Builder::new().name("syslink-accept".into()).spawn(move || {
             loop {
                 let waited = poll::wait_for_either(accepting.as_raw_fd(), stopped.fd());
                 match waited.and_then(|stop| if stop { Ok(None) } else { accept(&accepting).map(Some) }) {
                     Ok(None) => return,
-                    Ok(Some(peer)) => places.give({
+                    Ok(Some(peer)) => places.give(peer, None, {
                         let (config, admission, service) = (config.clone(), admission.clone(), service.clone());
-                        move |place| {
+                        move |peer: OwnedFd, place| {
+                            if !place.hears(&peer, now_ns() + config.handshake_ns) {
+                                return;
+                            }
                             let welcomed = welcome(peer.into(), &config, &*admission, service);
                             drop(place);
                             // (Who is not welcome was told so, and nobody else is to be.)

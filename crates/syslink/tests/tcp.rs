@@ -161,6 +161,27 @@ fn garbage_and_silence_at_the_door_are_shown_out_in_time_and_hinder_nobody() {
     go(&f.remote, &f.me).unwrap().call(echo(1, &[]), long()).unwrap();
 }
 
+/// Sixty-four that were silent kept everybody else out, for as long as they came again.
+#[test]
+fn strangers_who_say_nothing_keep_nobody_out_however_many_they_are() {
+    let (me, host) = (Identity::generate(), Identity::generate());
+    let known = Arc::new(Known::new([(me.fingerprint(), None)], |_, _| ()));
+    let listener = Listener::bind(any(), &host, Config::default(), known, Arc::new(Echo)).unwrap();
+    let remote = Remote { addr: listener.addr(), key: host.fingerprint(), ticket: None };
+    let link = go(&remote, &me).unwrap();
+    let mut silent = Vec::new();
+    let start = Instant::now();
+    for _ in 0..5 {
+        silent.extend((0..100).map(|_| TcpStream::connect(listener.addr()).unwrap()));
+        go(&remote, &me).unwrap().call(echo(1, &[]), long()).unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // The oldest were shown out, and whoever is in is no stranger.
+    silent[0].set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    assert!(matches!(silent[0].read(&mut [0]), Ok(0)));
+    link.call(echo(1, &[]), long()).unwrap();
+}
+
 /// Passes connections on, and records what the connecting side says.
 fn tap(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
     let listener = TcpListener::bind(any()).unwrap();
