@@ -55,7 +55,8 @@ pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure
     let darner_store::Error::Missing { number, place, .. } = &e else { return Failure::new(&e) };
     let Some(uuid) = found.iter().find_map(|v| identify(&**v).ok()).map(|id| id.uuid) else { return Failure::new(&e) };
     let was_it = |path: &PathBuf| {
-        let volume = Place::at(path).and_then(|p| p.volume(false)).ok();
+        // (One that is as it was at another time has its beginning.)
+        let volume = Place::at(path).and_then(|p| p.volume(false)).ok().filter(|v| identify(&**v).is_err());
         let label = volume.and_then(|v| identify_by_label(&*v).ok().flatten());
         label.is_some_and(|id| id.uuid == uuid && id.number == *number)
     };

@@ -1,7 +1,7 @@
 //! Which volumes a store has, and which of those that were found belong to it. docs/format.md §Volumes.
 //!
 //! The newest superblock on any of them says. A home whose own is older by one has missed the last write, and is brought
-//! up to date by the open; one that is further behind is a copy from another time, and refused, like one of another store. A sign that is
+//! up to date by the open; one that is further behind is a copy from another time, and counts as missing. A sign that is
 //! newer than all superblocks says that the newest is on homes that are missing: then nothing is opened.
 
 use std::collections::HashMap;

@@ -37,7 +37,11 @@ impl Fs {
             return refuse(libc::EINVAL, "this store follows another one already");
         }
         if was.source != self.store.uuid() {
-            return refuse(libc::EINVAL, "the other store was a mirror, but not of this one");
+            return refuse(
+                libc::EINVAL,
+                "the other store was a mirror, but not of this one (perhaps of its mirror): make a new mirror of it in another place, \
+                 and what this one had alone can be copied from here",
+            );
         }
         if self.shown(MAIN, was.at)? != Some(was.at) {
             let at = was.at;
