@@ -518,6 +518,9 @@ pub enum VolumeAction {
         /// Only of this fileset (2), or no longer of it (1)
         #[arg(long, value_name = "NAME", requires = "copies")]
         fileset: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Take back a volume whose beginning was overwritten (by mkfs or dd, say), by the label at its end. Not of a mounted store
     Reclaim {
@@ -794,6 +797,9 @@ pub enum FilesetAction {
         /// Bytes of history, of which the oldest gives way then, or none
         #[arg(long, value_parser = limit)]
         history: Option<u64>,
+        /// As JSON
+        #[arg(long, conflicts_with_all = ["bytes", "objects", "history"])]
+        json: bool,
     },
 }
 

@@ -81,8 +81,9 @@ fn a_quota_is_shown_set_and_kept() {
     w.sh("$DARNER fileset create $MNT home; $DARNER fileset quota $MNT home --bytes 1M --objects 4 --history 5G");
     assert_eq!(
         w.sh("$DARNER fileset quota $MNT home"),
-        "bytes    0 B of 1.0 MiB\nobjects  1 of 4\nhistory  limit 5.0 GiB"
+        "bytes    0 B of 1.0 MiB\nobjects  1 of 4\nhistory  limit 5.0 GiB (darner retain tells how much there is)"
     );
+    assert!(w.sh("$DARNER fileset quota $MNT home --json").contains("\"limit_objects\": 4"));
     assert_eq!(
         w.sh("df --output=size,avail -B1 home | tail -1").split_whitespace().collect::<Vec<_>>(),
         ["1048576"; 2]

@@ -198,6 +198,8 @@ fn a_mirror_follows_without_a_mount_until_it_is_paused_removed_or_promoted() {
     w.darner(&["mirror", "pause", &mnt, "copy"]);
     w.darner(&["check", store]);
     w.remount();
+    // (The mount has somebody look at it, who would be in the way of those who look later.)
+    eventually("it has been looked at", || w.log().contains("this mirror is paused"));
     fs::write(w.path("a"), "four").unwrap();
     assert_eq!(line()["state"], "stopped");
     w.darner(&["mirror", "resume", &mnt, "copy"]);
@@ -595,7 +597,9 @@ fn the_list_tells_what_a_mirror_without_a_daemon_shows_or_that_it_is_not_known()
     w.unmount();
     w.darner(&["mirror", "pause", store]);
     w.mount();
-    eventually("what it shows is told", || line()["at_tid"] == at);
+    // (The mount has somebody look at it; meanwhile the list can't.)
+    eventually("it has been looked at", || w.log().contains("this mirror is paused"));
+    assert_eq!(line()["at_tid"], at);
     assert_eq!((&line()["state"], &line()["is_known"]), (&Value::from("stopped"), &Value::from(true)));
     let away = w.dir.join("away");
     fs::rename(&target, &away).unwrap();

@@ -89,7 +89,9 @@ fn a_store_is_made_on_several_volumes_with_two_copies_of_all() {
 #[test]
 fn with_a_second_volume_the_tree_is_there_without_either_and_can_be_written_to() {
     let Some(w) = World::new() else { return };
-    w.sh_outside("$DARNER volume add $MNT other");
+    let said = w.sh_outside("$DARNER volume add $MNT other");
+    assert!(said.ends_with("two copies of the index, one of all else"), "{said}");
+    assert!(w.sh_outside("$DARNER volume copies $MNT --json").contains("\"copies\": \"index\""));
     let copies = || w.sh_outside("$DARNER volume copies $MNT");
     assert!(copies().contains("two copies of the index"), "{}", copies());
     w.sh("mkdir d; for i in $(seq 40); do head -c 1M /dev/urandom > d/$i; done; sync; md5sum d/* > $DIR/sums");

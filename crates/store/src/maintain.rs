@@ -13,6 +13,7 @@ use crate::ageing::Ageing;
 use crate::clean::{Batch, Written};
 use crate::collapse::Pass;
 use crate::counts::Counts;
+use crate::frame::{self, Content};
 use crate::index::Entry;
 use crate::index::ghost::Ghost;
 use crate::index::levels::{Levels, Run};
@@ -20,7 +21,8 @@ use crate::index::merge::{Divider, Merged, Source, run_source};
 use crate::index::table::{Builder, Table};
 use crate::log::Tail;
 use crate::manifest::{Manifest, Position};
-use crate::segment::Segment;
+use crate::reading::Window;
+use crate::segment::{self, Segment};
 use crate::sieve::{Account, Lapses};
 use crate::store::{RESERVE_MIN, SEGMENT_MIN, Store};
 use crate::volume::{For, Region, RegionRef, VolumeEntry, flush_all};
@@ -37,6 +39,9 @@ const RUNS_MIN: usize = 3;
 const RUNS_MIN_DERIVING: usize = 12;
 /// With less free space than this, no segment is made ahead.
 const SPARE_MIN: u64 = 64 << 20;
+/// A seal alone has no more bytes; and so many segments without anything else are given back.
+const EMPTY_MAX: u64 = 256;
+const EMPTY_MANY: usize = 16;
 
 /// What the last checkpoint said.
 pub(crate) struct State {
@@ -240,10 +245,46 @@ impl Store {
         self.end_copy(&mut self.maintenance.lock())?;
         self.end_log_twice()?;
         self.checkpoint()?;
+        self.drop_empty_segments()?;
         if let Some(spare) = self.spare.lock().take() {
             self.volumes.remove(spare.place())?;
         }
         Ok(())
+    }
+
+    /// Gives back sealed segments to which nothing was written, where they are many: each open and close may leave some.
+    fn drop_empty_segments(&self) -> Result<()> {
+        let mut state = self.maintenance.lock();
+        let mut segments = self.segments.lock().clone();
+        let sealed = segment::sealed(&segments, state.log.region);
+        let mut empty = HashSet::new();
+        for s in &segments[..sealed] {
+            // (What can't be read stays.)
+            if s.pack.is_none() && s.end <= segment::HEADER + EMPTY_MAX && self.is_empty(s).unwrap_or(false) {
+                empty.insert(s.at.id);
+            }
+        }
+        if empty.len() < EMPTY_MANY {
+            return Ok(());
+        }
+        segments.retain(|s| !empty.contains(&s.at.id));
+        let levels = self.index.read().levels.clone();
+        let packs = self.packs.lock().clone();
+        self.write_manifest_of(&mut state, &levels, Named { segments, packs }, None)?;
+        self.segments.lock().retain(|s| !empty.contains(&s.at.id));
+        let mut regions = self.regions.write();
+        let gone = empty.iter().filter_map(|id| regions.remove(id));
+        state.doomed_regions.extend(gone.map(|region| (region.clone(), region.place())));
+        drop(regions);
+        self.bury(&mut state)
+    }
+
+    /// Whether a segment has nothing but its seal.
+    fn is_empty(&self, s: &Segment) -> Result<bool> {
+        let mut window = Window::new(self.regions.read()[&s.at.id].clone(), segment::HEADER);
+        window.fill_frame(segment::HEADER)?;
+        let first = frame::parse(window.bytes(segment::HEADER), s.at.id, segment::HEADER);
+        Ok(first.is_some_and(|first| matches!(first.content, Content::Seal(_))))
     }
 
     pub(crate) fn flush_is_due(&self, state: &State) -> bool {

@@ -1,7 +1,7 @@
 //! Bugs that a review found, each by its story; they need the store's inside or a disk with a hook.
 
 use crate::volume::sim::SimDisk;
-use crate::volume::{DirVolume, Disk, RawVolume, Volume};
+use crate::volume::{Copies, DirVolume, Disk, RawVolume, Volume};
 use crate::*;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -832,6 +832,53 @@ fn what_is_forgotten_is_overwritten_where_it_was_before_it_was_moved_too() {
         assert!(holds() >= 1);
         s.forget(&[(FS, ObjectId(9))], &[], s.tid(), 20, &mut |_| ()).unwrap();
         assert_eq!(holds(), 0);
+    }
+}
+
+/// Each mount and unmount of a store on two volumes left two segments with nothing in them.
+#[test]
+fn segments_to_which_nothing_was_written_do_not_pile_up() {
+    let disks = [SimDisk::new(1 << 30), SimDisk::new(1 << 30)];
+    let volumes = || -> Vec<Arc<dyn Volume>> {
+        disks.iter().map(|d| Arc::new(RawVolume::new(Arc::new(d.clone()))) as Arc<dyn Volume>).collect()
+    };
+    Store::create(&*volumes()[0], &CreateOptions { now_ns: 1, seed: Some([6; 32]), ..CreateOptions::default() })
+        .unwrap();
+    let s = Store::open_volumes(&volumes()[..1], &OpenOptions::default()).unwrap();
+    s.add_volume(volumes()[1].clone(), 0).unwrap();
+    s.set_copies(Copies::Index).unwrap();
+    drop(s);
+    let put = |s: &Store, n: u64| {
+        let mut tx = s.begin(FS, 100 + n).unwrap();
+        tx.write(ObjectId(100 + n), 0, &n.to_le_bytes()).unwrap();
+        tx.commit().unwrap();
+    };
+    let mut most = 0;
+    for n in 0..60 {
+        let s = Store::open_volumes(&volumes(), &OpenOptions::default()).unwrap();
+        while s.step_copies(u64::MAX).unwrap() == Progress::Worked {}
+        if n % 20 == 7 {
+            put(&s, n);
+        }
+        s.close().unwrap();
+        most = most.max(s.segments.lock().len());
+        drop(s);
+        if n % 20 == 10 {
+            // The power fails.
+            let s = Store::open_volumes(&volumes(), &OpenOptions::default()).unwrap();
+            put(&s, n);
+            s.sync().unwrap();
+        }
+    }
+    assert!(most < 30, "{most}");
+    for index in [IndexFrom::Tables, IndexFrom::Segments] {
+        let s = Store::open_volumes(&volumes(), &OpenOptions { index, ..OpenOptions::default() }).unwrap();
+        for n in (0..60).filter(|n| [7, 10].contains(&(n % 20))) {
+            let mut found = [0; 8];
+            s.read(&s.map(FS, ObjectId(100 + n), 0, 8, Tid::MAX).unwrap(), &mut found).unwrap();
+            assert_eq!(found, n.to_le_bytes());
+        }
+        assert_eq!(s.check(&mut |_, _| ()).all(), Vec::<String>::new());
     }
 }
 

@@ -37,8 +37,8 @@ pub fn run(c: &Fileset) -> Result<()> {
             let request = Request::RenameFileset { name: name.clone(), new_name: new_name.clone() };
             change(mnt, name, request).map(drop)
         }
-        A::Quota { mnt, name, bytes: None, objects: None, history: None } => show_quota(mnt, name),
-        A::Quota { mnt, name, bytes, objects, history } => {
+        A::Quota { mnt, name, bytes: None, objects: None, history: None, json } => show_quota(mnt, name, *json),
+        A::Quota { mnt, name, bytes, objects, history, .. } => {
             let (bytes, objects, history) = (*bytes, *objects, *history);
             change(mnt, name, Request::LimitFileset { name: name.clone(), bytes, objects, history }).map(drop)
         }
@@ -71,16 +71,20 @@ pub(super) fn is_root(path: &Path) -> bool {
     lines.is_ok_and(|lines| lines.iter().any(|line| line.inode == found.ino()))
 }
 
-fn show_quota(mnt: &Path, name: &str) -> Result<()> {
+fn show_quota(mnt: &Path, name: &str, json: bool) -> Result<()> {
     let lines = all(&mounts::store_of(mnt)?)?;
     let found = lines.iter().find(|line| line.name == name);
     let line = found.ok_or_else(|| Failure::new(format!("fileset {name:?}: there is no fileset of this name")))?;
+    if json {
+        return super::print_json(line);
+    }
     let mut out = String::new();
     writeln!(out, "bytes    {} of {}", human(line.live_bytes), limit(line.limit_bytes, human))
         .expect("strings take all");
     let objects = limit(line.limit_objects, |n| n.to_string());
     writeln!(out, "objects  {} of {objects}", line.objects).expect("strings take all");
-    writeln!(out, "history  limit {}", limit(line.limit_history_bytes, human)).expect("strings take all");
+    writeln!(out, "history  limit {} (darner retain tells how much there is)", limit(line.limit_history_bytes, human))
+        .expect("strings take all");
     super::print(&out)
 }
 

@@ -1,6 +1,7 @@
 //! `darner volume`
 
 use std::fmt::Write;
+use std::path::Path;
 
 use super::{call_showing_progress, human, other_answer, region_number};
 use crate::cli::{Volume, VolumeAction};
@@ -29,9 +30,11 @@ pub fn run(c: &Volume) -> Result<()> {
             let cold = tier.as_deref() == Some("cold");
             let path = std::path::absolute(path).cant(|| format!("find {}", path.display()))?;
             match ask(mnt, Request::AddVolume { path, size: *size, image: *image, force: *force, cold })? {
-                Response::Volumes(lines) => super::print(&table(&lines)),
-                _ => Err(other_answer()),
+                Response::Volumes(lines) => super::print(&table(&lines))?,
+                _ => return Err(other_answer()),
             }
+            // (A second one may have brought that about.)
+            copies(mnt, None, None, false)
         }
         A::Move { mnt, segment, from, to } => {
             let region = segment.as_deref().map(region_number).transpose()?;
@@ -44,12 +47,7 @@ pub fn run(c: &Volume) -> Result<()> {
             }
             _ => Err(other_answer()),
         },
-        A::Copies { mnt, copies, fileset } => {
-            match ask(mnt, Request::Copies { copies: copies.clone(), fileset: fileset.clone() })? {
-                Response::Copies(line) => super::print(&copies_text(&line)),
-                _ => Err(other_answer()),
-            }
-        }
+        A::Copies { mnt, copies: wanted, fileset, json } => copies(mnt, wanted.clone(), fileset.clone(), *json),
         A::Remove { mnt, id, lost: false } => {
             moved(&ask(mnt, Request::RemoveVolume { id: *id })?, "to the others; it is no volume any more")?;
             // Whoever mounts by the one that has left has to name another.
@@ -86,7 +84,7 @@ fn lines(answer: &Response) -> Result<()> {
     }
 }
 
-pub(super) fn ask(mnt: &std::path::Path, request: Request) -> Result<Response> {
+pub(super) fn ask(mnt: &Path, request: Request) -> Result<Response> {
     call_showing_progress(&mounts::store_of(mnt)?, &request)
 }
 
@@ -95,6 +93,14 @@ fn moved(answer: &Response, to: &str) -> Result<()> {
         Response::Moved { regions, bytes } => {
             super::print(&format!("moved {} in {regions} regions {to}\n", human(*bytes)))
         }
+        _ => Err(other_answer()),
+    }
+}
+
+fn copies(mnt: &Path, copies: Option<String>, fileset: Option<String>, json: bool) -> Result<()> {
+    match ask(mnt, Request::Copies { copies, fileset })? {
+        Response::Copies(line) if json => super::print_json(&line),
+        Response::Copies(line) => super::print(&copies_text(&line)),
         _ => Err(other_answer()),
     }
 }
