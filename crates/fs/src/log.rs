@@ -87,8 +87,8 @@ const RUN_NANOS: u64 = 1_000_000_000;
 
 impl Fs {
     /// The versions of the objects at a path (names from `root` down), oldest first; of its directories too, all that ever
-    /// had their names are looked into, for the time that they had them. Only those up to `to`. With `coalesce`, of writes that follow one another within a second only
-    /// the last is told, and the last before a label. ENOENT if nothing ever had this name.
+    /// had their names are looked into, for the time that they had them. Only those up to `to`. With `coalesce`, of writes that
+    /// follow one another within a second only the last is told, and the last before a label. ENOENT if nothing ever had this name.
     pub fn log(&self, root: Inode, path: &[&[u8]], to: Tid, coalesce: bool) -> Result<Vec<LogEntry>> {
         let mut log = self.whole_log(root, path)?;
         log.retain(|e| e.tid <= to);
@@ -106,14 +106,13 @@ impl Fs {
         for name in dirs {
             let mut next = Vec::new();
             for dir in &within {
-                next.extend(self.tenures(dir.ino, name)?.into_iter().filter_map(|tenure| tenure.within(dir)));
+                next.extend(self.tenures_below(dir, name)?);
             }
             within = next;
         }
         let mut tenures = Vec::new();
         for dir in &within {
-            let mut all: Vec<Tenure> =
-                self.tenures(dir.ino, name)?.into_iter().filter_map(|tenure| tenure.within(dir)).collect();
+            let mut all = self.tenures_below(dir, name)?;
             if self.kept_since(dir.ino)? == Tid::MAX {
                 all.retain(|tenure| tenure.until.is_none());
                 all.iter_mut().for_each(|tenure| tenure.only_now = true);
@@ -125,6 +124,11 @@ impl Fs {
             return refuse(libc::ENOENT, "nothing ever had this name");
         }
         self.tell(&tenures)
+    }
+
+    /// Which objects had a name in a directory, within the time of that, oldest first.
+    fn tenures_below(&self, dir: &Tenure, name: &[u8]) -> Result<Vec<Tenure>> {
+        Ok(self.tenures(dir.ino, name)?.into_iter().filter_map(|tenure| tenure.within(dir)).collect())
     }
 
     /// Which objects had a name in any of these directories, oldest first.

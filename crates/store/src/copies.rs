@@ -149,6 +149,11 @@ impl Store {
     pub(crate) fn make_spare_of_all_copies(&self) -> Result<()> {
         let id = self.next_region.fetch_add(1, Ordering::Relaxed);
         let region = self.volumes.create(id, 16 * SEGMENT_MIN, For::Log, true)?;
+        self.replace_spare(region)
+    }
+
+    /// Has the next segment be this one.
+    fn replace_spare(&self, region: Arc<dyn Region>) -> Result<()> {
         let old = self.spare.lock().replace(region);
         old.map_or(Ok(()), |old| self.volumes.remove(old.place()))
     }
@@ -174,8 +179,7 @@ impl Store {
             Err(Error::NoSpace { .. }) => return Ok(()),
             region => region?,
         };
-        let old = self.spare.lock().replace(region);
-        old.map_or(Ok(()), |old| self.volumes.remove(old.place()))?;
+        self.replace_spare(region)?;
         self.seal_open(&mut state, &|_| true)?;
         self.trim_segments()
     }

@@ -257,13 +257,13 @@ impl Store {
         let mut state = self.maintenance.lock();
         let mut segments = self.segments.lock().clone();
         let sealed = segment::sealed(&segments, state.log.region);
-        let mut empty = HashSet::new();
-        for s in &segments[..sealed] {
-            // (What can't be read stays.)
-            if s.pack.is_none() && s.end <= segment::HEADER + EMPTY_MAX && self.is_empty(s).unwrap_or(false) {
-                empty.insert(s.at.id);
-            }
+        let may_be = |s: &&Segment| s.pack.is_none() && s.end <= segment::HEADER + EMPTY_MAX;
+        let small: Vec<Segment> = segments[..sealed].iter().filter(may_be).copied().collect();
+        if small.len() < EMPTY_MANY {
+            return Ok(());
         }
+        // (What can't be read stays.)
+        let empty: HashSet<u64> = small.iter().filter(|s| self.is_empty(s).unwrap_or(false)).map(|s| s.at.id).collect();
         if empty.len() < EMPTY_MANY {
             return Ok(());
         }

@@ -396,7 +396,7 @@ impl Store {
             None => Retention::default(),
         };
         // To one that was removed only moments of the main one lead: where none is left, its own are given up, labelled ones too.
-        let past_life = self.index.read().filesets.past_life(fileset);
+        let past_life = self.past_life(fileset);
         let is_lost = match past_life {
             Some((created, removed)) => !self.load_retention(MAIN)?.sees(created, removed),
             None => false,

@@ -116,7 +116,7 @@ pub struct Store {
     /// Held while moments are given up, or made sure of.
     pub(crate) retaining: Mutex<()>,
     pub(crate) pins: Mutex<Pins>,
-    /// Held by whoever makes room on a full volume; when to try the next collapse at the earliest.
+    /// Held by whoever makes room on a full volume; the last time that there was none to be made.
     pub(crate) making_room: Mutex<Fruitless>,
     /// How often a retention or label has changed since the open.
     pub(crate) retention_changes: AtomicU64,

@@ -134,7 +134,7 @@ impl Region for Twice {
     }
 }
 
-/// A region whose only volume is missing.
+/// A region whose only volume is missing, or that is gone.
 pub struct Absent {
     pub at: RegionRef,
     /// What its volume is called, and why it is not there.
