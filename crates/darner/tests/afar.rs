@@ -455,3 +455,73 @@ fn an_old_source_follows_its_promoted_mirror_on_another_machine() {
     f.w.darner(&["unmount", copy.to_str().unwrap()]);
     f.w.darner(&["check", &store]);
 }
+
+#[test]
+fn an_old_source_follows_the_promoted_mirror_of_its_mirror() {
+    let Some(f) = Far::new() else { return };
+    fs::write(f.w.path("both"), "one").unwrap();
+    let (server, site) = (f.dir("server"), f.dir("site"));
+    let listens = |store: &str| {
+        let port = free_port();
+        f.w.darner(&["serve", store, "--listen", &format!("127.0.0.1:{port}")]);
+        let ticket = f.w.darner(&["serve", store, "--ticket"]).trim().to_string();
+        (format!("darner://127.0.0.1:{port}"), ticket)
+    };
+    let url = format!("darner://127.0.0.1:{}", f.port);
+    f.w.darner(&["mirror", "follow", &server, &url, "--ticket", &f.serve(&["--ticket"])]);
+    f.w.darner(&["mirror", "sync", "--wait", &server]);
+    let (url, ticket) = listens(&server);
+    f.w.darner(&["mirror", "follow", &site, &url, "--ticket", &ticket]);
+    f.w.darner(&["mirror", "sync", "--wait", &site]);
+    f.w.darner(&["mirror", "pause", &site]);
+    // The server has more than the second site when both are lost.
+    fs::write(f.w.path("both"), "nearer").unwrap();
+    f.w.darner(&["mirror", "sync", "--wait", &server]);
+    fs::write(f.w.path("alone"), "words").unwrap();
+    f.w.unmount();
+    f.serve(&["--stop"]);
+    f.w.darner(&["serve", &server, "--stop"]);
+    f.w.darner(&["mirror", "pause", &server]);
+    f.w.darner(&["mirror", "promote", &site]);
+    let copy = PathBuf::from(f.dir("copy"));
+    fs::create_dir(&copy).unwrap();
+    f.w.darner(&["mount", &site, copy.to_str().unwrap()]);
+    assert_eq!(fs::read(copy.join("both")).unwrap(), b"one");
+    fs::write(copy.join("new"), "two").unwrap();
+    let (old, (url, ticket)) = (f.w.store.to_str().unwrap(), listens(&site));
+    let told = f.w.darner(&["mirror", "return", old, &url, "--ticket", &ticket]);
+    let name = told.split([' ', ':']).find(|word| word.starts_with("before-return-")).unwrap().to_string();
+    f.w.darner(&["mirror", "sync", "--wait", old]);
+    f.w.mount();
+    let names = |dir: &Path| {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!((names(&f.w.mnt), fs::read(f.w.path("both")).unwrap()), (names(&copy), b"one".to_vec()));
+    let alone = PathBuf::from(f.dir("alone"));
+    fs::create_dir(&alone).unwrap();
+    f.w.darner(&["mount", "--fileset", &name, old, alone.to_str().unwrap()]);
+    assert_eq!(
+        (names(&alone), fs::read(alone.join("both")).unwrap()),
+        (vec!["alone".into(), "both".into()], b"nearer".to_vec())
+    );
+    f.w.darner(&["unmount", alone.to_str().unwrap()]);
+    // So does the one between, which is not told apart from any other old source.
+    f.w.darner(&["mirror", "promote", &server]);
+    let ticket = f.w.darner(&["serve", &site, "--ticket"]);
+    f.w.darner(&["mirror", "return", &server, &url, "--ticket", ticket.trim()]);
+    f.w.darner(&["mirror", "sync", "--wait", &server]);
+    fs::write(copy.join("both"), "three").unwrap();
+    eventually("it follows", || fs::read(f.w.path("both")).is_ok_and(|both| both == b"three"));
+    for store in [old, &server] {
+        f.w.darner(&["mirror", "pause", store]);
+    }
+    f.w.unmount();
+    f.w.darner(&["serve", &site, "--stop"]);
+    f.w.darner(&["unmount", copy.to_str().unwrap()]);
+    for store in [old, &server, &site] {
+        f.w.darner(&["check", store]);
+    }
+}

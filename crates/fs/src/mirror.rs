@@ -33,7 +33,7 @@ use crate::whereabouts::Settled;
 
 /// The object whose MIRROR record says how far a mirror has come. No file has its number.
 pub(crate) const BOOKS: ObjectId = ObjectId(u64::MAX);
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Transactions of a pull are this much older than its moment at the most.
 const WINDOW: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
@@ -41,6 +41,8 @@ const SECOND: u64 = 1_000_000_000;
 const OBJECTS_APART: u64 = 1 << 20;
 /// Most pieces that a record has: cuts beyond make it begin anew further ahead.
 const PIECES_MAX: u64 = 1000;
+/// Stores further up of which a mirror knows, at most.
+const UPSTREAM_MAX: usize = 16;
 
 /// The tail with which an object's keys begin.
 pub(crate) fn tail_of(object: u64) -> [u8; 8] {
@@ -53,6 +55,30 @@ fn is_mirrored(tail: &[u8]) -> bool {
         ObjectId(0) | BOOKS => false,
         _ => matches!(kind, Kind::ATTR | Kind::TARGET | Kind::XATTR | Kind::DIRENT | Kind::EXTENT),
     })
+}
+
+/// A store that is followed, directly or by way of others, and how far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// The store.
+    pub source: [u8; 16],
+    /// The fileset of it.
+    pub fileset: FilesetId,
+    /// The moment of it that the one who follows has.
+    pub at: Tid,
+}
+
+impl Upstream {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.source);
+        put_varint(out, self.fileset.0.into());
+        put_varint(out, self.at.0);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Option<Upstream> {
+        let source = from.take(16)?.try_into().ok()?;
+        Some(Upstream { source, fileset: FilesetId(from.varint32()?), at: Tid(from.varint()?) })
+    }
 }
 
 /// What a mirror follows, and how far it has come.
@@ -80,12 +106,20 @@ pub struct Following {
     aim: Tid,
     /// Ends of ranges of tails, ascending, the last one empty; and the moments that they are as of.
     pieces: Vec<(Vec<u8>, Tid)>,
+    /// What the source follows in its turn, nearest first: as of `target` from the first part of that on.
+    above: Vec<Upstream>,
 }
 
 impl Following {
     /// Whether no pull is under way.
     pub fn is_whole(&self) -> bool {
         matches!(self.pieces.as_slice(), [(_, since)] if *since == self.at)
+    }
+
+    /// All whose changes come here, from the source on.
+    fn upstream(&self) -> Vec<Upstream> {
+        let source = Upstream { source: self.source, fileset: self.fileset, at: self.at };
+        std::iter::once(source).chain(self.above.iter().copied()).collect()
     }
 
     /// What is to be asked for next, but for how much at a time.
@@ -130,14 +164,14 @@ impl Following {
             put_bytes(&mut out, end);
             put_varint(&mut out, since.0);
         }
+        put_varint(&mut out, self.above.len() as u64);
+        self.above.iter().for_each(|up| up.encode(&mut out));
         out
     }
 
     fn decode(value: &[u8], tid: Tid) -> Option<Following> {
         let mut from = Reader(value);
-        if from.byte()? != VERSION {
-            return None;
-        }
+        let version = from.byte().filter(|version| (1..=VERSION).contains(version))?;
         let flags = from.byte().filter(|flags| *flags < 4)?;
         let (promoted, paused) = (flags & 1 != 0, flags & 2 != 0);
         let source = from.take(16)?.try_into().ok()?;
@@ -150,8 +184,11 @@ impl Following {
         for _ in 0..n.min(PIECES_MAX) {
             pieces.push((from.bytes()?.to_vec(), Tid(from.varint()?)));
         }
+        let n = if version == 1 { 0 } else { from.varint()? };
+        let above = (0..n.min(PIECES_MAX)).map(|_| Upstream::decode(&mut from)).collect::<Option<_>>()?;
         from.end()?;
-        let mut found = Following { source, fileset, name, origin, promoted, paused, at, shown, target, aim, pieces };
+        let mut found =
+            Following { source, fileset, name, origin, promoted, paused, at, shown, target, aim, pieces, above };
         if found.is_whole() {
             found.shown = tid;
         }
@@ -211,6 +248,7 @@ impl Fs {
             target: Tid::ZERO,
             aim: Tid::ZERO,
             pieces: vec![(Vec::new(), Tid::ZERO)],
+            above: Vec::new(),
         };
         put_books(&mut change.tx, &found);
         let tid = change.commit()?;
@@ -320,6 +358,15 @@ impl Fs {
         }
     }
 
+    /// Whom the main fileset followed as of a moment that is whole, nearest first.
+    pub(super) fn upstream_at(&self, at: Tid) -> Result<Vec<Upstream>> {
+        if !self.mirror.ever.load(Ordering::Acquire) {
+            return Ok(Vec::new());
+        }
+        let found = self.books_at(at)?.filter(|f| !f.promoted && f.is_whole());
+        Ok(found.map_or(Vec::new(), |f| f.upstream()))
+    }
+
     /// Of a moment that is kept, the one that is shown: not amid a pull.
     pub(crate) fn whole(&self, fileset: FilesetId, mut at: Tid) -> Result<Option<Tid>> {
         if fileset != MAIN || !self.mirror.ever.load(Ordering::Acquire) {
@@ -383,6 +430,7 @@ mod tests {
             target: Tid(300),
             aim: Tid(301),
             pieces: vec![(vec![5; 9], Tid(300)), (vec![7; 9], Tid(200)), (vec![], Tid(100))],
+            above: vec![Upstream { source: [8; 16], fileset: MAIN, at: Tid(90) }],
         }
     }
 
@@ -390,6 +438,9 @@ mod tests {
     fn a_record_comes_back_and_no_bytes_make_decoding_panic() {
         let bytes = following().encode();
         assert_eq!(Following::decode(&bytes, Tid(999)), Some(following()));
+        // Version 1 ended before what is above.
+        let old = [&[1], &bytes[1..bytes.len() - 19]].concat();
+        assert_eq!(Following::decode(&old, Tid(999)), Some(Following { above: Vec::new(), ..following() }));
         let mut rng = fastrand::Rng::with_seed(1);
         for _ in 0..100_000 {
             let mut bytes = bytes.clone();

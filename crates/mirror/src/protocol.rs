@@ -57,11 +57,10 @@ pub(crate) const ATTEMPT: Tag = Tag(24);
 pub(crate) const VERSIONS: Tag = Tag(25);
 /// Repeated: sentences.
 pub(crate) const FOUND: Tag = Tag(26);
-/// What a promoted mirror followed.
-pub(crate) const WAS_SOURCE: Tag = Tag(27);
-pub(crate) const WAS_FILESET: Tag = Tag(28);
-pub(crate) const WAS_AT: Tag = Tag(29);
+/// Of a promoted mirror, the transaction that has the same as what it followed had ([`WAS`]).
 pub(crate) const WAS_SHOWN: Tag = Tag(30);
 pub(crate) const NOW: Tag = Tag(31);
 /// Repeated: paths at which the store of whoever says so is reached.
 pub(crate) const PLACE: Tag = Tag(32);
+/// Repeated: whom a promoted mirror followed, nearest first: a group of [`UUID`], [`FILESET`], [`AT`].
+pub(crate) const WAS: Tag = Tag(33);

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Following, Fs, FsError, Inode, ObjectId, Part, Tid, Wanted, Was};
+use darner_fs::{FilesetId, Following, Fs, FsError, Inode, ObjectId, Part, Tid, Upstream, Wanted, Was};
 use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
 use crate::parts::{Parts, taken};
 use crate::places;
 use crate::protocol::{
-    AWAY, FILESET, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, ROOM, SESSION, SINCE, UUID,
-    WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
+    AT, AWAY, FILESET, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, ROOM, SESSION, SINCE, UUID,
+    WAS, WAS_SHOWN,
 };
 
 /// How long one answer may take.
@@ -210,16 +210,17 @@ impl Puller {
         let told = reply.root();
         let begins = begins && told.find(ITEMS).is_some();
         let points = told.all(POINT).map(|e| e.as_uint().map(Tid)).collect::<Result<Vec<_>, _>>()?;
-        let was = told.find(WAS_SOURCE).map(|_| {
-            Ok::<_, ReadError>(Was {
-                source: told.array(WAS_SOURCE)?,
-                fileset: FilesetId(told.number(WAS_FILESET)?),
-                at: Tid(told.uint(WAS_AT)?),
-                shown: Tid(told.uint(WAS_SHOWN)?),
+        let of = told.all(WAS).map(|up| {
+            Ok::<_, ReadError>(Upstream {
+                source: up.array(UUID)?,
+                fileset: FilesetId(up.number(FILESET)?),
+                at: Tid(up.uint(AT)?),
             })
         });
+        let of = of.collect::<Result<Vec<_>, _>>()?;
+        let was = told.uint_opt(WAS_SHOWN)?.map(|shown| Was { shown: Tid(shown), of });
         let looked = Looked {
-            was: was.transpose()?,
+            was,
             uuid: told.array(UUID)?,
             fileset: FilesetId(told.number(FILESET)?),
             name: told.text(NAME)?.to_string(),

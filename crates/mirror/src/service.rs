@@ -15,7 +15,7 @@ use crate::places::{self, Places};
 use crate::protocol::{
     AT, ATTEMPT, AWAY, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
     NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE,
-    TID, TO, UUID, VERSIONS, WAS_AT, WAS_FILESET, WAS_SHOWN, WAS_SOURCE,
+    TID, TO, UUID, VERSIONS, WAS, WAS_SHOWN,
 };
 
 /// Who is silent for so long has to begin his pull anew (where he was cut).
@@ -226,8 +226,12 @@ impl Source {
             reply.uint(NOW, clock());
         }
         if let Some(was) = self.fs.was().map_err(|e| failed(&e))?.filter(|_| root == ROOT) {
-            reply.bytes(WAS_SOURCE, &was.source).uint(WAS_FILESET, was.fileset.0.into());
-            reply.uint(WAS_AT, was.at.0).uint(WAS_SHOWN, was.shown.0);
+            reply.uint(WAS_SHOWN, was.shown.0);
+            for up in was.of {
+                reply.group(WAS, |of| {
+                    of.bytes(UUID, &up.source).uint(FILESET, up.fileset.0.into()).uint(AT, up.at.0);
+                });
+            }
         }
         if let Some(since) = since.filter(|since| *since < newest) {
             let mut between = false;

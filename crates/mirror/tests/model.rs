@@ -172,6 +172,8 @@ struct Counts {
     mended: u64,
     /// Old sources that turned back.
     back: u64,
+    /// Of them, those that followed the mirror of a mirror.
+    far: u64,
 }
 
 struct World<'r> {
@@ -359,15 +361,19 @@ impl World<'_> {
         self.check_past(n);
     }
 
-    /// A promoted store gets a mirror, which is promoted while both go on, and then follows that.
+    /// A promoted store gets a mirror, or one of that, which is promoted while both go on, and then follows it.
     fn turn_back(&mut self) {
         let (old, now) = (self.mirrors[0].fs.clone(), self.h.now + 60 * SECOND);
         if old.following().is_some() {
             return;
         }
         let caller = Caller::default();
-        let (_disk, new) = new_mirror(old.store().hash_key(), self.rng.u64(..));
-        new.follow(old.store().uuid(), MAIN, "main", "", START + 2).unwrap();
+        let follower = |rng: &mut fastrand::Rng, of: &Fs| {
+            let (disk, fs) = new_mirror(of.store().hash_key(), rng.u64(..));
+            fs.follow(of.store().uuid(), MAIN, "main", "", START + 2).unwrap();
+            (disk, fs)
+        };
+        let (_disk, mut new) = follower(&mut self.rng, &old);
         let pull = |fs: &Arc<Fs>, of: &Arc<Fs>| {
             let service = Arc::new(Source::new(of.clone()));
             let pair = Pair::new(1, Faults::default(), &Config::default(), Arc::new(Refuse), service);
@@ -377,6 +383,18 @@ impl World<'_> {
             looked
         };
         pull(&new, &old);
+        let mut between = None;
+        if self.rng.bool() {
+            let (disk, far) = follower(&mut self.rng, &new);
+            pull(&far, &new);
+            // The one between goes on: what is further away has an older moment.
+            old.mkdir(&caller, now - 2, old.root(), b"nearer", 0o755).unwrap();
+            pull(&new, &old);
+            if self.rng.bool() {
+                pull(&far, &new);
+            }
+            between = Some((disk, std::mem::replace(&mut new, far)));
+        }
         new.promote(now).unwrap();
         // Both go on, with the same names and other ones.
         let mut change = |fs: &Fs, name: &str| {
@@ -395,9 +413,17 @@ impl World<'_> {
         change(&new, "new");
         let alone = dump(&old, Node::Live(ROOT), now);
         let was = new.was().unwrap().expect("it was promoted");
-        let kept = old.shown(MAIN, was.at).unwrap() == Some(was.at);
+        let at = was.of.last().expect("it followed something").at;
+        let kept = old.shown(MAIN, at).unwrap() == Some(at);
+        if kept {
+            let shown = dump(&new, Node::AsOf(ROOT, was.shown), now);
+            assert_same(&shown, &dump(&old, Node::AsOf(ROOT, at), now), "what both had");
+        }
         let apart = match old.turn_back(new.store().uuid(), &was, "", "alone", now + 20) {
-            Ok(apart) => apart.inode(),
+            Ok((since, apart)) => {
+                assert_eq!(since, at);
+                apart.inode()
+            }
             Err(e) => {
                 assert!(!kept && e.errno() == libc::ESTALE, "{e}");
                 return;
@@ -422,6 +448,7 @@ impl World<'_> {
         old.remove_fileset(now + 42, "alone", true).unwrap();
         assert_eq!(old.check().unwrap().findings, Vec::<String>::new());
         self.counts.back += 1;
+        self.counts.far += u64::from(between.is_some());
     }
 
     /// Something of a mirror's own.
@@ -556,6 +583,7 @@ fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
                 sum.verified += c.verified;
                 sum.mended += c.mended;
                 sum.back += c.back;
+                sum.far += c.far;
             }
             Err(panic) => {
                 eprintln!("failed with DARNER_MIRROR_SEED={seed}");
@@ -570,7 +598,8 @@ fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
             && sum.cut > 5
             && sum.amid > 0
             && sum.mended > 0
-            && sum.back > 0
+            && sum.back > sum.far
+            && sum.far > 0
             && sum.verified > 10,
         "{sum:?}"
     );

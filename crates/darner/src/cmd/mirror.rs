@@ -301,12 +301,11 @@ fn turn_back_closed(
     })?;
     let was = looked.was.ok_or_else(|| Failure::new(format!("{promoted} is no mirror that was promoted")))?;
     let name = format!("before-return-{}", now_ns() / 1_000_000_000);
-    opened(place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
+    let (at, _) = opened(place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
     daemon::stay(&place.path)?;
     let store = place.path.display();
     Ok(format!(
-        "{store} follows {origin}, from {} on; what it had become is the fileset {name}: darner mount --fileset {name} {store} MNT\n",
-        was.at
+        "{store} follows {origin}, from {at} on; what it had become is the fileset {name}: darner mount --fileset {name} {store} MNT\n"
     ))
 }
 

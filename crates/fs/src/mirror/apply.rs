@@ -12,7 +12,7 @@ use crate::error::{FsError, Result};
 use crate::fs::Fs;
 use crate::mirror::item::{Bytes, Item, decode_all};
 use crate::mirror::source::{Part, Wanted};
-use crate::mirror::{BOOKS, Following, OBJECTS_APART, is_mirrored, put_books};
+use crate::mirror::{BOOKS, Following, OBJECTS_APART, UPSTREAM_MAX, is_mirrored, put_books};
 use crate::node::{Inode, MAIN};
 
 /// A transaction that has come to this is ended, and the next begun.
@@ -40,7 +40,12 @@ impl Fs {
         if !is_next || !part.next.as_ref().is_none_or(ahead) {
             return Err(FsError::new(libc::EINVAL, "what the source sent is not what was asked for"));
         }
-        let mut acts = self.acts(decode_all(&part.items).ok_or_else(refused)?)?;
+        let (above, items): (Vec<_>, Vec<_>) =
+            decode_all(&part.items).ok_or_else(refused)?.into_iter().partition(|item| matches!(item, Item::Above(_)));
+        if wanted.from.is_empty() {
+            f.above = above.into_iter().filter_map(|item| item.above()).take(UPSTREAM_MAX).collect();
+        }
+        let mut acts = self.acts(items)?;
         // Of a stream that is read again, some was done before.
         acts.retain(|(tail, _)| *tail >= wanted.from);
         if !acts.iter().all(|(tail, _)| end.is_none_or(|end| tail < end)) {
@@ -70,10 +75,13 @@ impl Fs {
             applying.finish()?;
             *self.mirror.state.lock() = Some(f.clone());
         }
-        if self.following().as_ref() == Some(&f) && changed.is_empty() {
+        if changed.is_empty() {
             // Nothing to write: where it was cut, it would look here again.
-            f.advance(part.next.as_deref());
-            *self.mirror.state.lock() = Some(f);
+            let mut state = self.mirror.state.lock();
+            if let Some(state) = state.as_mut().filter(|state| !state.promoted && state.target == f.target) {
+                state.advance(part.next.as_deref());
+                state.above = f.above;
+            }
         }
         Ok(changed.into_iter().collect())
     }
@@ -106,6 +114,7 @@ impl Fs {
             match item {
                 Item::Stated(from, to) => stated.push((from, to)),
                 Item::Same(tail) => drop(told.insert(tail)),
+                Item::Above(_) => {}
                 Item::Set(tail, tid, value) => acts.push((tail, Act::Set(tid, value))),
                 Item::Deleted(tail) => acts.push((tail, Act::Delete)),
                 Item::Chunk(object, chunk, spans) => {
@@ -137,6 +146,7 @@ impl Fs {
             return crate::error::refuse(libc::EINVAL, "the mirror has nothing whole yet: its first pull is not over");
         }
         if !f.is_whole() {
+            f.above = self.books_at(f.shown)?.map_or(Vec::new(), |shown| shown.above);
             self.rewind(f.shown, now_ns)?;
         }
         self.store.admit(SMALL)?;

@@ -7,55 +7,60 @@ use crate::change::SMALL;
 use crate::error::{FsError, Result, refuse};
 use crate::fileset::Fileset;
 use crate::fs::Fs;
-use crate::mirror::{Following, put_books};
+use crate::mirror::{Following, Upstream, put_books};
 use crate::node::{MAIN, ROOT};
 
 /// What a promoted mirror was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Was {
-    /// The store that it followed.
-    pub source: [u8; 16],
-    /// The fileset of it.
-    pub fileset: darner_store::FilesetId,
-    /// The moment of that store that it had.
-    pub at: Tid,
-    /// Its own transaction that has the same.
+    /// Its own transaction that has the same as those below.
     pub shown: Tid,
+    /// The store that it followed, that which this one followed, and so on: it has what each was at that moment.
+    pub of: Vec<Upstream>,
 }
 
 impl Fs {
     /// What this store followed, if it is a mirror that was promoted.
     pub fn was(&self) -> Result<Option<Was>> {
         let found = self.books_at(Tid::MAX)?.filter(|f| f.promoted);
-        Ok(found.map(|f| Was { source: f.source, fileset: f.fileset, at: f.at, shown: f.shown }))
+        Ok(found.map(|f| Was { shown: f.shown, of: f.upstream() }))
     }
 
-    /// Has this store follow the one that was its mirror: `other` (reached at `origin`), of which `was` tells. Everything is again what it
-    /// was at the moment that they have in common; what it is now is kept as the fileset `name`, which is returned. Nothing may be mounted.
-    pub fn turn_back(&self, other: [u8; 16], was: &Was, origin: &str, name: &str, now_ns: u64) -> Result<Fileset> {
+    /// Has this store follow the one that was its mirror, or its mirror's: `other` (reached at `origin`), of which `was` tells. Everything is
+    /// again what it was at the moment that they have in common; what it is now is kept as the fileset `name`. Returns that moment, and the
+    /// fileset. Nothing may be mounted.
+    pub fn turn_back(
+        &self,
+        other: [u8; 16],
+        was: &Was,
+        origin: &str,
+        name: &str,
+        now_ns: u64,
+    ) -> Result<(Tid, Fileset)> {
         if self.following().is_some() {
             return refuse(libc::EINVAL, "this store follows another one already");
         }
-        if was.source != self.store.uuid() {
+        let uuid = self.store.uuid();
+        let Some(Upstream { fileset, at, .. }) = was.of.iter().find(|up| up.source == uuid).copied() else {
             return refuse(
                 libc::EINVAL,
-                "the other store was a mirror, but not of this one (perhaps of its mirror): make a new mirror of it in another place, \
+                "the other store was a mirror, but neither of this one nor of a mirror of it: make a new mirror of it in another place, \
                  and what this one had alone can be copied from here",
             );
-        }
-        if self.shown(MAIN, was.at)? != Some(was.at) {
-            let at = was.at;
+        };
+        // (Every mirror has the main fileset of the one before it, but the first.)
+        if self.shown(MAIN, at)? != Some(at) {
             return Err(FsError::told(
                 libc::ESTALE,
                 format!("the moment {at}, which both had, is not kept here any more: make a new mirror"),
             ));
         }
         let mut others = false;
-        for fileset in self.filesets_at(was.at)? {
-            let found = self.dirent(ROOT, fileset.name.as_bytes(), was.at)?;
+        for fileset in self.filesets_at(at)? {
+            let found = self.dirent(ROOT, fileset.name.as_bytes(), at)?;
             others |= found.is_some_and(|found| found.ino.fileset != MAIN);
         }
-        if was.fileset != MAIN || others {
+        if fileset != MAIN || others {
             return refuse(
                 libc::EOPNOTSUPP,
                 "only a store that had no other filesets then can follow its mirror: make a new mirror",
@@ -63,7 +68,7 @@ impl Fs {
         }
         // (Those made since lose their names in the root, as this one does.)
         let alone = self.clone_fileset(now_ns, ROOT, None, name)?;
-        self.rewind(was.at, now_ns)?;
+        self.rewind(at, now_ns)?;
         self.store.admit(SMALL)?;
         let live = self.live.write();
         let mut tx = self.store.begin(MAIN, now_ns)?;
@@ -79,6 +84,7 @@ impl Fs {
             target: was.shown,
             aim: Tid::ZERO,
             pieces: vec![(Vec::new(), was.shown)],
+            above: Vec::new(),
         };
         put_books(&mut tx, &found);
         let tid = tx.commit()?;
@@ -87,6 +93,6 @@ impl Fs {
         drop(live);
         self.show(tid)?;
         self.sync()?;
-        Ok(alone)
+        Ok((at, alone))
     }
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use darner_store::{CHUNK, Stored, Tid};
 
 use crate::codec::{Reader, put_bytes, put_varint};
+use crate::mirror::Upstream;
 
 /// Most bytes of a key's tail or a value.
 const VALUE_MAX: usize = 1 << 20;
@@ -15,6 +16,7 @@ const SET: u8 = 2;
 const DELETED: u8 = 3;
 const SAME: u8 = 4;
 const BYTES: u8 = 5;
+const ABOVE: u8 = 6;
 /// Forms of a span's bytes.
 pub(crate) const RAW: u8 = 0;
 pub(crate) const LZ4: u8 = 1;
@@ -32,6 +34,8 @@ pub(crate) enum Item<'b> {
     Same(Vec<u8>),
     /// A chunk of a file, whole: object, chunk, and its data.
     Chunk(u64, u64, Vec<Span<'b>>),
+    /// What the source follows itself.
+    Above(Upstream),
 }
 
 /// Bytes `range` of a chunk.
@@ -49,6 +53,14 @@ pub(crate) enum Bytes<'b> {
 }
 
 impl<'b> Item<'b> {
+    /// Of what the source follows.
+    pub(crate) fn above(&self) -> Option<Upstream> {
+        match self {
+            Item::Above(up) => Some(*up),
+            _ => None,
+        }
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Item::Stated(from, to) => {
@@ -73,6 +85,10 @@ impl<'b> Item<'b> {
             Item::Chunk(object, chunk, spans) => {
                 put_chunk(out, *object, *chunk, spans.len());
                 spans.iter().for_each(|s| s.encode(out));
+            }
+            Item::Above(up) => {
+                out.push(ABOVE);
+                up.encode(out);
             }
         }
     }
@@ -100,6 +116,7 @@ impl<'b> Item<'b> {
                 }
                 Item::Chunk(object, chunk, spans)
             }
+            ABOVE => Item::Above(Upstream::decode(from)?),
             _ => return None,
         })
     }
@@ -186,6 +203,7 @@ mod tests {
             Item::Set(b"12345678\x04hashnamename".to_vec(), Tid(1 << 60), b"value".to_vec()),
             Item::Deleted(b"12345678\x01".to_vec()),
             Item::Same(b"12345678\x02".to_vec()),
+            Item::Above(Upstream { source: [9; 16], fileset: darner_store::FilesetId(1), at: Tid(1 << 60) }),
             Item::Chunk(
                 77,
                 3,

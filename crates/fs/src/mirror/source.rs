@@ -14,7 +14,7 @@ use crate::dirent::{Dirent, malformed};
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
 use crate::mirror::item::{Item, LZ4, RAW, put_chunk, put_shared, put_span};
-use crate::mirror::{BOOKS, is_mirrored, tail_of};
+use crate::mirror::{BOOKS, UPSTREAM_MAX, is_mirrored, tail_of};
 use crate::node::{Inode, MAIN, ROOT};
 
 /// Keys looked up at a time: few at first, because a part holds few chunks of files.
@@ -129,7 +129,11 @@ impl Fs {
                 break;
             }
         }
-        let items = telling.out;
+        let mut items = telling.out;
+        if root == ROOT && wanted.from.is_empty() {
+            let above = self.upstream_at(wanted.at)?;
+            above.into_iter().take(UPSTREAM_MAX).for_each(|up| Item::Above(up).encode(&mut items));
+        }
         sent.end.clone_from(&next);
         Ok(Part { items, next })
     }
