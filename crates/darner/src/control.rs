@@ -411,7 +411,7 @@ pub struct MirrorLine {
     pub target: PathBuf,
     /// Where what it follows is.
     pub source: Option<String>,
-    /// `follows`, `pulls`, `waits`, `paused`, `promoted`, `stopped`, or `missing`: its store is not where it was.
+    /// `follows`, `pulls`, `waits`, `paused`, `promoted`, `left behind`, `stopped`, or `missing`: its store is not where it was.
     pub state: String,
     /// Whether it is known what it shows: if so, and `at` is none, nothing yet.
     #[serde(default)]

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Following, Fs, Tid, Whereabouts};
-use darner_mirror::{Failure as Cut, Memory, Pulled, Puller, ROOM_WANTED, Source};
+use darner_fs::{Following, Fs, Tid, Was, Whereabouts};
+use darner_mirror::{Failure as Cut, Memory, Pulled, Puller, ROOM_WANTED, Source, Which};
 use darner_store::OpenOptions;
 use darner_syslink::{Link, Pool, Service};
 use parking_lot::{Condvar, Mutex};
@@ -31,6 +31,12 @@ use crate::whereabouts::{self, connect_to, has_origin};
 /// What a mirror without a way to its source waits for.
 pub(crate) const NEXT_STREAM: &str =
     "the next stream: `darner mirror export MNT --since TID` there, `darner mirror import` here";
+/// How long somebody may have a mirror open that has no daemon.
+const WHILE_LOOKED_AT: Duration = Duration::from_secs(1);
+/// The state of a mirror that was promoted, and goes its own way.
+pub(crate) const PROMOTED: &str = "promoted";
+/// And of one that this store followed after that, until it was promoted itself.
+pub(crate) const LEFT: &str = "left behind";
 /// How often a mirror looks for something new.
 const EVERY: Duration = Duration::from_millis(200);
 /// And after something went wrong.
@@ -464,7 +470,7 @@ impl Daemon {
                 let f = self.fs.promote(now_ns())?;
                 self.follows.wake(false);
                 self.end_if_over();
-                Ok(Response::Following(FollowLine { at: f.at.0, state: "promoted".into(), ..line }))
+                Ok(Response::Following(FollowLine { at: f.at.0, state: PROMOTED.into(), ..line }))
             }
             Request::MirrorAt { name } => {
                 let mirror = self.fs.mirrors()?.into_iter().find(|mirror| mirror.name == name);
@@ -501,7 +507,8 @@ impl Daemon {
         let newest = self.store().tid();
         let mut lines = Vec::new();
         for mirror in self.fs.mirrors()? {
-            let place = whereabouts::find(&mirror.places(), mirror.store().as_ref());
+            let uuid = mirror.store();
+            let place = whereabouts::find(&mirror.places(), uuid.as_ref());
             let target = place.as_ref().map_or_else(|_| mirror.places().swap_remove(0), |place| place.path.clone());
             let mut line = MirrorLine {
                 name: mirror.name,
@@ -547,13 +554,16 @@ impl Daemon {
                     (line.clock_ahead_seconds, line.compared) = (f.clock_ahead_seconds, f.compared);
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => match followed_by(&place) {
-                    Ok(Some(f)) => shows(&mut line, f.at.0),
-                    Ok(None) => (line.state, line.waits_for) = ("promoted".into(), None),
+                Ok(None) => match followed_by_soon(&place) {
+                    Ok((Some(f), _)) => shows(&mut line, f.at.0),
+                    Ok((None, was)) => (line.state, line.waits_for) = (self.state_of_promoted(uuid, was), None),
                     Err(e) => tracing::debug!("what {} shows is not known: {e}", place.path.display()),
                 },
                 Err(e) if e.to_string().contains("no mirror") => {
-                    (line.state, line.waits_for) = ("promoted".into(), None);
+                    let link = whereabouts::connect(&place).ok();
+                    let looked = link.and_then(|link| Puller::look(&link, Which::Named("main"), None).ok());
+                    let was = looked.and_then(|looked| looked.was);
+                    (line.state, line.waits_for) = (self.state_of_promoted(uuid, was), None);
                 }
                 Err(e) => line.last_error = Some(e.to_string()),
             }
@@ -561,6 +571,17 @@ impl Daemon {
         }
         lines.extend(self.own_line());
         Ok(lines)
+    }
+
+    /// The state of a mirror that follows nobody any more, by what it says that it was.
+    fn state_of_promoted(&self, store: Option<[u8; 16]>, was: Option<Was>) -> String {
+        let is_left = store.zip(was).is_some_and(|(store, was)| {
+            self.fs.went_on_after(store, &was).unwrap_or_else(|e| {
+                tracing::warn!("what this store followed is not known: {e}");
+                false
+            })
+        });
+        if is_left { LEFT.into() } else { PROMOTED.into() }
     }
 
     /// How this store follows another one, if it does.
@@ -587,11 +608,25 @@ impl Daemon {
     }
 }
 
-/// How a store that no daemon has follows another one; `None`: it does not (any more).
-fn followed_by(place: &Place) -> Result<Option<Following>> {
+/// How a store that no daemon has follows another one, or did until it was promoted.
+fn followed_by(place: &Place) -> Result<(Option<Following>, Option<Was>)> {
     let options = OpenOptions { read_only: true, ..place::options() };
     let (store, _held) = place.open(&[], &options, &mut |_| ())?;
-    Ok(Fs::open(store)?.following())
+    let fs = Fs::open(store)?;
+    Ok((fs.following(), fs.was()?))
+}
+
+/// The same; somebody may be about to close it.
+fn followed_by_soon(place: &Place) -> Result<(Option<Following>, Option<Was>)> {
+    let began = Instant::now();
+    loop {
+        match followed_by(place) {
+            Err(e) if place::is_open(&e) && began.elapsed() < WHILE_LOOKED_AT => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 pub(crate) fn why(line: &FollowLine) -> String {

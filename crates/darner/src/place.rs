@@ -277,6 +277,11 @@ pub fn holder(meta: &fs::Metadata) -> Option<String> {
     Some(format!("process {pid} ({})", name.trim()))
 }
 
+/// Whether an error is that somebody has the store open.
+pub fn is_open(e: &Failure) -> bool {
+    e.to_string().contains("is already open")
+}
+
 /// Options that reach buckets too, and know what is in a store.
 pub fn options() -> OpenOptions {
     OpenOptions { buckets: Some(s3::buckets()), count_clone: Some(darner_fs::count_clone), ..OpenOptions::default() }

@@ -675,6 +675,75 @@ fn an_old_source_that_returns_is_told_and_follows_and_what_it_had_alone_is_kept(
 }
 
 #[test]
+fn two_stores_with_filesets_of_their_own_take_turns_and_each_follows_the_other_again_and_again() {
+    let Some(p) = Pair::new() else { return };
+    // What is there before, one fileset that goes, one that gets another name, and one that is made later.
+    let darner = |args: &[&str]| p.w.darner(args);
+    let root = p.w.mnt.to_str().unwrap();
+    ["goes", "stays", "old"].iter().for_each(|name| drop(darner(&["fileset", "create", root, name])));
+    fs::write(p.w.path("stays/inside"), "kept").unwrap();
+    fs::write(p.w.path("file"), "0").unwrap();
+    p.sync();
+    darner(&["fileset", "remove", root, "goes"]);
+    darner(&["fileset", "rename", root, "old", "new"]);
+    darner(&["fileset", "create", root, "later"]);
+    let mut stores = [(p.w.store.clone(), p.w.mnt.clone()), (p.target.clone(), p.copy.clone())];
+    for round in 1..=4 {
+        let [(old, old_mnt), (new, new_mnt)] = &stores;
+        let (old, old_mnt, new, new_mnt) =
+            (old.to_str().unwrap(), old_mnt.to_str().unwrap(), new.to_str().unwrap(), new_mnt.to_str().unwrap());
+        // What only one has in the third round is all that is to be kept apart.
+        let alone = Path::new(old_mnt).join("alone");
+        if round == 3 {
+            darner(&["mirror", "pause", new]);
+            fs::write(&alone, "words").unwrap();
+        }
+        darner(&["unmount", old_mnt]);
+        darner(&["mirror", "promote", new]);
+        darner(&["unmount", new_mnt]);
+        let out = Command::new(common::DARNER).args(["mount", new, new_mnt]).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success() && !said.contains(&format!("return {new} {old}")), "round {round}: {said}");
+        if round % 2 == 0 {
+            // (The mirror has its name in the first one.)
+            assert!(said.contains(&format!("return {old} {new}")), "round {round}: {said}");
+            let list = darner(&["mirror", "list", new_mnt]);
+            assert!(list.contains("left behind"), "round {round}: {list}");
+        }
+        fs::write(Path::new(new_mnt).join("file"), round.to_string()).unwrap();
+        let told = darner(&["mirror", "return", old, new]);
+        assert_eq!(told.contains("before-return-"), round == 3, "round {round}: {told}");
+        darner(&["mirror", "sync", "--wait", old]);
+        darner(&["mount", old, old_mnt]);
+        let shown = fs::read_to_string(Path::new(old_mnt).join("file")).unwrap();
+        assert_eq!((shown, alone.exists()), (round.to_string(), false), "round {round}");
+        let names = |at: &str| {
+            let mut names: Vec<_> = fs::read_dir(at).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            let apart = names.len();
+            names.retain(|name| !name.to_string_lossy().starts_with("before-return-"));
+            (apart - names.len(), names)
+        };
+        let others = if round % 2 == 1 { vec![] } else { vec!["later", "new", "stays"] };
+        let mut all = [vec!["file"], others].concat();
+        all.sort();
+        let all: Vec<_> = all.into_iter().map(std::ffi::OsString::from).collect();
+        assert_eq!(names(new_mnt), (usize::from(round == 4), all), "round {round}");
+        assert_eq!(names(old_mnt), (0, vec!["file".into()]), "round {round}");
+        let compared = darner(&["mirror", "verify", "--data", old_mnt]);
+        assert!(compared.contains(" 0 differ"), "round {round}: {compared}");
+        stores.swap(0, 1);
+    }
+    assert_eq!(fs::read_to_string(p.w.path("stays/inside")).unwrap(), "kept");
+    let list = darner(&["fileset", "list", root]);
+    assert!(list.contains("later") && list.contains("new") && !list.contains("goes"), "{list}");
+    darner(&["unmount", root]);
+    darner(&["mirror", "pause", p.target.to_str().unwrap()]);
+    darner(&["unmount", p.copy.to_str().unwrap()]);
+    [&p.w.store, &p.target].iter().for_each(|store| drop(darner(&["check", store.to_str().unwrap()])));
+}
+
+#[test]
 fn a_mirror_compares_itself_with_its_source_and_its_list_tells_what_came_of_it() {
     let Some(p) = Pair::new() else { return };
     fs::write(p.w.path("a"), "text").unwrap();

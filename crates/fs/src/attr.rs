@@ -112,6 +112,15 @@ impl Attr {
         }
     }
 
+    /// The same of a directory that has so many subdirectories less.
+    pub(crate) fn without(self, subdirectories: usize) -> Attr {
+        Attr {
+            size: self.size.saturating_sub(subdirectories as u64),
+            nlink: self.nlink.saturating_sub(subdirectories as u32),
+            ..self
+        }
+    }
+
     /// `st_blocks`: 512-byte units of data.
     pub fn blocks(&self) -> u64 {
         self.bytes.div_ceil(512)

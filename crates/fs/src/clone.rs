@@ -19,12 +19,12 @@ use std::ops::ControlFlow;
 use darner_store::{CATALOGUE, Count, FilesetId, Key, Kind, ObjectId, Store, Tid, Tx};
 
 use crate::attr::Attr;
-use crate::change::{Plan, SMALL};
+use crate::change::SMALL;
 use crate::dirent::{Dirent, malformed};
 use crate::error::{Result, refuse};
 use crate::fileset::{Fileset, Limits, put_new_record};
 use crate::fs::Fs;
-use crate::node::{Inode, MAIN, ROOT};
+use crate::node::{Inode, MAIN};
 
 /// What a walk of the past found.
 struct Walked {
@@ -56,9 +56,7 @@ impl Emptied {
         let tid = tx.tid();
         for (dir, attr) in &self.dirs {
             let away = if *dir == root { away } else { 0 };
-            let size = attr.size.saturating_sub(away as u64);
-            let nlink = attr.nlink.saturating_sub(away as u32);
-            tx.put(*dir, Kind::ATTR, &[], &Attr { size, nlink, ..*attr }.encode(tid));
+            tx.put(*dir, Kind::ATTR, &[], &attr.without(away).encode(tid));
         }
         for (dir, suffix, object, attr) in &self.fresh {
             let entry = Dirent { ino: Inode { fileset, object: *object }, d_type: libc::DT_DIR };
@@ -84,15 +82,14 @@ impl Fs {
         if at > plan.newest {
             return refuse(libc::EINVAL, "a clone needs a moment that has been");
         }
-        let mut root = self.root_at(of, at)?;
+        let root = self.root_at(of, at)?;
         let walked = match walked.filter(|_| plan.live.marked == marked) {
             Some(walked) => walked,
             None if at == plan.newest => Walked { count: self.count_live(of)?, left_out: Vec::new() },
             None => self.walk(of, at)?,
         };
-        let away = plan.fileset_names(of, at)?;
-        root.size = root.size.saturating_sub(away.len() as u64);
-        root.nlink = root.nlink.saturating_sub(away.len() as u32);
+        let away = self.fileset_names(of, at)?;
+        let root = root.without(away.len());
         let id = plan.live.fresh()?;
         let emptied = self.emptied(&walked, at)?;
         let count = Count { objects: walked.count.objects + emptied.fresh.len() as u64, ..walked.count };
@@ -261,21 +258,4 @@ fn count_tree<E>(
         }
     }
     Ok(count)
-}
-
-impl Plan<'_> {
-    /// The names (as key suffixes) by which a root led to other filesets as of a moment.
-    fn fileset_names(&self, root: Inode, at: Tid) -> Result<Vec<Vec<u8>>> {
-        let mut names = Vec::new();
-        if root != ROOT {
-            return Ok(names);
-        }
-        for fileset in self.fs.filesets_at(at)? {
-            let found = self.fs.dirent(ROOT, fileset.name.as_bytes(), at)?;
-            if found.is_some_and(|found| found.ino.fileset != MAIN) {
-                names.push(self.fs.suffix(fileset.name.as_bytes()));
-            }
-        }
-        Ok(names)
-    }
 }

@@ -228,6 +228,21 @@ impl Fs {
         }
     }
 
+    /// The names (as key suffixes) by which a root led to other filesets as of a moment.
+    pub(crate) fn fileset_names(&self, root: Inode, at: Tid) -> Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        if root != ROOT {
+            return Ok(names);
+        }
+        for fileset in self.filesets_at(at)? {
+            let found = self.dirent(ROOT, fileset.name.as_bytes(), at)?;
+            if found.is_some_and(|found| found.ino.fileset != MAIN) {
+                names.push(self.suffix(fileset.name.as_bytes()));
+            }
+        }
+        Ok(names)
+    }
+
     /// The fileset that a live path (names from a fileset's root down, which need not all exist) is in.
     pub fn fileset_at(&self, root: Inode, path: &[&[u8]]) -> Result<FilesetId> {
         let first = path.first().filter(|_| root == ROOT);

@@ -422,7 +422,14 @@ impl World<'_> {
         let apart = match old.turn_back(new.store().uuid(), &was, "", "alone", now + 20) {
             Ok((since, apart)) => {
                 assert_eq!(since, at);
-                apart.inode()
+                match apart {
+                    Some(apart) => apart.inode(),
+                    // There was nothing to be kept.
+                    None => {
+                        assert_same(&alone, &dump(&old, Node::AsOf(ROOT, at), now), "what an old source had alone");
+                        old.clone_fileset(now + 21, ROOT, Some(at), "alone").unwrap().inode()
+                    }
+                }
             }
             Err(e) => {
                 assert!(!kept && e.errno() == libc::ESTALE, "{e}");

@@ -122,7 +122,7 @@ pub fn ask_or_start(place: &Place, request: &Request, start: &dyn Fn() -> Result
             Some(Response::Closing) => {}
             Some(_) => return Ok(false),
             None => match start() {
-                Err(e) if e.to_string().contains("is already open") && began.elapsed() < PATIENCE => {
+                Err(e) if place::is_open(&e) && began.elapsed() < PATIENCE => {
                     // Its daemon may be closing it, or another command started one just now.
                     let closing = matches!(control::call(place, &Request::Status), Ok(Some(Response::Closing)));
                     if !closing && began.elapsed() > Duration::from_secs(3) {

@@ -17,6 +17,7 @@ use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::far::{Far, Hitch};
 use crate::frontend::now_ns;
+use crate::mirroring::{LEFT, PROMOTED};
 use crate::place::{self, Make, Place};
 use crate::verifying::VerifyReport;
 use crate::{mirroring, mounts, serving, whereabouts};
@@ -161,6 +162,19 @@ pub(super) fn opened<T>(place: &Place, act: impl FnOnce(&Arc<Fs>) -> Result<T>) 
     outcome
 }
 
+/// Opens a store that whoever has it open is about to close.
+fn opened_soon<T>(place: &Place, act: impl Fn(&Arc<Fs>) -> Result<T>) -> Result<T> {
+    let began = Instant::now();
+    loop {
+        match opened(place, &act) {
+            Err(e) if place::is_open(&e) && began.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Has the daemon of a store do something; where there is none, opens the store and does it here.
 fn call_or_open(place: &Place, request: &Request, here: impl Fn(&Arc<Fs>) -> Result<Response>) -> Result<Response> {
     let began = Instant::now();
@@ -170,9 +184,7 @@ fn call_or_open(place: &Place, request: &Request, here: impl Fn(&Arc<Fs>) -> Res
         }
         match opened(place, &here) {
             // A daemon may be about to serve it, or to find that there is nothing to do.
-            Err(e) if e.to_string().contains("is already open") && began.elapsed() < PATIENCE => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            Err(e) if place::is_open(&e) && began.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(20)),
             outcome => return outcome,
         }
     }
@@ -289,7 +301,9 @@ fn turn_back_closed(
         None => {
             let (far, ticket) = expecting(promoted.parse()?, ticket, key)?;
             (
-                opened(place, |fs| Ok(far.connect(&serving::identity(fs, now_ns())?, ticket.map(|t| t.secret))?))?,
+                opened_soon(place, |fs| {
+                    Ok(far.connect(&serving::identity(fs, now_ns())?, ticket.as_ref().map(|t| t.secret))?)
+                })?,
                 Some(far.to_string()),
             )
         }
@@ -301,12 +315,13 @@ fn turn_back_closed(
     })?;
     let was = looked.was.ok_or_else(|| Failure::new(format!("{promoted} is no mirror that was promoted")))?;
     let name = format!("before-return-{}", now_ns() / 1_000_000_000);
-    let (at, _) = opened(place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
+    let (at, alone) = opened_soon(place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
     daemon::stay(&place.path)?;
     let store = place.path.display();
-    Ok(format!(
-        "{store} follows {origin}, from {at} on; what it had become is the fileset {name}: darner mount --fileset {name} {store} MNT\n"
-    ))
+    let alone = alone.map_or("it had nothing besides".into(), |_| {
+        format!("what it had become is the fileset {name}: darner mount --fileset {name} {store} MNT")
+    });
+    Ok(format!("{store} follows {origin}, from {at} on; {alone}\n"))
 }
 
 fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
@@ -394,7 +409,7 @@ fn table(lines: &[MirrorLine]) -> String {
     for line in lines {
         let lag = line.lag_seconds.map_or("-".into(), |s| format!("{s:.1} s"));
         let at = line.at.as_deref().unwrap_or(match line.is_known {
-            _ if line.state == "promoted" => "-",
+            _ if line.state == PROMOTED || line.state == LEFT => "-",
             true => "nothing yet",
             false => "not known",
         });

@@ -7,8 +7,9 @@ use std::path::Path;
 use darner_fuse::MountOptions;
 
 use crate::cli::{self, Mount, size};
-use crate::control::{self, MountRequest, Request, Response};
+use crate::control::{self, MirrorLine, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
+use crate::mirroring::{LEFT, PROMOTED};
 use crate::place::{self, Make, Place};
 use crate::volumes::copies_of_new;
 use crate::{keeper, mounts, s3, supervisor, systemd, xattr};
@@ -154,13 +155,19 @@ fn tell_of_state(place: &Place, degraded: bool) {
 /// While this store was away, its mirror may have become what is used.
 fn tell_of_promoted(place: &Place) {
     let Ok(Some(Response::Mirrors(lines))) = control::call(place, &Request::Mirrors) else { return };
-    for line in lines.iter().filter(|line| line.state == "promoted") {
-        let (store, mirror) = (place.path.display(), line.target.display());
-        eprintln!(
-            "darner: its mirror {} was promoted, and goes its own way: what is written here is not there. To follow it instead: \
-             unmount, then darner mirror return {store} {mirror}",
-            line.name
-        );
+    for MirrorLine { name, target, state, .. } in &lines {
+        let (store, mirror) = (place.path.display(), target.display());
+        match state.as_str() {
+            PROMOTED => eprintln!(
+                "darner: its mirror {name} was promoted, and goes its own way: what is written here is not there. To follow it instead: \
+                 unmount, then darner mirror return {store} {mirror}"
+            ),
+            LEFT => eprintln!(
+                "darner: its mirror {name} was what is used before this store was, and does not follow it yet: \
+                 darner mirror return {mirror} {store}"
+            ),
+            _ => {}
+        }
     }
 }
 

@@ -172,33 +172,13 @@ impl Fs {
 
     /// Makes everything again what it was as of a moment that is kept.
     pub(super) fn rewind(&self, to: Tid, now_ns: u64) -> Result<()> {
-        let end = BOOKS.0.to_be_bytes();
         let mut pos = Some(Vec::new());
         let mut alive: Option<(ObjectId, bool)> = None;
         while let Some(from) = pos {
-            let delta = self.store.delta(MAIN, &from, &end, to, Tid::MAX, 256)?;
             self.store.admit(TX_BYTES as u64)?;
             let _live = self.live.write();
+            let (tails, next) = self.touched_since(&from, to)?;
             let mut was = Vec::new();
-            let mut tails: BTreeSet<Vec<u8>> =
-                delta.changes.into_iter().filter(|c| c.what != darner_store::What::Same).map(|c| c.tail).collect();
-            for (from, end) in delta.stated {
-                // Of a stated range it is not told what was there, and is no more.
-                let mut pos = Some(from);
-                while let Some(from) = pos {
-                    let (some, next) = self.store.tails(MAIN, &from, &end, to, BATCH)?;
-                    for tail in some {
-                        let key = split_tail(&tail)
-                            .map(|(object, kind, suffix)| Inode { fileset: MAIN, object }.key(kind, suffix));
-                        if let Some(key) = key
-                            && self.store.get(&key, Tid::MAX)?.is_none()
-                        {
-                            tails.insert(tail);
-                        }
-                    }
-                    pos = next;
-                }
-            }
             for tail in tails.iter().filter(|tail| is_mirrored(tail)) {
                 let Some((object, kind, suffix)) = split_tail(tail) else { continue };
                 let ino = Inode { fileset: MAIN, object };
@@ -229,9 +209,34 @@ impl Fs {
                 }
                 applying.finish()?;
             }
-            pos = delta.next;
+            pos = next;
         }
         Ok(())
+    }
+
+    /// Some tails from `from` on of what was set or deleted after a moment that is kept, and where to go on.
+    pub(super) fn touched_since(&self, from: &[u8], at: Tid) -> Result<(BTreeSet<Vec<u8>>, Option<Vec<u8>>)> {
+        let delta = self.store.delta(MAIN, from, &BOOKS.0.to_be_bytes(), at, Tid::MAX, 256)?;
+        let mut tails: BTreeSet<Vec<u8>> =
+            delta.changes.into_iter().filter(|c| c.what != darner_store::What::Same).map(|c| c.tail).collect();
+        for (from, end) in delta.stated {
+            // Of a stated range it is not told what was there, and is no more.
+            let mut pos = Some(from);
+            while let Some(from) = pos {
+                let (some, next) = self.store.tails(MAIN, &from, &end, at, BATCH)?;
+                for tail in some {
+                    let key = split_tail(&tail)
+                        .map(|(object, kind, suffix)| Inode { fileset: MAIN, object }.key(kind, suffix));
+                    if let Some(key) = key
+                        && self.store.get(&key, Tid::MAX)?.is_none()
+                    {
+                        tails.insert(tail);
+                    }
+                }
+                pos = next;
+            }
+        }
+        Ok((tails, delta.next))
     }
 }
 

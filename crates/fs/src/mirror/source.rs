@@ -15,7 +15,7 @@ use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
 use crate::mirror::item::{Item, LZ4, RAW, put_chunk, put_shared, put_span};
 use crate::mirror::{BOOKS, UPSTREAM_MAX, is_mirrored, tail_of};
-use crate::node::{Inode, MAIN, ROOT};
+use crate::node::{Inode, ROOT};
 
 /// Keys looked up at a time: few at first, because a part holds few chunks of files.
 const BATCH_FIRST: usize = 16;
@@ -137,18 +137,6 @@ impl Fs {
         sent.end.clone_from(&next);
         Ok(Part { items, next })
     }
-
-    /// How many names in the root lead to other filesets.
-    fn other_roots(&self, root: Inode, at: Tid) -> Result<u32> {
-        let mut n = 0;
-        if root == ROOT {
-            for fileset in self.filesets_at(at)? {
-                let found = self.dirent(ROOT, fileset.name.as_bytes(), at)?;
-                n += u32::from(found.is_some_and(|found| found.ino.fileset != MAIN));
-            }
-        }
-        Ok(n)
-    }
 }
 
 fn split_object(tail: &[u8]) -> u64 {
@@ -175,7 +163,7 @@ pub(super) struct Telling<'s> {
     /// The last object that was asked about, and whether it is there.
     alive: Option<(ObjectId, bool)>,
     /// Names in the root that a mirror does not get.
-    others: u32,
+    others: usize,
 }
 
 impl<'s> Telling<'s> {
@@ -188,7 +176,7 @@ impl<'s> Telling<'s> {
             }
             _ => return refuse(libc::ESTALE, "the fileset has been removed"),
         }
-        let others = fs.other_roots(root, at)?;
+        let others = fs.fileset_names(root, at)?.len();
         Ok(Telling { fs, root, at, out: Vec::new(), room: 0, sent, alive: None, others })
     }
 
@@ -295,8 +283,7 @@ impl<'s> Telling<'s> {
             told.parent = ROOT.object;
         }
         if ino == self.root {
-            told.size = attr.size.saturating_sub(self.others.into());
-            told.nlink = attr.nlink.saturating_sub(self.others);
+            told = told.without(self.others);
         }
         Ok(told.encode(tid))
     }
