@@ -95,6 +95,9 @@ impl Daemon {
             if bucket.reached.is_some_and(|tid| tid >= wanted) {
                 return Ok(Response::Volumes(self.volume_lines()?));
             }
+            if store.volume(bucket.number)?.is_some_and(|v| v.entry.leaving) {
+                return Err(Failure::new("the bucket is leaving the store: nothing more goes there"));
+            }
             match bucket.trouble {
                 Some(why) if troubled.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
                     return Err(Failure::new(format!(

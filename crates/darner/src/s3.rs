@@ -252,7 +252,7 @@ impl S3 {
     }
 }
 
-/// The error and its causes, each once.
+/// The error and its causes, each once, in one line.
 fn told(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();
@@ -263,7 +263,15 @@ fn told(e: &dyn std::error::Error) -> String {
         }
         cause = e.source();
     }
-    text
+    plain(&text)
+}
+
+/// A line of text; of what a server says in XML, the message.
+fn plain(text: &str) -> String {
+    let (before, xml) = text.split_at(text.find('<').unwrap_or(text.len()));
+    let message = xml.split_once("<Message>").and_then(|(_, rest)| rest.split_once("</Message>"));
+    let words = before.split_whitespace().chain(message.map_or("", |(message, _)| message).split_whitespace());
+    words.collect::<Vec<_>>().join(" ").trim_end_matches(':').to_owned()
 }
 
 enum Failed {
@@ -319,14 +327,18 @@ impl Bucket for S3 {
 
     fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Vec<u8>> {
         let path = self.path(name);
+        let start = range.as_ref().map(|range| range.start);
         let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
-        let bytes =
-            self.call(
-                "get",
-                name,
-                PATIENCE,
-                |client| async move { client.get_opts(&path, options).await?.bytes().await },
-            )?;
+        let bytes = self.call("get", name, PATIENCE, |client| async move {
+            let e = match client.get_opts(&path, options).await {
+                Ok(found) => return found.bytes().await,
+                Err(e) => e,
+            };
+            // An object that ends before the range is an error to the server.
+            let Some(start) = start.filter(|_| matches!(e, object_store::Error::Generic { .. })) else { return Err(e) };
+            let is_shorter = client.head(&path).await.is_ok_and(|object| object.size <= start);
+            if is_shorter { Ok(Default::default()) } else { Err(e) }
+        })?;
         Ok(bytes.into())
     }
 
@@ -420,5 +432,13 @@ mod tests {
         for wrong in ["s3://", "s3:///a", "s3://b//a", "s3://b/a b", "/tmp/b", "s3://b/ä"] {
             assert!(name(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_a_server_says_is_told_in_one_line() {
+        let xml = "<?xml version=\"1.0\"?>\n<Error>\n<Code>No</Code><Message>The key\nis wrong</Message></Error>";
+        assert_eq!(plain(&format!("403 Forbidden: {xml}")), "403 Forbidden: The key is wrong");
+        assert_eq!(plain("502 Bad Gateway: <!DOCTYPE html>\n<p>no</p>"), "502 Bad Gateway");
+        assert_eq!(plain("Connection refused"), "Connection refused");
     }
 }

@@ -52,6 +52,15 @@ impl Server {
         self.process = Server::start(&self.dir, self.port);
     }
 
+    /// The objects with bytes of regions, the largest first.
+    fn parts(&self) -> Vec<PathBuf> {
+        let find =
+            Command::new("find").arg(self.dir.join("bucket/some/where/r")).args(["-type", "f"]).output().unwrap();
+        let mut all: Vec<PathBuf> = String::from_utf8(find.stdout).unwrap().lines().map(PathBuf::from).collect();
+        all.sort_by_key(|path| std::cmp::Reverse(path.metadata().unwrap().len()));
+        all
+    }
+
     /// Files of objects.
     fn objects(&self) -> usize {
         let find = Command::new("find").arg(self.dir.join("bucket")).args(["-type", "f"]).output().unwrap();
@@ -269,6 +278,52 @@ fn a_bucket_that_hangs_or_dies_fails_reads_of_what_is_there_only_and_heals() {
         assert_eq!(bucket(&w)["state"], "active");
     }
     w.unmount();
+}
+
+#[test]
+fn an_object_that_is_gone_or_shorter_fails_only_reads_of_what_was_in_it_and_the_rest_can_leave() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let mut server = Server::new(&w.dir);
+    let id = with_cold(&w, &server);
+    w.sh_outside("$DARNER unmount $MNT");
+    let parts = server.parts();
+    assert!(parts.len() > 2, "{parts:?}");
+    std::fs::remove_file(&parts[0]).unwrap();
+    let shorter = std::fs::File::options().write(true).open(&parts[1]).unwrap();
+    shorter.set_len(parts[1].metadata().unwrap().len() / 2).unwrap();
+    sh(&w, &server, "$DARNER mount --log daemon.log store $MNT");
+    let failed = || {
+        w.sh("echo 3 > /proc/sys/vm/drop_caches; md5sum -c $DIR/sums 2> $DIR/said | grep -v 'OK$' | cut -d: -f1 | sort || true")
+    };
+    let lost = failed();
+    // Of objects of 8 MiB, one and a half.
+    assert!((12..=16).contains(&lost.lines().count()), "{lost}");
+    assert_eq!(failed(), lost, "no others");
+    assert_eq!(bucket(&w)["state"], "active");
+    assert!(!w.log().contains("can't be reached"));
+    // A scrub names them, and nothing else.
+    let named = |args: &str| {
+        w.sh_outside(&format!(
+            "($DARNER scrub $MNT {args} --json || true) | jq -r '.damages[].path // empty' | cut -c2- | sort -u"
+        ))
+    };
+    assert_eq!(named("--bucket"), lost);
+    assert_eq!(named("--report"), lost);
+    // The bucket leaves as soon as it can be reached. (What was read may have come back.)
+    w.sh_outside(&format!("$DARNER volume move $MNT --from 0 --to {id}"));
+    server.kill();
+    w.sh_outside(&format!("! $DARNER volume remove $MNT {id} 2> said; grep -q 'it goes on when that can be' said"));
+    w.sh_outside("! $DARNER volume push $MNT 2> said; grep -q 'is leaving' said");
+    server.restart();
+    eventually("the bucket has left", || {
+        run(&w, &server, &format!("$DARNER volume remove $MNT {id}"));
+        server.objects() == 0
+    });
+    assert_eq!(failed(), lost);
+    w.forgive_errors();
+    w.unmount();
+    w.forgive_errors();
 }
 
 #[test]

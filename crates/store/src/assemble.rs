@@ -199,7 +199,7 @@ impl Reach {
     pub fn bucket(&self, sb: &Superblock) -> Option<Arc<BucketVolume>> {
         let entry = sb.bucket()?;
         let bucket = self.buckets.as_ref()?.0(&entry.name());
-        Some(Arc::new(BucketVolume::new(bucket, entry.number, entry.epoch, self.memory)))
+        Some(Arc::new(BucketVolume::new(bucket, entry.number, entry.epoch, sb.uuid, self.memory)))
     }
 }
 

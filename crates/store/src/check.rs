@@ -11,7 +11,7 @@ use crate::frame::{self, Content};
 use crate::index::table::{Cursor, Table};
 use crate::key::{KEY_HEAD, parse};
 use crate::reading::{Window, each_copy, region_start};
-use crate::scrub::{Damage, damaged_data, next_frame};
+use crate::scrub::{Damage, Rot, damaged_data, next_frame};
 use crate::segment::{self, Segment};
 use crate::store::Store;
 use crate::volume::Region;
@@ -38,6 +38,8 @@ pub struct Report {
     pub mendable: u64,
     /// One sentence for each other thing that is not as it should be.
     pub findings: Vec<String>,
+    /// Places without a valid frame.
+    frames: Vec<Damage>,
 }
 
 impl Report {
@@ -49,6 +51,7 @@ impl Report {
         self.damages.extend(other.damages);
         self.mendable += other.mendable;
         self.findings.extend(other.findings);
+        self.frames.extend(other.frames);
     }
 
     /// All that is not as it should be.
@@ -83,6 +86,7 @@ impl Store {
                 let mut of_copy = Report::default();
                 let next = self.check_segment(&copy, s, ends[&s.at.id], chain, &mut of_copy).unwrap_or_else(|e| {
                     of_copy.findings.push(e.to_string());
+                    of_copy.frames.push(Damage { region: s.at.id, offset: 0, len: s.end, rot: Rot::Frame });
                     None
                 });
                 all.push((of_copy, next));
@@ -102,6 +106,10 @@ impl Store {
             }
             report.add(best);
             progress(report.bytes, total);
+        }
+        match self.bytes_in(&report.frames) {
+            Ok(damages) => report.damages.extend(damages),
+            Err(e) => report.findings.push(e.to_string()),
         }
         for run in levels.live.iter().chain(&levels.history) {
             for t in &run.tables {
@@ -135,7 +143,10 @@ impl Store {
         // What is left of a cleaned one has its pack's header instead, which was verified when it was opened.
         let packed = s.pack.is_some();
         if !packed {
-            segment::verify(&segment::read(&**region, &self.uuid)?, &self.uuid, s.at)?;
+            let header = segment::read(&**region, &self.uuid)?;
+            if let Err(e) = segment::verify(&header, &self.uuid, s.at) {
+                report.findings.push(e.to_string());
+            }
             report.bytes += segment::HEADER;
         }
         report.segments += 1;
@@ -152,6 +163,7 @@ impl Store {
             let Some(f) = frame::parse(bytes, s.at.id, at) else {
                 let next = next_frame(region, at, end)?;
                 bad(report, at, &format!("no valid frame before byte {next}"));
+                report.frames.push(Damage { region: s.at.id, offset: at, len: next - at, rot: Rot::Frame });
                 report.bytes += next - at;
                 (chain, sealed) = (None, None);
                 at = region.next_kept(next);

@@ -117,6 +117,14 @@ pub(crate) fn is_a_copy(bucket: &BucketVolume) -> Error {
     ))
 }
 
+/// Whether an epoch is there that a store has begun: this is its bucket then.
+pub(crate) fn is_claimed(bucket: &dyn Bucket, epoch: u32, uuid: &[u8; 16]) -> Result<bool> {
+    match bucket.get(&epoch_name(epoch), None) {
+        Err(e) if e.is_lost() => Ok(false),
+        said => Ok(said?.starts_with(uuid)),
+    }
+}
+
 /// Who has begun an epoch after this one, if somebody has.
 pub fn taken_over(bucket: &dyn Bucket, epoch: u32) -> Result<Option<String>> {
     let newer = bucket.list(EPOCHS, &epoch_name(epoch))?;

@@ -344,17 +344,23 @@ impl Store {
             return Ok(None);
         }
         let target = self.volumes.open(to)?;
-        let is_cold = self.volumes.is_cold(to);
-        let parts = if is_cold { Vec::new() } else { pack::read(&*target, &self.uuid)? };
+        let parts = match self.volumes.is_cold(to) {
+            true => None,
+            false => match pack::read(&*target, &self.uuid) {
+                // It is moved as it is.
+                Err(e) if e.is_lost() => None,
+                parts => Some(parts?),
+            },
+        };
         let segments = self.segments.lock();
         let mut regions = self.regions.write();
         let mut packs = self.packs.lock();
         let Some(p) = packs.iter_mut().find(|p| p.place().is(from)) else { return Ok(None) };
         let old = std::mem::replace(p, target.clone());
-        for s in segments.iter().filter(|s| is_cold && s.pack == Some(from.id)) {
+        for s in segments.iter().filter(|s| parts.is_none() && s.pack == Some(from.id)) {
             regions.insert(s.at.id, Arc::new(Packed::unread(target.clone(), s.at, self.uuid)));
         }
-        for part in parts {
+        for part in parts.into_iter().flatten() {
             if segments.iter().any(|s| s.at.id == part.number && s.pack == Some(from.id)) {
                 regions.insert(part.number, Arc::new(Packed::new(target.clone(), part)));
             }

@@ -343,7 +343,12 @@ impl Packed {
 
     fn part(&self) -> Result<&Arc<Part>> {
         if let (Some(store), None) = (&self.unread, self.part.get()) {
-            let mut all = read(&*self.pack, store)?.into_iter();
+            let parts = read(&*self.pack, store);
+            if parts.as_ref().is_err_and(Error::is_lost) {
+                // (It may be as it was by the next time.)
+                self.pack.drop_cached(0, self.pack.place().size);
+            }
+            let mut all = parts?.into_iter();
             let part = all.find(|part| part.number == self.at.id).ok_or_else(|| Error::Corrupt {
                 place: format!("region {:x}", self.pack.place().id),
                 what: "pack",

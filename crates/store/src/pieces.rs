@@ -205,9 +205,11 @@ impl Store {
             Codec::Raw => n - 4 * n.div_ceil(BLOCK + 4),
             Codec::Lz4 => place.extent_len as usize,
         };
+        // (It may be as it was by the next time.)
+        region.drop_cached(at, n as u64);
         mend_stored(&*region, at, stored, place.codec, len)?;
         match extent::load(place, stored, out) {
-            Err(e @ Error::Corrupt { .. }) => self.heal_from_bucket(&*region, at, stored, e)?,
+            Err(e @ Error::Corrupt { .. }) => self.heal_from_bucket(&*region, at, stored, (place.codec, len), e)?,
             loaded => return loaded,
         }
         extent::load(place, stored, out)

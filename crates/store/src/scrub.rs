@@ -8,21 +8,22 @@
 //!
 //! The open segment is left out; a scrub begins a new one first, so that all is read that was there when it began.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::ahead;
 use crate::codec::{Reader, is_sealed, put_varint};
-use crate::extent::{self, BLOCK, Codec, Piece};
+use crate::extent::{self, BLOCK, CHUNK, Codec, Piece};
 use crate::fileset::MAIN;
 use crate::frame::{self, Body, Content, Record};
 use crate::heal::{Elsewhere, Lost, Sides, heal};
 use crate::index::table::{Cursor, Table};
-use crate::key::Key;
+use crate::key::{Key, parse};
 use crate::manifest::Manifest;
 use crate::pack;
 use crate::reading::{Window, damaged_blocks, each_copy, region_start};
 use crate::segment::{self, Segment};
+use crate::sieve::each_span;
 use crate::store::{FRAME_MAX, Store};
 use crate::volume::Region;
 use crate::workers::Job;
@@ -75,6 +76,21 @@ pub struct Damage {
     pub len: u64,
     /// What they were.
     pub rot: Rot,
+}
+
+impl Damage {
+    /// Takes up another one, if that goes on in the same file and the same region; says whether it did.
+    fn takes_up(&mut self, next: &Damage) -> bool {
+        let Rot::Data { fileset, object, offset, len, tid } = self.rot else { return false };
+        let Rot::Data { offset: from, len: n, .. } = next.rot else { return false };
+        let same = Rot::Data { fileset, object, offset: from, len: n, tid } == next.rot && self.region == next.region;
+        if !same || from > offset + len || self.offset > next.offset {
+            return false;
+        }
+        self.len = self.len.max(next.offset + next.len - self.offset);
+        self.rot = Rot::Data { fileset, object, offset, len: len.max(from + n - offset), tid };
+        true
+    }
 }
 
 /// What a scrub has found, or is about to.
@@ -241,6 +257,8 @@ impl Store {
             let left = levels.tables().filter(|t| t.reference().region.id >= report.at.region);
             let Some(table) = left.min_by_key(|t| t.reference().region.id).cloned() else {
                 report.healed += self.heal_heads()?;
+                let frames: Vec<Damage> = report.damages.iter().filter(|d| d.rot == Rot::Frame).copied().collect();
+                self.bytes_in(&frames)?.into_iter().for_each(|d| report.add(d));
                 return Ok(false);
             };
             let id = table.reference().region.id;
@@ -266,6 +284,52 @@ impl Store {
             }
         }
         Ok(true)
+    }
+
+    /// What files have in damaged frames, as far as that is damaged too: the frames tell it no more, but the index does.
+    pub(crate) fn bytes_in(&self, frames: &[Damage]) -> Result<Vec<Damage>> {
+        if frames.is_empty() {
+            return Ok(Vec::new());
+        }
+        // (Several versions of a chunk's map may have the same.)
+        let mut found: BTreeMap<(FilesetId, ObjectId, Tid, u64), Piece> = BTreeMap::new();
+        self.each_version(&mut self.maintenance.lock(), &|_| true, &mut |key, tid, value| {
+            let Some((fileset, object, Kind::EXTENT, chunk)) = parse(key) else { return };
+            let Ok(chunk) = chunk.try_into().map(u64::from_be_bytes) else { return };
+            each_span(key, tid, value, |s| {
+                let (at, n) = extent::needed(&s.place, s.len as usize);
+                if frames
+                    .iter()
+                    .any(|d| d.region == s.place.region && at < d.offset + d.len && d.offset < at + n as u64)
+                {
+                    let offset = chunk.wrapping_mul(CHUNK).wrapping_add(s.at.into());
+                    let piece = Piece { object: object.0, offset, len: s.len.into(), place: Some(s.place) };
+                    found.insert((fileset, object, s.place.tid, offset), piece);
+                }
+            });
+        })?;
+        let mut damages: Vec<(usize, Damage)> = Vec::new();
+        let mut of_file = (FilesetId(0), ObjectId(0), 0);
+        for ((fileset, object, tid, offset), piece) in found {
+            let Some(place) = piece.place else { continue };
+            match self.read_piece(None, &piece, &mut vec![0; piece.len as usize]) {
+                Err(Error::Data { .. } | Error::Corrupt { .. }) => {}
+                read => {
+                    read?;
+                    continue;
+                }
+            }
+            let rot = Rot::Data { fileset, object, offset, len: piece.len, tid };
+            let d = Damage { region: place.region, offset: place.offset, len: place.stored.into(), rot };
+            if !damages.last_mut().is_some_and(|(_, last)| last.takes_up(&d)) {
+                let n = if (of_file.0, of_file.1) == (fileset, object) { of_file.2 + 1 } else { 0 };
+                of_file = (fileset, object, n);
+                damages.push((n, d));
+            }
+        }
+        // The first of each file, then the second of each: a report that can't list all names all files.
+        damages.sort_by_key(|(n, _)| *n);
+        Ok(damages.into_iter().map(|(_, d)| d).collect())
     }
 
     /// Verifies both copies of the manifest and the newest superblock on every volume, and writes them anew where one is not as it

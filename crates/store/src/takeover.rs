@@ -39,7 +39,7 @@ impl Store {
             return Err(Error::Refused(format!("{} has {size} bytes; it needs {SIZE_MIN} at least", local.name())));
         }
         let buckets = options.buckets.as_ref().ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;
-        let probe = BucketVolume::new(buckets.0(name), 0, 0, 1 << 20);
+        let probe = BucketVolume::new(buckets.0(name), 0, 0, [0; 16], 1 << 20);
         let (epoch, found) = begin_epoch(&probe, who)?;
         let mut checkpoint = found;
         checkpoint.generation += 1;

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::clean::Container;
+use crate::extent::Codec;
 use crate::heal::write_anew;
 use crate::maintain::{Progress, State};
 use crate::moving::Move;
 use crate::pack::Packed;
+use crate::reading::damaged_blocks;
 use crate::segment::{Segment, sealed};
 use crate::store::{Store, Usage};
 use crate::volume::{BucketVolume, For, Region, RegionRef, Tier};
@@ -186,8 +188,16 @@ impl Store {
         Ok(())
     }
 
-    /// Reads stored bytes that are damaged here, which is `damage`, from the bucket, if they are there too, and writes them anew.
-    pub(crate) fn heal_from_bucket(&self, here: &dyn Region, at: u64, stored: &mut [u8], damage: Error) -> Result<()> {
+    /// Reads the blocks of stored bytes that are damaged here, which is `damage`, from the bucket, if they are there too, and whole, and
+    /// writes them anew. `len`: as for [`damaged_blocks`].
+    pub(crate) fn heal_from_bucket(
+        &self,
+        here: &dyn Region,
+        at: u64,
+        stored: &mut [u8],
+        (codec, len): (Codec, usize),
+        damage: Error,
+    ) -> Result<()> {
         let id = here.place().id;
         let Some(bucket) = self.volumes.bucket() else { return Err(damage) };
         let Some(s) = self.segments.lock().iter().find(|s| s.at.id == id).copied() else { return Err(damage) };
@@ -198,8 +208,18 @@ impl Store {
             Some(_) => Arc::new(Packed::unread(there, s.at, self.uuid)),
             None => there,
         };
-        there.read_at(stored, at)?;
-        write_anew(here, here, stored, at);
+        let mut found = vec![0; stored.len()];
+        there.read_at(&mut found, at)?;
+        let lost: Vec<_> = damaged_blocks(here, at, &found, codec, len).collect();
+        if !lost.is_empty() {
+            // (It may be as it was by the next time.)
+            there.drop_cached(at, found.len() as u64);
+        }
+        let bad: Vec<_> = damaged_blocks(here, at, stored, codec, len).collect();
+        for part in bad.into_iter().filter(|part| !lost.contains(part)) {
+            write_anew(here, here, &found[part.clone()], at + part.start as u64);
+            stored[part.clone()].copy_from_slice(&found[part]);
+        }
         Ok(())
     }
 

@@ -3,12 +3,15 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::{FS, Remembers, Run, new_disk, overwrite};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Bucket, Buckets, Copies, Disk, RawVolume, SimBucket, Tier, Volume, without_waiting};
-use darner_store::{CreateOptions, Error, Grid, Key, Kind, Move, ObjectId, OpenOptions, Progress, Step, Store, Tid};
+use darner_store::{
+    CreateOptions, Error, Grid, Key, Kind, Move, ObjectId, OpenOptions, Progress, Rot, Step, Store, Tid,
+};
 
 const SIZE: u64 = 128 << 20;
 /// Nothing is due by itself.
@@ -808,6 +811,164 @@ fn what_is_damaged_in_the_bucket_is_put_there_anew_by_a_scrub_and_after_a_read()
     }
     println!("{scrubbed} by a scrub, {read_anew} after a read, {lost} not");
     assert!(scrubbed > 10 && read_anew > 10, "{scrubbed}, {read_anew}, {lost}");
+}
+
+#[test]
+fn an_object_that_is_gone_or_shorter_costs_only_what_was_in_it_is_named_by_a_scrub_and_holds_up_no_leaving() {
+    const LEN: usize = 256 << 10;
+    let base = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&base);
+    store.retain(FS, 5, |r| r.with_grid(Grid { steps: vec![Step { every: 1, lasts: 1 }] })).unwrap();
+    let mut rng = fastrand::Rng::with_seed(10);
+    let mut files: BTreeMap<u64, Vec<u8>> =
+        (20..44).map(|object| (object, std::iter::repeat_with(|| rng.u8(..)).take(1 << 20).collect())).collect();
+    for (object, bytes) in &files {
+        let mut tx = store.begin(FS, 10 + object).unwrap();
+        tx.put(ObjectId(*object), Kind::ATTR, &[], b"attributes");
+        tx.write(ObjectId(*object), 0, bytes).unwrap();
+        tx.commit().unwrap();
+    }
+    // What is left of some lies in packs.
+    for object in (20..44).filter(|object| object % 4 > 0) {
+        let mut tx = store.begin(FS, 100 + object).unwrap();
+        tx.delete(ObjectId(object), Kind::ATTR, &[]);
+        tx.punch(ObjectId(object), 0, 1 << 20).unwrap();
+        tx.commit().unwrap();
+    }
+    files.retain(|object, _| object % 4 == 0);
+    push(&store, 200).unwrap();
+    for i in 1..20 {
+        store.want_collapse();
+        while store.step_clean(i * 1_000_000_000).unwrap() == Progress::Worked {}
+        while store.step().unwrap() == Progress::Worked {}
+    }
+    let mut now = vec![0; LEN];
+    for n in 0..40 {
+        overwrite(&store, &mut rng, n, &mut now);
+    }
+    files.insert(10, now);
+    push(&store, 20_000_000_000).unwrap();
+    to_bucket(&store).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let scrub = |store: &Store| {
+        let mut report = store.begin_scrub(3000, true).unwrap();
+        while store.step_scrub(&mut report, 1 << 30).unwrap() {}
+        report.damages
+    };
+    let read = |store: &Store, object: u64, at: u64| {
+        let pieces = store.map(FS, ObjectId(object), at, 4096, Tid::MAX).unwrap();
+        let mut bytes = vec![0; 4096];
+        store.read(&pieces, &mut bytes).map(|()| bytes)
+    };
+    // What of the files can't be read, by blocks.
+    let lost = |store: &Store| -> Vec<(u64, u64)> {
+        let blocks = files.iter().flat_map(|(object, bytes)| bytes.chunks(4096).map(move |block| (*object, block)));
+        let mut all = Vec::new();
+        let mut at = (0, 0);
+        for (object, block) in blocks {
+            at = if at.0 == object { (object, at.1 + 4096) } else { (object, 0) };
+            match read(store, object, at.1) {
+                Ok(bytes) => assert!(bytes == block),
+                Err(e) => {
+                    assert!(matches!(e, Error::Data { .. } | Error::Corrupt { .. }), "{e}");
+                    all.push(at);
+                }
+            }
+        }
+        all
+    };
+    let (mut named, mut unnamed) = (0, 0);
+    assert!(bucket.objects().values().any(|bytes| bytes.starts_with(b"DARNPAK1")));
+    for (name, sound) in bucket.objects().into_iter().filter(|(name, _)| name.starts_with("r/")) {
+        for left in [None, Some(0), Some(sound.len() / 2)] {
+            let disk = base.fork();
+            let bucket = bucket.fork(&disk);
+            let store = open(&disk, &bucket).unwrap();
+            match left {
+                None => bucket.lose(&name),
+                Some(left) => bucket.shorten(&name, left),
+            }
+            let gone = lost(&store);
+            let damages = scrub(&store);
+            let is_named = |(of, at): &(u64, u64)| {
+                damages.iter().any(|d| match d.rot {
+                    Rot::Data { object, offset, len, .. } => {
+                        object.0 == *of && offset < at + 4096 && *at < offset + len
+                    }
+                    _ => false,
+                })
+            };
+            assert!(gone.iter().all(is_named), "{name}, {left:?}: {gone:?} of {damages:?}");
+            let checked = store.check(&mut |_, _| ()).damages;
+            assert!(damages.iter().all(|d| d.rot == Rot::Frame || checked.contains(d)), "{name}, {left:?}");
+            *if gone.is_empty() { &mut unnamed } else { &mut named } += 1;
+            // Elsewhere nothing is lost, whatever is not there.
+            let claim = bucket.objects()["e/00000001"].clone();
+            bucket.lose("e/00000001");
+            for (object, at) in &gone {
+                let read = read(&store, *object, *at).map(|_| ());
+                assert!(left.is_some() || matches!(read, Err(Error::Io { .. })), "{read:?}");
+            }
+            bucket.put(vec![("e/00000001".into(), claim.to_vec())]).unwrap();
+            match named % 2 {
+                // Put back, it is there.
+                0 => {
+                    bucket.put(vec![(name.clone(), sound.to_vec())]).unwrap();
+                    assert_eq!((lost(&store), scrub(&store)), (vec![], vec![]));
+                }
+                // The rest of it leaves.
+                _ => {
+                    store.leave_volume(number(&store)).unwrap();
+                    while store.leaving().is_some() {
+                        assert_eq!(store.step_leave(1 << 20).unwrap(), Progress::Worked);
+                    }
+                    assert_eq!(lost(&store), gone, "{name}, {left:?}");
+                    store.close().unwrap();
+                    drop(store);
+                    let store = Store::open(volume(&disk), &OpenOptions::default()).unwrap();
+                    assert_eq!(lost(&store), gone, "{name}, {left:?}");
+                }
+            }
+        }
+    }
+    println!("{named} cost bytes of the file, {unnamed} none");
+    assert!(named > 5, "{named}");
+}
+
+#[test]
+fn what_is_sound_here_stays_so_where_the_bucket_has_lost_it_and_what_is_damaged_here_heals_once_it_has_it_again() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut rng = fastrand::Rng::with_seed(4);
+    let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(64 << 10).collect();
+    let mut tx = store.begin(FS, 10).unwrap();
+    tx.write(ObjectId(10), 0, &bytes).unwrap();
+    tx.commit().unwrap();
+    push(&store, 20).unwrap();
+    let of_a_block = bytes[3 * 4096..][..16].to_vec();
+    for page in disk.written_pages() {
+        let mut there = [0; 4096 + 16];
+        Disk::read_at(&disk, &mut there, page).unwrap();
+        for i in (0..4096).filter(|i| there[*i..][..16] == of_a_block[..]) {
+            disk.flip(page + i as u64, 1);
+        }
+    }
+    let read = |at: usize, len: usize| {
+        let pieces = store.map(FS, ObjectId(10), at as u64, len as u64, Tid::MAX).unwrap();
+        let mut out = vec![0; len];
+        store.read(&pieces, &mut out).map(|()| assert!(out == bytes[at..at + len]))
+    };
+    let parts: Vec<_> = bucket.objects().into_iter().filter(|(name, _)| name.starts_with("r/")).collect();
+    parts.iter().for_each(|(name, _)| bucket.lose(name));
+    for _ in 0..2 {
+        assert!(matches!(read(0, bytes.len()), Err(Error::Data { .. })));
+        let lost: Vec<usize> = (0..16).filter(|n| read(n * 4096, 4096).is_err()).collect();
+        assert_eq!(lost, [3]);
+    }
+    parts.into_iter().for_each(|(name, bytes)| bucket.put(vec![(name, bytes.to_vec())]).unwrap());
+    read(0, bytes.len()).unwrap();
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }
 
 #[test]

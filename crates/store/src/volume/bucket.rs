@@ -16,6 +16,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
 use super::{Region, RegionRef, SLOT_SIZE, Volume, VolumeKind};
+use crate::checkpoint::is_claimed;
 use crate::{Error, Result};
 
 /// Bytes of the objects of a region, but for the last one.
@@ -34,7 +35,8 @@ pub trait Bucket: Send + Sync {
     fn put(&self, objects: Vec<(String, Vec<u8>)>) -> Result<()>;
     /// Puts an object if there is none of that name, which one of several who try at the same time can; says whether it did.
     fn put_new(&self, name: &str, bytes: Vec<u8>) -> Result<bool>;
-    /// Bytes of an object; without a range, all. [`std::io::ErrorKind::NotFound`] where there is none.
+    /// Bytes of an object; without a range, all. Of a range those that the object has, which may be none;
+    /// [`std::io::ErrorKind::NotFound`] where there is no such object.
     fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Vec<u8>>;
     /// Objects whose names begin with `prefix`, ascending, from the first one after `after` on: names and bytes. Perhaps not all,
     /// but one at least, if there is one.
@@ -140,6 +142,8 @@ pub struct BucketVolume {
     bucket: Arc<dyn Bucket>,
     number: AtomicU16,
     epoch: AtomicU32,
+    /// The store's uuid.
+    store: [u8; 16],
     blocks: Cache<BlockKey, Arc<[u8]>, BlockWeight>,
     /// Blocks that are being fetched: region, first and last.
     flights: Mutex<Vec<(u64, Range<u64>)>>,
@@ -154,12 +158,13 @@ pub struct BucketVolume {
 }
 
 impl BucketVolume {
-    /// `epoch`: that of this store; `memory`: bytes for the cache.
-    pub fn new(bucket: Arc<dyn Bucket>, number: u16, epoch: u32, memory: u64) -> BucketVolume {
+    /// `epoch`: that of this store, and `store` its uuid; `memory`: bytes for the cache.
+    pub fn new(bucket: Arc<dyn Bucket>, number: u16, epoch: u32, store: [u8; 16], memory: u64) -> BucketVolume {
         BucketVolume {
             bucket,
             number: number.into(),
             epoch: epoch.into(),
+            store,
             blocks: cache(memory),
             flights: Mutex::default(),
             landed: Condvar::new(),
@@ -306,20 +311,26 @@ impl BucketVolume {
         }
     }
 
-    /// Bytes of a region that are in one object.
+    /// Bytes of a region that are in one object. What the object has lost reads as zeroes, as if it had been overwritten: then it is as
+    /// damaged as can be, and no more than that is.
     fn get(&self, at: RegionRef, bytes: Range<u64>) -> Result<Vec<u8>> {
         let part = bytes.start / PART;
         let name = part_name(at.id, at.start as u32, part);
-        let got = self.bucket.get(&name, Some(bytes.start - part * PART..bytes.end - part * PART))?;
-        match got.len() as u64 == bytes.end - bytes.start {
-            true => Ok(got),
-            false => Err(Error::Corrupt {
-                place: format!("{}, object {name}", self.bucket.name()),
-                what: "object of a region",
-                expected: format!("{} bytes", bytes.end - bytes.start),
-                found: format!("{} bytes", got.len()),
-            }),
+        let len = (bytes.end - bytes.start) as usize;
+        let mut got = match self.bucket.get(&name, Some(bytes.start - part * PART..bytes.end - part * PART)) {
+            // (Elsewhere nothing of this store is, and nothing of it is lost.)
+            Err(e) if e.is_lost() && is_claimed(&*self.bucket, self.epoch(), &self.store)? => Vec::new(),
+            got => got?,
+        };
+        if got.len() < len {
+            let (bucket, n) = (self.bucket.name(), len - got.len());
+            tracing::warn!(
+                "{bucket}, object {name}: {n} of the {len} bytes from byte {} on are gone",
+                bytes.start % PART
+            );
         }
+        got.resize(len, 0);
+        Ok(got)
     }
 }
 

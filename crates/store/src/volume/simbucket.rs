@@ -78,6 +78,21 @@ impl SimBucket {
         state.sound.entry(name.into()).or_insert(sound);
     }
 
+    /// Has the end of an object be gone.
+    pub fn shorten(&self, name: &str, len: usize) {
+        let mut state = self.state.lock();
+        let bytes = state.objects.get_mut(name).expect("it is there");
+        let sound = std::mem::replace(bytes, bytes[..len].into());
+        state.sound.entry(name.into()).or_insert(sound);
+    }
+
+    /// Has an object be gone.
+    pub fn lose(&self, name: &str) {
+        let mut state = self.state.lock();
+        state.objects.remove(name).expect("it is there");
+        state.sound.remove(name);
+    }
+
     /// Names and bytes.
     pub fn objects(&self) -> BTreeMap<String, Arc<[u8]>> {
         self.state.lock().objects.clone()
@@ -144,7 +159,8 @@ impl Bucket for SimBucket {
         };
         let bytes = found.ok_or_else(missing)?;
         let range = range.unwrap_or(0..bytes.len() as u64);
-        Ok(bytes[range.start as usize..(range.end as usize).min(bytes.len())].to_vec())
+        let end = (range.end as usize).min(bytes.len());
+        Ok(bytes[(range.start as usize).min(end)..end].to_vec())
     }
 
     fn list(&self, prefix: &str, after: &str) -> Result<Vec<(String, u64)>> {
