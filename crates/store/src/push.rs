@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::{
-    CHECKPOINTS, Checkpoint, EPOCHS, begun_only, claim, epoch_name, is_a_copy, put_ours, taken_over,
+    CHECKPOINTS, Checkpoint, EPOCHS, begun_only, claim, epoch_name, is_a_copy, is_claimed, put_ours, taken_over,
 };
 use crate::index::levels::Levels;
 use crate::maintain::{Progress, State};
@@ -376,6 +376,12 @@ impl Store {
         };
         if !self.is_ours(bucket)? {
             return Ok(());
+        }
+        // (Somebody may have deleted what says so: without it nothing there can be opened.)
+        if !is_claimed(bucket.objects(), bucket.epoch(), &self.uuid)?
+            && !put_ours(bucket, &epoch_name(bucket.epoch()), &claim(&self.uuid, "another machine")?)?
+        {
+            return Err(is_a_copy(bucket));
         }
         let name = Checkpoint::name(bucket.epoch(), generation);
         self.reach.lock().tried = generation;

@@ -972,6 +972,26 @@ fn what_is_sound_here_stays_so_where_the_bucket_has_lost_it_and_what_is_damaged_
 }
 
 #[test]
+fn whose_a_bucket_is_is_put_there_again_with_the_next_checkpoint_where_somebody_deleted_it() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut run = Run::new(22);
+    run.transaction(&store).unwrap();
+    push(&store, run.now).unwrap();
+    bucket.lose("e/00000001");
+    let elsewhere = SimDisk::new(SIZE);
+    assert!(matches!(take_over(&bucket.fork(&elsewhere), &elsewhere), Err(Error::NotAStore(_))));
+    run.transaction(&store).unwrap();
+    push(&store, run.now).unwrap();
+    check_alone(&run, &bucket, Some(store.tid()), 22);
+    // Where it is another store's by now, nothing more goes there.
+    bucket.lose("e/00000001");
+    bucket.put(vec![("e/00000001".into(), vec![7; 40])]).unwrap();
+    run.transaction(&store).unwrap();
+    assert!(matches!(push(&store, run.now), Err(Error::Refused(_))));
+}
+
+#[test]
 fn a_stream_from_the_bucket_is_fetched_once_in_few_large_pieces() {
     let disk = SimDisk::new(SIZE);
     let (store, bucket) = with_bucket(&disk);
