@@ -32,8 +32,6 @@ pub enum Errand {
     Holds(Vec<u64>),
     /// [`Notifier::inval_entry`] of a name.
     InvalidateEntry(u64, Vec<u8>),
-    /// [`Notifier::inc_epoch`].
-    DoubtNames,
     /// [`darner_fuse::unmount`], lazily or not.
     Unmount(PathBuf, bool),
     /// The same, lazily, of a mount that nobody serves any more: else the outcome is 0, and it stays.
@@ -206,11 +204,6 @@ impl Invalidator {
         self.tell(Errand::InvalidateEntry(parent, name.to_vec()));
     }
 
-    /// Has all names looked up again.
-    pub fn doubt_names(&self) {
-        self.tell(Errand::DoubtNames);
-    }
-
     fn tell(&self, errand: Errand) {
         self.told(&errand, self.errands.run(&errand, Some(&self.fd)));
     }
@@ -303,7 +296,6 @@ fn carry_out(errand: &Errand, fd: Option<OwnedFd>) -> (Vec<i32>, Option<String>)
             nodes.iter().map(ask).collect()
         }
         Errand::InvalidateEntry(parent, name) => vec![code(notifier.inval_entry(*parent, name))],
-        Errand::DoubtNames => vec![code(notifier.inc_epoch())],
         Errand::Unmount(..) | Errand::UnmountDead(_) => Vec::new(),
     };
     (codes, None)

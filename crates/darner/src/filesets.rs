@@ -105,7 +105,7 @@ impl Daemon {
     }
 
     /// Names in the main root came, went or lead elsewhere. (To those that do not, nothing is said: what is mounted beneath a
-    /// name goes with it.)
+    /// name goes with it. A look-up that is under way has the root locked, and each name is dropped only after it.)
     fn tell_kernels(&self, names: &[String]) {
         let state = self.state.lock();
         let of_the_whole = state.mounts.values().filter(|mount| mount.live && mount.root == ROOT);
@@ -113,8 +113,6 @@ impl Daemon {
         // The kernel may wait for requests meanwhile.
         drop(state);
         for invalidator in invalidators.iter().filter(|_| !names.is_empty()) {
-            // A look-up may have been answered before the change and be remembered after it: newer kernels doubt those too.
-            invalidator.doubt_names();
             invalidator.inval_inodes(&[ROOT_ID]);
             names.iter().for_each(|name| invalidator.inval_entry(ROOT_ID, name.as_bytes()));
         }

@@ -135,11 +135,21 @@ impl Daemon {
         // What is newer has not been committed by that process.
         let last = self.store().tid();
         let mut unanswered = Vec::new();
-        for (name, item) in keeper::take(&mut items, MOUNT) {
+        // What each keeps must be kept before any of them answers: who writes may need the room.
+        let mounts: Vec<_> = keeper::take(&mut items, MOUNT)
+            .into_iter()
+            .map(|(name, item)| {
+                let kept = serde_json::from_str::<Kept>(&item.text).map_err(Failure::from);
+                let pin = kept.as_ref().ok().and_then(|kept| self.fs.hold(kept.top()));
+                (name, item.fd, kept, pin)
+            })
+            .collect();
+        for (name, fd, kept, pin) in mounts {
             let memory = items.remove(&format!("{MEMORY}{name}")).map(|item| item.fd);
-            if let Err(e) = self.adopt(&item.text, item.fd, memory, last, &mut unanswered) {
+            if let Err(e) = kept.and_then(|kept| self.adopt(&kept, pin, fd, memory, last, &mut unanswered)) {
                 tracing::error!("the mount {name} ends: {e}");
                 self.let_go(Path::new(&name));
+                let _ = darner_fuse::unmount(Path::new(&name), true);
             }
         }
         // Whom a forgotten file was reported to may not have come to see to it. (One that was made without a name and not
@@ -152,23 +162,22 @@ impl Daemon {
 
     fn adopt(
         self: &Arc<Daemon>,
-        text: &str,
+        kept: &Kept,
+        pin: Option<darner_store::Pin>,
         fd: OwnedFd,
         memory: Option<OwnedFd>,
         last: Tid,
         unanswered: &mut Vec<Inode>,
     ) -> Result<()> {
-        let kept: Kept = serde_json::from_str(text)?;
         let session = Session::adopt(fd, kept.negotiated.parse()?)?;
         let memory = memory.map(MountMemory::adopt).transpose()?.flatten();
         let memory = memory.ok_or_else(|| Failure::new("what was remembered of it is of another version"))?;
         let receipts = Receipts::new(&memory, last);
         unanswered.extend(receipts.results().into_iter().filter_map(nameless));
-        let pin = self.fs.pin(kept.top())?;
         // Before anything is read: what is read after that has not been read by this process before.
         session.resend()?;
-        let nodes = self.nodes_of(&kept, &memory).taken_over();
-        self.serve_mount(session, &kept, pin, nodes, receipts)
+        let nodes = self.nodes_of(kept, &memory).taken_over();
+        self.serve_mount(session, kept, pin, nodes, receipts)
     }
 
     fn nodes_of(&self, kept: &Kept, memory: &MountMemory) -> Nodes {

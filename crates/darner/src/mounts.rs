@@ -56,6 +56,15 @@ pub fn all() -> Result<Vec<Mounted>> {
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
+/// Refuses where something is mounted at an absolute path or below it: what is done to a tree must not go on in another filesystem, nor take
+/// the mount away with its name.
+pub fn refuse_within(path: &Path) -> Result<()> {
+    match all()?.into_iter().find(|m| m.mountpoint.starts_with(path)) {
+        Some(m) => Err(Failure::new(format!("{} is mounted there: unmount it first", m.mountpoint.display()))),
+        None => Ok(()),
+    }
+}
+
 /// What of FUSE was mounted last at an absolute path.
 pub fn fuse_at(mountpoint: &Path) -> Result<Option<Mounted>> {
     Ok(all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse")))

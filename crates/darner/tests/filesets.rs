@@ -327,3 +327,29 @@ fn what_is_not_in_a_clone_is_not_counted_by_an_index_made_anew() {
     }
     w.sh_outside("$DARNER check store");
 }
+
+#[test]
+fn what_is_mounted_within_a_mount_stays_whatever_becomes_of_filesets_and_is_never_forgotten() {
+    let Some(w) = World::new() else { return };
+    // SAFETY: this call can't fail.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("SKIPPED: only root mounts a tmpfs");
+        return;
+    }
+    w.sh("$DARNER fileset create $MNT home; mkdir -p a/b home/m; echo 1 > a/f");
+    for at in ["a/b", "home/m"] {
+        w.sh(&format!("mount -t tmpfs none {at}; echo mine > {at}/file"));
+    }
+    let both = || assert_eq!(w.sh("mountpoint -q a/b; mountpoint -q home/m; cat a/b/file home/m/file"), "mine\nmine");
+    w.sh("$DARNER fileset create $MNT one; $DARNER fileset rename $MNT one two; $DARNER clone $MNT/home copy");
+    both();
+    w.sh("$DARNER fileset remove --force $MNT two; $DARNER fileset remove --force $MNT copy");
+    both();
+    let is_mounted = |said: String, at: &str| assert!(said.contains(&format!("{at} is mounted there")), "{said}");
+    is_mounted(refused(&w, "$DARNER fileset rename $MNT home other"), "home/m");
+    is_mounted(refused(&w, "$DARNER fileset remove --force $MNT home"), "home/m");
+    is_mounted(refused(&w, "$DARNER forget a"), "a/b");
+    both();
+    assert_eq!(w.sh("cat a/f; umount a/b; umount home/m; ls a/b home/m"), "1\na/b:\n\nhome/m:");
+    w.sh("$DARNER forget a; $DARNER fileset rename $MNT home other; ls other");
+}

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{World, eventually};
+use common::{World, eventually, signal};
 use serde_json::Value;
 
 fn xattr(path: &Path, name: &CStr) -> String {
@@ -89,6 +89,13 @@ fn a_mount_of_the_past_keeps_what_it_shows_and_says_where_it_rounded_to() {
     w.mount_at("past", &["--as-of", &then]).unwrap();
     w.sh("$DARNER retain $MNT none; $DARNER clean $MNT --wait");
     assert_eq!(w.sh_outside("cat past/a; ls past"), "one\na");
+    // The grid would have given that moment up: the next daemon keeps it, too.
+    for _ in 0..2 {
+        signal(w.daemon_pid(), libc::SIGKILL);
+        assert_eq!(w.sh_outside("cat past/a"), "one");
+        w.sh("$DARNER clean $MNT --wait");
+        assert_eq!(w.sh_outside("cat past/a; ls past"), "one\na");
+    }
     let shown = xattr(&w.dir.join("past"), c"user.darner.as-of");
     assert!(shown.starts_with(&then) && shown.contains("retained point"), "{shown}");
     w.sh_outside("$DARNER snapshot mnt label; $DARNER unmount past");

@@ -148,6 +148,14 @@ impl Fs {
             _ => Ok(None),
         }
     }
+
+    /// As [`Fs::pin`], for what the process before this one had pinned until it ended; before anything can be given up.
+    pub fn hold(&self, node: Node) -> Option<Pin> {
+        match node {
+            Node::AsOf(ino, tid) => Some(self.store.hold(ino.fileset, tid)),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -201,7 +201,6 @@ pub mod notify {
         RETRIEVE = 5, "Get data from the page cache.";
         DELETE = 6, "A name was removed elsewhere.";
         RESEND = 7, "Send all unanswered requests again.";
-        INC_EPOCH = 8, "All names cached so far are to be looked up again.";
         PRUNE = 9, "Forget unused inodes.";
     }
     /// Flag of INVAL_ENTRY: let the name be looked up again, instead of dropping it.

@@ -75,12 +75,6 @@ impl Notifier {
         self.send(notify::STORE, &out, &[data])
     }
 
-    /// Has *all* names cached so far looked up again at their next use: one message instead of one for each. Needs a
-    /// kernel of 7.44 (Linux 6.16); EINVAL otherwise.
-    pub fn inc_epoch(&self) -> io::Result<()> {
-        self.send(notify::INC_EPOCH, &(), &[])
-    }
-
     /// Has the kernel send all requests again that were read and not answered, marked as
     /// [`resent`](crate::Request::resent). Only for a worker that has taken over: what another thread is still at comes
     /// a second time as well. Needs [`abi::init::HAS_RESEND`]. This one may be called from a serving thread.

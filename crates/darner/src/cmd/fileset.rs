@@ -31,9 +31,11 @@ pub fn run(c: &Fileset) -> Result<()> {
             })
         }
         A::Remove { mnt, name, force } => {
+            refuse_within(mnt, name)?;
             change(mnt, name, Request::RemoveFileset { name: name.clone(), force: *force }).map(drop)
         }
         A::Rename { mnt, name, new_name } => {
+            refuse_within(mnt, name)?;
             let request = Request::RenameFileset { name: name.clone(), new_name: new_name.clone() };
             change(mnt, name, request).map(drop)
         }
@@ -43,6 +45,11 @@ pub fn run(c: &Fileset) -> Result<()> {
             change(mnt, name, Request::LimitFileset { name: name.clone(), bytes, objects, history }).map(drop)
         }
     }
+}
+
+/// When its name goes, the kernel takes away what is mounted in it.
+fn refuse_within(mnt: &Path, name: &str) -> Result<()> {
+    mounts::refuse_within(&mounts::itself(mnt)?.join(name)).map_err(|e| Failure::new(format!("fileset {name:?}: {e}")))
 }
 
 /// Has the daemon change a fileset, and says which one if it can't.

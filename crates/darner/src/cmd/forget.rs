@@ -30,6 +30,7 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
         return Err(Failure::new("a fileset is not forgotten but removed (darner fileset remove)"));
     }
     // What is refused must not be removed for it.
+    mounts::refuse_within(&target)?;
     control::must_call(&place, &Request::MayForget { at: at.clone() })?;
     // The ordinary way, so that the kernel knows.
     match std::fs::symlink_metadata(&target) {

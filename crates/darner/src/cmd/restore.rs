@@ -76,9 +76,7 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
         let dir = target.parent().unwrap_or(&target).display();
         return Err(Failure::new(format!("{dir} does not exist any more: restore that first, or use --to")));
     }
-    if let Some(m) = mounts::all()?.into_iter().find(|m| m.mountpoint.starts_with(&target)) {
-        return Err(Failure::new(format!("{} is mounted there: unmount it first", m.mountpoint.display())));
-    }
+    mounts::refuse_within(&target)?;
     let stays = what_stays(&mount, &within, &source.path, &target)?;
     let copy = Copy::make(&source.path, &target)?;
     let before = newest(&mount);
