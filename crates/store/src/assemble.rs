@@ -4,7 +4,7 @@
 //! up to date by the open; one that is further behind is a copy from another time, and counts as missing. A sign that is
 //! newer than all superblocks says that the newest is on homes that are missing: then nothing is opened.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::manifest::Manifest;
@@ -96,12 +96,14 @@ pub(crate) struct Candidate {
     pub missing: Vec<VolumeEntry>,
     /// Of those that count as missing, what is there instead: their number, and a sentence.
     pub instead: Vec<(u16, String)>,
+    /// Those that are one superblock behind.
+    behind: Vec<u16>,
 }
 
 /// A volume and what is on it, newest first.
 type Known = (Arc<dyn Volume>, Vec<OnVolume>);
 
-/// The first of these, and those of the same store.
+/// The first of these, and those of the same store that can be read.
 fn known(found: &[Arc<dyn Volume>]) -> Result<Vec<Known>> {
     let (first, others) = found.split_first().expect("a store is opened by a volume");
     let mut known = vec![(first.clone(), Superblock::read(&**first)?)];
@@ -110,7 +112,7 @@ fn known(found: &[Arc<dyn Volume>]) -> Result<Vec<Known>> {
         match Superblock::read(&**volume) {
             Ok(supers) if supers[0].superblock.uuid == uuid => known.push((volume.clone(), supers)),
             Ok(_) | Err(Error::NotAStore(_)) => {}
-            Err(e) => return Err(e),
+            Err(e) => tracing::error!("{} counts as missing: {e}", volume.name()),
         }
     }
     Ok(known)
@@ -174,7 +176,12 @@ pub(crate) fn assemble(found: &[Arc<dyn Volume>], reach: &Reach) -> Result<Vec<C
             names(newest.volumes.iter())
         )));
     }
-    let mut candidates = vec![candidate(newest.clone(), &known, reach)?];
+    let first = candidate(newest.clone(), &known, reach, &[])?;
+    let stale = first.stale();
+    if !stale.is_empty() {
+        return Ok(vec![candidate(newest.clone(), &known, reach, &stale)?]);
+    }
+    let mut candidates = vec![first];
     // What the older ones need may be gone.
     let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
     // And one that knows nothing of a volume that was left behind would take what that has for the present.
@@ -182,7 +189,7 @@ pub(crate) fn assemble(found: &[Arc<dyn Volume>], reach: &Reach) -> Result<Vec<C
     for older in all.iter().skip(1).filter(|sb| sb.generation + 1 >= newest.generation) {
         let mut older = older.clone();
         if complete(&mut older, &known).is_ok() && knows(&older) {
-            candidates.extend(candidate(older, &known, reach).ok());
+            candidates.extend(candidate(older, &known, reach, &[]).ok());
         }
     }
     Ok(candidates)
@@ -203,7 +210,8 @@ impl Reach {
     }
 }
 
-fn candidate(sb: Superblock, known: &[Known], reach: &Reach) -> Result<Candidate> {
+/// `stale`: volumes that are not what they should be.
+fn candidate(sb: Superblock, known: &[Known], reach: &Reach, stale: &[u16]) -> Result<Candidate> {
     let mut claims: HashMap<u16, &Known> = HashMap::new();
     // (The first one where two say the same.)
     for claim in known.iter().rev() {
@@ -216,7 +224,7 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach) -> Result<Candidate
         }
     }
     let mut there: HashMap<u16, There> = HashMap::new();
-    let mut instead = Vec::new();
+    let (mut instead, mut behind) = (Vec::new(), Vec::new());
     for entry in sb.volumes.iter() {
         let Some((volume, supers)) = claims.get(&entry.number) else { continue };
         let theirs = &supers[0].superblock;
@@ -224,8 +232,10 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach) -> Result<Candidate
         let missed_all = entry.away.is_some_and(|since| generation <= since + 1);
         // (A sign may be of any time.)
         let counts = theirs.is_home(entry.number);
+        let is_one_behind = counts && sb.is_home(entry.number) && generation + 1 == sb.generation && !missed_all;
+        behind.extend(Some(entry.number).filter(|_| is_one_behind));
         let is_behind = counts && sb.is_home(entry.number) && generation + 1 < sb.generation;
-        if is_behind && !missed_all {
+        if is_behind && !missed_all || stale.contains(&entry.number) {
             // A copy of it, or what a backup had of it. Opened without, the store leaves it behind, and may have it back.
             let what = format!(
                 "{} is that volume as it was at another time, generation {generation}, the store is at {}; ",
@@ -247,7 +257,7 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach) -> Result<Candidate
     }
     let volumes = Volumes::new(&sb, &there, reach.bucket(&sb));
     let missing = sb.volumes.iter().filter(|e| !volumes.is_there(e.number)).cloned().collect();
-    Ok(Candidate { volumes, superblock: sb, missing, instead })
+    Ok(Candidate { volumes, superblock: sb, missing, instead, behind })
 }
 
 /// Whom the superblock of one that was away `since` a generation has left behind, and that was not in fact.
@@ -278,6 +288,26 @@ fn names<'e>(entries: impl Iterator<Item = &'e VolumeEntry>) -> String {
 }
 
 impl Candidate {
+    /// Volumes one superblock behind that are so because they are of another time, and not because a write of that ended amid it: what a
+    /// superblock names was on all of them before it was written.
+    fn stale(&self) -> Vec<u16> {
+        if self.behind.is_empty() {
+            return Vec::new();
+        }
+        match self.read_manifest() {
+            Ok(manifest) => self.behind.iter().copied().filter(|number| self.lacks_some(*number, &manifest)).collect(),
+            Err(e) if e.is_lost() => self.behind.clone(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Whether a volume has not got all that a manifest says is there.
+    fn lacks_some(&self, number: u16, manifest: &Manifest) -> bool {
+        let Ok(Some(list)) = self.volumes.list_of(number) else { return false };
+        let there: HashSet<u64> = list.iter().map(|at| at.id).collect();
+        manifest.regions().any(|at| at.on(number).is_some() && !there.contains(&at.id))
+    }
+
     /// Reads the manifest, if no volume is missing, or that is fine.
     pub fn manifest(&self, degraded: bool) -> Result<Manifest> {
         let manifest = self.read_manifest();

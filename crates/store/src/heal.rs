@@ -150,7 +150,8 @@ impl Sides {
     pub fn of(region: &Arc<dyn Region>, at: u64, fresh: bool) -> Result<Option<Sides>> {
         let mut windows = Vec::new();
         for copy in region.copies() {
-            let window = match copy.in_memory()? {
+            // (What can't be read is as if it were damaged.)
+            let window = match copy.in_memory().unwrap_or_default() {
                 Some(in_memory) => Window::of_few(in_memory, at),
                 None if fresh => Window::of_the_volume(copy.clone(), at),
                 None => Window::new(copy.clone(), at),

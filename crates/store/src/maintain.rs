@@ -249,7 +249,12 @@ impl Store {
         if let Some(spare) = self.spare.lock().take() {
             self.volumes.remove(spare.place())?;
         }
-        Ok(())
+        // What one of several volumes was before this was opened is told by two superblocks from what a power failure leaves.
+        let sb = self.volumes.superblock();
+        match sb.homes.len() > 1 && sb.generation == self.opened + 1 {
+            true => self.volumes.write_super(None, |_| ()),
+            false => Ok(()),
+        }
     }
 
     /// Gives back sealed segments to which nothing was written, where they are many: each open and close may leave some.

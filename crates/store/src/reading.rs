@@ -64,20 +64,27 @@ pub(crate) fn each_copy(region: &Arc<dyn Region>) -> Vec<Arc<dyn Region>> {
 pub(crate) fn may_hold_frame(region: &Arc<dyn Region>, at: u64) -> Result<bool> {
     let mut head = [0; frame::HEADER];
     let mut may = false;
-    for copy in each_copy(region).iter().filter(|r| at + (frame::HEADER as u64) <= r.place().size) {
-        copy.read_at(&mut head, at)?;
-        may |= frame::shape(&head).is_some();
+    let copies = each_copy(region);
+    for copy in copies.iter().filter(|r| at + (frame::HEADER as u64) <= r.place().size) {
+        may |= match copy.read_at(&mut head, at) {
+            Ok(()) => frame::shape(&head).is_some(),
+            // (One that can't be read may have it when it can again.)
+            Err(_) if copies.len() > 1 => true,
+            Err(e) => return Err(e),
+        };
     }
     Ok(may)
 }
 
 /// Looks for a later frame that says that something after `last` had been durable; returns that tid.
 pub(crate) fn durable_beyond(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {
-    let mut found = None;
-    for copy in each_copy(region) {
-        found = found.max(durable_in_copy(&copy, from, last)?);
+    // (What one copy that can be read does not have was never durable.)
+    let found: Vec<Result<Option<Tid>>> =
+        each_copy(region).iter().map(|copy| durable_in_copy(copy, from, last)).collect();
+    match found.iter().any(Result::is_ok) {
+        true => Ok(found.into_iter().flatten().max().flatten()),
+        false => found.into_iter().next().unwrap_or(Ok(None)),
     }
-    Ok(found)
 }
 
 fn durable_in_copy(region: &Arc<dyn Region>, from: u64, last: Tid) -> Result<Option<Tid>> {

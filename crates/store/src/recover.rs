@@ -424,6 +424,7 @@ pub(crate) fn open_with(
         uuid: sb.uuid,
         read_only: options.read_only,
         is_cut: false,
+        opened: sb.generation,
         degraded: options.degraded,
         log: Log::new(tail),
         index: RwLock::new(Index {
@@ -708,7 +709,10 @@ impl Store {
             // To the other slot: a torn write leaves the one that was read.
             self.volumes.write_super(None, |sb| (sb.version, sb.volumes) = (VERSION, volumes))?;
         }
-        self.volumes.post_signs()
+        // (The homes can be reached from each other.)
+        let signed = self.volumes.post_signs();
+        signed.unwrap_or_else(|e| tracing::warn!("a volume does not know where superblocks are: {e}"));
+        Ok(())
     }
 
     /// Of segments that were ended, only what they used. A seal names the next one with all that was reserved for it, and so may a

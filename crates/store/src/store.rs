@@ -96,6 +96,8 @@ pub struct Store {
     pub(crate) read_only: bool,
     /// Whether that is because the end of the log is missing.
     pub(crate) is_cut: bool,
+    /// The generation of the superblock that it was opened by.
+    pub(crate) opened: u64,
     /// Whether it is better than nothing to be opened so.
     pub(crate) degraded: bool,
     pub(crate) log: Log,

@@ -63,12 +63,9 @@ impl Store {
 
     fn usage_of(&self, entry: VolumeEntry) -> Result<VolumeUsage> {
         let missing = !self.volumes.is_there(entry.number);
-        let failed = !missing && !self.volumes.is_sound(entry.number);
-        let (used, size) = match missing || failed {
-            true => (0, 0),
-            false => self.volumes.usage_of(entry.number)?,
-        };
-        Ok(VolumeUsage { entry, size, used, missing, failed })
+        let usage = if missing { None } else { self.volumes.usage_of(entry.number)? };
+        let (used, size) = usage.unwrap_or_default();
+        Ok(VolumeUsage { entry, size, used, missing, failed: !missing && usage.is_none() })
     }
 
     fn volume_entry(&self, number: u16) -> Result<VolumeEntry> {
@@ -174,13 +171,18 @@ impl Store {
             VolumeKind::Raw => return self.resize_raw(entry, size_limit),
             VolumeKind::Bucket => return Err(Error::Refused(format!("volume {number} is a bucket: it has no size"))),
         }
-        let (used, _) = self.volumes.usage_of(number)?;
+        let (used, _) = self.usage_now(number)?;
         if size_limit > 0 && size_limit < used.max(SIZE_MIN) {
             return Err(Error::Refused(format!(
                 "{size_limit} bytes are too few for volume {number}: {used} are in use, and {SIZE_MIN} is the least"
             )));
         }
         self.change_entry(VolumeEntry { size_limit, ..entry })
+    }
+
+    fn usage_now(&self, number: u16) -> Result<(u64, u64)> {
+        let usage = self.volumes.usage_of(number)?;
+        usage.ok_or_else(|| Error::Refused(format!("volume {number} has failed, and is not used any more")))
     }
 
     fn resize_raw(&self, entry: VolumeEntry, size: u64) -> Result<()> {
@@ -193,7 +195,7 @@ impl Store {
             return self.change_entry(VolumeEntry { size_limit: 0, ..entry });
         }
         let (used, free, _) = self.volumes.bytes_without(None)?;
-        let (_, now) = self.volumes.usage_of(number)?;
+        let (_, now) = self.usage_now(number)?;
         let left = (used + free).saturating_sub(now.saturating_sub(size));
         let reserve = reserve_of(left);
         if size < SIZE_MIN || used + reserve > left {

@@ -247,6 +247,182 @@ fn a_disk_that_is_lost_at_any_moment_loses_nothing_and_is_brought_up_to_date_whe
 }
 
 #[test]
+fn a_disk_that_fails_while_the_store_is_opened_is_left_behind_like_any_other() {
+    for (lost, closes) in [(0, true), (1, true), (0, false), (1, false)] {
+        let mut run = Run::new(51);
+        let disks = two(1);
+        let store = twice(&disks);
+        (0..30).for_each(|_| run.transaction(&store).unwrap());
+        copy_all(&store);
+        match closes {
+            true => store.close().unwrap(),
+            false => drop(store.sync().unwrap()),
+        }
+        drop(store);
+        let model = run.model.clone();
+        // `None`: it can be read, and takes no writes; else it is dead from its n-th operation on.
+        let mut goes_on = true;
+        for n in std::iter::once(None).chain((1..).map(Some)) {
+            if !goes_on {
+                println!("disk {lost}, closed {closes}: {n:?} operations");
+                break;
+            }
+            run.model = model.clone();
+            let disks = fork(&disks);
+            let failing = &disks[lost];
+            n.map_or_else(|| failing.refuse_writes(), |n| failing.die_at(n));
+            // (By the other one: it may be dead from the beginning.)
+            let mut order = disks.clone();
+            order.swap(0, 1 - lost);
+            let options = OpenOptions { degraded: n.is_some(), ..OpenOptions::small() };
+            let store = open_as(&order, &options).unwrap_or_else(|e| panic!("disk {lost}, {closes}, {n:?}: {e}"));
+            goes_on = n.is_none_or(|n| failing.operations() >= n);
+            run.compare_some(&store, 2);
+            (0..3).for_each(|_| run.transaction(&store).unwrap());
+            store.sync().unwrap();
+            let _ = store.checkpoint();
+            drop(store);
+            if n.is_some_and(|n| n % 7 != 0) {
+                continue;
+            }
+            // Opened again, as the next daemon does, and then with it, as good as new.
+            let store = open_as(&order, &options).unwrap_or_else(|e| panic!("disk {lost}, {closes}, {n:?}: {e}"));
+            run.transaction(&store).unwrap();
+            store.sync().unwrap();
+            drop(store);
+            let disks = fork(&disks);
+            let store = open(&disks);
+            copy_all(&store);
+            run.compare(&store, Tid::MAX);
+            store.close().unwrap();
+            drop(store);
+            run.compare_some(&open_as(&[disks[lost].fork()], &degraded()).unwrap(), 2);
+        }
+    }
+}
+
+#[test]
+fn what_is_free_is_what_fits_twice_also_where_directories_share_a_disk_and_one_is_limited() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = [dir.path().join("a"), dir.path().join("b")];
+    paths.iter().for_each(|p| std::fs::create_dir(p).unwrap());
+    let volume = |i: usize| -> Arc<dyn Volume> { Arc::new(DirVolume::open(&paths[i], true)) };
+    let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
+    Store::create(&*volume(0), &options).unwrap();
+    let store = Store::open_volumes(&[volume(0)], &OpenOptions::small()).unwrap();
+    let limit = 128 << 20;
+    store.add_volume(volume(1), limit).unwrap();
+    store.set_copies(Copies::Two).unwrap();
+    copy_all(&store);
+    assert!((1..=limit).contains(&store.usage().unwrap().free), "{:?}", store.usage());
+    let mut data = vec![0; 1 << 20];
+    fastrand::Rng::with_seed(1).fill(&mut data);
+    let full = (0..).find(|n| {
+        let mut tx = match store.admit(2 << 20).and_then(|_| store.begin(FS, 100 + n)) {
+            Ok(tx) => tx,
+            Err(e) => {
+                assert!(matches!(e, Error::NoSpace { .. }), "{e}");
+                return true;
+            }
+        };
+        tx.write(ObjectId(10 + n), 0, &data).unwrap();
+        tx.commit().unwrap();
+        store.sync().unwrap();
+        assert!(*n < 128, "more than fits twice: {:?}", store.usage());
+        false
+    });
+    assert!(full.is_some_and(|n| n > 20), "{full:?}");
+    assert_eq!(store.left_to_copy(), (0, 0));
+}
+
+#[test]
+fn a_directory_that_goes_away_is_left_behind_and_brought_up_to_date_when_it_returns() {
+    for gone in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().join("a"), dir.path().join("b")];
+        paths.iter().for_each(|p| std::fs::create_dir(p).unwrap());
+        let dirs = |of: &[usize]| -> Vec<Arc<dyn Volume>> {
+            of.iter().map(|i| Arc::new(DirVolume::open(&paths[*i], true)) as _).collect()
+        };
+        let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
+        Store::create(&*dirs(&[0])[0], &options).unwrap();
+        let store = Store::open_volumes(&dirs(&[0, 1])[..1], &OpenOptions::small()).unwrap();
+        store.add_volume(dirs(&[1]).remove(0), 0).unwrap();
+        store.set_copies(Copies::Two).unwrap();
+        let mut run = Run::new(61 + gone as u64);
+        (0..5).for_each(|_| run.transaction(&store).unwrap());
+        copy_all(&store);
+        std::fs::rename(&paths[gone], dir.path().join("away")).unwrap();
+        // Whoever asks first how much room there is is not told an error, and what is made anew is made on the other one.
+        assert!(store.usage().unwrap().free > 0);
+        for _ in 0..20 {
+            run.transaction(&store).unwrap();
+            store.sync().unwrap();
+        }
+        store.clean(run.now, &mut |_| ()).unwrap();
+        store.checkpoint().unwrap();
+        let volumes = store.volumes().unwrap();
+        assert_eq!([0, 1].map(|i| volumes[i].failed), [gone == 0, gone == 1]);
+        run.compare(&store, Tid::MAX);
+        store.close().unwrap();
+        drop(store);
+        let store = Store::open_volumes(&dirs(&[1 - gone]), &degraded()).unwrap();
+        run.transaction(&store).unwrap();
+        store.close().unwrap();
+        drop(store);
+        std::fs::rename(dir.path().join("away"), &paths[gone]).unwrap();
+        let store = Store::open_volumes(&dirs(&[0, 1]), &OpenOptions::small()).unwrap();
+        copy_all(&store);
+        run.compare(&store, Tid::MAX);
+        store.close().unwrap();
+        drop(store);
+        run.compare(&Store::open_volumes(&dirs(&[gone]), &degraded()).unwrap(), Tid::MAX);
+    }
+}
+
+#[test]
+fn an_old_copy_of_one_volume_is_refused_however_little_older_it_is() {
+    for (old, closes, copies) in
+        [(0, true, Copies::One), (1, true, Copies::One), (0, true, Copies::Two), (0, false, Copies::One)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a", "b", "older"].map(|name| dir.path().join(name));
+        paths.iter().for_each(|p| std::fs::create_dir(p).unwrap());
+        let dirs = |of: &[usize]| -> Vec<Arc<dyn Volume>> {
+            of.iter().map(|i| Arc::new(DirVolume::open(&paths[*i], true)) as _).collect()
+        };
+        let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
+        Store::create(&*dirs(&[0])[0], &options).unwrap();
+        let store = Store::open_volumes(&dirs(&[0]), &OpenOptions::small()).unwrap();
+        store.add_volume(dirs(&[1]).remove(0), 0).unwrap();
+        store.set_copies(copies).unwrap();
+        let mut run = Run::new(71);
+        let mut some = |store: &Store| (0..40).for_each(|_| run.transaction(store).unwrap());
+        some(&store);
+        store.close().unwrap();
+        drop(store);
+        for entry in std::fs::read_dir(&paths[old]).unwrap().map(|e| e.unwrap()) {
+            std::fs::copy(entry.path(), paths[2].join(entry.file_name())).unwrap();
+        }
+        // One checkpoint later, and not more.
+        let store = Store::open_volumes(&dirs(&[0, 1]), &OpenOptions::small()).unwrap();
+        some(&store);
+        match closes {
+            true => store.close().unwrap(),
+            false => store.checkpoint().unwrap(),
+        }
+        drop(store);
+        let both = if old == 0 { [2, 1] } else { [0, 2] };
+        for of in [both, [both[1], both[0]]] {
+            let said = Store::open_volumes(&dirs(&of), &OpenOptions::small()).map(drop).unwrap_err().to_string();
+            assert!(said.contains("at another time"), "{old} {closes} {copies:?}: {said}");
+        }
+        let store = Store::open_volumes(&dirs(&[0, 1]), &OpenOptions::small()).unwrap();
+        run.compare(&store, Tid::MAX);
+    }
+}
+
+#[test]
 fn two_disks_that_went_on_one_without_the_other_are_refused_together() {
     let disks = two(0);
     let mut run = Run::new(3);

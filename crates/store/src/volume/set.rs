@@ -320,7 +320,27 @@ impl Volumes {
 
     /// `beside`: where it must not be.
     fn create_one(&self, id: u64, size: u64, what: For, beside: Option<RegionRef>) -> Result<Arc<dyn Region>> {
+        loop {
+            let region = self.reserve_one(id, size, what, beside)?;
+            // A seal names a segment before anything in it is flushed.
+            if what != For::Log {
+                return Ok(region);
+            }
+            let Err(e) = region.flush_place() else { return Ok(region) };
+            drop(self.remove(region.place()));
+            let can_fail = self.can_fail();
+            let members = self.0.members.read();
+            let m = members.get(&region.place().volume).filter(|_| can_fail);
+            let Some(m) = m.filter(|m| members.values().any(|o| o.number != m.number && o.takes_new())) else {
+                return Err(e);
+            };
+            m.health.fail(&m.volume.name(), &e);
+        }
+    }
+
+    fn reserve_one(&self, id: u64, size: u64, what: For, beside: Option<RegionRef>) -> Result<Arc<dyn Region>> {
         let twice = beside.is_none() && self.copies_of(what) == 2;
+        let can_fail = self.can_fail();
         let seed = mix(if beside.is_some() { !id } else { id });
         let homes = if what == For::Manifest { self.0.superblock.lock().homes.clone() } else { Vec::new() };
         let members = self.0.members.read();
@@ -337,23 +357,16 @@ impl Volumes {
             _ => all.clone(),
         };
         let is_some = some.len() < all.len();
-        let mut outcome = create_among(some, id, size, what, seed, twice);
+        let among = |some| create_among(some, can_fail, id, size, what, seed, twice);
+        let mut outcome = among(some);
         if is_some && matches!(outcome, Err(Error::NoSpace { .. })) {
-            outcome = create_among(all, id, size, what, seed, twice);
+            outcome = among(all);
         }
         drop(members);
-        let region = outcome.map_err(|e| match e {
+        outcome.map_err(|e| match e {
             Error::NoSpace { .. } => self.no_space(),
             e => e,
-        })?;
-        // A seal names a segment before anything in it is flushed.
-        if what == For::Log
-            && let Err(e) = region.flush_place()
-        {
-            drop(self.remove(region.place()));
-            return Err(e);
-        }
-        Ok(region)
+        })
     }
 
     fn no_space(&self) -> Error {
@@ -415,16 +428,25 @@ impl Volumes {
         self.get(first.volume)?.open_emptied(RegionRef { second: None, ..first })
     }
 
-    /// Does something with each place of a region that is there. Of one whose volume has failed, failure is of no account.
+    /// Does something with each place of a region that is there. Of one whose volume has failed, failure is of no account; it has failed
+    /// (if it can) where this fails, and not elsewhere.
     fn at_each(&self, at: RegionRef, each: impl Fn(&dyn Volume, RegionRef) -> Result<()>) -> Result<()> {
-        let mut outcome = Ok(());
+        let mut done = false;
+        let mut failed = Vec::new();
         for place in at.places().filter(|at| self.is_there(at.volume)) {
             match each(&*self.get(place.volume)?, place) {
-                Err(e) if self.is_sound(place.volume) => outcome = Err(e),
-                _ => {}
+                Ok(()) => done = true,
+                Err(e) if self.is_sound(place.volume) => failed.push((place.volume, e)),
+                Err(_) => {}
             }
         }
-        outcome
+        let Some((number, e)) = failed.pop() else { return Ok(()) };
+        let health = self.0.members.read().get(&number).map(|m| m.health.clone());
+        match health.filter(|_| done && self.can_fail()) {
+            Some(health) => health.fail(&self.0.name_of(number), &e),
+            None => return Err(e),
+        }
+        Ok(())
     }
 
     /// Gives back what lies beyond `size` bytes.
@@ -449,10 +471,12 @@ impl Volumes {
         for place in regions.iter().chain(&roster).flat_map(RegionRef::places) {
             here.entry(place.volume).or_default().push(place);
         }
-        let members: Vec<Member> = self.0.members.read().values().cloned().collect();
-        members.iter().try_for_each(|m| {
+        let can_fail = self.can_fail();
+        let members = self.0.members.read().clone();
+        let others = can_fail.then_some(&members);
+        members.values().filter(|m| !m.health.has_failed()).try_for_each(|m| {
             let here = here.remove(&m.number).unwrap_or_default();
-            m.volume.keep_only(&here, wipe)
+            unless_it_fails(others, m, m.volume.keep_only(&here, wipe)).map(drop)
         })
     }
 
@@ -461,6 +485,11 @@ impl Volumes {
         let lists: Option<Vec<Vec<RegionRef>>> =
             self.0.with_super().iter().map(|m| m.volume.list()).collect::<Result<_>>()?;
         Ok(lists.map(|lists| lists.concat()))
+    }
+
+    /// The regions on one of them, if it knows.
+    pub fn list_of(&self, number: u16) -> Result<Option<Vec<RegionRef>>> {
+        self.get(number)?.list()
     }
 
     /// Has volumes verify what they have of their own of a region; returns of how many places it was damaged, and is written anew.
@@ -494,28 +523,32 @@ impl Volumes {
     /// (bytes in use, bytes there are) of all. What is free counts once where it is written twice; where everything has two copies, what
     /// is in use does too.
     pub fn usage(&self) -> Result<(u64, u64)> {
-        let (used, free, most) = self.bytes_without(None)?;
+        let (used, free, beside) = self.bytes_without(None)?;
         if self.copies_of(For::Log) < 2 {
             return Ok((used, used + free));
         }
         let lacking = self.0.lacking.load(Ordering::Relaxed);
-        let free = (free / 2).min(free.saturating_sub(most)).saturating_sub(lacking / 2);
+        let free = (free / 2).min(beside).saturating_sub(lacking / 2);
         let used = if self.wanted().copies == Copies::Two { used.saturating_add(lacking) / 2 } else { used };
         Ok((used, used + free))
     }
 
-    /// (bytes in use, bytes free, the most that are free on one), as if a volume were not there: others of its pool have what it
-    /// gives back.
+    /// (bytes in use, bytes free, bytes for which there is room beside the volume that has the most of it), as if a volume were not there:
+    /// others of its pool have what it gives back.
     pub fn bytes_without(&self, without: Option<u16>) -> Result<(u64, u64, u64)> {
+        let can_fail = self.can_fail();
         let members = self.0.members.read();
+        let others = can_fail.then_some(&*members);
         let leaving = without.and_then(|number| members.get(&number));
         let returned = match leaving.and_then(|m| Some((m, m.pool?))) {
             Some((m, pool)) => Some((pool, m.usage()?.0)),
             None => None,
         };
-        let (mut used, mut free, mut most) = (0, 0, 0);
-        // (free bytes as the volumes of a pool count them, the most that one of them sees, how many there are)
-        let mut pools: HashMap<u64, (u64, u64, u64)> = HashMap::new();
+        let (mut used, mut free) = (0, 0);
+        // (Two directories of one pool may each have a copy.)
+        let (mut rooms, mut most) = (0u64, 0);
+        // (free bytes as the volumes of a pool count them, the most that one of them sees)
+        let mut pools: HashMap<u64, (u64, u64)> = HashMap::new();
         // What is free in a pool is asked for once.
         let mut free_in: HashMap<u64, u64> = HashMap::new();
         for m in members.values().filter(|m| Some(m.number) != without && !m.health.has_failed() && m.tier == Tier::Hot)
@@ -525,31 +558,28 @@ impl Volumes {
                     let free = match free_in.entry(pool) {
                         Entry::Occupied(free) => *free.get(),
                         Entry::Vacant(none) => {
-                            let (here, there) = m.volume.usage(0)?;
+                            let Some((here, there)) = unless_it_fails(others, m, m.volume.usage(0))? else { continue };
                             *none.insert(there - here.min(there))
                         }
                     };
-                    let here = m.volume.used()?;
+                    let Some(here) = unless_it_fails(others, m, m.volume.used())? else { continue };
                     used += here;
-                    let (sum, most, n) = pools.entry(pool).or_default();
+                    let (sum, seen) = pools.entry(pool).or_default();
                     let more = returned.filter(|r| r.0 == pool).map_or(0, |r| r.1);
                     let room = if m.limit == 0 { free + more } else { m.limit.max(here) - here };
-                    (*sum, *most, *n) = (*sum + room, (*most).max(free + more), *n + 1);
+                    (*sum, *seen) = (*sum + room, (*seen).max(free + more));
+                    (rooms, most) = (rooms + room, most.max(room));
                 }
                 None => {
-                    let (here, size) = m.usage()?;
+                    let Some((here, size)) = unless_it_fails(others, m, m.usage())? else { continue };
                     used += here;
                     free += size - here;
-                    most = most.max(size - here);
+                    (rooms, most) = (rooms + size - here, most.max(size - here));
                 }
             }
         }
-        for (sum, seen, n) in pools.into_values() {
-            free += sum.min(seen);
-            // (Two directories of one pool may each have a copy.)
-            most = if n == 1 { most.max(sum.min(seen)) } else { most };
-        }
-        Ok((used, free, most))
+        free += pools.into_values().map(|(sum, seen)| sum.min(seen)).sum::<u64>();
+        Ok((used, free, rooms - most))
     }
 
     /// Bytes of another volume that one has room for.
@@ -564,12 +594,21 @@ impl Volumes {
         Ok(if m.limit == 0 && given_back { u64::MAX } else { size - used })
     }
 
-    /// (bytes in use, bytes there are) of one.
-    pub fn usage_of(&self, number: u16) -> Result<(u64, u64)> {
+    /// Whether a volume that fails is left behind, as long as there is another: what the store needs to go on is on two.
+    fn can_fail(&self) -> bool {
+        self.wanted().number(For::Index) == 2
+    }
+
+    /// (bytes in use, bytes there are) of one; `None`: it has failed.
+    pub fn usage_of(&self, number: u16) -> Result<Option<(u64, u64)>> {
+        let can_fail = self.can_fail();
         let members = self.0.members.read();
-        members
-            .get(&number)
-            .map_or_else(|| Err(Error::NotAStore(format!("volume {number} is not there"))), |m| m.volume.usage(m.limit))
+        let others = can_fail.then_some(&*members);
+        match members.get(&number) {
+            Some(m) if m.health.has_failed() => Ok(None),
+            Some(m) => unless_it_fails(others, m, m.volume.usage(m.limit)),
+            None => Err(Error::NotAStore(format!("volume {number} is not there"))),
+        }
     }
 
     /// So many bytes have one copy and are to have two.
@@ -600,8 +639,27 @@ impl Inner {
     }
 }
 
-/// Makes a region on one of these.
-fn create_among(all: Vec<&Member>, id: u64, size: u64, what: For, seed: u64, twice: bool) -> Result<Arc<dyn Region>> {
+/// What a volume says of itself. One that can't even say that (its directory is gone) has failed, if one of the others takes what is new.
+fn unless_it_fails<T>(others: Option<&BTreeMap<u16, Member>>, m: &Member, said: Result<T>) -> Result<Option<T>> {
+    match said {
+        Err(e) if others.is_some_and(|all| all.values().any(|o| o.number != m.number && o.takes_new())) => {
+            m.health.fail(&m.volume.name(), &e);
+            Ok(None)
+        }
+        said => said.map(Some),
+    }
+}
+
+/// Makes a region on one of these. Those where that fails, but for want of room, have failed (if they can) once it is made on another.
+fn create_among(
+    all: Vec<&Member>,
+    can_fail: bool,
+    id: u64,
+    size: u64,
+    what: For,
+    seed: u64,
+    twice: bool,
+) -> Result<Arc<dyn Region>> {
     let mut order: Vec<(&Member, u64)> = all.into_iter().map(|m| (m, m.free())).collect();
     order.sort_by_key(|(_, free)| std::cmp::Reverse(*free));
     let sum = order.iter().map(|(_, free)| free).sum::<u64>();
@@ -617,16 +675,22 @@ fn create_among(all: Vec<&Member>, id: u64, size: u64, what: For, seed: u64, twi
     if let Some(chosen) = chosen {
         order[..=chosen].rotate_right(1);
     }
+    let mut failed = Vec::new();
     for (m, free) in order {
         if what.is_data() && m.limit > 0 && size > free {
             continue;
         }
-        let outcome = m.volume.create(id, size);
-        if !matches!(outcome, Err(Error::NoSpace { .. })) {
-            return outcome;
+        match m.volume.create(id, size) {
+            Ok(region) => {
+                failed.iter().for_each(|(m, e): &(&Member, Error)| m.health.fail(&m.volume.name(), e));
+                return Ok(region);
+            }
+            Err(Error::NoSpace { .. }) => {}
+            Err(e) if can_fail => failed.push((m, e)),
+            Err(e) => return Err(e),
         }
     }
-    Err(Error::NoSpace { used: 0, size: 0 })
+    Err(failed.pop().map_or(Error::NoSpace { used: 0, size: 0 }, |(_, e)| e))
 }
 
 /// A volume that was found.

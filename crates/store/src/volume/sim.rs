@@ -101,6 +101,7 @@ pub struct SimDisk {
     piece_max: u64,
     from_the_end: bool,
     dies_at: Arc<AtomicU64>,
+    takes_no_writes: Arc<AtomicBool>,
     state: Arc<Mutex<State>>,
     machine: Arc<Machine>,
 }
@@ -113,6 +114,7 @@ impl SimDisk {
             piece_max: u64::MAX,
             from_the_end: false,
             dies_at: alive(),
+            takes_no_writes: Arc::default(),
             state: Arc::default(),
             machine: Arc::default(),
         }
@@ -229,6 +231,19 @@ impl SimDisk {
         self.dies_at.store(self.operations() + n, Ordering::SeqCst);
     }
 
+    /// From now on, all that would change this disk fails.
+    pub fn refuse_writes(&self) {
+        self.takes_no_writes.store(true, Ordering::SeqCst);
+    }
+
+    fn operate_to_write(&self) -> Result<()> {
+        self.operate()?;
+        match self.takes_no_writes.load(Ordering::SeqCst) {
+            true => Err(Error::from_raw_os_error(libc::EROFS)),
+            false => Ok(()),
+        }
+    }
+
     fn operate(&self) -> Result<()> {
         self.machine.operate()?;
         match self.operations() >= self.dies_at.load(Ordering::SeqCst) {
@@ -312,7 +327,7 @@ impl Disk for SimDisk {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let mut s = self.state.lock();
-        self.operate()?;
+        self.operate_to_write()?;
         if offset + bytes.len() as u64 > self.length() {
             return Err(Error::from_raw_os_error(libc::ENOSPC));
         }
@@ -346,7 +361,7 @@ impl Disk for SimDisk {
 
     fn set_len(&self, len: u64) -> Result<()> {
         let mut s = self.state.lock();
-        self.operate()?;
+        self.operate_to_write()?;
         self.len.store(len, Ordering::SeqCst);
         s.pages.cut(len);
         self.machine.note(&mut s, || Event::Length(len));
@@ -355,7 +370,7 @@ impl Disk for SimDisk {
 
     fn flush(&self) -> Result<()> {
         let mut s = self.state.lock();
-        self.operate()?;
+        self.operate_to_write()?;
         self.machine.note(&mut s, || Event::Flush);
         Ok(())
     }

@@ -21,9 +21,23 @@ const CHANGED_MAX: usize = 64;
 impl Volumes {
     /// Writes the superblock as it is to every home once more; durable on return.
     pub fn rewrite_super(&self) -> Result<()> {
-        let sb = self.0.superblock.lock();
-        let homes = self.0.some(&sb.homes);
-        sb.write_to_homes(homes.iter().map(|m| (m.number, &*m.volume))).map_err(|(_, e)| e)
+        let outcome = {
+            let sb = self.0.superblock.lock();
+            let homes = self.0.some(&sb.homes);
+            let others = homes.len() > 1 && sb.wanted().number(For::Index) == 2;
+            let written = sb.write_to_homes(homes.iter().map(|m| (m.number, &*m.volume)));
+            written.map_err(|(number, e)| (number, e, others))
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            // The others can do without it, once they say so.
+            Err((number, e, true)) => {
+                self.0.some(&[number]).iter().for_each(|m| m.health.fail(&m.volume.name(), &e));
+                self.0.reconsider.store(true, Ordering::Relaxed);
+                self.write_super(None, |_| ())
+            }
+            Err((_, e, false)) => Err(e),
+        }
     }
 
     /// Writes the next superblock, with a change, to all homes; `first` is told of the store before all others. On failure nothing has
