@@ -815,7 +815,8 @@ pub struct CloneOf {
 /// `darner retain`
 ///
 /// A grid is steps EVERY:HOW-LONG: `darner retain mnt all:1d 1h:1w 1d:forever` keeps every commit for a day, then one
-/// moment an hour for a week, then one a day for ever. Units are s, m, h, d, w, M (30 days), y (365 days). What no step
+/// moment an hour for a week, then one a day for ever. Units are s, m, h, d, w, M (30 days; between
+/// points: 4 weeks), y (365 days; 52 weeks). What no step
 /// keeps is given up; labels and clones keep their moments. `forever` keeps everything, `none` only the present, `default`
 /// is the grid offered. Without a grid: shows the one in force, and what each step keeps and costs now.
 ///

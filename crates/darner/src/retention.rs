@@ -103,9 +103,10 @@ impl Daemon {
         let costs = account.by_step.get(&fileset).cloned().unwrap_or_default();
         let cost = |i: usize| costs.get(i).copied().unwrap_or(0);
         let born = self.store().birth().0;
+        let now_shown = shown.advanced(Tid(now));
         let step = |(i, s): (usize, &Step)| StepLine {
             step: retain::step_text(s),
-            points: points(s, born, now),
+            points: points(s, &now_shown, born, now),
             history_bytes: cost(i),
         };
         let (lapsed_versions, lapsed_bytes) = account.lapsed_by_fileset.get(&fileset).copied().unwrap_or_default();
@@ -225,8 +226,8 @@ fn when_full_name(w: WhenFull) -> &'static str {
     }
 }
 
-/// How many points of a step there can be; `None`: every commit.
-fn points(s: &Step, born: u64, now: u64) -> Option<u64> {
+/// How many points of a step there are; `None`: every commit.
+fn points(s: &Step, retention: &Retention, born: u64, now: u64) -> Option<u64> {
     let lasts = if s.lasts == FOREVER { u64::MAX } else { s.lasts };
-    (s.every != 0).then(|| s.points_between(Tid(born.max(now.saturating_sub(lasts))), Tid(now)))
+    (s.every != 0).then(|| s.points_kept(retention, Tid(born.max(now.saturating_sub(lasts))), Tid(now)))
 }

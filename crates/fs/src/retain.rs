@@ -1,7 +1,8 @@
 //! Retention as people write it, and what of the past is visible. The rules are the store's (`darner_store::retain`).
 //!
-//! A grid is steps `EVERY:HOW-LONG`: `all:2d 1h:1w 1d:forever`. A day is 24 hours, a week 7 days, a month 30 days, a
-//! year 365; points lie at multiples of EVERY in UTC, those of weeks on Mondays.
+//! A grid is steps `EVERY:HOW-LONG`: `all:2d 1h:1w 1d:forever`. A day is 24 hours, a week 7 days; how long a month lasts is 30
+//! days, a year 365; points lie at multiples of EVERY in UTC, those of weeks on Mondays, and a month between points is four weeks, a
+//! year 52: so those of a coarser grid are among those that a finer one has left.
 
 use std::sync::Arc;
 
@@ -15,9 +16,12 @@ use crate::node::Node;
 use crate::when;
 
 const SECOND: u64 = 1_000_000_000;
-/// Largest first, so that text uses the largest unit that fits.
+/// Units of how long points stay, seconds. Largest first, so that text uses the largest unit that fits.
 const UNITS: [(char, u64); 7] =
     [('y', 365 * 86400), ('M', 30 * 86400), ('w', 7 * 86400), ('d', 86400), ('h', 3600), ('m', 60), ('s', 1)];
+/// Units of what is between points.
+const SPACES: [(char, u64); 7] =
+    [('y', 364 * 86400), ('M', 28 * 86400), ('w', 7 * 86400), ('d', 86400), ('h', 3600), ('m', 60), ('s', 1)];
 
 /// The grid offered to those who want one.
 pub const OFFERED: &str = "all:1d 30s:1h 1m:1d 1h:1w 1d:1M 1w:forever";
@@ -44,15 +48,15 @@ pub fn parse_grid(text: &str) -> Result<Grid> {
 
 fn step(text: &str) -> Option<Step> {
     let (every, lasts) = text.split_once(':')?;
-    let every = if every == "all" { 0 } else { duration(every)? };
-    let lasts = if lasts == "forever" { FOREVER } else { duration(lasts)? };
+    let every = if every == "all" { 0 } else { duration(every, &SPACES)? };
+    let lasts = if lasts == "forever" { FOREVER } else { duration(lasts, &UNITS)? };
     Some(Step { every, lasts })
 }
 
 /// `90s`, `1d`: nanoseconds, at least a second.
-fn duration(text: &str) -> Option<u64> {
+fn duration(text: &str, units: &[(char, u64)]) -> Option<u64> {
     let unit = text.chars().last()?;
-    let (_, secs) = UNITS.iter().find(|(u, _)| *u == unit)?;
+    let (_, secs) = units.iter().find(|(u, _)| *u == unit)?;
     let n: u64 = text[..text.len() - unit.len_utf8()].parse().ok()?;
     n.checked_mul(*secs)?.checked_mul(SECOND).filter(|ns| (1..FOREVER).contains(ns))
 }
@@ -71,14 +75,14 @@ pub fn grid_text(grid: &Grid) -> String {
 
 /// A step as people write it.
 pub fn step_text(s: &Step) -> String {
-    let every = if s.every == 0 { "all".into() } else { duration_text(s.every) };
-    let lasts = if s.lasts == FOREVER { "forever".into() } else { duration_text(s.lasts) };
+    let every = if s.every == 0 { "all".into() } else { duration_text(s.every, &SPACES) };
+    let lasts = if s.lasts == FOREVER { "forever".into() } else { duration_text(s.lasts, &UNITS) };
     format!("{every}:{lasts}")
 }
 
-fn duration_text(ns: u64) -> String {
+fn duration_text(ns: u64, units: &[(char, u64)]) -> String {
     let secs = ns / SECOND;
-    let (unit, n) = UNITS.iter().find(|(_, n)| secs.is_multiple_of(*n)).copied().unwrap_or(('s', 1));
+    let (unit, n) = units.iter().find(|(_, n)| secs.is_multiple_of(*n)).copied().unwrap_or(('s', 1));
     format!("{}{unit}", secs / n)
 }
 
@@ -168,11 +172,27 @@ mod tests {
             assert_eq!(grid_text(&parse_grid(text).unwrap()), text);
         }
         assert_eq!(parse_grid("all:forever").unwrap(), Grid::forever());
+        assert_eq!(grid_text(&parse_grid("4w:1M 52w:1y 30d:30d").unwrap()), "1M:1M 1y:1y 30d:1M");
         assert_eq!(grid_text(&parse_grid("default").unwrap()), OFFERED);
         for text in ["", "1h", "1h:", ":1h", "0s:1h", "1x:1h", "1h:-1d", "all", "99999999999y:1h", "1é:1h"] {
             assert!(parse_grid(text).is_err(), "{text}");
         }
         let said = parse_grid("all:1d 1h:1q 1d:forever").unwrap_err().to_string();
         assert!(said.starts_with("\"1h:1q\" is no step"), "{said}");
+    }
+    #[test]
+    fn of_weekly_points_a_monthly_grid_keeps_those_of_every_fourth_week_and_says_how_many() {
+        let day = 86_400 * SECOND;
+        let now = Tid(20_000 * day + 12_345);
+        let weekly = Retention::default().with_grid(parse_grid("all:1w 1w:forever").unwrap()).advanced(now);
+        let left = |grid: &str| {
+            let after = weekly.with_grid(parse_grid(grid).unwrap()).advanced(Tid(now.0 + day));
+            after.grid.steps.iter().find(|s| s.every > 0).unwrap().points_kept(&after, Tid(now.0 - 400 * day), now)
+        };
+        assert_eq!(left("all:1w 1w:forever"), 57);
+        assert_eq!(left("all:1w 1M:forever"), 15);
+        assert!((1..=2).contains(&left("all:1w 1y:forever")));
+        // Few days that are a multiple of thirty are Mondays.
+        assert!((1..=2).contains(&left("all:1w 30d:forever")), "{}", left("all:1w 30d:forever"));
     }
 }

@@ -26,6 +26,8 @@ const DAY: u64 = 86_400 * SECOND;
 const WEEK: u64 = 7 * DAY;
 /// 1970-01-05 was a Monday.
 const MONDAY: u64 = 4 * DAY;
+/// So many points are looked at singly.
+const COUNTED_MAX: u64 = 100_000;
 /// For ever, as a length of time.
 pub const FOREVER: u64 = u64::MAX;
 
@@ -46,10 +48,15 @@ impl Step {
         Some(Tid(since - since % self.every + offset))
     }
 
-    /// How many of its points are in `from ..= to`, where it has a quantum.
-    pub fn points_between(&self, from: Tid, to: Tid) -> u64 {
+    /// How many of its points in `from ..= to` there are, where it has a quantum: those that grids before gave up are not. (Of very many,
+    /// how many there can be.)
+    pub fn points_kept(&self, retention: &Retention, from: Tid, to: Tid) -> u64 {
         let Some(newest) = self.point(to).filter(|newest| *newest >= from) else { return 0 };
-        (newest.0 - from.0) / self.every + 1
+        let most = (newest.0 - from.0) / self.every + 1;
+        if most > COUNTED_MAX {
+            return most;
+        }
+        (0..most).map(|n| Tid(newest.0 - n * self.every)).filter(|p| retention.round(*p) == Some(*p)).count() as u64
     }
 
     /// The first multiple of the quantum not before `from` that is young enough.
