@@ -13,6 +13,7 @@
 mod apply;
 mod back;
 mod item;
+mod openings;
 mod source;
 mod verify;
 
@@ -66,6 +67,8 @@ pub struct Upstream {
     pub fileset: FilesetId,
     /// The moment of it that the one who follows has.
     pub at: Tid,
+    /// By which opening of it that came to be; 0: it is not known.
+    pub opening: u64,
 }
 
 impl Upstream {
@@ -73,11 +76,16 @@ impl Upstream {
         out.extend_from_slice(&self.source);
         put_varint(out, self.fileset.0.into());
         put_varint(out, self.at.0);
+        out.extend_from_slice(&self.opening.to_le_bytes());
     }
 
     fn decode(from: &mut Reader<'_>) -> Option<Upstream> {
-        let source = from.take(16)?.try_into().ok()?;
-        Some(Upstream { source, fileset: FilesetId(from.varint32()?), at: Tid(from.varint()?) })
+        Some(Upstream {
+            source: from.take(16)?.try_into().ok()?,
+            fileset: FilesetId(from.varint32()?),
+            at: Tid(from.varint()?),
+            opening: u64::from_le_bytes(from.take(8)?.try_into().ok()?),
+        })
     }
 }
 
@@ -106,7 +114,9 @@ pub struct Following {
     aim: Tid,
     /// Ends of ranges of tails, ascending, the last one empty; and the moments that they are as of.
     pieces: Vec<(Vec<u8>, Tid)>,
-    /// What the source follows in its turn, nearest first: as of `target` from the first part of that on.
+    /// By which opening of the source the newest moment of it came to be of which anything is here; 0: it is not known.
+    opening: u64,
+    /// What the source follows in its turn, nearest first, as of that moment.
     above: Vec<Upstream>,
 }
 
@@ -118,8 +128,13 @@ impl Following {
 
     /// All whose changes come here, from the source on.
     fn upstream(&self) -> Vec<Upstream> {
-        let source = Upstream { source: self.source, fileset: self.fileset, at: self.at };
+        let source = Upstream { source: self.source, fileset: self.fileset, at: self.at, opening: self.opening };
         std::iter::once(source).chain(self.above.iter().copied()).collect()
+    }
+
+    /// The newest moment of the source of which anything is here, and by which opening of that it came to be.
+    pub fn newest(&self) -> (Tid, u64) {
+        (self.pieces.iter().map(|(_, since)| *since).max().unwrap_or_default(), self.opening)
     }
 
     /// What is to be asked for next, but for how much at a time.
@@ -164,6 +179,7 @@ impl Following {
             put_bytes(&mut out, end);
             put_varint(&mut out, since.0);
         }
+        out.extend_from_slice(&self.opening.to_le_bytes());
         put_varint(&mut out, self.above.len() as u64);
         self.above.iter().for_each(|up| up.encode(&mut out));
         out
@@ -184,11 +200,27 @@ impl Following {
         for _ in 0..n.min(PIECES_MAX) {
             pieces.push((from.bytes()?.to_vec(), Tid(from.varint()?)));
         }
-        let n = if version == 1 { 0 } else { from.varint()? };
+        let (opening, n) = match version {
+            1 => (openings::UNKNOWN, 0),
+            _ => (u64::from_le_bytes(from.take(8)?.try_into().ok()?), from.varint()?),
+        };
         let above = (0..n.min(PIECES_MAX)).map(|_| Upstream::decode(&mut from)).collect::<Option<_>>()?;
         from.end()?;
-        let mut found =
-            Following { source, fileset, name, origin, promoted, paused, at, shown, target, aim, pieces, above };
+        let mut found = Following {
+            source,
+            fileset,
+            name,
+            origin,
+            promoted,
+            paused,
+            at,
+            shown,
+            target,
+            aim,
+            pieces,
+            opening,
+            above,
+        };
         if found.is_whole() {
             found.shown = tid;
         }
@@ -208,6 +240,10 @@ pub(crate) struct Mirror {
     before: AtomicU64,
     pin: parking_lot::Mutex<Option<Pin>>,
     pub(crate) settled: parking_lot::Mutex<Settled>,
+    /// The store's last transaction when it was opened.
+    opened: AtomicU64,
+    /// Whether there is a record of this opening.
+    is_noted: std::sync::atomic::AtomicBool,
 }
 
 impl Fs {
@@ -248,6 +284,7 @@ impl Fs {
             target: Tid::ZERO,
             aim: Tid::ZERO,
             pieces: vec![(Vec::new(), Tid::ZERO)],
+            opening: openings::UNKNOWN,
             above: Vec::new(),
         };
         put_books(&mut change.tx, &found);
@@ -334,6 +371,7 @@ impl Fs {
 
     /// Reads what the store says of being a mirror.
     pub(crate) fn load_mirror(&self) -> Result<()> {
+        self.mirror.opened.store(self.store.tid().0, Ordering::Release);
         let Some(found) = self.books_at(Tid::MAX)? else { return Ok(()) };
         self.mirror.ever.store(true, Ordering::Release);
         if !found.promoted {
@@ -430,7 +468,8 @@ mod tests {
             target: Tid(300),
             aim: Tid(301),
             pieces: vec![(vec![5; 9], Tid(300)), (vec![7; 9], Tid(200)), (vec![], Tid(100))],
-            above: vec![Upstream { source: [8; 16], fileset: MAIN, at: Tid(90) }],
+            opening: 5,
+            above: vec![Upstream { source: [8; 16], fileset: MAIN, at: Tid(90), opening: 6 }],
         }
     }
 
@@ -439,8 +478,8 @@ mod tests {
         let bytes = following().encode();
         assert_eq!(Following::decode(&bytes, Tid(999)), Some(following()));
         // Version 1 ended before what is above.
-        let old = [&[1], &bytes[1..bytes.len() - 19]].concat();
-        assert_eq!(Following::decode(&old, Tid(999)), Some(Following { above: Vec::new(), ..following() }));
+        let old = [&[1], &bytes[1..bytes.len() - 35]].concat();
+        assert_eq!(Following::decode(&old, Tid(999)), Some(Following { opening: 0, above: Vec::new(), ..following() }));
         let mut rng = fastrand::Rng::with_seed(1);
         for _ in 0..100_000 {
             let mut bytes = bytes.clone();

@@ -27,6 +27,8 @@ pub(crate) const NOT_KEPT: u32 = 256;
 pub(crate) const NO_FILESET: u32 = 257;
 /// The session has no part that came before the one that is asked for, or that was the last.
 pub(crate) const NO_NEXT: u32 = 258;
+/// What the mirror has has never been here: this is an older copy of its source.
+pub(crate) const NEVER_BEEN: u32 = 259;
 
 pub(crate) const NAME: Tag = Tag(1);
 pub(crate) const UUID: Tag = Tag(2);
@@ -62,5 +64,8 @@ pub(crate) const WAS_SHOWN: Tag = Tag(30);
 pub(crate) const NOW: Tag = Tag(31);
 /// Repeated: paths at which the store of whoever says so is reached.
 pub(crate) const PLACE: Tag = Tag(32);
-/// Repeated: whom a promoted mirror followed, nearest first: a group of [`UUID`], [`FILESET`], [`AT`].
+/// Repeated: whom a promoted mirror followed, nearest first: a group of [`UUID`], [`FILESET`], [`AT`], [`OPENING`].
 pub(crate) const WAS: Tag = Tag(33);
+/// The newest moment of which the mirror has anything, and by which opening of its source that came to be.
+pub(crate) const HAS: Tag = Tag(34);
+pub(crate) const OPENING: Tag = Tag(35);

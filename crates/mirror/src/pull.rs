@@ -10,8 +10,8 @@ use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 use crate::parts::{Parts, taken};
 use crate::places;
 use crate::protocol::{
-    AT, AWAY, FILESET, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, POINT, ROOM, SESSION, SINCE, UUID,
-    WAS, WAS_SHOWN,
+    AT, AWAY, FILESET, HAS, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, OPENING, POINT, ROOM, SESSION,
+    SINCE, UUID, WAS, WAS_SHOWN,
 };
 
 /// How long one answer may take.
@@ -183,6 +183,8 @@ impl Puller {
     /// to come along.
     fn look_at_source(&self, f: &Following, since: Option<Tid>, begin: Option<(u64, u64)>) -> Result<Looked, Failure> {
         let mut ask = question(Which::Number(f.fileset), since);
+        let (at, opening) = f.newest();
+        ask.uint(HAS, at.0).uint(OPENING, opening);
         if let Some((session, room)) = begin {
             ask.uint(SESSION, session).uint(ROOM, room);
         }
@@ -215,6 +217,7 @@ impl Puller {
                 source: up.array(UUID)?,
                 fileset: FilesetId(up.number(FILESET)?),
                 at: Tid(up.uint(AT)?),
+                opening: up.uint_opt(OPENING)?.unwrap_or(0),
             })
         });
         let of = of.collect::<Result<Vec<_>, _>>()?;

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 
 use crate::places::{self, Places};
 use crate::protocol::{
-    AT, ATTEMPT, AWAY, DATA, DIGEST, END, FILESET, FOUND, FROM, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEWEST, NEXT,
-    NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE,
-    TID, TO, UUID, VERSIONS, WAS, WAS_SHOWN,
+    AT, ATTEMPT, AWAY, DATA, DIGEST, END, FILESET, FOUND, FROM, HAS, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEVER_BEEN,
+    NEWEST, NEXT, NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, OPENING, POINT, PROVE, PULL, READ, ROOM,
+    RUN, SESSION, SINCE, TID, TO, UUID, VERSIONS, WAS, WAS_SHOWN,
 };
 
 /// Who is silent for so long has to begin his pull anew (where he was cut).
@@ -207,6 +207,21 @@ impl Source {
         let found = found.ok_or_else(no_fileset)?;
         let root = found.inode();
         let store = self.fs.store();
+        let has = asked.uint_opt(HAS)?.zip(asked.uint_opt(OPENING)?);
+        if let Some((at, opening)) = has
+            && !self.fs.has_been(Tid(at), opening).map_err(|e| failed(&e))?
+        {
+            return Err(Refusal::new(
+                Code::Other(NEVER_BEEN),
+                "the mirror has what never was here: an older copy of its source was put back; promote the mirror (darner mirror promote), or \
+                 make a new one",
+            ));
+        }
+        // (Without room for that, nobody is told of which opening it is.)
+        let noted = self.fs.note_opening(self.clock.map_or(0, |clock| clock()));
+        noted.unwrap_or_else(|e| {
+            tracing::warn!("those who follow can't be told which opening of the store this is: {e}")
+        });
         // What a power failure could take back must not be followed.
         if store.durable() < store.tid() && !store.is_read_only() {
             self.fs.sync().map_err(|e| failed(&e))?;
@@ -229,7 +244,8 @@ impl Source {
             reply.uint(WAS_SHOWN, was.shown.0);
             for up in was.of {
                 reply.group(WAS, |of| {
-                    of.bytes(UUID, &up.source).uint(FILESET, up.fileset.0.into()).uint(AT, up.at.0);
+                    of.bytes(UUID, &up.source).uint(FILESET, up.fileset.0.into());
+                    of.uint(AT, up.at.0).uint(OPENING, up.opening);
                 });
             }
         }

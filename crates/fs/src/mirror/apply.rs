@@ -11,6 +11,7 @@ use crate::dirent::{cookie, parse_dirent_suffix};
 use crate::error::{FsError, Result};
 use crate::fs::Fs;
 use crate::mirror::item::{Bytes, Item, decode_all};
+use crate::mirror::openings::UNKNOWN;
 use crate::mirror::source::{Part, Wanted};
 use crate::mirror::{BOOKS, Following, OBJECTS_APART, UPSTREAM_MAX, is_mirrored, put_books};
 use crate::node::{Inode, MAIN};
@@ -40,10 +41,17 @@ impl Fs {
         if !is_next || !part.next.as_ref().is_none_or(ahead) {
             return Err(FsError::new(libc::EINVAL, "what the source sent is not what was asked for"));
         }
-        let (above, items): (Vec<_>, Vec<_>) =
-            decode_all(&part.items).ok_or_else(refused)?.into_iter().partition(|item| matches!(item, Item::Above(_)));
+        let items = decode_all(&part.items).ok_or_else(refused)?;
+        let (of_source, items): (Vec<_>, Vec<_>) = items.into_iter().partition(Item::is_of_source);
         if wanted.from.is_empty() {
-            f.above = above.into_iter().filter_map(|item| item.above()).take(UPSTREAM_MAX).collect();
+            (f.opening, f.above) = (UNKNOWN, Vec::new());
+            for item in of_source {
+                match item {
+                    Item::Opening(opening) => f.opening = opening,
+                    Item::Above(up) if f.above.len() < UPSTREAM_MAX => f.above.push(up),
+                    _ => {}
+                }
+            }
         }
         let mut acts = self.acts(items)?;
         // Of a stream that is read again, some was done before.
@@ -80,7 +88,7 @@ impl Fs {
             let mut state = self.mirror.state.lock();
             if let Some(state) = state.as_mut().filter(|state| !state.promoted && state.target == f.target) {
                 state.advance(part.next.as_deref());
-                state.above = f.above;
+                (state.opening, state.above) = (f.opening, f.above);
             }
         }
         Ok(changed.into_iter().collect())
@@ -114,7 +122,7 @@ impl Fs {
             match item {
                 Item::Stated(from, to) => stated.push((from, to)),
                 Item::Same(tail) => drop(told.insert(tail)),
-                Item::Above(_) => {}
+                Item::Above(_) | Item::Opening(_) => {}
                 Item::Set(tail, tid, value) => acts.push((tail, Act::Set(tid, value))),
                 Item::Deleted(tail) => acts.push((tail, Act::Delete)),
                 Item::Chunk(object, chunk, spans) => {
@@ -146,7 +154,8 @@ impl Fs {
             return crate::error::refuse(libc::EINVAL, "the mirror has nothing whole yet: its first pull is not over");
         }
         if !f.is_whole() {
-            f.above = self.books_at(f.shown)?.map_or(Vec::new(), |shown| shown.above);
+            let shown = self.books_at(f.shown)?;
+            (f.opening, f.above) = shown.map_or_else(Default::default, |shown| (shown.opening, shown.above));
             self.rewind(f.shown, now_ns)?;
         }
         self.store.admit(SMALL)?;

@@ -9,6 +9,7 @@ use crate::dirent::Dirent;
 use crate::error::{FsError, Result, refuse};
 use crate::fileset::Fileset;
 use crate::fs::Fs;
+use crate::mirror::openings::UNKNOWN;
 use crate::mirror::{Following, Upstream, is_mirrored, put_books};
 use crate::node::{Inode, MAIN, ROOT};
 
@@ -43,13 +44,21 @@ impl Fs {
             return refuse(libc::EINVAL, "this store follows another one already");
         }
         let uuid = self.store.uuid();
-        let Some(Upstream { fileset, at, .. }) = was.of.iter().find(|up| up.source == uuid).copied() else {
+        let Some(Upstream { fileset, at, opening, .. }) = was.of.iter().find(|up| up.source == uuid).copied() else {
             return refuse(
                 libc::EINVAL,
                 "the other store was a mirror, but neither of this one nor of a mirror of it: make a new mirror of it in another place, \
                  and what this one had alone can be copied from here",
             );
         };
+        if !self.has_been(at, opening)? {
+            return Err(FsError::told(
+                libc::ESTALE,
+                format!(
+                    "the moment {at}, which the other has, has never been here: this is an older copy of what it followed"
+                ),
+            ));
+        }
         // (Every mirror has the main fileset of the one before it, but the first.)
         if self.shown(MAIN, at)? != Some(at) {
             return Err(FsError::told(
@@ -89,6 +98,7 @@ impl Fs {
             target: was.shown,
             aim: Tid::ZERO,
             pieces: vec![(Vec::new(), was.shown)],
+            opening: UNKNOWN,
             above: Vec::new(),
         };
         put_books(&mut tx, &found);

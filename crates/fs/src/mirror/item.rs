@@ -17,6 +17,7 @@ const DELETED: u8 = 3;
 const SAME: u8 = 4;
 const BYTES: u8 = 5;
 const ABOVE: u8 = 6;
+const OPENING: u8 = 7;
 /// Forms of a span's bytes.
 pub(crate) const RAW: u8 = 0;
 pub(crate) const LZ4: u8 = 1;
@@ -36,6 +37,8 @@ pub(crate) enum Item<'b> {
     Chunk(u64, u64, Vec<Span<'b>>),
     /// What the source follows itself.
     Above(Upstream),
+    /// By which opening of the source the moment came to be.
+    Opening(u64),
 }
 
 /// Bytes `range` of a chunk.
@@ -53,12 +56,9 @@ pub(crate) enum Bytes<'b> {
 }
 
 impl<'b> Item<'b> {
-    /// Of what the source follows.
-    pub(crate) fn above(&self) -> Option<Upstream> {
-        match self {
-            Item::Above(up) => Some(*up),
-            _ => None,
-        }
+    /// Whether it is about the source, and no key.
+    pub(crate) fn is_of_source(&self) -> bool {
+        matches!(self, Item::Above(_) | Item::Opening(_))
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -90,6 +90,10 @@ impl<'b> Item<'b> {
                 out.push(ABOVE);
                 up.encode(out);
             }
+            Item::Opening(opening) => {
+                out.push(OPENING);
+                out.extend_from_slice(&opening.to_le_bytes());
+            }
         }
     }
 
@@ -117,6 +121,7 @@ impl<'b> Item<'b> {
                 Item::Chunk(object, chunk, spans)
             }
             ABOVE => Item::Above(Upstream::decode(from)?),
+            OPENING => Item::Opening(u64::from_le_bytes(from.take(8)?.try_into().ok()?)),
             _ => return None,
         })
     }
@@ -203,7 +208,13 @@ mod tests {
             Item::Set(b"12345678\x04hashnamename".to_vec(), Tid(1 << 60), b"value".to_vec()),
             Item::Deleted(b"12345678\x01".to_vec()),
             Item::Same(b"12345678\x02".to_vec()),
-            Item::Above(Upstream { source: [9; 16], fileset: darner_store::FilesetId(1), at: Tid(1 << 60) }),
+            Item::Above(Upstream {
+                source: [9; 16],
+                fileset: darner_store::FilesetId(1),
+                at: Tid(1 << 60),
+                opening: 3,
+            }),
+            Item::Opening(4),
             Item::Chunk(
                 77,
                 3,

@@ -130,8 +130,9 @@ impl Fs {
             }
         }
         let mut items = telling.out;
-        if root == ROOT && wanted.from.is_empty() {
-            let above = self.upstream_at(wanted.at)?;
+        if wanted.from.is_empty() {
+            Item::Opening(self.opening_of(wanted.at)?).encode(&mut items);
+            let above = if root == ROOT { self.upstream_at(wanted.at)? } else { Vec::new() };
             above.into_iter().take(UPSTREAM_MAX).for_each(|up| Item::Above(up).encode(&mut items));
         }
         sent.end.clone_from(&next);
