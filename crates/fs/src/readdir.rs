@@ -106,18 +106,18 @@ impl Fs {
                 end = Err(malformed(dir.inode(), suffix, tid));
                 return ControlFlow::Break(());
             };
-            let node = dir.beside(found.ino);
-            let attr = match past && found.ino.fileset == dir.inode().fileset {
-                true => match self.attr_shown(found.ino, dir.at()) {
-                    // Nothing is kept of it.
-                    Ok(None) => return ControlFlow::Continue(()),
-                    Ok(attr) => attr,
-                    Err(e) => {
-                        end = Err(e);
-                        return ControlFlow::Break(());
-                    }
-                },
-                false => None,
+            let shown = match past {
+                true => self.shown_beside(dir, found.ino),
+                false => Ok(Some((dir.beside(found.ino), None))),
+            };
+            let (node, attr) = match shown {
+                Ok(Some(shown)) => shown,
+                // Nothing is kept of it.
+                Ok(None) => return ControlFlow::Continue(()),
+                Err(e) => {
+                    end = Err(e);
+                    return ControlFlow::Break(());
+                }
             };
             if !room.take(name) {
                 end = Ok(Some(cookie));
@@ -130,6 +130,12 @@ impl Fs {
             unsplit(entries, cut);
         }
         Ok(())
+    }
+
+    /// What an entry of a directory of the past leads to, and its attributes; `None` if nothing of it is kept.
+    fn shown_beside(&self, dir: Node, ino: Inode) -> Result<Option<(Node, Option<Attr>)>> {
+        let Some(node) = self.kept_beside(dir, ino)? else { return Ok(None) };
+        Ok(self.attr_shown(ino, node.at())?.map(|attr| (node, Some(attr))))
     }
 
     fn list_points(

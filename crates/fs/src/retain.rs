@@ -136,12 +136,19 @@ impl Fs {
     /// A node of another object found in a node's directory: at the same moment, or where that belongs to another fileset,
     /// at the moment that one keeps.
     pub(crate) fn found_beside(&self, node: Node, ino: crate::Inode) -> Result<Node> {
+        match self.kept_beside(node, ino)? {
+            Some(found) => Ok(found),
+            None => refuse(libc::ENOENT, "nothing of the fileset is kept from so long ago"),
+        }
+    }
+
+    /// The same; `None` if that one keeps none.
+    pub(crate) fn kept_beside(&self, node: Node, ino: crate::Inode) -> Result<Option<Node>> {
         match node.beside(ino) {
-            Node::AsOf(ino, tid) if ino.fileset != node.inode().fileset => match self.shown(ino.fileset, tid)? {
-                Some(shown) => Ok(Node::AsOf(ino, shown)),
-                None => refuse(libc::ENOENT, "nothing of the fileset is kept from so long ago"),
-            },
-            beside => Ok(beside),
+            Node::AsOf(ino, tid) if ino.fileset != node.inode().fileset => {
+                Ok(self.shown(ino.fileset, tid)?.map(|shown| Node::AsOf(ino, shown)))
+            }
+            beside => Ok(Some(beside)),
         }
     }
 

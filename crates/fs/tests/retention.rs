@@ -364,3 +364,33 @@ fn what_is_destroyed_is_gone_from_the_past_of_removed_clones_too() {
         ",
     );
 }
+
+#[test]
+fn a_moment_of_the_whole_does_not_list_a_fileset_that_keeps_nothing_of_then() {
+    let mut world = World::new();
+    for line in ["create-fileset F", "create F/f", "create x", "label L", "ls @@L => F x"] {
+        world.line(line);
+    }
+    let fileset = world.node("F").unwrap().inode().fileset;
+    let nothing = darner_fs::retain::parse_grid("none").unwrap();
+    world.fs.retain(fileset, Some(nothing), None, world.now).unwrap();
+    world.line("unlink F/f");
+    world.line("clean");
+    world.line("ls @@L => x");
+    world.line("find @@L/F => ENOENT");
+    // Where it rounds down to another moment, it is listed with the attributes that it had then.
+    let mut world = World::new();
+    for line in ["create-fileset F", "t=10 create F/f", "t=15 create F/g", "t=17 label L"] {
+        world.line(line);
+    }
+    let fileset = world.node("F").unwrap().inode().fileset;
+    let coarse = darner_fs::retain::parse_grid("10s:forever").unwrap();
+    world.fs.retain(fileset, Some(coarse), None, world.now).unwrap();
+    world.line("t=30 create F/h");
+    world.line("clean");
+    world.line("ls @@L/F => f");
+    let dir = world.node("@@L").unwrap();
+    let listed = world.fs.readdir(dir, 0, 1 << 20, 24, true, world.now).unwrap();
+    let listed = listed.iter().find(|entry| entry.name == b"F").unwrap();
+    assert_eq!((listed.node, listed.attr.unwrap().size), (world.node("@@L/F").unwrap(), 1));
+}
