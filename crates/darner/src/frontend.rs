@@ -4,6 +4,7 @@
 //! trip. The kernel then makes files by MKNOD, which also spares the RELEASE. Locks are the kernel's own.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +14,8 @@ use darner_fs::{
 };
 use darner_fuse::{self as fuse, Ctx, DirBuffer, Handler, Operation, Reply, Request, abi};
 use darner_store::volume::without_waiting;
+
+use parking_lot::Mutex;
 
 use crate::cold;
 use crate::error::Failure;
@@ -43,7 +46,9 @@ pub struct Frontend {
     read_only: bool,
     listing: Listing,
     healer: Healer,
-    /// Called where an append did not go where the kernel thought: (node id).
+    /// Directories of the past that are being listed, with entries that may go: the kernel is to forget them afterwards.
+    passing: Mutex<HashSet<u64>>,
+    /// Called where an append did not go where the kernel thought, or what it has of a directory may not last: (node id).
     stale: Box<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -71,7 +76,18 @@ impl Frontend {
     ) -> Result<Frontend, Failure> {
         let valid = if shared { SHORT } else { LONG };
         let healer = Healer::new(fs.clone())?;
-        Ok(Frontend { fs, nodes, receipts, reaper, valid, read_only, listing: Listing::default(), healer, stale })
+        Ok(Frontend {
+            fs,
+            nodes,
+            receipts,
+            reaper,
+            valid,
+            read_only,
+            listing: Listing::default(),
+            healer,
+            passing: Mutex::default(),
+            stale,
+        })
     }
 
     fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
@@ -229,13 +245,19 @@ impl Frontend {
             Ok(other) => return unexpected(&other, reply),
             Err(e) => return reply.error(e.errno()),
         };
+        if entries.iter().any(|e| !e.steady) {
+            self.passing.lock().insert(id);
+        } else if entries.is_empty() && self.passing.lock().remove(&id) {
+            // (It has all of the listing by now.)
+            (self.stale)(id);
+        }
         let mut out = DirBuffer::new(size);
         for e in &entries {
             let ino = self.nodes.shown_ino(e.node);
             let mode = u32::from(e.d_type) << 12;
             let added = match &e.attr {
                 Some(attr) if plus && e.name != b"." && e.name != b".." => {
-                    let found = Entry { node: e.node, attr: *attr, steady: !e.name.contains(&b'@') };
+                    let found = Entry { node: e.node, attr: *attr, steady: e.steady && !e.name.contains(&b'@') };
                     let Some(entry) = self.entry(&found, id, false) else { break };
                     let added = out.add_plus(&entry, e.cookie, &e.name);
                     if !added {

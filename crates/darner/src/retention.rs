@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Inode, MAIN, retain};
+use darner_fs::{FilesetId, Inode, MAIN, Node, retain};
 use darner_store::{AGES, Account, Advance, Retention, Step, Tid, WhenFull, retain::FOREVER};
 
 use crate::control::{AgeLine, Response, RetentionLine, RetentionReport, Spot, StepLine, Tell, Usage};
@@ -85,7 +85,12 @@ impl Daemon {
         let mut each = |done: u64| tell(done.min(total), total);
         let marked = self.fs.keep_nothing(self.root_of(at), &at.names(), keep, now_ns(), &mut each)?;
         self.fs.sync()?;
-        self.make_stale(&marked);
+        // What was listed around it may go from there when it is removed.
+        let around = marked.first().and_then(|top| {
+            let parent = self.fs.getattr(Node::Live(*top)).ok()?.parent;
+            Some(Inode { object: parent, ..*top })
+        });
+        self.make_stale(&[marked.as_slice(), around.as_slice()].concat());
         if !keep {
             self.store().want_collapse();
         }

@@ -184,6 +184,25 @@ fn a_restore_keeps_what_no_history_is_kept_of() {
 }
 
 #[test]
+fn what_was_listed_of_the_past_goes_from_there_with_what_no_history_is_kept_of() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir -p p/target q/target; echo o > p/target/o; echo c > p/c");
+    w.sh("$DARNER retain p/target --nothing-here; $DARNER snapshot $MNT then");
+    // The kernel keeps listings of the past, and looks at this one with and without attributes.
+    assert_eq!(w.sh("ls p@@then; ls -la p@@then > /dev/null; ls q@@then; ls @@then/q"), "c\ntarget\ntarget\ntarget");
+    w.sh("$DARNER retain q/target --nothing-here; ls q@@then; rm -r p/target; mv q/target elsewhere; rmdir elsewhere");
+    common::eventually("it is not listed any more", || {
+        w.sh("ls p@@then q@@then @@then/q") == "@@then/q:\n\np@@then:\nc\n\nq@@then:"
+    });
+    w.sh("cp -a p@@then $DIR/copy; tar cf /dev/null @@then; $DARNER restore p@@then; ls p");
+    // So it is with a fileset that keeps less than what is around it.
+    w.sh("$DARNER fileset create $MNT F; echo 1 > F/f; $DARNER snapshot $MNT later; ls -la @@later > /dev/null; ls @@later | grep F");
+    w.sh("$DARNER retain $MNT/F none; echo 2 > F/f; $DARNER clean --wait $MNT; $DARNER clean --wait $MNT");
+    common::eventually("it is not listed either", || !w.sh("ls @@later").contains('F'));
+    w.sh("tar cf /dev/null @@later; ls -la @@later; $DARNER restore $MNT@@later --to $DIR/whole");
+}
+
+#[test]
 fn a_full_volume_lets_go_of_what_is_deleted_once_it_is_told_so() {
     let Some(w) = World::unmounted() else { return };
     w.mount_at("mnt", &["--create", "--size", "192M"]).unwrap();

@@ -16,9 +16,16 @@ pub struct Entry {
     pub node: Node,
     /// Its attributes.
     pub attr: Attr,
-    /// False: the name means another moment soon (`…@@-10m`); it may be cached for a second at most.
-    /// (That a name with `@@` leads nowhere holds no longer either.)
+    /// False: the name means another moment soon (`…@@-10m`), or what it leads to in the past may be gone from there at any time; it may
+    /// be cached for a second at most. (That a name with `@@` leads nowhere holds no longer either.)
     pub steady: bool,
+}
+
+/// Whether a directory shows what it leads to for as long as its own moment is kept. In the past, what no history is kept of goes when it is
+/// removed, and a fileset keeps moments of its own.
+pub(crate) fn stays(dir: Node, node: Node, attr: &Attr) -> bool {
+    let is_own = dir.inode().fileset == node.inode().fileset && attr.flags & Attr::KEEPLESS == 0;
+    is_own || !matches!(dir, Node::AsOf(..))
 }
 
 impl Fs {
@@ -49,7 +56,7 @@ impl Fs {
         {
             let node = self.found_beside(dir, found.ino)?;
             return match (dir, self.attr_shown(node.inode(), node.at())?) {
-                (_, Some(attr)) => Ok(Entry { node, attr, steady: true }),
+                (_, Some(attr)) => Ok(Entry { node, attr, steady: stays(dir, node, &attr) }),
                 (Node::AsOf(..), None) => refuse(libc::ENOENT, "nothing is kept of it"),
                 _ => refuse(libc::ESTALE, "the file does not exist any more"),
             };

@@ -12,6 +12,7 @@ use crate::attr::Attr;
 use crate::dirent::{Dirent, cookie, malformed, parse_dirent_suffix};
 use crate::error::{Result, refuse};
 use crate::fs::Fs;
+use crate::lookup::stays;
 use crate::node::{Inode, Node};
 
 /// An entry of a listing.
@@ -27,6 +28,8 @@ pub struct DirEntry {
     pub d_type: u8,
     /// Its attributes, if asked for (never for `.` and `..`).
     pub attr: Option<Attr>,
+    /// As [`Entry::steady`](crate::Entry::steady).
+    pub steady: bool,
 }
 
 const DOT: u64 = 1;
@@ -86,7 +89,14 @@ impl Fs {
         let dots: [(&[u8], u64, Node); 2] = [(b".", DOT, dir), (b"..", DOT_DOT, self.parent(dir)?)];
         for (name, cookie, node) in dots {
             if cookie > after && room.take(name) {
-                entries.push(DirEntry { name: name.to_vec(), cookie, node, d_type: libc::DT_DIR, attr: None });
+                entries.push(DirEntry {
+                    name: name.to_vec(),
+                    cookie,
+                    node,
+                    d_type: libc::DT_DIR,
+                    attr: None,
+                    steady: true,
+                });
             }
         }
         Ok(entries)
@@ -123,7 +133,8 @@ impl Fs {
                 end = Ok(Some(cookie));
                 return ControlFlow::Break(());
             }
-            entries.push(DirEntry { name: name.to_vec(), cookie, node, d_type: found.d_type, attr });
+            let steady = attr.as_ref().is_none_or(|attr| stays(dir, node, attr));
+            entries.push(DirEntry { name: name.to_vec(), cookie, node, d_type: found.d_type, attr, steady });
             ControlFlow::Continue(())
         })?;
         if let Some(cut) = end? {
@@ -161,6 +172,7 @@ impl Fs {
                 node: Node::AsOf(object, tid),
                 d_type: libc::DT_DIR,
                 attr: None,
+                steady: true,
             });
         }
         Ok(())
@@ -181,7 +193,14 @@ mod tests {
     use super::*;
 
     fn entry(cookie: u64) -> DirEntry {
-        DirEntry { name: vec![], cookie, node: Node::Live(Inode::main(2)), d_type: libc::DT_REG, attr: None }
+        DirEntry {
+            name: vec![],
+            cookie,
+            node: Node::Live(Inode::main(2)),
+            d_type: libc::DT_REG,
+            attr: None,
+            steady: true,
+        }
     }
 
     #[test]
