@@ -108,6 +108,9 @@ impl Fs {
             for dir in &within {
                 next.extend(self.tenures_below(dir, name)?);
             }
+            // (What is there now is looked into as a whole.)
+            let now: Vec<Inode> = next.iter().filter(|dir| dir.until.is_none()).map(|dir| dir.ino).collect();
+            next.retain(|dir| dir.until.is_none() || !now.contains(&dir.ino));
             within = next;
         }
         let mut tenures = Vec::new();

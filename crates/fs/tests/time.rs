@@ -453,6 +453,40 @@ fn the_log_of_a_path_ends_where_a_directory_around_it_goes_elsewhere() {
 }
 
 #[test]
+fn the_log_tells_once_what_is_in_a_directory_that_went_elsewhere_and_came_back() {
+    check(
+        "
+        t=1 mkdir d
+        t=2 mkdir d/sub
+        t=10 create d/c
+        t=11 create d/sub/c
+        t=20 rename d e
+        t=25 create e/new
+        t=30 rename e d
+        t=31 write d/c 'one'
+        log d/c => 10:Created:0 31:Written:3
+        log d/sub/c => 11:Created:0
+        log d/new => 25:Created:0
+        size d/new@@2026-11-22T00:00:26 => 0
+        // Another one meanwhile.
+        t=40 rename d e
+        t=41 mkdir d
+        t=42 create d/c
+        t=50 rename d other
+        t=51 rename e d
+        log d/c => 10:Created:0 31:Written:3 42:Created:0 50:RenamedAway:0
+        // What is gone is told for each of the times that it was there.
+        t=60 unlink d/c
+        t=61 unlink d/new
+        t=62 unlink d/sub/c
+        t=63 rmdir d/sub
+        t=64 rmdir d
+        log d/c => 10:Created:0 20:RenamedAway:0 30:RenamedHere:0 31:Written:3 40:RenamedAway:3 42:Created:0 50:RenamedAway:0 51:RenamedHere:3 60:Removed:3
+        ",
+    );
+}
+
+#[test]
 fn the_log_finds_what_is_in_deleted_directories() {
     check(
         "
