@@ -120,7 +120,7 @@ impl Daemon {
 
     fn rename_mounts(&self, renamed: &Fileset) {
         let mut state = self.state.lock();
-        for mount in state.mounts.values_mut().filter(|mount| mount.live && mount.root == renamed.inode()) {
+        for mount in state.mounts.values_mut().filter(|mount| mount.root == renamed.inode()) {
             mount.line.fileset = Some(renamed.name.clone());
         }
     }

@@ -219,7 +219,7 @@ impl Daemon {
         )?;
         let line = MountLine {
             mountpoint: m.mountpoint.clone(),
-            fileset: m.fileset.clone().filter(|_| root != ROOT),
+            fileset: m.fileset.as_ref().filter(|_| root != ROOT).map(|asked| self.called(root, asked)),
             as_of: as_of.map(|t| t.to_string()),
             as_of_time: as_of.map(local),
             read_only: kept.read_only,
@@ -248,6 +248,12 @@ impl Daemon {
             daemon.changed.notify_all();
         })?;
         Ok(())
+    }
+
+    /// The name of a fileset by now; `asked`, by which it was mounted, if it is gone.
+    fn called(&self, root: Inode, asked: &str) -> String {
+        let found = self.fs.filesets().into_iter().find(|(fileset, _)| fileset.id == root.fileset);
+        found.map_or_else(|| asked.into(), |(fileset, _)| fileset.name)
     }
 
     /// What a mount is to show: below which root, and as of when.

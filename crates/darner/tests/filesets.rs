@@ -53,6 +53,29 @@ fn commands_make_list_rename_and_remove_filesets_and_the_kernel_notices() {
 }
 
 #[test]
+fn a_mount_of_a_fileset_is_listed_under_the_name_that_it_has_now_whoever_serves_it() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT first; echo one > first/f");
+    let then = w.now();
+    let past = w.mount_at("past", &["--fileset", "first", "--as-of", &then]).unwrap();
+    w.unmount();
+    let own = w.mount_at("own", &["--fileset", "first"]).unwrap();
+    w.darner(&["fileset", "rename", own.to_str().unwrap(), "first", "second"]);
+    let status = || -> Value { serde_json::from_str(&w.darner(&["status", "--json", own.to_str().unwrap()])).unwrap() };
+    let listed = || {
+        let all = status()["mounts"].as_array().unwrap().clone();
+        let name = |at: &std::path::Path| {
+            all.iter().find(|m| m["mountpoint"].as_str() == at.to_str()).unwrap()["fileset"].clone()
+        };
+        (name(&own), name(&past))
+    };
+    assert_eq!(listed(), (json!("second"), json!("second")));
+    common::signal(status()["daemon_pid"].as_i64().unwrap() as i32, libc::SIGKILL);
+    assert_eq!(fs::read_to_string(own.join("f")).unwrap(), "one\n");
+    assert_eq!(listed(), (json!("second"), json!("second")));
+}
+
+#[test]
 fn to_programs_a_fileset_is_a_directory_that_stays_where_it_is() {
     let Some(w) = World::new() else { return };
     w.sh("$DARNER fileset create $MNT home; $DARNER fileset create $MNT other; mkdir d; echo x > f; echo y > home/g");
