@@ -78,7 +78,7 @@ struct Waiting {
 impl Default for Errands {
     fn default() -> Errands {
         // (What is at the path of this program may be another version by now.)
-        Errands::with("/proc/self/exe".into())
+        Errands::with(keeper::OURS.into())
     }
 }
 

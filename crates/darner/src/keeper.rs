@@ -290,14 +290,18 @@ fn keep_to_ourselves() -> io::Result<()> {
     Ok(())
 }
 
+/// This program, whatever has become of its file.
+pub const OURS: &str = "/proc/self/exe";
+
 /// Starts the program under a hidden name, in a session of its own, with no descriptors but the standard ones and those that are passed.
+/// Where its file is gone, this program goes on in its place, and looks there again the next time.
 pub fn start(
     program: &Path,
     command: &str,
     arguments: &[OsString],
     prepare: impl FnOnce(&mut Command),
 ) -> Result<Child> {
-    let mut process = Command::new(program);
+    let mut process = Command::new(if program.exists() { program } else { Path::new(OURS) });
     process.arg(command).args(arguments).current_dir("/").env(PROGRAM, program);
     let systemds = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
     for variable in [SOCKET, WORKER, crate::cmd::daemon::READY].iter().chain(&systemds) {

@@ -691,6 +691,8 @@ fn the_longest_pause_counts_the_last_one_whole_with_starts_that_failed() {
     let away = Duration::from_millis(before + 500);
     let whole = w.dir.join("darner-whole");
     fs::rename(&own, &whole).unwrap();
+    fs::write(&own, "#!/bin/sh\nexit 3\n").unwrap();
+    fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let start = Instant::now();
     kill(w.daemon_pid());
     thread::sleep(away);
@@ -701,6 +703,39 @@ fn the_longest_pause_counts_the_last_one_whole_with_starts_that_failed() {
     assert!(pause > before + 200 && pause <= took, "{pause} ms, of {away:?} to {took} ms");
     w.unmount();
     w.forgive_errors();
+}
+
+#[test]
+fn a_daemon_whose_program_is_gone_is_followed_by_one_of_what_its_supervisor_runs_and_either_may_be_killed() {
+    let Some(w) = World::unmounted() else { return };
+    let own = w.dir.join("darner-own");
+    fs::copy(common::DARNER, &own).unwrap();
+    fs::create_dir(&w.mnt).unwrap();
+    let mount = |program: &Path| {
+        let out = std::process::Command::new(program).args(["mount", "--create"]).arg(&w.store).arg(&w.mnt).output();
+        assert!(out.is_ok_and(|out| out.status.success()));
+    };
+    mount(&own);
+    fs::write(w.path("file"), "text").unwrap();
+    fs::remove_file(&own).unwrap();
+    for round in 1..=3 {
+        let (daemon, supervisor) = (w.daemon_pid(), w.supervisor_pid());
+        kill(daemon);
+        eventually("another daemon comes", || w.daemon_pid() != daemon);
+        fs::create_dir(w.path(&format!("round {round}"))).unwrap();
+        thread::sleep(Duration::from_millis(100));
+        kill(supervisor);
+        eventually("another supervisor comes", || w.supervisor_pid() != supervisor);
+        thread::sleep(Duration::from_millis(100));
+    }
+    // What comes to be there is started the next time.
+    fs::copy(common::DARNER, &own).unwrap();
+    let daemon = w.daemon_pid();
+    kill(daemon);
+    eventually("another daemon comes", || w.daemon_pid() != daemon);
+    assert_eq!(fs::read(w.path("file")).unwrap(), b"text");
+    let runs = || fs::read_link(format!("/proc/{}/exe", w.daemon_pid())).unwrap();
+    eventually("it runs what is there", || runs() == own);
 }
 
 #[test]
@@ -741,7 +776,8 @@ fn a_daemon_that_crashes_at_every_start_is_given_up_and_can_be_taken_up_again() 
     // Given up once more, it is taken away like any. (Of what was not synced that may cost the last moment.)
     File::open(w.path("new")).unwrap().sync_all().unwrap();
     drop(open);
-    fs::rename(&whole, w.dir.join("darner-gone")).unwrap();
+    fs::remove_file(&whole).unwrap();
+    fs::copy(&own, &whole).unwrap();
     let (daemon, supervisor) = (w.daemon_pid(), w.supervisor_pid());
     kill(daemon);
     assert_eq!(fs::create_dir(w.path("again")).unwrap_err().raw_os_error(), Some(libc::EIO));
