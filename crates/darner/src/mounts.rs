@@ -180,7 +180,7 @@ pub fn store_of(path: &Path) -> Result<Place> {
         return Ok(place);
     }
     match containing(path) {
-        Ok((mount, _)) => Ok(Place::behind(&mount)),
+        Ok((mount, within)) => exists(&mount, &within).map(|()| Place::behind(&mount)),
         Err(not_mounted) => match Place::at(path) {
             Ok(place) if place.holds_store()? => Ok(place),
             _ => Err(not_mounted),
@@ -188,8 +188,27 @@ pub fn store_of(path: &Path) -> Result<Place> {
     }
 }
 
+/// Whoever mistypes a name does not mean the mount that it would be in. (The mount point itself need not answer.)
+fn exists(mount: &Mounted, within: &Path) -> Result<()> {
+    let path = mount.mountpoint.join(within);
+    let is_missing = || std::fs::symlink_metadata(&path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    match !within.as_os_str().is_empty() && is_missing() {
+        true => Err(Failure::new(format!("{} does not exist", path.display()))),
+        false => Ok(()),
+    }
+}
+
 /// The store and what of it a user means by a path in a mount (without moments), or the store's own path.
 pub fn spot_of(path: &Path) -> Result<(Place, Spot)> {
+    let found = spot_then(path)?;
+    match containing(path) {
+        Ok((mount, within)) => exists(&mount, &within).map(|()| found),
+        Err(_) => Ok(found),
+    }
+}
+
+/// The same of a path that need not exist now.
+pub fn spot_then(path: &Path) -> Result<(Place, Spot)> {
     match containing(path) {
         Ok((mount, within)) => Ok((Place::behind(&mount), spot(&mount, &within)?)),
         Err(_) => Ok((store_of(path)?, Spot::default())),

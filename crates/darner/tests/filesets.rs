@@ -76,6 +76,33 @@ fn a_mount_of_a_fileset_is_listed_under_the_name_that_it_has_now_whoever_serves_
 }
 
 #[test]
+fn a_name_in_a_mount_that_does_not_exist_is_not_taken_for_the_mount() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir home; $DARNER snapshot home kept");
+    let then = w.now();
+    for command in [
+        "snapshot $MNT/hoem before",
+        "snapshot list $MNT/hoem",
+        "fileset create $MNT/hoem x",
+        "fileset list $MNT/hoem",
+        "clean $MNT/hoem",
+        "status $MNT/hoem",
+        "retain $MNT/hoem",
+        "retain $MNT/hoem none",
+        "volume list $MNT/hoem",
+        "mirror add $MNT/hoem copy $DIR/copy",
+    ] {
+        let said = refused(&w, &format!("$DARNER {command}"));
+        assert!(said.contains("hoem does not exist"), "{command}: {said}");
+    }
+    assert_eq!(names(&w), ["main"]);
+    // What was removed since has a past, all the same.
+    w.sh("rmdir home");
+    assert!(refused(&w, "$DARNER snapshot home before").contains("does not exist"));
+    w.sh(&format!("$DARNER snapshot home@@{then} again; $DARNER log home; $DARNER restore home@@again; ls -d home"));
+}
+
+#[test]
 fn to_programs_a_fileset_is_a_directory_that_stays_where_it_is() {
     let Some(w) = World::new() else { return };
     w.sh("$DARNER fileset create $MNT home; $DARNER fileset create $MNT other; mkdir d; echo x > f; echo y > home/g");

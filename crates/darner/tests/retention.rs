@@ -277,9 +277,9 @@ fn a_build_tree_that_is_told_so_costs_no_history() {
     );
     w.sh("$DARNER clone $MNT@@before then");
     assert_eq!(w.sh("ls then/src then/src/target"), "then/src:\nmain.rs\ntarget\n\nthen/src/target:");
-    for (path, why) in [("src/main.rs", "not a directory"), ("src/nowhere", "no such directory")] {
+    for (path, why) in [("src/main.rs", ": not a directory"), ("src/nowhere", " does not exist")] {
         let said = w.try_sh(&format!("$DARNER retain {path} --nothing-here"));
-        assert!(!said.status.success() && String::from_utf8_lossy(&said.stderr).contains(&format!("{path}: {why}")));
+        assert!(!said.status.success() && String::from_utf8_lossy(&said.stderr).contains(&format!("{path}{why}")));
     }
     assert!(!w.try_sh("$DARNER retain $MNT --nothing-here").status.success());
     w.sh("$DARNER retain src/target --as-elsewhere");

@@ -12,7 +12,7 @@ pub fn run(c: &CloneOf) -> Result<()> {
         Some(past) => (&past.live, Some(past.tid.0)),
         None => (&located.path, None),
     };
-    let (place, of) = mounts::spot_of(path)?;
+    let (place, of) = mounts::spot_then(path)?;
     let request = Request::CloneFileset { of, tid, name: c.name.clone() };
     let made = fileset::ask(&place, &request);
     made.map_err(|e| Failure::new(format!("{} as {:?}: {e}", c.source.display(), c.name))).map(drop)

@@ -14,7 +14,10 @@ pub fn run(c: &Snapshot) -> Result<()> {
     };
     // (What is shown is labelled, also where that is the past.)
     let shown = if c.action.is_none() { mounts::locate(mnt)?.past } else { None };
-    let (place, at) = mounts::spot_of(shown.as_ref().map_or(mnt, |past| &past.live))?;
+    let (place, at) = match &shown {
+        Some(past) => mounts::spot_then(&past.live)?,
+        None => mounts::spot_of(mnt)?,
+    };
     let request = match (&c.action, &c.label) {
         (Some(SnapshotAction::List { .. }), _) => Request::Labels { at },
         (Some(SnapshotAction::Remove { label, .. }), _) => Request::RemoveLabel { at, name: label.clone() },
