@@ -56,7 +56,7 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
         out.push_str(&format!("  not reached: {}\n", printable(Path::new(l))));
     }
     out.push_str(
-        "  beyond reach: copies elsewhere (mirrors, backups), bytes shared with other files (cp --reflink), and what the disk \
+        "  beyond reach: copies elsewhere (mirrors, backups), bytes shared with other files (cp shares), and what the disk \
          itself may keep of blocks freed earlier\n",
     );
     super::print(&out)?;
