@@ -239,6 +239,8 @@ pub struct Past {
     pub live: PathBuf,
     /// As of when.
     pub tid: Tid,
+    /// The tid that was asked for, where that is not kept, and `tid` is what it was rounded to.
+    pub rounded: Option<Tid>,
 }
 
 /// Finds out what a path means. `MNT@@WHEN` beside a mount point can't be a name in that directory, which is not ours: it
@@ -247,7 +249,7 @@ pub struct Past {
 pub fn locate(path: &Path) -> Result<Located> {
     let whole = std::path::absolute(path).cant(|| format!("find {}", path.display()))?;
     let whole = name_the_directory_itself(&whole);
-    let (mut out, mut live, mut tid) = (PathBuf::new(), PathBuf::new(), None);
+    let (mut out, mut live, mut at) = (PathBuf::new(), PathBuf::new(), None);
     let mut components = whole.components().peekable();
     while let Some(c) = components.next() {
         let name = c.as_os_str().as_bytes();
@@ -263,7 +265,7 @@ pub fn locate(path: &Path) -> Result<Located> {
             continue;
         }
         match moment(&live, &texts)? {
-            Some((base, dir, found)) => {
+            Some(Moment { base, dir, tid: found, rounded }) => {
                 let mut name = base.clone();
                 name.push(format!("@@{found}"));
                 out = dir.clone().unwrap_or(out).join(name);
@@ -273,7 +275,7 @@ pub fn locate(path: &Path) -> Result<Located> {
                     true => live = absolute(&live)?,
                     false => live.push(base),
                 }
-                tid = Some(found);
+                at = Some((found, rounded));
             }
             None => {
                 out.push(c);
@@ -281,7 +283,7 @@ pub fn locate(path: &Path) -> Result<Located> {
             }
         }
     }
-    let Some(tid) = tid else {
+    let Some((tid, rounded)) = at else {
         let path = match leads_into_a_mount(&out) {
             Some(target) => target,
             None if ends_in_a_directory(path) && out.is_symlink() => absolute(&out)?,
@@ -292,7 +294,7 @@ pub fn locate(path: &Path) -> Result<Located> {
     if std::fs::symlink_metadata(&out).is_err() {
         out = from_the_root(&live, tid).unwrap_or(out);
     }
-    Ok(Located { path: out, past: Some(Past { live, tid }) })
+    Ok(Located { path: out, past: Some(Past { live, tid, rounded }) })
 }
 
 /// What had a live path then, if the directories that it is in are gone, or others now.
@@ -332,15 +334,23 @@ fn is_literal(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|m| m.ino() >> 63 == 0)
 }
 
-type Moment = (OsString, Option<PathBuf>, Tid);
+/// What a name that names a moment means.
+struct Moment {
+    /// What is before the mark.
+    base: OsString,
+    /// The directory in which to look, if that is another one (a mount point, or where a link from outside leads).
+    dir: Option<PathBuf>,
+    tid: Tid,
+    rounded: Option<Tid>,
+}
 
-/// The first reading of a name in directory `dir` that names a moment: what is before the mark, the directory in which to
-/// look if that is another one (a mount point, or where a link from outside leads), and the tid. `None` where no darner mount can be
-/// asked.
+/// The first reading of a name in directory `dir` that names a moment. `None` where no darner mount can be asked.
 fn moment(dir: &Path, texts: &[(&[u8], &str)]) -> Result<Option<Moment>> {
-    let mut asked = None;
+    let mut refused = None;
     for (base, when) in texts {
         let (when, base) = (*when, OsStr::from_bytes(base));
+        let asked = when.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok()).map(Tid);
+        let rounded = |tid: Tid| asked.filter(|asked| *asked != tid);
         let target = leads_into_a_mount(&dir.join(base));
         let led = target.as_deref().and_then(|target| Some((target.parent()?, target.file_name()?)));
         let (dir, base) = led.unwrap_or((dir, base));
@@ -362,7 +372,7 @@ fn moment(dir: &Path, texts: &[(&[u8], &str)]) -> Result<Option<Moment>> {
                 Some((m, _)) => (Some(m.mountpoint), OsStr::new("")),
                 None => (led.map(|(dir, _)| dir.to_owned()), base),
             };
-            return Ok(Some((base.to_owned(), place, tid)));
+            return Ok(Some(Moment { base: base.to_owned(), dir: place, tid, rounded: rounded(tid) }));
         }
         // A fileset's directory has labels of its own.
         if let (None, Ok((_, below))) = (&root, containing(&beside))
@@ -370,11 +380,11 @@ fn moment(dir: &Path, texts: &[(&[u8], &str)]) -> Result<Option<Moment>> {
             && !is_link
             && let Some(tid) = resolve(&below)?
         {
-            return Ok(Some((OsString::new(), Some(beside), tid)));
+            return Ok(Some(Moment { base: OsString::new(), dir: Some(beside), tid, rounded: rounded(tid) }));
         }
-        asked = asked.or(Some((mount.mountpoint, when)));
+        refused = refused.or(Some((mount.mountpoint, when)));
     }
-    match asked {
+    match refused {
         Some((mountpoint, when)) => Err(Failure::new(format!(
             "{when:?} is no moment of {}: it is no time, label or tid, lies in the future, or before the filesystem was made",
             mountpoint.display()

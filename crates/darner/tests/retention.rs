@@ -184,6 +184,26 @@ fn a_restore_keeps_what_no_history_is_kept_of() {
 }
 
 #[test]
+fn a_restore_says_where_its_undo_does_not_last_and_restores_no_other_moment_than_the_exact_one_that_it_is_told() {
+    let Some(w) = World::new() else { return };
+    w.sh("echo v1 > f; $DARNER snapshot $MNT first; echo v2 > f");
+    let said = w.sh("$DARNER restore f@@first");
+    assert!(!said.contains("cleaner"), "{said}");
+    w.sh("echo v2 > f; $DARNER retain $MNT 1h:1d");
+    let said = w.sh("$DARNER restore f@@first");
+    assert!(said.contains("only until the cleaner comes by"), "{said}");
+    let undo = said.lines().find_map(|line| line.strip_prefix("undo: darner ")).unwrap();
+    w.sh("touch other; $DARNER clean $MNT --wait");
+    let out = w.try_sh(&format!("$DARNER {undo}"));
+    let refused = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && refused.contains("is not kept"), "{refused}");
+    assert_eq!(w.sh("cat f"), "v1");
+    // It says how to have the moment that there is.
+    let instead = refused.trim().rsplit_once("darner restore ").unwrap().1;
+    w.sh(&format!("rm f; $DARNER restore {instead}; cat f"));
+}
+
+#[test]
 fn what_was_listed_of_the_past_goes_from_there_with_what_no_history_is_kept_of() {
     let Some(w) = World::new() else { return };
     w.sh("mkdir -p p/target q/target; echo o > p/target/o; echo c > p/c");

@@ -8,12 +8,15 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use darner_fs::retain::parse_grid;
+use darner_store::Grid;
+
 use super::{human, printable, quoted};
 use crate::cli::Restore;
 use crate::control::{self, Request, Response, Status};
 use crate::copy::{self, Copier};
 use crate::error::{Failure, Result};
-use crate::mounts::{self, Located, Mounted};
+use crate::mounts::{self, Located, Mounted, Past};
 use crate::place::Place;
 use crate::when::local;
 
@@ -24,6 +27,13 @@ pub fn run(c: &Restore) -> Result<()> {
             Some(past) => format!("{} did not exist at {}", past.live.display(), local(past.tid)),
             None => format!("{} does not exist", c.source.display()),
         }));
+    }
+    if let Some(Past { live, tid, rounded: Some(asked) }) = &source.past {
+        return Err(Failure::new(format!(
+            "{asked} is not kept; the last moment before it that is, is {tid}, {}: darner restore {}",
+            local(*tid),
+            quoted(&at(live, &tid.to_string()))
+        )));
     }
     match &c.to {
         Some(dest) => restore_to(&source, dest),
@@ -91,9 +101,10 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     }
     let mut message = format!("restored {} as of {}\n", printable(&target), local(past.tid));
     if let (true, Some(tid)) = (replaced, before) {
-        let mut name = target.into_os_string();
-        name.push(format!("@@{tid}"));
-        message += &format!("undo: darner restore {}\n", quoted(Path::new(&name)));
+        if !keeps_every_commit(&mount, &target) {
+            message += "what was there before is kept only until the cleaner comes by, since the grid does not keep every commit; until then:\n";
+        }
+        message += &format!("undo: darner restore {}\n", quoted(&at(&target, &tid)));
     }
     super::print(&message)?;
     if replaced {
@@ -133,6 +144,31 @@ fn what_stays(mount: &Mounted, within: &Path, from: &Path, target: &Path) -> Res
         }
     }
     Ok(paths)
+}
+
+/// `PATH@@WHEN`.
+fn at(path: &Path, when: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!("@@{when}"));
+    name.into()
+}
+
+/// Whether the grid of what is at a path keeps every commit for a while; for the message only.
+fn keeps_every_commit(mount: &Mounted, target: &Path) -> bool {
+    let all = |grid: &Grid| grid.steps.iter().any(|step| step.every == 0);
+    let known = || {
+        let place = Place::behind(mount);
+        let within = target.strip_prefix(&mount.mountpoint).ok()?;
+        let Response::Filesets(lines) =
+            control::must_call(&place, &Request::FilesetAt { at: mounts::spot(mount, within).ok()? }).ok()?
+        else {
+            return None;
+        };
+        let fileset = lines.into_iter().next()?.name;
+        let line = status(mount)?.retention.into_iter().find(|line| line.fileset == fileset)?;
+        parse_grid(&line.grid).ok()
+    };
+    known().is_none_or(|grid| all(&grid))
 }
 
 /// The newest transaction, for the message only.
