@@ -583,7 +583,7 @@ pub enum MirrorAction {
         mnt: PathBuf,
         /// The mirror's name here
         name: String,
-        /// The new store: a directory that does not exist yet, or is empty
+        /// The new store: a directory that does not exist yet, or is empty; or a mirror whose source has another address now
         target: PathBuf,
         /// Bytes a second that it pulls at most (10M, …), or none
         #[arg(long, value_name = "BYTES", value_parser = limit)]

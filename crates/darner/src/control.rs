@@ -215,6 +215,13 @@ pub enum Request {
         /// The name.
         name: String,
     },
+    /// To a mirror: where on another machine its source is now. Answered when it was met there.
+    FollowAt {
+        /// Its address, with or without a key.
+        address: String,
+        /// A ticket that lets this store in there.
+        ticket: Option<String>,
+    },
     /// To a mirror: where its source is now.
     SourceIsAt {
         /// The path of a volume. Absolute.

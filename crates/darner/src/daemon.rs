@@ -577,6 +577,7 @@ impl Daemon {
             | Request::MirrorAt { .. }
             | Request::AddMirror { .. }
             | Request::RemoveMirror { .. }
+            | Request::FollowAt { .. }
             | Request::SourceIsAt { .. }
             | Request::Following
             | Request::Follow { .. }

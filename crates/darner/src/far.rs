@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use darner_mirror::SERVICE;
 use darner_syslink::tcp::{self, Remote};
-use darner_syslink::{Config, ConnectError, Fingerprint, Identity, Link, Refuse, Service, Why};
+use darner_syslink::{Config, ConnectError, Fingerprint, Identity, Link, Refuse, Service, Ticket, Why};
 
 use crate::error::{Context, Failure, Result};
 
@@ -89,6 +89,22 @@ impl Hitch {
                 _ => Hitch::Cut,
             },
         }
+    }
+}
+
+/// Completes an address by whom to expect there, and reads a ticket. Without anything else, whoever has `known`.
+pub(crate) fn expecting(
+    mut far: Far,
+    ticket: Option<&str>,
+    known: Option<Fingerprint>,
+) -> Result<(Far, Option<Ticket>)> {
+    let ticket = ticket.map(|t| t.trim().parse::<Ticket>().map_err(Failure::new)).transpose()?;
+    far.key = ticket.as_ref().map(|t| t.issuer).or(far.key).or(known);
+    match far.key {
+        Some(_) => Ok((far, ticket)),
+        None => Err(Failure::new(
+            "whom to expect there? Use --ticket (`darner serve MNT --ticket` there prints one), or --key",
+        )),
     }
 }
 

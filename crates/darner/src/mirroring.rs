@@ -19,11 +19,11 @@ use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::daemon::Daemon;
 use crate::errand::{Invalidator, Underway};
 use crate::error::{Failure, Result};
-use crate::far::{Far, Hitch, Unreached};
+use crate::far::{self, Far, Hitch, Unreached};
 use crate::frontend::now_ns;
 use crate::nodes::Nodes;
 use crate::place::{self, Make, Place};
-use crate::serving::Followed;
+use crate::serving::{self, Followed};
 use crate::verifying::{Asked, Comparing};
 use crate::when::local;
 use crate::whereabouts::{self, connect_to, has_origin};
@@ -421,6 +421,11 @@ impl Daemon {
                 self.fs.sync()?;
                 Ok(Response::Done)
             }
+            Request::FollowAt { address, ticket } => {
+                follow_at(&self.fs, &address, ticket.as_deref())?;
+                self.follows.wake(false);
+                Ok(Response::Done)
+            }
             Request::SourceIsAt { path } => {
                 *self.follows.hint.lock() = Some(path);
                 Ok(Response::Done)
@@ -606,6 +611,24 @@ impl Daemon {
             compared: f.compared,
         })
     }
+}
+
+/// Has a mirror reach what it follows at another address, if that is there.
+pub(crate) fn follow_at(fs: &Arc<Fs>, address: &str, ticket: Option<&str>) -> Result<()> {
+    let f = fs.following().ok_or_else(no_mirror)?;
+    let (far, ticket) = far::expecting(address.parse()?, ticket, f.origin.parse::<Far>().ok().and_then(|was| was.key))?;
+    let link = far.connect(&serving::identity(fs, now_ns())?, ticket.map(|t| t.secret))?;
+    let which = far.fileset.as_deref().map_or(Which::Number(f.fileset), Which::Named);
+    let looked = Puller::look(&link, which, None).map_err(|e| Failure::new(format!("{}: {e}", far.host)))?;
+    if (looked.uuid, looked.fileset) != (f.source, f.fileset) {
+        return Err(Failure::new(format!(
+            "this store is a mirror of {:?} of another store than what {} has: what it follows can't be changed",
+            f.name, far.host
+        )));
+    }
+    let far = Far { fileset: (f.name != "main").then(|| looked.name.clone()), ..far };
+    fs.follow_at(&far.to_string(), now_ns())?;
+    Ok(fs.sync().map(drop)?)
 }
 
 /// How a store that no daemon has follows another one, or did until it was promoted.

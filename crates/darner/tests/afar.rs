@@ -180,7 +180,8 @@ fn nobody_is_admitted_but_by_key_or_ticket_and_that_lasts_until_it_is_taken_back
     let own_key = told.split("its key ").nth(1).unwrap().split(' ').next().unwrap();
     f.serve(&["--admit", own_key]);
     f.w.darner(&["mirror", "follow", &store, &url, "--key", key]);
-    refused(&["mirror", "follow", &store, &url, "--key", key], "already open");
+    // (Once more is nothing new.)
+    f.w.darner(&["mirror", "follow", &store, &url, "--key", key]);
     f.w.darner(&["mirror", "sync", "--wait", &store]);
     // Taken back, for a link that is open too.
     f.serve(&["--remove", own_key]);
@@ -391,6 +392,54 @@ fn who_waits_for_a_pull_is_told_soon_that_the_source_can_not_be_reached_and_it_f
     assert_eq!(f.own_line(&store)["state"], "follows");
     f.w.darner(&["mirror", "pause", &store]);
     f.serve(&["--stop"]);
+}
+
+#[test]
+fn a_mirror_learns_its_source_s_new_address_by_the_line_that_made_it_and_takes_nobody_else_for_it() {
+    let Some(f) = Far::new() else { return };
+    let store = f.dir("far");
+    let url = |port: u16| format!("darner://127.0.0.1:{port}");
+    f.w.darner(&["mirror", "follow", &store, &url(f.port), "--ticket", &f.serve(&["--ticket"])]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    let moves = |words: &str| {
+        let port = free_port();
+        f.serve(&["--listen", &format!("127.0.0.1:{port}")]);
+        fs::write(f.w.path("a"), words).unwrap();
+        port
+    };
+    // Its daemon waits; the key is known.
+    let port = moves("words");
+    f.w.darner(&["mirror", "follow", &store, &url(port)]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    let source = f.own_line(&store)["source"].as_str().unwrap().to_string();
+    assert!(source.starts_with(&url(port)), "{source}");
+    // Paused it has none; and it is to pull again.
+    f.w.darner(&["mirror", "pause", &store]);
+    let port = moves("other words");
+    f.w.darner(&["mirror", "follow", &store, &url(port), "--ticket", &f.serve(&["--ticket"])]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    // And mounted.
+    let copy = PathBuf::from(f.dir("copy"));
+    fs::create_dir(&copy).unwrap();
+    f.w.darner(&["mount", &store, copy.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(copy.join("a")).unwrap(), "other words");
+    let port = moves("more words");
+    f.w.darner(&["mirror", "follow", &store, &url(port)]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    eventually("it is there", || fs::read_to_string(copy.join("a")).is_ok_and(|there| there == "more words"));
+    // Another store is none of its business.
+    let other = Far::new().unwrap();
+    let ticket = other.serve(&["--ticket"]);
+    refused(&["mirror", "follow", &store, &url(other.port), "--ticket", &ticket], "of another store than what");
+    refused(&["mirror", "follow", &store, &url(other.port)], "does not have the key");
+    let nowhere = url(free_port());
+    refused(&["mirror", "follow", &store, &nowhere], "nobody listens there");
+    fs::write(f.w.path("a"), "last words").unwrap();
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    f.w.darner(&["unmount", copy.to_str().unwrap()]);
+    f.w.darner(&["mirror", "pause", &store]);
+    f.serve(&["--stop"]);
+    other.serve(&["--stop"]);
 }
 
 #[test]

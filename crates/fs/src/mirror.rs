@@ -301,6 +301,15 @@ impl Fs {
 
     /// Has a mirror pull or not, until told otherwise.
     pub fn pause(&self, paused: bool, now_ns: u64) -> Result<()> {
+        self.change_books(now_ns, |f| f.paused = paused)
+    }
+
+    /// Has a mirror pull, from what it follows, at another place.
+    pub fn follow_at(&self, origin: &str, now_ns: u64) -> Result<()> {
+        self.change_books(now_ns, |f| (f.origin, f.paused) = (origin.into(), false))
+    }
+
+    fn change_books(&self, now_ns: u64, change: impl FnOnce(&mut Following)) -> Result<()> {
         self.store.admit(SMALL)?;
         let _live = self.live.write();
         let mut state = self.mirror.state.lock();
@@ -309,7 +318,7 @@ impl Fs {
         };
         // (A pull is done under the same lock, so that what is written here is as far as it is.)
         let mut tx = self.store.begin(MAIN, self.dated(now_ns))?;
-        f.paused = paused;
+        change(f);
         let whole = f.is_whole();
         put_books(&mut tx, f);
         let tid = tx.commit()?;

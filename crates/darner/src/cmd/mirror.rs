@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Node, ROOT, Tid};
 use darner_mirror::{Header, Puller, Which, export, import};
-use darner_syslink::{Identity, Link, Ticket};
+use darner_syslink::{Identity, Link};
 
 use super::{daemon, human};
 use crate::cli::{Mirror, MirrorAction, Stay, SyncOf};
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
-use crate::far::{Far, Hitch};
+use crate::far::{Far, Hitch, expecting};
 use crate::frontend::now_ns;
 use crate::mirroring::{LEFT, PROMOTED};
 use crate::place::{self, Make, Place};
@@ -201,24 +201,20 @@ fn pause(mirror: &Place, paused: bool, limit: Option<u64>) -> Result<()> {
     call_or_open(mirror, &Request::PauseMirror { paused, limit }, here).map(drop)
 }
 
-/// Completes an address by whom to expect there.
-fn expecting(mut far: Far, ticket: Option<&str>, key: Option<&str>) -> Result<(Far, Option<Ticket>)> {
-    let ticket = ticket.map(|t| t.trim().parse::<Ticket>().map_err(Failure::new)).transpose()?;
+fn with_key(far: Far, key: Option<&str>) -> Result<Far> {
     let key = key.map(|key| key.parse().map_err(Failure::new)).transpose()?;
-    far.key = key.or(ticket.as_ref().map(|t| t.issuer)).or(far.key);
-    match far.key {
-        Some(_) => Ok((far, ticket)),
-        None => Err(Failure::new(
-            "whom to expect there? Use --ticket (`darner serve MNT --ticket` there prints one), or --key",
-        )),
-    }
+    Ok(Far { key: key.or(far.key), ..far })
 }
 
-/// Makes a store that follows one on another machine.
+/// Makes a store that follows one on another machine. One that does already learns another address of that.
 fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit: Option<u64>) -> Result<()> {
     let store = mounts::absolute(store)?;
-    let (far, ticket) = expecting(far, ticket, key)?;
+    let far = with_key(far, key)?;
     let known = store.exists() && Place::at(&store)?.holds_store()?;
+    if known && has_moved(&Place::at(&store)?, &far, ticket)? {
+        return follows(&store, &far, limit);
+    }
+    let (far, ticket) = expecting(far, ticket, None)?;
     let identity = match known {
         true => opened(&Place::at(&store)?, |fs| {
             if fs.following().is_some() || fs.getattr(Node::Live(ROOT))?.size != 0 || fs.filesets().len() > 1 {
@@ -265,11 +261,26 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
     let born = looked.newest.0;
     let place = make(Some(looked.hash_key), born)?;
     opened(&place, |fs| Ok(fs.follow(looked.uuid, looked.fileset, &looked.name, &far.to_string(), born)?))?;
+    follows(&store, &far, limit)
+}
+
+fn follows(store: &Path, far: &Far, limit: Option<u64>) -> Result<()> {
     if limit.is_some() {
-        pause(&place, false, limit)?;
+        pause(&Place::at(store)?, false, limit)?;
     }
-    daemon::stay(&store)?;
+    daemon::stay(store)?;
     super::print(&format!("{0} follows {far}; to look at it: darner mount {0} MNT\n", store.display()))
+}
+
+/// Has a mirror reach its source at another address; says whether the store is a mirror.
+fn has_moved(mirror: &Place, far: &Far, ticket: Option<&str>) -> Result<bool> {
+    let address = far.to_string();
+    let here = |fs: &Arc<Fs>| match fs.following() {
+        Some(_) => mirroring::follow_at(fs, &address, ticket).map(|()| Response::Done),
+        None => Ok(Response::Closing),
+    };
+    let request = Request::FollowAt { address: address.clone(), ticket: ticket.map(String::from) };
+    Ok(matches!(call_or_open(mirror, &request, here)?, Response::Done))
 }
 
 /// Has an old source follow the store that was its mirror. A daemon that is there to serve others makes way, and then goes on.
@@ -299,7 +310,7 @@ fn turn_back_closed(
     let (link, origin) = match near {
         Some(link) => (link, None),
         None => {
-            let (far, ticket) = expecting(promoted.parse()?, ticket, key)?;
+            let (far, ticket) = expecting(with_key(promoted.parse()?, key)?, ticket, None)?;
             (
                 opened_soon(place, |fs| {
                     Ok(far.connect(&serving::identity(fs, now_ns())?, ticket.as_ref().map(|t| t.secret))?)
