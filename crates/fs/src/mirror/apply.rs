@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
-use darner_store::{CHUNK, Kind, ObjectId, Tid, Tx, split_tail};
+use darner_store::{CHUNK, Kind, ObjectId, Tails, Tid, Tx, split_tail};
 
 use crate::attr::Attr;
 use crate::change::SMALL;
@@ -224,7 +224,7 @@ impl Fs {
     }
 
     /// Some tails from `from` on of what was set or deleted after a moment that is kept, and where to go on.
-    pub(super) fn touched_since(&self, from: &[u8], at: Tid) -> Result<(BTreeSet<Vec<u8>>, Option<Vec<u8>>)> {
+    pub(super) fn touched_since(&self, from: &[u8], at: Tid) -> Result<Tails> {
         let delta = self.store.delta(MAIN, from, &BOOKS.0.to_be_bytes(), at, Tid::MAX, 256)?;
         let mut tails: BTreeSet<Vec<u8>> =
             delta.changes.into_iter().filter(|c| c.what != darner_store::What::Same).map(|c| c.tail).collect();
@@ -245,7 +245,7 @@ impl Fs {
                 pos = next;
             }
         }
-        Ok((tails, delta.next))
+        Ok((tails.into_iter().collect(), delta.next))
     }
 }
 
