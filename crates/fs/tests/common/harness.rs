@@ -1091,7 +1091,17 @@ impl<'r> Harness<'r> {
         let parent = if is_root { ROOT } else { object.parent };
         assert_eq!(listed.remove(b".".as_slice()).map(|(ino, _)| ino), Some(node.inode().object.0));
         assert_eq!(listed.remove(b"..".as_slice()).map(|(ino, _)| ino), Some(parent));
-        let due = if node.inode() == forest.root(MAIN) { forest.names.len() } else { 0 };
+        // Those of which nothing is kept from then are not listed.
+        let is_kept = |of: &&FilesetId| match node {
+            Node::AsOf(_, tid) => self
+                .fs()
+                .shown(**of, tid)
+                .unwrap()
+                .is_some_and(|shown| self.fs().getattr(Node::AsOf(forest.root(**of), shown)).is_ok()),
+            _ => true,
+        };
+        let is_main = node.inode() == forest.root(MAIN);
+        let due = forest.names.values().filter(is_kept).filter(|_| is_main).count();
         assert_eq!(foreign, due, "filesets in {node:?}");
         let at = if let Node::AsOf(_, tid) = node { tid } else { Tid::MAX };
         let is_there = |name: &Vec<u8>| match self.is_gone_name(node.inode(), name, at) {
