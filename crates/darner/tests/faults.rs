@@ -131,12 +131,12 @@ fn killed_again_and_again_a_plug_in_costs_nobody_an_answer_and_its_host_nothing(
     // What a loop of kills takes by itself, without and with the kills.
     let mut rounds = |kill: bool| {
         under_readers(&mut || {
-            let (mut killed, start) = (0, Instant::now());
+            let (mut killed, mut last, start) = (0, host, Instant::now());
             while if kill { killed < kills } else { start.elapsed() < alone } {
                 let plugin = youngest(host);
-                if kill && plugin != host {
+                if kill && plugin != host && plugin != last {
                     signal(plugin, libc::SIGKILL);
-                    killed += 1;
+                    (killed, last) = (killed + 1, plugin);
                 }
                 thread::sleep(Duration::from_millis(15 + killed % 7 * 5));
                 if killed == 5 {
