@@ -559,7 +559,7 @@ impl Daemon {
                     (line.clock_ahead_seconds, line.compared) = (f.clock_ahead_seconds, f.compared);
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => match followed_by_soon(&place) {
+                Ok(None) => match place::once_closed(WHILE_LOOKED_AT, || followed_by(&place)) {
                     Ok((Some(f), _)) => shows(&mut line, f.at.0),
                     Ok((None, was)) => (line.state, line.waits_for) = (self.state_of_promoted(uuid, was), None),
                     Err(e) => tracing::debug!("what {} shows is not known: {e}", place.path.display()),
@@ -637,19 +637,6 @@ fn followed_by(place: &Place) -> Result<(Option<Following>, Option<Was>)> {
     let (store, _held) = place.open(&[], &options, &mut |_| ())?;
     let fs = Fs::open(store)?;
     Ok((fs.following(), fs.was()?))
-}
-
-/// The same; somebody may be about to close it.
-fn followed_by_soon(place: &Place) -> Result<(Option<Following>, Option<Was>)> {
-    let began = Instant::now();
-    loop {
-        match followed_by(place) {
-            Err(e) if place::is_open(&e) && began.elapsed() < WHILE_LOOKED_AT => {
-                thread::sleep(Duration::from_millis(20));
-            }
-            outcome => return outcome,
-        }
-    }
 }
 
 pub(crate) fn why(line: &FollowLine) -> String {

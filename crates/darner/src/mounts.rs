@@ -200,19 +200,21 @@ fn exists(mount: &Mounted, within: &Path) -> Result<()> {
 
 /// The store and what of it a user means by a path in a mount (without moments), or the store's own path.
 pub fn spot_of(path: &Path) -> Result<(Place, Spot)> {
-    let found = spot_then(path)?;
-    match containing(path) {
-        Ok((mount, within)) => exists(&mount, &within).map(|()| found),
-        Err(_) => Ok(found),
-    }
+    find_spot(path, true)
 }
 
 /// The same of a path that need not exist now.
 pub fn spot_then(path: &Path) -> Result<(Place, Spot)> {
-    match containing(path) {
-        Ok((mount, within)) => Ok((Place::behind(&mount), spot(&mount, &within)?)),
-        Err(_) => Ok((store_of(path)?, Spot::default())),
+    find_spot(path, false)
+}
+
+fn find_spot(path: &Path, must_exist: bool) -> Result<(Place, Spot)> {
+    let Ok((mount, within)) = containing(path) else { return Ok((store_of(path)?, Spot::default())) };
+    let at = spot(&mount, &within)?;
+    if must_exist {
+        exists(&mount, &within)?;
     }
+    Ok((Place::behind(&mount), at))
 }
 
 /// A path within a mount as the daemon knows it, which has not made bind mounts.

@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt}
 use std::os::unix::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use darner_store::volume::{Copies, DirVolume, Disk, FileDisk, Part, RawVolume, Volume, VolumeEntry, VolumeKind};
 use darner_store::{Advance, CreateOptions, Identity, OpenOptions, Progress, Store, identify};
@@ -275,6 +276,17 @@ pub fn holder(meta: &fs::Metadata) -> Option<String> {
     let pid = line.split_whitespace().nth(4)?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("process {pid} ({})", name.trim()))
+}
+
+/// Does something with a store that whoever has it open is about to close; gives up after `patience`.
+pub fn once_closed<T>(patience: Duration, act: impl Fn() -> Result<T>) -> Result<T> {
+    let began = Instant::now();
+    loop {
+        match act() {
+            Err(e) if is_open(&e) && began.elapsed() < patience => std::thread::sleep(Duration::from_millis(20)),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Whether an error is that somebody has the store open.

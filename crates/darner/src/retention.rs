@@ -68,8 +68,8 @@ impl Daemon {
             None => 0,
         };
         let before = self.fs.retention(fileset)?;
-        let shown = before.with_grid(grid.unwrap_or_else(|| before.grid.clone()));
-        let account = self.store().account(now, Some((fileset, &shown.advanced(Tid(now)))))?;
+        let shown = before.with_grid(grid.unwrap_or_else(|| before.grid.clone())).advanced(Tid(now));
+        let account = self.store().account(now, Some((fileset, &shown)))?;
         let mut report = self.report(fileset, &before, &shown, &account, now);
         report.marked = marked;
         report.nothing_here = self.fs.keeps_nothing_at(self.root_of(at), &at.names()).unwrap_or(false);
@@ -108,10 +108,9 @@ impl Daemon {
         let costs = account.by_step.get(&fileset).cloned().unwrap_or_default();
         let cost = |i: usize| costs.get(i).copied().unwrap_or(0);
         let born = self.store().birth().0;
-        let now_shown = shown.advanced(Tid(now));
         let step = |(i, s): (usize, &Step)| StepLine {
             step: retain::step_text(s),
-            points: points(s, &now_shown, born, now),
+            points: points(s, shown, born, now),
             history_bytes: cost(i),
         };
         let (lapsed_versions, lapsed_bytes) = account.lapsed_by_fileset.get(&fileset).copied().unwrap_or_default();

@@ -187,6 +187,7 @@ mod tests {
         let said = parse_grid("all:1d 1h:1q 1d:forever").unwrap_err().to_string();
         assert!(said.starts_with("\"1h:1q\" is no step"), "{said}");
     }
+
     #[test]
     fn of_weekly_points_a_monthly_grid_keeps_those_of_every_fourth_week_and_says_how_many() {
         let day = 86_400 * SECOND;

@@ -232,10 +232,11 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach, stale: &[u16]) -> R
         let missed_all = entry.away.is_some_and(|since| generation <= since + 1);
         // (A sign may be of any time.)
         let counts = theirs.is_home(entry.number);
-        let is_one_behind = counts && sb.is_home(entry.number) && generation + 1 == sb.generation && !missed_all;
-        behind.extend(Some(entry.number).filter(|_| is_one_behind));
-        let is_behind = counts && sb.is_home(entry.number) && generation + 1 < sb.generation;
-        if is_behind && !missed_all || stale.contains(&entry.number) {
+        let should_be_as_new = counts && sb.is_home(entry.number) && !missed_all;
+        if should_be_as_new && generation + 1 == sb.generation {
+            behind.push(entry.number);
+        }
+        if should_be_as_new && generation + 1 < sb.generation || stale.contains(&entry.number) {
             // A copy of it, or what a backup had of it. Opened without, the store leaves it behind, and may have it back.
             let what = format!(
                 "{} is that volume as it was at another time, generation {generation}, the store is at {}; ",

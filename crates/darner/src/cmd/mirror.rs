@@ -164,15 +164,7 @@ pub(super) fn opened<T>(place: &Place, act: impl FnOnce(&Arc<Fs>) -> Result<T>) 
 
 /// Opens a store that whoever has it open is about to close.
 fn opened_soon<T>(place: &Place, act: impl Fn(&Arc<Fs>) -> Result<T>) -> Result<T> {
-    let began = Instant::now();
-    loop {
-        match opened(place, &act) {
-            Err(e) if place::is_open(&e) && began.elapsed() < PATIENCE => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            outcome => return outcome,
-        }
-    }
+    place::once_closed(PATIENCE, || opened(place, &act))
 }
 
 /// Has the daemon of a store do something; where there is none, opens the store and does it here.

@@ -330,11 +330,10 @@ impl Volumes {
             drop(self.remove(region.place()));
             let can_fail = self.can_fail();
             let members = self.0.members.read();
-            let m = members.get(&region.place().volume).filter(|_| can_fail);
-            let Some(m) = m.filter(|m| members.values().any(|o| o.number != m.number && o.takes_new())) else {
-                return Err(e);
+            match members.get(&region.place().volume) {
+                Some(m) => unless_it_fails(can_fail.then_some(&*members), m, Err::<(), _>(e))?,
+                None => return Err(e),
             };
-            m.health.fail(&m.volume.name(), &e);
         }
     }
 
@@ -639,7 +638,7 @@ impl Inner {
     }
 }
 
-/// What a volume says of itself. One that can't even say that (its directory is gone) has failed, if one of the others takes what is new.
+/// What a volume says or does. One that can't do it (its directory is gone) has failed, if one of the others takes what is new.
 fn unless_it_fails<T>(others: Option<&BTreeMap<u16, Member>>, m: &Member, said: Result<T>) -> Result<Option<T>> {
     match said {
         Err(e) if others.is_some_and(|all| all.values().any(|o| o.number != m.number && o.takes_new())) => {

@@ -24,7 +24,7 @@ impl Volumes {
         let outcome = {
             let sb = self.0.superblock.lock();
             let homes = self.0.some(&sb.homes);
-            let others = homes.len() > 1 && sb.wanted().number(For::Index) == 2;
+            let others = can_do_with_less(&sb, &homes);
             let written = sb.write_to_homes(homes.iter().map(|m| (m.number, &*m.volume)));
             written.map_err(|(number, e)| (number, e, others))
         };
@@ -32,7 +32,7 @@ impl Volumes {
             Ok(()) => Ok(()),
             // The others can do without it, once they say so.
             Err((number, e, true)) => {
-                self.0.some(&[number]).iter().for_each(|m| m.health.fail(&m.volume.name(), &e));
+                self.0.fail(number, &e);
                 self.0.reconsider.store(true, Ordering::Relaxed);
                 self.write_super(None, |_| ())
             }
@@ -163,11 +163,20 @@ pub(crate) fn read_roster(region: &dyn Region, roster: &Roster, version: u32) ->
     })
 }
 
+/// Whether one of these homes may fail: what the others need to go on is on two.
+fn can_do_with_less(sb: &Superblock, homes: &[Member]) -> bool {
+    homes.len() > 1 && sb.wanted().number(For::Index) == 2
+}
+
 impl Inner {
     /// Those of some volumes that are there and have not failed.
     fn some(&self, numbers: &[u16]) -> Vec<Member> {
         let members = self.members.read();
         numbers.iter().filter_map(|n| members.get(n)).filter(|m| !m.health.has_failed()).cloned().collect()
+    }
+
+    fn fail(&self, number: u16, e: &Error) {
+        self.some(&[number]).iter().for_each(|m| m.health.fail(&m.volume.name(), e));
     }
 
     fn write_super(&self, first: Option<(&dyn Volume, u16)>, change: impl FnOnce(&mut Superblock)) -> Result<()> {
@@ -233,7 +242,7 @@ impl Inner {
                 None => {}
             }
             let homes = self.some(&next.homes);
-            let others = homes.len() > 1 && next.wanted().number(For::Index) == 2;
+            let others = can_do_with_less(next, &homes);
             let written = next.write_to_homes(homes.iter().map(|m| (m.number, &*m.volume)));
             let former: Vec<u16> = {
                 let mut tried = self.tried.lock();
@@ -252,7 +261,7 @@ impl Inner {
                 Ok(()) => return Ok(()),
                 // The others can do without it, once they say so.
                 Err((number, e)) if others => {
-                    self.some(&[number]).iter().for_each(|m| m.health.fail(&m.volume.name(), &e));
+                    self.fail(number, &e);
                     reconsider = true;
                 }
                 Err((_, e)) => return Err(e),
