@@ -74,7 +74,7 @@ impl Daemon {
         let found = store.volumes()?.into_iter().find(|v| v.entry.name() == name);
         match found {
             Some(v) => Ok(v.entry.number),
-            None => Ok(store.add_bucket(name, &who(), &crate::place::options())?),
+            None => Ok(store.add_bucket(name, &crate::place::options())?),
         }
     }
 

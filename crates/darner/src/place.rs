@@ -296,7 +296,12 @@ pub fn is_open(e: &Failure) -> bool {
 
 /// Options that reach buckets too, and know what is in a store.
 pub fn options() -> OpenOptions {
-    OpenOptions { buckets: Some(s3::buckets()), count_clone: Some(darner_fs::count_clone), ..OpenOptions::default() }
+    OpenOptions {
+        buckets: Some(s3::buckets()),
+        count_clone: Some(darner_fs::count_clone),
+        who: crate::buckets::who(),
+        ..OpenOptions::default()
+    }
 }
 
 /// Makes a store in a new or empty directory (or whatever is there, if that is empty) of what has reached a bucket.
@@ -309,7 +314,7 @@ pub fn take_over(name: &str, local: &Path, memory: u64, each: &mut dyn FnMut(Adv
             true => place.lock(true)?,
             false => place.take(make, exists)?.0,
         };
-        Store::take_over(name, place.volume(true)?, &crate::buckets::who(), &options, each)?.close()?;
+        Store::take_over(name, place.volume(true)?, &options, each)?.close()?;
         unlock(&lock);
         Ok(())
     })
@@ -324,7 +329,7 @@ pub fn must_have_bucket(place: &Place, name: &str) -> Result<()> {
     let entry =
         entry.ok_or_else(|| Failure::new(format!("{path} holds a store that has nothing to do with {name}")))?;
     // (Out of reach, it can be mounted.)
-    match darner_store::taken_over(&*s3::buckets().0(name), entry.epoch) {
+    match darner_store::taken_over(&*s3::buckets().0(name), entry.epoch, &id.uuid, &id.openings) {
         Ok(Some(who)) => Err(Failure::new(format!(
             "{name} was taken over by {who} since {path} was used: name another directory to take it over from there; what {path} alone has \
              can still be mounted as darner mount {path} MNT"

@@ -224,6 +224,32 @@ fn a_lost_machine_s_store_is_opened_elsewhere_from_its_bucket_and_the_old_one_is
 }
 
 #[test]
+fn a_copy_of_a_store_beside_it_leaves_the_bucket_alone() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let server = Server::new(&w.dir);
+    with_cold(&w, &server);
+    w.sh_outside("$DARNER volume push $MNT; $DARNER unmount $MNT; cp -a store copy; mkdir beside");
+    sh(&w, &server, "$DARNER mount --log daemon.log store $MNT; $DARNER mount --log copy.log copy beside");
+    w.sh("head -c 9M /dev/urandom > new; sync -f .; md5sum new > $DIR/new; $DARNER volume push .");
+    w.sh_outside("head -c 9M /dev/urandom > beside/other; sync -f beside");
+    // It is told at once, where it is asked for, and what the copy has here it goes on with.
+    let said = run(&w, &server, "timeout 20 $DARNER volume push beside");
+    assert!(String::from_utf8_lossy(&said.stderr).contains("was taken over by"), "{said:?}");
+    let status = w.sh_outside("$DARNER status beside; $DARNER volume list beside; cat beside/other > /dev/null");
+    assert_eq!(status.matches("taken over by").count(), 2, "{status}");
+    // An older state of it, put in its place, is as much of a copy.
+    w.sh_outside("$DARNER unmount $MNT; $DARNER unmount beside; mv store newer; cp -a copy store");
+    sh(&w, &server, "$DARNER mount --log old.log store $MNT; echo more > $MNT/more; sync -f $MNT");
+    let said = run(&w, &server, "timeout 20 $DARNER volume push $MNT");
+    assert!(String::from_utf8_lossy(&said.stderr).contains("was taken over by"), "{said:?}");
+    w.unmount();
+    sh(&w, &server, "$DARNER mount --local there s3://bucket/some/where $MNT");
+    w.sh("md5sum -c --quiet $DIR/new $DIR/sums; md5sum -c --quiet $DIR/hot; test ! -e other; test ! -e more");
+    w.unmount();
+}
+
+#[test]
 fn a_bucket_that_hangs_or_dies_fails_reads_of_what_is_there_only_and_heals() {
     let Some(w) = World::unmounted() else { return };
     std::fs::create_dir(&w.mnt).unwrap();

@@ -2,12 +2,14 @@
 //!
 //! The newest superblock on any of them says. A home whose own is older by one has missed the last write, and is brought
 //! up to date by the open; one that is further behind is a copy from another time, and counts as missing. A sign that is
-//! newer than all superblocks says that the newest is on homes that are missing: then nothing is opened.
+//! newer than all superblocks says that the newest is on homes that are missing: then nothing is opened. One that another
+//! copy of the store has written is not of this one, however new.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::manifest::Manifest;
+use crate::opening::Openings;
 use crate::superblock::{OnVolume, Superblock};
 use crate::volume::{BucketVolume, Buckets, LEFT_BEHIND, RegionRef, There, Volume, VolumeEntry, Volumes, read_roster};
 use crate::{Error, Result};
@@ -25,6 +27,8 @@ pub struct Identity {
     pub volumes: Vec<VolumeEntry>,
     /// Those of them that have superblocks: from there the others are found.
     pub homes: Vec<u16>,
+    /// Who has written to it.
+    pub openings: Openings,
     names_all: bool,
 }
 
@@ -67,7 +71,8 @@ pub fn identify_by_label(volume: &dyn Volume) -> Result<Option<Identity>> {
 fn identity(OnVolume { number, superblock: sb }: OnVolume) -> Identity {
     let volumes = sb.volumes.iter().cloned().collect();
     let names_all = sb.roster.is_none();
-    Identity { uuid: sb.uuid, number, generation: sb.generation, volumes, homes: sb.homes, names_all }
+    let (generation, openings) = (sb.generation, sb.openings);
+    Identity { uuid: sb.uuid, number, generation, volumes, homes: sb.homes, openings, names_all }
 }
 
 /// Writes the beginning of a volume anew from the label at its end; durable on return. What else was overwritten is damaged, and
@@ -166,6 +171,7 @@ pub(crate) fn assemble(found: &[Arc<dyn Volume>], reach: &Reach) -> Result<Vec<C
     let mut all = ranked(&known)?;
     complete(&mut all[0], &known)?;
     let newest = &all[0];
+    must_be_of_one_copy(newest, &known)?;
     let own = &known[0].1[0];
     let own_mark = own.superblock.entry(own.number).map(|e| e.mark);
     if newest.entry(own.number).is_none_or(|e| Some(e.mark) != own_mark) {
@@ -186,13 +192,30 @@ pub(crate) fn assemble(found: &[Arc<dyn Volume>], reach: &Reach) -> Result<Vec<C
     let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
     // And one that knows nothing of a volume that was left behind would take what that has for the present.
     let knows = |sb: &Superblock| newest.volumes.iter().all(|e| e.away.is_none() || is_away(sb, e.number));
-    for older in all.iter().skip(1).filter(|sb| sb.generation + 1 >= newest.generation) {
+    let may_serve = |sb: &&Superblock| sb.generation + 1 >= newest.generation && newest.knows(sb);
+    for older in all.iter().skip(1).filter(may_serve) {
         let mut older = older.clone();
         if complete(&mut older, &known).is_ok() && knows(&older) {
             candidates.extend(candidate(older, &known, reach, &[]).ok());
         }
     }
     Ok(candidates)
+}
+
+/// Two of one generation of which neither knows the other: which of them the store is, only its owner can tell.
+fn must_be_of_one_copy(newest: &Superblock, known: &[Known]) -> Result<()> {
+    let is_newest = |sb: &Superblock| (sb.generation, sb.attempt) == (newest.generation, newest.attempt);
+    let of = |knows: bool| {
+        let found = |(_, s): &&Known| is_newest(&s[0].superblock) && newest.knows(&s[0].superblock) == knows;
+        known.iter().find(found).map(|(volume, _)| volume.name())
+    };
+    match (of(true), of(false)) {
+        (Some(one), Some(other)) => Err(Error::NotAStore(format!(
+            "{one} and {other} were both written to, each without the other (are they of two copies of the store?): both can't hold. Mount with \
+             one of them out of reach (with --degraded); then remove the other as lost, and add it anew"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// How the store's bucket is reached, and how much memory there is for what is read of it.
@@ -232,7 +255,18 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach, stale: &[u16]) -> R
         let missed_all = entry.away.is_some_and(|since| generation <= since + 1);
         // (A sign may be of any time.)
         let counts = theirs.is_home(entry.number);
+        let went_on = entry.away.and_then(|since| went_on_without(theirs, entry.number, since, &sb));
         let should_be_as_new = counts && sb.is_home(entry.number) && !missed_all;
+        // (What came to one that was then left behind, others may have written otherwise.)
+        let missed_last = entry.away.is_some_and(|since| generation == since + 1) && theirs.attempt < LEFT_BEHIND;
+        if !missed_last && !sb.knows(theirs) && went_on.is_none() {
+            let (name, now) = (volume.name(), sb.generation);
+            let what = format!(
+                "{name} is that volume in another copy of the store, which went on to generation {generation}; this one is at {now}; "
+            );
+            instead.push((entry.number, what));
+            continue;
+        }
         if should_be_as_new && generation + 1 == sb.generation {
             behind.push(entry.number);
         }
@@ -246,7 +280,7 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach, stale: &[u16]) -> R
             instead.push((entry.number, what));
             continue;
         }
-        if let Some(other) = entry.away.and_then(|since| went_on_without(theirs, entry.number, since, &sb)) {
+        if let Some(other) = went_on {
             return Err(Error::NotAStore(format!(
                 "{} and {other} were both written to while the other was missing: both can't hold. Mount with one of them out of reach (with \
                  --degraded); then remove the other as lost, and add it anew",

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 
 use crate::codec::{Reader, crc_at, is_sealed, put_bytes, put_varint};
 use crate::manifest::Manifest;
+use crate::opening::Openings;
 use crate::volume::{Bucket, BucketVolume, Kept, list_all};
 use crate::{Error, Result, Tid};
 
 pub(crate) const CHECKPOINTS: &str = "c/";
 pub(crate) const EPOCHS: &str = "e/";
-const MAGIC: &[u8; 8] = b"DARNCKP1";
+const MAGIC: &[u8; 8] = b"DARNCKP2";
+/// The same without the opening: of format versions 6 to 8.
+const FORMER: &[u8; 8] = b"DARNCKP1";
 
 /// A checkpoint, as it is in the bucket.
 pub(crate) struct Checkpoint {
@@ -21,6 +24,8 @@ pub(crate) struct Checkpoint {
     pub next_volume: u32,
     /// Of the superblock.
     pub generation: u64,
+    /// Who has put it.
+    pub opening: Option<u64>,
     /// Without the open segment; all places are in the bucket.
     pub manifest: Manifest,
 }
@@ -34,6 +39,7 @@ impl Checkpoint {
         for v in [self.number.into(), self.next_volume.into(), self.generation] {
             put_varint(&mut out, v);
         }
+        out.extend_from_slice(&self.opening.unwrap_or_default().to_le_bytes());
         put_bytes(&mut out, &self.manifest.encode(0));
         let crc = crc_at(0, 0, &out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -43,15 +49,17 @@ impl Checkpoint {
     pub fn decode(bytes: &[u8]) -> Option<Checkpoint> {
         let body = is_sealed(bytes, 0, 0).then(|| &bytes[..bytes.len() - 4])?;
         let mut r = Reader::new(body);
-        if r.take(8)? != MAGIC {
+        let magic = r.take(8)?;
+        if magic != MAGIC && magic != FORMER {
             return None;
         }
         let (uuid, hash_key) = (r.take(16)?.try_into().ok()?, r.take(16)?.try_into().ok()?);
         let birth = Tid(r.u64()?);
         let (number, next_volume) = (u16::try_from(r.varint()?).ok()?, u32::try_from(r.varint()?).ok()?);
         let generation = r.varint()?;
+        let opening = if magic == MAGIC { Some(r.u64()?) } else { None };
         let manifest = Manifest::of_bytes(r.bytes()?, 0)?;
-        r.is_empty().then_some(Checkpoint { uuid, hash_key, birth, number, next_volume, generation, manifest })
+        r.is_empty().then_some(Checkpoint { uuid, hash_key, birth, number, next_volume, generation, opening, manifest })
     }
 
     pub fn name(epoch: u32, generation: u64) -> String {
@@ -88,11 +96,9 @@ pub(crate) fn epoch_name(epoch: u32) -> String {
     format!("{EPOCHS}{epoch:08x}")
 }
 
-/// What it says: whose store, something that nobody else has written, and who it is.
-pub(crate) fn claim(uuid: &[u8; 16], who: &str) -> Result<Vec<u8>> {
-    let mut nonce = [0; 16];
-    getrandom::fill(&mut nonce).map_err(|e| Error::NotAStore(format!("no random numbers: {e}")))?;
-    Ok([&uuid[..], &nonce[..], who.as_bytes()].concat())
+/// What it says: whose store, the number that an opening of it has drawn, and who it is.
+pub(crate) fn claim(uuid: &[u8; 16], opening: u64, who: &str) -> Vec<u8> {
+    [&uuid[..], &opening.to_le_bytes()[..], &[0; 8], who.as_bytes()].concat()
 }
 
 /// Puts an object that must be new; says whether it is ours, also where the answer to an earlier try was lost.
@@ -102,7 +108,7 @@ pub(crate) fn put_ours(bucket: &BucketVolume, name: &str, bytes: &[u8]) -> Resul
 
 /// Of a bucket that a store was to go to, none of which has got there.
 pub(crate) fn begun_only(bucket: &dyn Bucket) -> Error {
-    let by = taken_over(bucket, 0).ok().flatten().map_or(String::new(), |who| format!(" by {who}"));
+    let by = Claimed::after(bucket, 0).ok().flatten().map_or(String::new(), |c| format!(" by {}", c.who));
     Error::Refused(format!(
         "{} was begun{by} for a store, and nothing that could be opened has got there: if that store is no more, delete the objects \
          that are there, else name another prefix",
@@ -125,10 +131,39 @@ pub(crate) fn is_claimed(bucket: &dyn Bucket, epoch: u32, uuid: &[u8; 16]) -> Re
     }
 }
 
-/// Who has begun an epoch after this one, if somebody has.
-pub fn taken_over(bucket: &dyn Bucket, epoch: u32) -> Result<Option<String>> {
-    let newer = bucket.list(EPOCHS, &epoch_name(epoch))?;
-    let Some((name, _)) = newer.last() else { return Ok(None) };
-    let said = bucket.get(name, None)?;
-    Ok(Some(String::from_utf8_lossy(said.get(32..).unwrap_or_default()).into_owned()))
+/// Who has begun the last of the epochs after one.
+pub(crate) struct Claimed {
+    pub epoch: u32,
+    uuid: Vec<u8>,
+    opening: u64,
+    who: String,
+}
+
+impl Claimed {
+    pub fn after(bucket: &dyn Bucket, epoch: u32) -> Result<Option<Claimed>> {
+        let newer = bucket.list(EPOCHS, &epoch_name(epoch))?;
+        let Some((name, _)) = newer.last() else { return Ok(None) };
+        let said = bucket.get(name, None)?;
+        let number = said.get(16..24).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8")));
+        Ok(Some(Claimed {
+            epoch: u32::from_str_radix(&name[EPOCHS.len()..], 16).unwrap_or(u32::MAX),
+            uuid: said.get(..16).unwrap_or_default().into(),
+            opening: number,
+            who: String::from_utf8_lossy(said.get(32..).unwrap_or_default()).into_owned(),
+        }))
+    }
+
+    /// Whether it was a store itself: one that was killed before it took note of that.
+    pub fn is_of(&self, uuid: &[u8; 16], openings: &Openings) -> bool {
+        self.uuid == uuid && openings.has(self.opening)
+    }
+
+    pub fn who(self) -> String {
+        self.who
+    }
+}
+
+/// Who has taken a store over after this epoch, if somebody has; `uuid` and `openings`: of the store that had that epoch.
+pub fn taken_over(bucket: &dyn Bucket, epoch: u32, uuid: &[u8; 16], openings: &Openings) -> Result<Option<String>> {
+    Ok(Claimed::after(bucket, epoch)?.filter(|c| !c.is_of(uuid, openings)).map(Claimed::who))
 }

@@ -219,6 +219,7 @@ mod tests {
             roster: Some(Roster { at, len: 99, changed: [300, 400].into() }),
             homes: vec![0, 1, 2],
             homes_since: 70,
+            openings: Default::default(),
             volumes: volumes.clone(),
         };
         let roster = Roster::encode(&volumes, 1);

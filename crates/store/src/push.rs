@@ -3,7 +3,8 @@
 //!
 //! Invariants: a checkpoint is put when all that it names is there. An object is deleted only if neither the newest checkpoint nor
 //! anything here names it, and if after that checkpoint was put nobody had taken the store over: so whoever takes it over after that
-//! finds that checkpoint or a newer one, whole. Nothing here holds a lock that others wait for while it waits for the bucket.
+//! finds that checkpoint or a newer one, whole. Before an opening puts or deletes anything it begins an epoch: of two copies of a store only
+//! one can. Nothing here holds a lock that others wait for while it waits for the bucket.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::{
-    CHECKPOINTS, Checkpoint, EPOCHS, begun_only, claim, epoch_name, is_a_copy, is_claimed, put_ours, taken_over,
+    CHECKPOINTS, Checkpoint, Claimed, EPOCHS, begun_only, claim, epoch_name, is_a_copy, is_claimed, put_ours,
 };
 use crate::index::levels::Levels;
 use crate::maintain::{Progress, State};
@@ -62,6 +63,8 @@ pub(crate) struct Reached {
     /// Whether it was looked at since the open.
     known: bool,
     fenced: Option<String>,
+    /// Whether this opening has taken it.
+    owned: bool,
     /// Of the newest checkpoint: up to where, its generation, when it was put (by callers' clocks), and how much had been appended.
     tid: Option<Tid>,
     generation: u64,
@@ -174,6 +177,9 @@ impl Store {
             return Ok(Progress::Idle);
         }
         if pushing.is_none() && self.push_is_due(now_ns, every_ns) {
+            if !self.own(&bucket)? {
+                return Ok(Progress::Idle);
+            }
             *pushing = self.begin_push(&bucket)?;
         }
         let Some(push) = pushing.as_mut() else { return self.sweep(&bucket) };
@@ -198,11 +204,18 @@ impl Store {
                 return Ok(reach.fenced.is_none());
             }
         }
-        let is_ours = self.is_ours(bucket)?;
+        if !self.is_ours(bucket)? {
+            self.reach.lock().known = true;
+            return Ok(false);
+        }
         let (newest, names) = Checkpoint::newest(bucket, bucket.epoch())?;
         let newest = newest.filter(|c| c.uuid == self.uuid);
-        if newest.as_ref().is_some_and(|c| c.generation > self.volumes.superblock().generation) {
-            return Err(is_a_copy(bucket));
+        let sb = self.volumes.superblock();
+        let is_past = |c: &Checkpoint| c.generation <= sb.generation && sb.openings.agree(c.opening, c.generation);
+        if newest.as_ref().is_some_and(|c| !is_past(c)) {
+            self.fence(bucket, "what it became later, or another copy of it".into());
+            self.reach.lock().known = true;
+            return Ok(false);
         }
         let mut reach = self.reach.lock();
         if let Some(c) = newest {
@@ -210,12 +223,21 @@ impl Store {
             (reach.tid, reach.generation) = (Some(c.manifest.tid), c.generation);
         }
         (reach.known, reach.old) = (true, names);
-        Ok(is_ours)
+        Ok(true)
     }
 
     /// Whether nobody has taken the store over.
     fn is_ours(&self, bucket: &BucketVolume) -> Result<bool> {
-        let Some(who) = taken_over(bucket.objects(), bucket.epoch())? else { return Ok(true) };
+        let Some(newer) = Claimed::after(bucket.objects(), bucket.epoch())? else { return Ok(true) };
+        if newer.is_of(&self.uuid, &self.volumes.superblock().openings) {
+            self.note_epoch(bucket, newer.epoch)?;
+            return Ok(true);
+        }
+        self.fence(bucket, newer.who());
+        Ok(false)
+    }
+
+    fn fence(&self, bucket: &BucketVolume, who: String) {
         let mut reach = self.reach.lock();
         if reach.fenced.is_none() {
             tracing::error!(
@@ -224,7 +246,48 @@ impl Store {
             );
         }
         (reach.fenced, reach.left) = (Some(who), 0);
-        Ok(false)
+    }
+
+    /// Takes the bucket for this opening, before anything is put or deleted there; says whether it has it.
+    pub(crate) fn own(&self, bucket: &BucketVolume) -> Result<bool> {
+        if !self.learn(bucket)? || self.reach.lock().owned {
+            return Ok(self.reach.lock().fenced.is_none());
+        }
+        let sb = self.volumes.superblock();
+        let opening = sb.openings.last();
+        if sb.openings.at(sb.generation) != opening {
+            // Who comes after this one is killed must know the claim for his own.
+            self.volumes.write_super(None, |_| ())?;
+        }
+        let next = bucket.epoch().checked_add(1).ok_or_else(|| Error::Refused("there are no more epochs".into()))?;
+        if put_ours(bucket, &epoch_name(next), &self.claim())? {
+            self.note_epoch(bucket, next)?;
+        }
+        // (Others may have been quicker, and gone on from there.)
+        if !self.is_ours(bucket)? {
+            return Ok(false);
+        }
+        let former: Vec<String> = list_all(bucket.objects(), EPOCHS)?.into_iter().map(|(name, _)| name).collect();
+        let former: Vec<String> = former.into_iter().filter(|name| *name < epoch_name(next)).collect();
+        bucket.objects().delete(&former)?;
+        self.reach.lock().owned = true;
+        Ok(true)
+    }
+
+    /// What this opening says where it begins an epoch.
+    fn claim(&self) -> Vec<u8> {
+        claim(&self.uuid, self.volumes.superblock().openings.last().unwrap_or_default(), &self.who)
+    }
+
+    /// What is put from now on is of this epoch; durable on return.
+    fn note_epoch(&self, bucket: &BucketVolume, epoch: u32) -> Result<()> {
+        self.volumes.write_super(None, |sb| {
+            if let Some(entry) = sb.entry(bucket.number()).cloned() {
+                sb.volumes.put(VolumeEntry { epoch, ..entry });
+            }
+        })?;
+        bucket.begin(epoch);
+        Ok(())
     }
 
     fn push_is_due(&self, now_ns: u64, every_ns: u64) -> bool {
@@ -372,6 +435,7 @@ impl Store {
             number: bucket.number(),
             next_volume: sb.next_volume,
             generation,
+            opening: sb.openings.at(generation),
             manifest,
         };
         if !self.is_ours(bucket)? {
@@ -379,7 +443,7 @@ impl Store {
         }
         // (Somebody may have deleted what says so: without it nothing there can be opened.)
         if !is_claimed(bucket.objects(), bucket.epoch(), &self.uuid)?
-            && !put_ours(bucket, &epoch_name(bucket.epoch()), &claim(&self.uuid, "another machine")?)?
+            && !put_ours(bucket, &epoch_name(bucket.epoch()), &self.claim())?
         {
             return Err(is_a_copy(bucket));
         }
@@ -426,7 +490,7 @@ impl Store {
         {
             let reach = self.reach.lock();
             // (Before there is a checkpoint, nothing tells what may be needed.)
-            if reach.swept || reach.tid.is_none() {
+            if reach.swept || !reach.owned || reach.tid.is_none() {
                 return Ok(Progress::Idle);
             }
         }
@@ -450,8 +514,8 @@ impl Store {
         Ok(Progress::Worked)
     }
 
-    /// Makes an empty place in a bucket part of the store; `who`: what others are told of this machine. Returns its number.
-    pub fn add_bucket(&self, name: &str, who: &str, options: &crate::OpenOptions) -> Result<u16> {
+    /// Makes an empty place in a bucket part of the store. Returns its number.
+    pub fn add_bucket(&self, name: &str, options: &crate::OpenOptions) -> Result<u16> {
         self.must_be_writable()?;
         let _one_at_a_time = self.moving.lock();
         let _nothing_on_its_way = self.pushing.lock();
@@ -464,20 +528,20 @@ impl Store {
         sb.volumes.put(entry.clone());
         let bucket =
             options.reach().bucket(&sb).ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;
-        self.claim_first(&bucket, who)?;
+        self.claim_first(&bucket)?;
         self.volumes.write_super(None, |sb| {
             sb.next_volume += 1;
             sb.volumes.put(entry.clone());
         })?;
-        *self.reach.lock() = Reached { wanted: true, ..Reached::default() };
+        *self.reach.lock() = Reached { wanted: true, owned: true, ..Reached::default() };
         self.volumes.add_bucket(&entry, bucket);
         Ok(number)
     }
 
-    fn claim_first(&self, bucket: &BucketVolume, who: &str) -> Result<()> {
+    fn claim_first(&self, bucket: &BucketVolume) -> Result<()> {
         let objects = bucket.objects();
         if objects.list(CHECKPOINTS, "")?.is_empty() {
-            if put_ours(bucket, &epoch_name(1), &claim(&self.uuid, who)?)? {
+            if put_ours(bucket, &epoch_name(1), &self.claim())? {
                 return Ok(());
             }
             // A try of ours that was interrupted.
@@ -493,7 +557,7 @@ impl Store {
     /// Deletes all that is in a bucket that is no volume any more, if it is this store's.
     pub(crate) fn clear_bucket(&self, bucket: &BucketVolume) -> Result<()> {
         *self.pushing.lock() = None;
-        if taken_over(bucket.objects(), bucket.epoch())?.is_some() {
+        if !self.own(bucket)? {
             return Ok(());
         }
         // First what can be opened; last what says whose it is.

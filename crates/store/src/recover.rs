@@ -23,6 +23,7 @@ use crate::index::table::{BlockCache, BlockWeight, Table, TableRef};
 use crate::log::{Log, Tail};
 use crate::maintain::{LOG_MAX, State};
 use crate::manifest::{Manifest, Position};
+use crate::opening;
 use crate::pack::{self, Packed};
 use crate::readahead::Readahead;
 use crate::reading::{VisitFrame, Window, data_is_valid, durable_beyond, each_frame, may_hold_frame};
@@ -72,6 +73,10 @@ pub struct OpenOptions {
     pub workers: Option<Arc<dyn Workers>>,
     /// Who counts clones where the index is derived anew; `None`: what the transactions say that are left.
     pub count_clone: Option<CountClone>,
+    /// What others are told of this machine, where they find that it has their bucket.
+    pub who: String,
+    /// The number of this opening; `None` draws one (tests fix it).
+    pub opening: Option<u64>,
 }
 
 /// Counts what a clone holds. Which of the objects that it shows of its base are of use in it, the filesystem only knows; it has to look,
@@ -90,6 +95,8 @@ impl Default for OpenOptions {
             buckets: None,
             workers: None,
             count_clone: None,
+            who: "another machine".into(),
+            opening: None,
         }
     }
 }
@@ -162,6 +169,7 @@ impl Store {
             roster: None,
             homes: vec![0],
             homes_since: 0,
+            openings: Default::default(),
         };
         sb.write(volume, 0)
     }
@@ -422,6 +430,7 @@ pub(crate) fn open_with(
         birth: sb.birth,
         hash_key: sb.hash_key,
         uuid: sb.uuid,
+        who: options.who.clone(),
         read_only: options.read_only,
         is_cut: false,
         opened: sb.generation,
@@ -481,7 +490,9 @@ pub(crate) fn open_with(
         (store.read_only, store.is_cut) = (true, true);
     }
     store.kept_is_replayed(&known, derive)?;
-    store.settle(replayed, shelter, derive)?;
+    if !store.read_only {
+        store.settle(replayed, shelter, derive, options.opening.map_or_else(opening::draw, Ok)?)?;
+    }
     Ok(store)
 }
 
@@ -699,11 +710,12 @@ impl Store {
 
     /// Makes the superblock durable on all its homes, and sees to it that none is anywhere else: nothing of the older one is given back
     /// before. A process that was killed may have left it in the page cache, or may not have come to all volumes.
-    fn settle_superblock(&self) -> Result<()> {
+    fn settle_superblock(&self, opening: u64) -> Result<()> {
         let sb = self.volumes.superblock();
         if sb.version == VERSION {
             self.volumes.rewrite_super()?;
         }
+        self.volumes.begin(opening);
         let volumes = self.volumes.found_at(&sb);
         if sb.version != VERSION || sb.volumes != volumes {
             // To the other slot: a torn write leaves the one that was read.
@@ -732,10 +744,7 @@ impl Store {
 
     /// Makes the opened state durable before anything is written: what replay accepted must not be lost by a later crash. Where the
     /// process before was killed, it need not be: then all is as if this process had written it.
-    fn settle(&self, replayed: Replayed, shelter: Option<&Shelter>, derived: bool) -> Result<()> {
-        if self.read_only {
-            return Ok(());
-        }
+    fn settle(&self, replayed: Replayed, shelter: Option<&Shelter>, derived: bool, opening: u64) -> Result<()> {
         let end = self.log.tail().position();
         // Whoever wrote there was killed: nothing of it is lost or torn, and the log can go on in its place.
         let killed = |s: &Shelter| s.left_at(&self.uuid, end.region, end.offset).is_some();
@@ -754,8 +763,9 @@ impl Store {
         all.extend(replayed.unbegun);
         // (Of a store that is just being taken over there is none yet.)
         let is_new = self.maintenance.lock().manifest.is_none();
-        if !is_new {
-            self.settle_superblock()?;
+        match is_new {
+            true => self.volumes.begin(opening),
+            false => self.settle_superblock(opening)?,
         }
         // What a forgetting had replaced, but not yet overwritten when the power failed, is among what is not named.
         self.volumes.keep_only(&all, self.is_forgetting()?)?;

@@ -94,6 +94,8 @@ pub struct Store {
     pub(crate) hash_key: [u8; 16],
     pub(crate) uuid: [u8; 16],
     pub(crate) read_only: bool,
+    /// What others are told of this machine.
+    pub(crate) who: String,
     /// Whether that is because the end of the log is missing.
     pub(crate) is_cut: bool,
     /// The generation of the superblock that it was opened by.

@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 
 use crate::codec::{Reader, crc_at, put_varint};
+use crate::opening::Openings;
 use crate::volume::{
     Copies, RegionRef, Roster, SLOT_SIZE, SUPER_SIZE, Spot, Table, Volume, VolumeEntry, VolumeKind, Wanted,
 };
@@ -17,13 +18,15 @@ use crate::{Error, FilesetId, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNER\r\n";
 /// The version of the whole format, as it is written.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// The oldest version that can be read; opening for writing makes it the newest.
 const VERSION_MIN: u32 = 1;
 /// More than any store gets to; up to there sums don't overflow.
 const GENERATIONS: u64 = 1 << 62;
 /// Where there are more volumes, superblocks are on so many of them.
 pub const HOMES: usize = 8;
+/// Where the openings are.
+const OPENINGS: usize = 180;
 /// Longer than any table of 65536 volumes.
 const ROSTER_MAX: u64 = 1 << 28;
 
@@ -60,6 +63,8 @@ pub struct Superblock {
     pub homes: Vec<u16>,
     /// Of a store of many: the generation since which these are the homes.
     pub homes_since: u64,
+    /// Who has written it and those before it.
+    pub openings: Openings,
 }
 
 /// A superblock, and the number of the volume that it is on.
@@ -112,6 +117,8 @@ impl Superblock {
             out.extend_from_slice(&second.volume.to_le_bytes());
             out.extend_from_slice(&second.start.to_le_bytes());
         }
+        out.resize(OPENINGS, 0);
+        self.openings.encode(&mut out);
         out.resize(SUPER_SIZE - 4, 0);
         let crc = crc_at(0, 0, &out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -133,6 +140,11 @@ impl Superblock {
         // (Another number may take more bytes, or have its volume's path named besides.)
         self.encode(self.homes.last().copied().unwrap_or(0)).len()
             <= SLOT_SIZE - if self.roster.is_some() { SUPER_SIZE } else { 0 }
+    }
+
+    /// Whether another one of the store is what this one's store has been, and not what a copy of it has become.
+    pub fn knows(&self, other: &Superblock) -> bool {
+        self.openings.agree(other.openings.at(other.generation), other.generation)
     }
 
     /// Whether it counts on a volume, or is only a sign there.
@@ -208,6 +220,10 @@ impl Superblock {
                 return None;
             }
         }
+        let openings = match version {
+            ..9 => Openings::default(),
+            _ => Openings::decode(&mut Reader::new(&body[OPENINGS..]))?,
+        };
         let superblock = Superblock {
             version,
             generation,
@@ -224,6 +240,7 @@ impl Superblock {
             roster,
             homes,
             homes_since,
+            openings,
         };
         let sense = superblock.volumes.iter().all(|v| v.away.is_none_or(|since| since <= generation))
             && superblock.homes.iter().all(|home| superblock.entry(*home).is_some());
@@ -404,6 +421,7 @@ mod tests {
             volumes,
             roster: None,
             homes_since: 0,
+            openings: Openings::default(),
         }
     }
 
@@ -415,7 +433,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let sb = of((0..8).map(entry).collect());
+        let mut sb = of((0..8).map(entry).collect());
+        (0..70).for_each(|n| sb.openings.begin(u64::MAX - n, n));
         assert_eq!(read_back(&sb, 3), sb);
     }
 

@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, EPOCHS, begun_only, claim, epoch_name, put_o
 use crate::collapse::Advance;
 use crate::index::table::TableRef;
 use crate::manifest::Position;
+use crate::opening;
 use crate::recover::{clear_supers, entry, open_with};
 use crate::segment::{self, Segment};
 use crate::store::{SEGMENT_MIN, Store};
@@ -26,11 +27,10 @@ const TRIES: usize = 5;
 
 impl Store {
     /// Makes a store on an empty local volume of what has reached a bucket, and opens it. The one that put it there can put nothing more.
-    /// `name`: of the bucket; `who`: what others are told of this machine; `each` is told how much of the index has come.
+    /// `name`: of the bucket; `each` is told how much of the index has come.
     pub fn take_over(
         name: &str,
         local: Arc<dyn Volume>,
-        who: &str,
         options: &OpenOptions,
         each: &mut dyn FnMut(Advance),
     ) -> Result<Store> {
@@ -40,7 +40,7 @@ impl Store {
         }
         let buckets = options.buckets.as_ref().ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;
         let probe = BucketVolume::new(buckets.0(name), 0, 0, [0; 16], 1 << 20);
-        let (epoch, found) = begin_epoch(&probe, who)?;
+        let (epoch, found) = begin_epoch(&probe, &options.who)?;
         let mut checkpoint = found;
         checkpoint.generation += 1;
         let name_of = Checkpoint::name(epoch, checkpoint.generation);
@@ -68,6 +68,7 @@ impl Store {
             roster: None,
             homes: vec![number],
             homes_since: 0,
+            openings: Default::default(),
         };
         let there = HashMap::from([(number, There { volume: local.clone(), sign: 0 })]);
         let volumes = Volumes::new(&sb, &there, options.reach().bucket(&sb));
@@ -99,7 +100,7 @@ fn begin_epoch(bucket: &BucketVolume, who: &str) -> Result<(u32, Checkpoint)> {
         // (Nobody is fenced for nothing.)
         let before = Checkpoint::newest(bucket, last)?.0.ok_or_else(|| begun_only(objects))?;
         let epoch = last.checked_add(1).ok_or_else(nothing)?;
-        if put_ours(bucket, &epoch_name(epoch), &claim(&before.uuid, who)?)? {
+        if put_ours(bucket, &epoch_name(epoch), &claim(&before.uuid, opening::draw()?, who))? {
             // What its owner has put meanwhile counts.
             let found = Checkpoint::newest(bucket, last)?.0.ok_or_else(nothing)?;
             return Ok((epoch, found));

@@ -285,7 +285,7 @@ impl Store {
         let Some(bucket) = self.volumes.bucket() else {
             return Err(Error::Refused("the bucket is no volume any more".into()));
         };
-        if !self.learn(&bucket)? {
+        if !self.own(&bucket)? {
             return Err(Error::Refused(format!("{} was taken over by somebody else", bucket.objects().name())));
         }
         let (region, len) = {

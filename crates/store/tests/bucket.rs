@@ -41,7 +41,7 @@ fn with_bucket(disk: &SimDisk) -> (Store, SimBucket) {
     let bucket = SimBucket::beside(disk);
     create(disk);
     let store = open(disk, &bucket).unwrap();
-    store.add_bucket("s3://simulated", "the first", &options(&bucket)).unwrap();
+    store.add_bucket("s3://simulated", &options(&bucket)).unwrap();
     (store, bucket)
 }
 
@@ -51,7 +51,8 @@ fn number(store: &Store) -> u16 {
 
 /// Opens what has reached the bucket, on an empty disk.
 fn take_over(bucket: &SimBucket, disk: &SimDisk) -> Result<Store, Error> {
-    Store::take_over("s3://simulated", volume(disk), "another", &options(bucket), &mut |_| ())
+    let options = OpenOptions { who: "another".into(), ..options(bucket) };
+    Store::take_over("s3://simulated", volume(disk), &options, &mut |_| ())
 }
 
 /// Everything that is there now reaches the bucket.
@@ -192,7 +193,7 @@ fn a_power_failure_at_any_event_leaves_all_that_was_synced_here_and_a_whole_pref
         for i in 0..70 {
             run.transaction(&store).unwrap();
             match i {
-                2 => drop(store.add_bucket("s3://simulated", "the first", &options(&bucket)).unwrap()),
+                2 => drop(store.add_bucket("s3://simulated", &options(&bucket)).unwrap()),
                 3.. => match i % 20 {
                     5 | 15 => push(&store, run.now).unwrap(),
                     8 => to_bucket(&store).unwrap(),
@@ -258,7 +259,7 @@ fn when_the_nth_operation_fails_nothing_visible_changes_and_it_goes_on() {
             run.transaction(&store).unwrap();
             let change = |store: &Store, now: u64| -> Result<(), Error> {
                 if store.bucket().is_none() {
-                    store.add_bucket("s3://simulated", "the first", &options(&bucket))?;
+                    store.add_bucket("s3://simulated", &options(&bucket))?;
                 }
                 push(store, now)?;
                 to_bucket(store)?;
@@ -417,18 +418,102 @@ fn one_of_two_owners_is_fenced_says_so_and_harms_nothing() {
     let new = open(&other_disk, &bucket).unwrap();
     there.compare_some(&new, 10);
     check_alone(&there, &bucket, Some(new.tid()), 1);
-    // Nor does a copy of what is here go on unnoticed.
-    let copy = open(&other_disk.fork(), &bucket).unwrap();
-    let mut of_copy = Run::new(8);
-    (of_copy.now, of_copy.objects) = (there.now, vec![900, 901, 902, 903, 904]);
-    for _ in 0..3 {
-        of_copy.transaction(&copy).unwrap();
+}
+
+/// The objects of a bucket, and what is in them.
+fn objects(bucket: &SimBucket) -> Vec<(String, Vec<u8>)> {
+    let names = bucket.list("", "").unwrap();
+    names.into_iter().map(|(name, _)| (name.clone(), bucket.get(&name, None).unwrap())).collect()
+}
+
+#[test]
+fn of_copies_of_a_store_one_has_the_bucket_and_the_others_change_nothing_there() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut run = Run::new(16);
+    let some = |run: &mut Run, store: &Store, pushes: bool| {
+        (0..20).for_each(|_| run.transaction(store).unwrap());
+        store.checkpoint().unwrap();
+        if pushes {
+            push(store, run.now).unwrap();
+        }
+    };
+    some(&mut run, &store, true);
+    // Copies as it was when it was open, when it had been closed, and later.
+    let mut copies = vec![disk.fork()];
+    store.close().unwrap();
+    drop(store);
+    copies.push(disk.fork());
+    let store = open(&disk, &bucket).unwrap();
+    some(&mut run, &store, false);
+    copies.push(disk.fork());
+    some(&mut run, &store, true);
+    to_bucket(&store).unwrap();
+    some(&mut run, &store, true);
+    let is_owner = |store: &Store, run: &Run| {
+        let reached = store.bucket().unwrap().reached;
+        assert_eq!(store.bucket().unwrap().fenced, None);
+        check_alone(run, &bucket, reached, 1);
+    };
+    is_owner(&store, &run);
+    let before = objects(&bucket);
+    for (i, disk) in copies.iter().enumerate() {
+        for _ in 0..2 {
+            // Whatever it does, also after another opening.
+            let copy = open(disk, &bucket).unwrap();
+            let mut other = Run::new(17 + i as u64);
+            (other.now, other.objects) = (run.now, vec![900, 901, 902, 903, 904]);
+            some(&mut other, &copy, true);
+            assert!(matches!(to_bucket(&copy), Err(Error::Refused(_))));
+            copy.lose_volume(number(&copy)).map(drop).unwrap_or_default();
+            assert!(copy.bucket().is_none_or(|b| b.fenced.is_some()), "copy {i}");
+            assert!(objects(&bucket) == before, "copy {i} changed something");
+        }
     }
-    for _ in 0..3 {
-        there.transaction(&new).unwrap();
+    some(&mut run, &store, true);
+    is_owner(&store, &run);
+    // Killed between any two steps of taking it, the store goes on.
+    store.close().unwrap();
+    drop(store);
+    let base = disk.fork();
+    let twins = [disk.fork(), disk.fork()];
+    let common = bucket.fork(&twins[0]);
+    disk.record();
+    let events = disk.events();
+    let store = open(&disk, &bucket).unwrap();
+    let before = run.model.clone();
+    some(&mut run, &store, true);
+    for n in events..=disk.events() {
+        let crashed = SimDisk::crashed(&base, &disk, n, &mut |_| true);
+        let bucket = bucket.crashed(n, &crashed);
+        let store = open(&crashed, &bucket).unwrap();
+        let mut after = Run::new(n as u64);
+        (after.model, after.now, after.next) = (before.clone(), run.now, run.next);
+        let mut full = run.model.clone();
+        full.cut(store.tid());
+        after.model = full;
+        after.now = run.now;
+        some(&mut after, &store, true);
+        assert_eq!(store.bucket().unwrap().fenced, None, "event {n}");
+        check_alone(&after, &bucket, store.bucket().unwrap().reached, 2);
     }
-    push(&new, there.now).unwrap();
-    assert!(matches!(push(&copy, of_copy.now).unwrap_err(), Error::Refused(_)));
+    // Of two that look at it at the same moment one has it.
+    let [one, other] = twins.map(|disk| open(&disk, &common).unwrap());
+    let [mut ours, mut theirs] = [1, 2].map(|seed| {
+        let mut run = Run::new(seed);
+        (run.model, run.now, run.next) = (before.clone(), 1 << 40, 1000 * seed);
+        run
+    });
+    one.step_push(1, NEVER).unwrap();
+    other.step_push(1, NEVER).unwrap();
+    for _ in 0..5 {
+        some(&mut ours, &one, true);
+        some(&mut theirs, &other, true);
+    }
+    assert_eq!((one.bucket().unwrap().fenced, other.bucket().unwrap().fenced.is_some()), (None, true));
+    check_alone(&ours, &common, one.bucket().unwrap().reached, 3);
+    ours.compare_some(&one, 5);
+    theirs.compare_some(&other, 5);
 }
 
 #[test]

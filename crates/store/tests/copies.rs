@@ -721,6 +721,46 @@ fn of_many_flips_in_two_copies_none_is_returned_and_all_are_healed_that_have_a_g
 }
 
 #[test]
+fn halves_of_two_copies_of_a_store_are_never_taken_for_one() {
+    for (twice_written, checkpoints) in (0..2).flat_map(|twice| (0..6).map(move |n| (twice == 1, n))) {
+        let disks = two(0);
+        let store = match twice_written {
+            true => twice(&disks),
+            false => {
+                create(&disks[0]);
+                let store = open(&disks[..1]);
+                store.add_volume(volume(&disks[1]), 0).unwrap();
+                store
+            }
+        };
+        let mut run = Run::new(22);
+        (0..10).for_each(|_| run.transaction(&store).unwrap());
+        store.close().unwrap();
+        drop(store);
+        let copy = fork(&disks);
+        let goes_on = |disks: &[SimDisk], seed: u64, checkpoints: usize| {
+            let store = open(disks);
+            let mut run = Run::new(seed);
+            run.now = 1 << 40;
+            for _ in 0..checkpoints {
+                (0..5).for_each(|_| run.transaction(&store).unwrap());
+                store.checkpoint().unwrap();
+            }
+            store.close().unwrap();
+        };
+        goes_on(&disks, 23, 2);
+        goes_on(&copy, 24, checkpoints);
+        for (a, b) in [(&disks[0], &copy[1]), (&copy[1], &disks[0]), (&copy[0], &disks[1]), (&disks[1], &copy[0])] {
+            let mixed = [a.fork(), b.fork()];
+            let said = open_as(&mixed, &OpenOptions::small()).map(drop).unwrap_err().to_string();
+            let is_said = ["another copy", "both written to", "at another time"].iter().any(|s| said.contains(s));
+            assert!(is_said, "{checkpoints}: {said}");
+        }
+        drop((open(&disks), open(&copy)));
+    }
+}
+
+#[test]
 fn an_old_copy_of_one_disk_is_told_left_behind_and_brought_up_to_date() {
     for old in 0..2 {
         let disks = two(0);

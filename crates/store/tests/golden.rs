@@ -14,9 +14,11 @@ const FS: FilesetId = FilesetId(1);
 /// A clone, since version 2.
 const OTHER: FilesetId = FilesetId(2);
 const SIZE: u64 = 64 << 20;
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v8.bin");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v9.bin");
 /// Its second volume, on which regions are scattered.
-const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v8-second.bin");
+const SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v9-second.bin");
+const VERSION_8: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v8.bin");
+const VERSION_8_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v8-second.bin");
 const VERSION_1: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v1.bin");
 const VERSION_7: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7.bin");
 const VERSION_7_SECOND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7-second.bin");
@@ -36,7 +38,7 @@ fn volume(disk: &SimDisk) -> Arc<dyn Volume> {
 
 fn open(disks: &[SimDisk]) -> Store {
     let volumes: Vec<_> = disks.iter().map(volume).collect();
-    Store::open_volumes(&volumes, &OpenOptions::default()).unwrap()
+    Store::open_volumes(&volumes, &OpenOptions { opening: Some(77), ..OpenOptions::default() }).unwrap()
 }
 
 fn text(n: usize) -> Vec<u8> {
@@ -135,6 +137,7 @@ fn the_golden_images_open_and_show_every_moment() {
         (vec![VERSION_5, VERSION_5_SECOND], 2),
         (vec![VERSION_6, VERSION_6_SECOND], 2),
         (vec![VERSION_7, VERSION_7_SECOND], 2),
+        (vec![VERSION_8, VERSION_8_SECOND], 2),
         (vec![FIXTURE, SECOND], 2),
         (vec![SECOND, FIXTURE], 2),
     ] {

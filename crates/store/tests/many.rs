@@ -471,8 +471,9 @@ fn thousands_of_volumes_are_added_found_and_removed() {
 
 /// A store of 12 volumes that version 7 wrote: each has a superblock.
 const VERSION_7: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v7-many.bin");
-/// One that version 8 wrote.
+/// Those that later versions made of one.
 const VERSION_8: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v8-many.bin");
+const VERSION_9: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/v9-many.bin");
 
 fn image(path: &str) -> Vec<SimDisk> {
     use darner_store::volume::Disk;
@@ -513,7 +514,7 @@ fn bless() {
         out.extend_from_slice(&(pages.len() as u64).to_le_bytes());
         out.extend_from_slice(&pages);
     }
-    std::fs::write(VERSION_8, out).unwrap();
+    std::fs::write(VERSION_9, out).unwrap();
 }
 
 /// The file that those stores have, as of a moment.
@@ -536,7 +537,7 @@ fn stores_of_many_volumes_that_earlier_versions_wrote_open_and_become_todays_whe
     if std::env::var_os("DARNER_BLESS").is_some() {
         bless();
     }
-    for path in [VERSION_7, VERSION_8] {
+    for path in [VERSION_7, VERSION_8, VERSION_9] {
         let bases = image(path);
         let disks: Vec<SimDisk> = image(path);
         disks[0].record();

@@ -190,6 +190,11 @@ impl BucketVolume {
         self.epoch.load(Ordering::Relaxed)
     }
 
+    /// This store puts what it puts under another epoch from now on.
+    pub(crate) fn begin(&self, epoch: u32) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
     /// Takes note that a region is whole there.
     pub(crate) fn note(&self, id: u64, kept: Kept) {
         self.kept.lock().insert(id, kept);

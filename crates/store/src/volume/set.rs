@@ -263,6 +263,13 @@ impl Volumes {
         self.0.bucket.write().take_if(|b| b.number() == number);
     }
 
+    /// What is written from now on is of another opening.
+    pub fn begin(&self, opening: u64) {
+        let mut sb = self.0.superblock.lock();
+        let generation = sb.generation;
+        sb.openings.begin(opening, generation);
+    }
+
     /// The newest superblock.
     pub fn superblock(&self) -> Superblock {
         self.0.superblock.lock().clone()
