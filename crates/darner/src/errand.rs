@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -28,6 +29,8 @@ const NODES_MAX: usize = 2000;
 pub enum Errand {
     /// [`Notifier::inval_inode`], all bytes.
     Invalidate(Vec<u64>),
+    /// The same of some bytes of a node.
+    WriteBack(u64, Range<u64>),
     /// [`Notifier::holds`].
     Holds(Vec<u64>),
     /// [`Notifier::inval_entry`] of a name.
@@ -199,6 +202,11 @@ impl Invalidator {
         nodes.chunks(NODES_MAX).map(start).collect()
     }
 
+    /// Has some bytes of a node written that are dirty in the cache, and dropped.
+    pub fn write_back(&self, node: u64, bytes: Range<u64>) {
+        self.tell(Errand::WriteBack(node, bytes));
+    }
+
     /// Drops a cached name.
     pub fn inval_entry(&self, parent: u64, name: &[u8]) {
         self.tell(Errand::InvalidateEntry(parent, name.to_vec()));
@@ -287,6 +295,12 @@ fn carry_out(errand: &Errand, fd: Option<OwnedFd>) -> (Vec<i32>, Option<String>)
     let code = |outcome: io::Result<()>| outcome.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
     let codes = match errand {
         Errand::Invalidate(nodes) => nodes.iter().map(|node| code(notifier.inval_inode(*node, 0, 0))).collect(),
+        Errand::WriteBack(node, bytes) => {
+            let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            // (To the end of all files: to the end of this one.)
+            let len = if bytes.end > i64::MAX as u64 { 0 } else { signed(bytes.end.saturating_sub(bytes.start)) };
+            vec![code(notifier.inval_inode(*node, signed(bytes.start), len))]
+        }
         Errand::Holds(nodes) => {
             let ask = |node: &u64| match notifier.holds(*node) {
                 Ok(true) => 0,

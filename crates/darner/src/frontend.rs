@@ -25,6 +25,7 @@ use crate::mortal::MortalReply;
 use crate::nodes::Nodes;
 use crate::reaper::Reaper;
 use crate::receipts::Receipts;
+use crate::seek::{self, KernelCache, Sought};
 
 /// How long the kernel may believe what it was told: only it changes the live tree, and the past never changes.
 const LONG: Duration = Duration::from_secs(24 * 3600);
@@ -49,7 +50,7 @@ pub struct Frontend {
     /// Directories of the past that are being listed, with entries that may go: the kernel is to forget them afterwards.
     passing: Mutex<HashSet<u64>>,
     /// Called where an append did not go where the kernel thought, or what it has of a directory may not last: (node id).
-    stale: Box<dyn Fn(u64) + Send + Sync>,
+    kernel: KernelCache,
 }
 
 thread_local! {
@@ -72,7 +73,7 @@ impl Frontend {
         reaper: Arc<Reaper>,
         shared: bool,
         read_only: bool,
-        stale: Box<dyn Fn(u64) + Send + Sync>,
+        kernel: KernelCache,
     ) -> Result<Frontend, Failure> {
         let valid = if shared { SHORT } else { LONG };
         let healer = Healer::new(fs.clone())?;
@@ -86,18 +87,21 @@ impl Frontend {
             listing: Listing::default(),
             healer,
             passing: Mutex::default(),
-            stale,
+            kernel,
         })
     }
 
     fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
         let time = |t: Time| fuse::Time { secs: t.secs, nsec: t.nanos };
+        // A file of no blocks counts as one hole (tar does not even look); what is in the kernel's cache only is none.
+        let is_written_to = a.is_file() && !self.read_only && matches!(node, Node::Live(_));
+        let may_have = is_written_to && (a.size > 0 || self.kernel.beyond_the_end);
         // The list of moments is made anew whenever it is asked for. The kernel keeps what it has of a directory as long as its time is the same.
         let now = matches!(node, Node::Points(_)).then(|| Time::from(darner_fs::Tid(now_ns())));
         fuse::Attr {
             ino: self.nodes.shown_ino(node),
             size: a.size,
-            blocks: a.blocks(),
+            blocks: if may_have { a.blocks().max(1) } else { a.blocks() },
             atime: time(a.atime),
             mtime: time(now.unwrap_or(a.mtime)),
             ctime: time(now.unwrap_or(a.ctime)),
@@ -162,7 +166,7 @@ impl Frontend {
             O::Write { .. } => {
                 reply.written(result as u32);
                 // It may have gone elsewhere than the kernel thought.
-                (self.stale)(request.nodeid);
+                (self.kernel.stale)(request.nodeid);
             }
             O::CopyFileRange { .. } => reply.copied(result),
             _ => reply.empty(),
@@ -235,6 +239,19 @@ impl Frontend {
         });
     }
 
+    fn seek(&self, pid: u32, sought: Sought, reply: Reply<'_>) {
+        if self.read_only || !matches!(sought.node, Node::Live(_)) {
+            return seek::say(&self.fs, &sought, reply);
+        }
+        match self.fs.hole(sought.node, sought.offset, sought.what, self.kernel.beyond_the_end) {
+            Ok(None) => seek::say(&self.fs, &sought, reply),
+            Ok(Some(hole)) => {
+                seek::answer(&self.fs, sought, hole, &self.kernel.write_back, MortalReply::new(pid, reply));
+            }
+            Err(e) => reply.error(e.errno()),
+        }
+    }
+
     fn readdir(&self, id: u64, dir: Node, r: &ListRequest, caller: &Caller, reply: Reply<'_>) {
         let ListRequest { after, size, plus } = *r;
         let head = if plus { PLUS_HEAD } else { HEAD };
@@ -249,7 +266,7 @@ impl Frontend {
             self.passing.lock().insert(id);
         } else if entries.is_empty() && self.passing.lock().remove(&id) {
             // (It has all of the listing by now.)
-            (self.stale)(id);
+            (self.kernel.stale)(id);
         }
         let mut out = DirBuffer::new(size);
         for e in &entries {
@@ -289,7 +306,7 @@ impl Frontend {
         let WriteRequest { offset, data, flags, write_flags } = *w;
         if matches!(node, Node::AsOf(..)) {
             // A mapped page, or one gathered by the kernel, is not to be shown as the past.
-            (self.stale)(id);
+            (self.kernel.stale)(id);
             return reply.error(libc::EROFS);
         }
         // Write-back of mapped pages goes where the pages are, whatever the flags of the file.
@@ -309,7 +326,7 @@ impl Frontend {
             Ok(Answer::Written(w)) => {
                 reply.written(w.len as u32);
                 if w.offset != offset {
-                    (self.stale)(id);
+                    (self.kernel.stale)(id);
                 }
             }
             Ok(other) => unexpected(&other, reply),
@@ -546,11 +563,7 @@ impl Frontend {
                     libc::SEEK_HOLE => Seek::Hole,
                     _ => return reply.error(libc::EINVAL),
                 };
-                match self.run(&caller, Op::Seek { node, offset, what }) {
-                    Ok(Answer::Offset(at)) => reply.lseek(at),
-                    Ok(other) => unexpected(&other, reply),
-                    Err(e) => reply.error(e.errno()),
-                }
+                self.seek(request.pid, Sought { id, node, offset, what }, reply);
             }
             O::CopyFileRange { off_in, nodeid_out, off_out, len, .. } => {
                 let Some(to) = self.nodes.node(nodeid_out) else { return reply.error(libc::ESTALE) };

@@ -33,6 +33,7 @@ pub mod reclaim;
 mod retention;
 pub mod s3;
 mod scrub;
+mod seek;
 pub mod serving;
 mod supervisor;
 mod syslog;

@@ -21,6 +21,7 @@ use crate::keeper::{self, Items};
 use crate::mounts;
 use crate::nodes::Nodes;
 use crate::receipts::{MountMemory, Receipts, THREADS_MAX};
+use crate::seek::KernelCache;
 use crate::supervisor::MOUNT;
 use crate::when::local;
 
@@ -205,6 +206,14 @@ impl Daemon {
             }
         })?;
         let stale = Mutex::new(stale);
+        let for_holes = invalidator.clone();
+        let kernel = KernelCache {
+            stale: Box::new(move |id| {
+                let _ = stale.lock().send(id);
+            }),
+            write_back: Arc::new(move |id, bytes| for_holes.write_back(id, bytes)),
+            beyond_the_end: m.writeback,
+        };
         let nodes = Arc::new(nodes);
         let frontend = Frontend::new(
             self.fs.clone(),
@@ -213,9 +222,7 @@ impl Daemon {
             self.reaper.clone(),
             kept.shared,
             kept.read_only,
-            Box::new(move |id| {
-                let _ = stale.lock().send(id);
-            }),
+            kernel,
         )?;
         let line = MountLine {
             mountpoint: m.mountpoint.clone(),

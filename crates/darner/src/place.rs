@@ -15,7 +15,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::SocketAddr;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -132,8 +132,9 @@ impl Place {
         let path = |e: &VolumeEntry| PathBuf::from(OsStr::from_bytes(&e.hint));
         let was = path(entry);
         let own = own.map(path).filter(|own| own.is_absolute());
-        // Where all were moved, or copied, together: the old place may still hold the original.
-        let beside = own.filter(|own| *own != self.path).map(|own| self.path.join(relative(&was, &own)));
+        let own = own.filter(|own| *own != self.path);
+        // Where all were moved, or copied, together.
+        let beside = own.as_ref().map(|own| along(&self.path, own, &was));
         let at = |path: PathBuf| {
             let place = Place::at(&path).ok()?;
             let volume = place.volume(write).ok()?;
@@ -141,7 +142,13 @@ impl Place {
         };
         // A device may have another name by now.
         let devices = || if entry.kind == VolumeKind::Raw { devices() } else { Vec::new() };
-        [beside, Some(was)].into_iter().flatten().find_map(at).or_else(|| devices().into_iter().find_map(at))
+        // Where this one was, the original still may be, of which this is a copy: then what is in the old places is the original's.
+        let is_original = |own: &PathBuf| {
+            let identity = Place::at(own).and_then(|place| Ok(identify(&*place.volume(false)?)?));
+            identity.is_ok_and(|id| (id.uuid, id.number) == (store.uuid, store.number))
+        };
+        let elsewhere = || std::iter::once(was.clone()).chain(devices()).find_map(at);
+        beside.and_then(at).or_else(|| if own.as_ref().is_some_and(is_original) { None } else { elsewhere() })
     }
 
     /// Opens the store; it is this process's as long as the locks last. `others`: as for [`Place::find`]. `each` is told how far
@@ -361,11 +368,15 @@ fn inherited(path: &Path) -> Option<File> {
     locks.remove(&(wanted.dev(), wanted.ino()))
 }
 
-/// The way to `path` from `base`, both absolute.
-fn relative(path: &Path, base: &Path) -> PathBuf {
-    let common = path.components().zip(base.components()).take_while(|(a, b)| a == b).count();
-    let up = base.components().skip(common).map(|_| Component::ParentDir);
-    up.chain(path.components().skip(common)).collect()
+/// Where `other` is if it has moved along with what was at `from` and is at `to` now; all absolute. By names alone: an image has no `..`.
+fn along(to: &Path, from: &Path, other: &Path) -> PathBuf {
+    let common = other.components().zip(from.components()).take_while(|(a, b)| a == b).count();
+    let mut at = to.to_path_buf();
+    for _ in from.components().skip(common) {
+        at.pop();
+    }
+    at.extend(other.components().skip(common));
+    at
 }
 
 /// The address at which the daemon behind a mount listens: by the kernel's number of it, and by what the kernel was told is

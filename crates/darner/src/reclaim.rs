@@ -50,9 +50,9 @@ fn filesystem(beginning: &[u8]) -> Option<&'static str> {
     known.into_iter().find(is_there).map(|(.., what)| what)
 }
 
-/// Of a missing volume: whether it is where it was, or on another device, but for its beginning.
+/// Of a missing volume: whether it is where it was, but an original's, or there or on another device but for its beginning.
 pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure {
-    let darner_store::Error::Missing { number, place, .. } = &e else { return Failure::new(&e) };
+    let darner_store::Error::Missing { number, place, affected } = &e else { return Failure::new(&e) };
     let Some(uuid) = found.iter().find_map(|v| identify(&**v).ok()).map(|id| id.uuid) else { return Failure::new(&e) };
     let was_it = |path: &PathBuf| {
         // (One that is as it was at another time has its beginning.)
@@ -60,6 +60,13 @@ pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure
         let label = volume.and_then(|v| identify_by_label(&*v).ok().flatten());
         label.is_some_and(|id| id.uuid == uuid && id.number == *number)
     };
+    let there = Place::at(Path::new(place)).and_then(|p| Ok(identify(&*p.volume(false)?)?));
+    if there.is_ok_and(|id| (id.uuid, id.number) == (uuid, *number)) && !affected.contains(place.as_str()) {
+        return Failure::new(format!(
+            "{e}. {place} is there, but so is the store that this one is a copy of, and it is that one's: --volume {place} takes it for \
+             this one all the same"
+        ));
+    }
     match std::iter::once(PathBuf::from(place)).chain(devices()).find(was_it) {
         Some(path) => {
             let path = path.display();

@@ -253,6 +253,56 @@ fn holes_are_found_where_they_are() {
 }
 
 #[test]
+fn what_is_in_the_cache_only_is_never_told_as_a_hole() {
+    for options in [&["--create"][..], &["--create", "-o", "writeback"]] {
+        let Some(w) = World::unmounted() else { return };
+        w.mount_at("mnt", options).unwrap();
+        let len = 1 << 20;
+        let file = opened(&w.path("mapped"));
+        file.set_len(len as u64).unwrap();
+        let data = pattern(len, 9);
+        let page = 128 << 10;
+        // SAFETY: a fresh mapping of `len` bytes of an open file, written within its bounds and unmapped once.
+        unsafe {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let map = libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, file.as_raw_fd(), 0);
+            assert_ne!(map, libc::MAP_FAILED);
+            let store = |at: usize, n: usize| {
+                std::ptr::copy_nonoverlapping(data.as_ptr().add(at), map.cast::<u8>().add(at), n);
+            };
+            store(page, 4096);
+            assert_eq!(seek(&file, 0, libc::SEEK_DATA), Ok(page as i64));
+            store(page + 4096, 4096);
+            assert_eq!(seek(&file, page as i64, libc::SEEK_HOLE), Ok(page as i64 + 8192));
+            store(0, len);
+            assert_eq!(seek(&file, 0, libc::SEEK_DATA), Ok(0));
+            assert_eq!(seek(&file, 0, libc::SEEK_HOLE), Ok(len as i64));
+            // Again and again, and never written by hand.
+            for i in 0..20 {
+                w.sh("truncate -s 0 mapped; truncate -s 1M mapped");
+                store(i * 4096, len - i * 4096);
+                match i % 2 {
+                    0 => w.sh("cp mapped copied; cmp mapped copied"),
+                    _ => w.sh("tar -Scf - mapped | tar -xOf - | cmp - mapped"),
+                };
+            }
+            libc::munmap(map, len);
+        }
+        // Written, and with `writeback` not sent yet, also beyond the end that was known.
+        let file = opened(&w.path("written"));
+        file.write_all_at(b"first", 0).unwrap();
+        file.sync_all().unwrap();
+        file.write_all_at(&pattern(len, 4), 4 << 20).unwrap();
+        w.sh("tar -Scf - written | tar -xOf - | cmp - written; cp written copied; cmp written copied; test $(stat -c %s copied) = 5242880");
+        let file = opened(&w.path("new"));
+        file.write_all_at(&pattern(len, 6), 0).unwrap();
+        w.sh("tar -Scf - new | tar -xOf - | cmp - new");
+        let file = opened(&w.path("written"));
+        assert_eq!(seek(&file, 1 << 20, libc::SEEK_DATA), Ok(4 << 20));
+    }
+}
+
+#[test]
 fn names_of_255_bytes_work_and_longer_ones_are_refused() {
     let Some(w) = World::new() else { return };
     let name = "n".repeat(255);

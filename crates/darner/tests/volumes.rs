@@ -266,6 +266,31 @@ fn any_volume_leads_to_the_others_wherever_they_have_moved() {
 }
 
 #[test]
+fn a_copy_of_a_store_never_has_a_volume_of_the_original() {
+    let Some(w) = World::unmounted() else { return };
+    fs::create_dir(&w.mnt).unwrap();
+    for image in ["--image", ""] {
+        w.sh_outside(&format!(
+            "mkdir base; cd base; $DARNER create s {image} --size 200M --volume b; cd ..; $DARNER mount base/s $MNT"
+        ));
+        w.sh("for i in $(seq 1 20); do head -c 300K /dev/urandom > $i; done; md5sum * > $DIR/sums");
+        w.sh_outside("$DARNER unmount $MNT; cp -a base copy; $DARNER mount copy/s $MNT");
+        assert!(volumes(&w).iter().all(|v| v["path"].as_str().unwrap().contains("/copy/")), "{:?}", volumes(&w));
+        w.sh("md5sum -c --quiet $DIR/sums; rm *");
+        w.sh_outside("$DARNER unmount $MNT; $DARNER mount base/b $MNT");
+        w.sh("md5sum -c --quiet $DIR/sums");
+        w.sh_outside("$DARNER unmount $MNT; cp -a base half; rm -r half/b");
+        refused(&w, "$DARNER mount half/s $MNT", "base/b is there, but so is the store that this one is a copy of");
+        // Moved together they are found; one that moved alone finds the others.
+        w.sh_outside("mv base moved; $DARNER mount moved/s $MNT");
+        w.sh("md5sum -c --quiet $DIR/sums");
+        w.sh_outside("$DARNER unmount $MNT; mv moved/s alone; $DARNER mount alone $MNT");
+        w.sh("md5sum -c --quiet $DIR/sums");
+        w.sh_outside("$DARNER unmount $MNT; rm -r moved copy half alone");
+    }
+}
+
+#[test]
 fn a_hundred_volumes_are_made_found_from_any_one_and_lead_to_the_daemon_and_homes_leave() {
     let Some(w) = World::new() else { return };
     w.sh_outside("$DARNER unmount $MNT; rm -r store; mkdir v");

@@ -3,6 +3,8 @@
 //! A read resolves where its bytes are under the lock and reads them without. The end of an append is chosen here, at
 //! commit time. Reading does not change atime. Invariant: no data lies beyond a file's size.
 
+use std::ops::Range;
+
 use darner_store::{Kind, Piece};
 
 use crate::attr::Attr;
@@ -155,6 +157,26 @@ impl Fs {
         change.result = data.len() as u64;
         change.commit()?;
         Ok(Written { offset, len: data.len(), size })
+    }
+
+    /// The hole by which [`Fs::seek`] answers, if it does by one: bytes that were never written, as far as is known here.
+    /// `beyond`: what is beyond the end counts too.
+    pub fn hole(&self, node: Node, offset: u64, what: Seek, beyond: bool) -> Result<Option<Range<u64>>> {
+        let _live = self.look(node)?;
+        let size = self.readable(node)?.size;
+        let next = |from| self.store.next_data(node.inode().fileset, node.inode().object, from, node.at());
+        let data = if offset < size { next(offset)? } else { None };
+        let start = match (what, data) {
+            (Seek::Hole, Some((start, end))) if start <= offset => end,
+            _ => offset,
+        };
+        let end = match data {
+            Some((first, _)) if first >= start => first,
+            Some(_) if start < size => next(start)?.map_or(u64::MAX, |(first, _)| first),
+            _ => u64::MAX,
+        };
+        let end = if end >= size { u64::MAX } else { end };
+        Ok(Some(start..end).filter(|hole| !hole.is_empty() && (beyond || start < size)))
     }
 
     /// Start of the next data or hole at or after `offset`. ENXIO beyond the end, or if no data follows.
