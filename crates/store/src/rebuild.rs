@@ -44,6 +44,9 @@ pub enum IndexFrom {
     TablesOrSegments,
     /// From the segments.
     Segments,
+    /// From the segments up to the first that is damaged: the store is as it was before, and open for reading only. (All of the index is
+    /// in memory.)
+    SegmentsBeforeDamage,
     /// From the tables, also those that are marked because a block of theirs is rotten: reads that need it fail.
     MarkedTables,
 }
@@ -57,7 +60,7 @@ impl Store {
         options: &OpenOptions,
         each: &mut dyn FnMut(Advance),
     ) -> Result<Replayed> {
-        let replayed = self.replay(m.log, shelter, &mut |_, _, h, _| {
+        let mut replayed = self.replay(m.log, shelter, &mut |_, _, h, _| {
             self.log.tail().last = h.tid;
             Ok(())
         })?;
@@ -72,6 +75,16 @@ impl Store {
         let mut segments = self.segments.lock().clone();
         segments.last_mut().expect("the log has one").end = end;
         match options.workers.as_deref() {
+            _ if options.index == IndexFrom::SegmentsBeforeDamage => {
+                if let Err(e) = self.apply_all(&segments, &mut room, each) {
+                    let last = self.log.tail().last;
+                    if last == self.birth {
+                        return Err(e);
+                    }
+                    tracing::error!("the store is shown as it was at {last}: {e}");
+                }
+                replayed.is_cut = true;
+            }
             None => self.apply_all(&segments, &mut room, each)?,
             Some(workers) => self.apply_all_beside(&segments, &mut room, workers, each)?,
         }

@@ -201,7 +201,7 @@ impl Store {
     ) -> Result<Store> {
         let mut open_from = |index| open_found(found, &OpenOptions { index, ..options.clone() }, each);
         let failed = match open_from(options.index) {
-            Err(e) if options.index == IndexFrom::TablesOrSegments && e.is_lost() => e,
+            Err(e) if options.index == IndexFrom::TablesOrSegments && (e.is_lost() || options.degraded) => e,
             outcome => return outcome,
         };
         // Tables are verified as they are read, and some of that is done before it is open.
@@ -218,12 +218,13 @@ impl Store {
             _ => failed,
         };
         // Where a segment is damaged too, what is left of the tables is better than nothing.
-        match open_from(IndexFrom::MarkedTables) {
-            Ok(store) => {
-                tracing::error!("what is damaged of the index can't be read, nor derived anew: {failed}");
-                Ok(store)
-            }
-            Err(_) => Err(failed),
+        if let Ok(store) = open_from(IndexFrom::MarkedTables) {
+            tracing::error!("what is damaged of the index can't be read, nor derived anew: {failed}");
+            return Ok(store);
+        }
+        match options.degraded {
+            true => open_from(IndexFrom::SegmentsBeforeDamage).map_err(|_| failed),
+            false => Err(failed),
         }
     }
 }
@@ -252,7 +253,11 @@ fn open_found(found: &[Arc<dyn Volume>], options: &OpenOptions, each: &mut dyn F
         _ => {
             let manifest = manifest_from_regions(&newest.volumes, &newest.superblock, lost)?;
             // It names no tables.
-            let options = OpenOptions { index: IndexFrom::Segments, ..options.clone() };
+            let index = match options.index {
+                IndexFrom::TablesOrSegments => IndexFrom::Segments,
+                segments => segments,
+            };
+            let options = OpenOptions { index, ..options.clone() };
             open_with(newest.volumes, &options, newest.superblock, manifest, each)
         }
     }
@@ -332,9 +337,14 @@ pub(crate) fn open_segments(
             None => {
                 let region = match volumes.open(s.at) {
                     // What the log ends in can't be done without, but to look.
-                    Err(e) if e.is_lost() && s.at.id == m.log.region => match degraded {
-                        true => volumes.absent(s.at, "whose file is gone"),
-                        false => return Err(e),
+                    Err(e) if e.is_lost() && s.at.id == m.log.region => match e {
+                        Error::Corrupt { .. } if degraded => volumes.open_emptied(s.at)?,
+                        Error::Corrupt { place, what, expected, found } => {
+                            let found = format!("{found} (--degraded shows what is left)");
+                            return Err(Error::Corrupt { place, what, expected, found });
+                        }
+                        _ if degraded => volumes.absent(s.at, "whose file is gone"),
+                        e => return Err(e),
                     },
                     // One whose file is gone is as damaged as can be.
                     Err(e) if e.is_lost() => {
@@ -361,7 +371,7 @@ pub(crate) fn open_segments(
 
 /// Opens the tables that the manifest names; `None` if the index is to be derived from the segments instead.
 fn open_levels(volumes: &Volumes, options: &OpenOptions, m: &Manifest) -> Result<Option<Levels>> {
-    if options.index == IndexFrom::Segments {
+    if matches!(options.index, IndexFrom::Segments | IndexFrom::SegmentsBeforeDamage) {
         return Ok(None);
     }
     let open = |runs: &[RunRef]| open_runs(volumes, runs, options.index == IndexFrom::MarkedTables);
@@ -399,6 +409,7 @@ pub(crate) fn open_with(
     })?;
     let tail = Tail::new(first, m.log, m.tid, m.counts.clone());
     let memory = options.memory.max(16 << 20);
+    let read_only = options.read_only || options.index == IndexFrom::SegmentsBeforeDamage;
     let next_region = volumes.next_region();
     next_region.fetch_max(m.next_region, Ordering::Relaxed);
     let state = State {
@@ -424,14 +435,14 @@ pub(crate) fn open_with(
         damaged: HashSet::new(),
         forgotten: HashSet::new(),
         ghosts: Vec::new(),
-        deriving: derive && !options.read_only,
+        deriving: derive && !read_only,
     };
     let mut store = Store {
         birth: sb.birth,
         hash_key: sb.hash_key,
         uuid: sb.uuid,
         who: options.who.clone(),
-        read_only: options.read_only,
+        read_only,
         is_cut: false,
         opened: sb.generation,
         degraded: options.degraded,
@@ -477,14 +488,14 @@ pub(crate) fn open_with(
     };
     store.load_filesets()?;
     let known = store.keep_replayed();
-    let shelter = options.shelter.as_ref().filter(|_| !options.read_only);
+    let shelter = options.shelter.as_ref().filter(|_| !read_only);
     let replayed = match derive {
         true => store.derive(&m, shelter, options, each)?,
         false => {
             store.replay(m.log, shelter, &mut |region, at, header, records| store.apply(region, at, header, records))?
         }
     };
-    if replayed.is_cut && !store.read_only {
+    if replayed.is_cut && !options.read_only {
         // To write would be to deny what the missing volume has.
         tracing::warn!("the end of the log is damaged, or on a missing volume: the store is open for reading only");
         (store.read_only, store.is_cut) = (true, true);
@@ -507,7 +518,7 @@ pub(crate) struct Replayed {
     /// A segment that a seal names, and that was never begun. Until a checkpoint the next open would look at it again.
     unbegun: Option<RegionRef>,
     /// Whether the log goes on where a volume is missing, or where it is damaged.
-    is_cut: bool,
+    pub(crate) is_cut: bool,
 }
 
 impl Store {
@@ -588,11 +599,15 @@ impl Store {
                         found: "damaged bytes (--degraded shows the filesystem as it was before)".into(),
                     });
                 }
+                if region.is_cut() {
+                    return Ok(Replayed { frames, dirty_end: false, unbegun: None, is_cut: true });
+                }
                 let dirty_end = may_hold_frame(&region, at.offset)?;
                 return Ok(Replayed { frames, dirty_end, unbegun: None, is_cut: false });
             };
             let next = next.without(|number| self.volumes.is_outdated(number));
-            if !self.volumes.is_there(next.volume) {
+            let is_gone = || self.degraded && self.volumes.open(next).is_err_and(|e| e.is_lost());
+            if !self.volumes.is_there(next.volume) || is_gone() {
                 return Ok(Replayed { frames, dirty_end: false, unbegun: None, is_cut: true });
             }
             match self.follow(at, next, shelter)? {

@@ -512,3 +512,77 @@ fn a_segment_or_pack_whose_file_is_gone_costs_what_was_in_it_only() {
     let some = |n: &usize| *n < written.len();
     assert!(kinds.len() == 2 && kinds.values().all(|all| all.iter().any(some)), "{kinds:?}");
 }
+
+/// Many objects, some of which are overwritten; returns what they hold.
+fn write_objects(store: &Store) -> BTreeMap<ObjectId, Vec<u8>> {
+    let mut written = BTreeMap::new();
+    for n in 0..160u64 {
+        let mut tx = store.begin(FS, 100 + n).unwrap();
+        let (object, bytes) = (ObjectId(if n % 4 == 0 { 50 } else { 100 + n }), value(n, 200_000));
+        tx.write(object, 0, &bytes).unwrap();
+        tx.commit().unwrap();
+        written.insert(object, bytes);
+    }
+    written
+}
+
+/// A device or image of which the end is gone was refused where any region had been there, by every command.
+#[test]
+fn a_volume_that_lost_its_end_shows_what_is_left_and_costs_what_was_there_only() {
+    let new = || SimDisk::new(96 << 20);
+    // How many objects are left where so much is: of a store that opens, and of one that `--degraded` shows.
+    let mut found = Vec::new();
+    for disk in [new(), new().in_pieces(300 << 10), new().from_the_end()] {
+        let (mut opened, mut shown) = (Vec::new(), Vec::new());
+        create(&disk);
+        let store = open(&disk).unwrap();
+        let written = write_objects(&store);
+        store.close().unwrap();
+        drop(store);
+        let written = &written;
+        let readable = |store: &Store| {
+            let read = |(object, bytes): (&ObjectId, &Vec<u8>)| {
+                let mut found = vec![0; bytes.len()];
+                let Ok(pieces) = store.map(FS, *object, 0, bytes.len() as u64, Tid::MAX) else { return false };
+                let whole = pieces.iter().map(|p| p.len).sum::<u64>() == bytes.len() as u64;
+                let outcome = store.read(&pieces, &mut found);
+                // (Of what was overwritten, an earlier state may be all that there is of a prefix.)
+                whole && outcome.is_ok() && (found == *bytes || store.is_cut() && *object == ObjectId(50))
+            };
+            written.iter().filter(|(object, bytes)| read((object, bytes))).count()
+        };
+        for len in (1..96).step_by(5).map(|n| n << 20) {
+            let cut = disk.fork();
+            cut.set_len(len).unwrap();
+            let options = OpenOptions { degraded: true, ..OpenOptions::small() };
+            let volume = || Arc::new(RawVolume::new(Arc::new(cut.clone())));
+            let of_degraded = Store::open(volume(), &options).map(|store| readable(&store));
+            match Store::open(volume(), &OpenOptions::small()) {
+                Ok(store) => {
+                    let n = readable(&store);
+                    assert!(n >= of_degraded.unwrap());
+                    assert!(n == written.len() || !store.check(&mut |_, _| ()).all().is_empty());
+                    let mut tx = store.begin(FS, 1 << 40).unwrap();
+                    tx.write(ObjectId(7), 0, b"new").unwrap();
+                    tx.commit().unwrap();
+                    let mut report = ScrubReport::default();
+                    while store.step_scrub(&mut report, 1 << 40).unwrap() {}
+                    store.close().unwrap();
+                    drop(store);
+                    assert_eq!(readable(&open(&cut).unwrap()), n);
+                    opened.push(n);
+                }
+                // What the log ends in is not whole, or the list of segments is gone.
+                Err(e) => {
+                    assert!(e.to_string().contains("end of the volume"), "{e}");
+                    assert_eq!(e.to_string().contains("--degraded"), of_degraded.is_ok(), "{e}");
+                    shown.extend(of_degraded);
+                }
+            }
+        }
+        assert!(shown.is_sorted() && opened.is_sorted() && opened.last() == Some(&written.len()));
+        found.push((opened[0], shown.len()));
+    }
+    let all = found[0].0;
+    assert!(found[1].1 > 10 && found[2].0 > 0 && found[2].0 < all / 4, "{found:?}");
+}

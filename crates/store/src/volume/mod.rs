@@ -196,6 +196,10 @@ pub trait Region: Send + Sync {
     fn is_absent(&self) -> bool {
         false
     }
+    /// Whether some of its bytes are behind the end of a volume that became shorter: they read as zeroes.
+    fn is_cut(&self) -> bool {
+        false
+    }
     /// Whether overwriting already written bytes makes [`Region::flush`] cheaper here (files: no journal commit).
     fn gains_from_zeroes_ahead(&self) -> bool {
         false
@@ -250,7 +254,8 @@ pub trait Volume: Send + Sync {
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>>;
     /// Opens a region that a manifest or a seal names.
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>>;
-    /// Opens one that is not there any more, though a manifest names it, as if it had been overwritten with zeroes.
+    /// Opens one that is not there any more, or not all of it, though a manifest names it: as if what is gone had been overwritten with
+    /// zeroes.
     fn open_emptied(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
         self.open(at)
     }

@@ -106,7 +106,7 @@ impl RawVolume {
         Ok(found)
     }
 
-    /// Where the bytes of a region are, in order; together as many as it has.
+    /// Where the bytes of a region are, in order; together as many as it has. (Some may be behind the end of a disk that became shorter.)
     fn pieces(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
         if at.start & SCATTERED == 0 {
             let whole = at.start..at.start.saturating_add(at.size);
@@ -134,6 +134,7 @@ impl RawVolume {
     fn read_map(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
         let map = map_of(at).expect("it has one");
         self.verify(at, &map)?;
+        self.verify_end(at, std::slice::from_ref(&map))?;
         let start = map.start;
         let mut bytes = vec![0; UNIT as usize];
         self.io("read", start, self.disk.read_at(&mut bytes, start))?;
@@ -148,11 +149,33 @@ impl RawVolume {
         Ok(pieces)
     }
 
-    /// Whether a piece of a region is where it can be.
+    /// Whether a piece of a region is where it could be.
     fn verify(&self, at: RegionRef, piece: &Range<u64>) -> Result<()> {
-        match piece.start >= DATA_START && piece.start <= piece.end && piece.end <= self.len()? {
+        match piece.start >= DATA_START && piece.start <= piece.end && piece.end < u64::MAX {
             true => Ok(()),
             false => Err(self.not_there(at)),
+        }
+    }
+
+    /// Whether a region's pieces are all there.
+    fn verify_end(&self, at: RegionRef, pieces: &[Range<u64>]) -> Result<()> {
+        let (end, len) = (pieces.iter().map(|p| p.end).max().unwrap_or(0), self.len()?);
+        match end <= len {
+            true => Ok(()),
+            false => Err(Error::Corrupt {
+                place: self.disk.name(),
+                what: "end of the volume",
+                expected: format!("region {:x} up to byte {end}", at.id),
+                found: format!("{len} bytes"),
+            }),
+        }
+    }
+
+    /// As [`RawVolume::pieces`]; where its map is damaged or gone, nothing is known of them.
+    fn known_pieces(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
+        match self.pieces(at) {
+            Err(e) if e.is_lost() => Ok(Vec::new()),
+            pieces => pieces,
         }
     }
 
@@ -165,21 +188,24 @@ impl RawVolume {
         }
     }
 
-    /// All that belongs to a region: its pieces, and its map.
+    /// All that belongs to a region, as far as that is known: its pieces, and its map.
     fn all_of(&self, at: RegionRef) -> Result<Vec<Range<u64>>> {
-        let mut all = self.pieces(at)?;
-        all.extend(map_of(at));
+        let mut all = self.known_pieces(at)?;
+        all.extend(map_of(at).filter(|map| self.verify(at, map).is_ok()));
         Ok(all)
     }
 
-    fn region(&self, at: RegionRef, pieces: &[Range<u64>]) -> Arc<dyn Region> {
+    /// `end`: where on the disk nothing is any more.
+    fn region(&self, at: RegionRef, pieces: &[Range<u64>], end: u64) -> Arc<dyn Region> {
         let mut offset = 0;
         let piece = |p: &Range<u64>| {
-            let piece = Piece { offset, start: p.start, end: p.end };
+            let piece = Piece { offset, start: p.start, end: p.end.min(end) };
             offset += p.end - p.start;
-            piece
+            (piece.start < piece.end).then_some(piece)
         };
-        Arc::new(RawRegion { disk: self.disk.clone(), at, pieces: pieces.iter().map(piece).collect() })
+        let left: Vec<Piece> = pieces.iter().filter_map(piece).collect();
+        let is_whole = left.iter().map(|p| p.end - p.start).sum::<u64>() >= at.size;
+        Arc::new(RawRegion { disk: self.disk.clone(), at, pieces: left, is_whole })
     }
 
     /// Makes a region of what gaps there are, the largest first, and writes its map.
@@ -212,7 +238,8 @@ impl RawVolume {
         pieces.iter().for_each(|piece| space.claim(piece.clone(), id));
         space.claim(map..map + UNIT, id);
         self.scattered.lock().insert(map | SCATTERED, pieces.clone());
-        Ok(self.region(RegionRef { id, start: map | SCATTERED, size, volume: self.number(), second: None }, &pieces))
+        let at = RegionRef { id, start: map | SCATTERED, size, volume: self.number(), second: None };
+        Ok(self.region(at, &pieces, end))
     }
 
     /// Overwrites what of `range` belongs to no region.
@@ -358,21 +385,29 @@ impl Volume for RawVolume {
         let whole = start..start + size;
         space.claim(whole.clone(), id);
         let at = RegionRef { id, start, size, volume: self.number(), second: None };
-        Ok(self.region(at, std::slice::from_ref(&whole)))
+        Ok(self.region(at, std::slice::from_ref(&whole), end))
     }
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
         let pieces = self.pieces(at)?;
+        self.verify_end(at, &pieces)?;
         let mut space = self.space.lock();
         pieces.iter().cloned().chain(map_of(at)).for_each(|range| space.claim(range, at.id));
-        Ok(self.region(at, &pieces))
+        Ok(self.region(at, &pieces, u64::MAX))
+    }
+
+    fn open_emptied(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
+        let (all, len) = (self.all_of(at)?, self.len()?);
+        let mut space = self.space.lock();
+        all.into_iter().for_each(|range| space.claim(range, at.id));
+        Ok(self.region(at, &self.known_pieces(at)?, len))
     }
 
     fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef> {
         let size = size.max(1).next_multiple_of(UNIT).min(at.size);
         if size < at.size {
-            let before = self.pieces(at)?;
-            let after = self.pieces(RegionRef { size, ..at })?;
+            let before = self.known_pieces(at)?;
+            let after = self.known_pieces(RegionRef { size, ..at })?;
             let kept = |p: &Range<u64>| after.iter().find(|a| a.start == p.start).map_or(p.start, |a| a.end);
             let gone: Vec<_> = before.iter().map(|p| kept(p)..p.end).collect();
             self.release(&gone, at.id);
@@ -467,7 +502,7 @@ impl Volume for RawVolume {
         let label = self.data_end()?;
         // (But for what regions have there.)
         let unused = space.gaps(label, len.max(label)).map(|gap| gap.end - gap.start).sum::<u64>();
-        Ok((space.sum() + DATA_START.min(len) + unused, len))
+        Ok((space.sum() - space.sum_behind(self.len()?) + DATA_START.min(len) + unused, len))
     }
 }
 
@@ -481,8 +516,10 @@ struct Piece {
 struct RawRegion {
     disk: Arc<dyn Disk>,
     at: RegionRef,
-    /// In order, at least one.
+    /// In order.
     pieces: Vec<Piece>,
+    /// Where the disk became shorter, what the pieces do not have reads as zeroes.
+    is_whole: bool,
 }
 
 impl RawRegion {
@@ -528,10 +565,17 @@ impl Region for RawRegion {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if !self.is_whole {
+            buf.fill(0);
+        }
         self.io("read", offset, buf.len() as u64, |at, part| self.disk.read_at(&mut buf[part], at))
     }
 
     fn read_new(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        if !self.is_whole {
+            let mut bytes = vec![0; len];
+            return self.read_at(&mut bytes, offset).map(|()| bytes);
+        }
         let mut bytes = Vec::new();
         self.io("read", offset, len as u64, |at, part| {
             let piece = self.disk.read_new(at, part.len())?;
@@ -547,7 +591,15 @@ impl Region for RawRegion {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let there = || self.parts(offset, bytes.len() as u64).map(|(_, part)| part.len()).sum::<usize>();
+        if !self.is_whole && there() < bytes.len() {
+            return self.error("write", offset, Err(std::io::ErrorKind::UnexpectedEof.into()));
+        }
         self.io("write", offset, bytes.len() as u64, |at, part| self.disk.write_at(&bytes[part], at))
+    }
+
+    fn is_cut(&self) -> bool {
+        !self.is_whole
     }
 
     fn flush(&self) -> Result<()> {
@@ -567,6 +619,9 @@ impl Region for RawRegion {
     }
 
     fn read_fresh(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if !self.is_whole {
+            buf.fill(0);
+        }
         self.io("read", offset, buf.len() as u64, |at, part| self.disk.read_fresh(&mut buf[part], at))
     }
 
@@ -620,8 +675,12 @@ mod tests {
     fn what_lies_behind_a_region_s_end_is_nowhere_on_the_disk() {
         let piece = |offset, start| Piece { offset, start, end: start + 4096 };
         let at = RegionRef { id: 7, start: 8192, size: 8192, volume: 0, second: None };
-        let region =
-            RawRegion { disk: Arc::new(SimDisk::new(1 << 20)), at, pieces: vec![piece(0, 8192), piece(4096, 65536)] };
+        let region = RawRegion {
+            disk: Arc::new(SimDisk::new(1 << 20)),
+            at,
+            pieces: vec![piece(0, 8192), piece(4096, 65536)],
+            is_whole: true,
+        };
         let parts = |offset, len| region.parts(offset, len).collect::<Vec<_>>();
         assert_eq!(parts(4000, 200), [(12192, 0..96), (65536, 96..200)]);
         for (offset, len) in [(8192, 0), (8192, 100), (10_000, 0), (10_000, 100), (100, 0)] {

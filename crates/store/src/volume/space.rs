@@ -57,6 +57,12 @@ impl Space {
         self.sum
     }
 
+    /// Those of them from byte `at` on.
+    pub fn sum_behind(&self, at: u64) -> u64 {
+        let behind = self.used.iter().rev().take_while(|(_, (end, _))| *end > at);
+        behind.map(|(start, (end, _))| end - at.max(*start)).sum()
+    }
+
     /// What belongs to none, from `first` to `end`, in order.
     pub fn gaps(&self, first: u64, end: u64) -> impl Iterator<Item = Range<u64>> {
         let mut at = first;
