@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{SECOND, START};
 use darner_fs::{Caller, Fs, FsError, MAIN, Node, SetAttr, retain::parse_grid};
@@ -211,4 +212,40 @@ fn where_the_oldest_history_may_give_way_a_full_volume_goes_on() {
     assert_eq!(retention.round(darner_fs::Tid(first)), None, "the oldest is gone");
     let recent = darner_fs::Tid(full.now - 5 * SECOND);
     assert_eq!(retention.round(recent), Some(recent), "the newest is exact");
+}
+
+#[test]
+fn what_is_let_go_of_while_room_is_looked_for_in_vain_is_found_by_the_next_look() {
+    let mut full = Full::new(4);
+    full.retain("none");
+    full.fill();
+    for round in 0..40 {
+        // So that the look for room is a thorough one.
+        full.now += 20 * SECOND;
+        let (now, mut gone, mut bytes_gone) = (full.now, Vec::new(), 0);
+        while bytes_gone < 12 << 20 {
+            let (name, (_, len)) = full.files.pop_last().unwrap();
+            gone.push(full.node(&name).inode());
+            full.fs.unlink(now, full.fs.root(), name.as_bytes()).unwrap();
+            bytes_gone += len;
+        }
+        let (name, node) = full.files.keys().next().map(|name| (name.clone(), full.node(name))).unwrap();
+        let data = bytes(round, 1 << 20);
+        let write = |now| full.fs.write(now, node, Some(0), &data, false).map(drop).map_err(|e| e.errno());
+        let delay = Duration::from_micros(round * 100);
+        std::thread::scope(|s| {
+            let other = s.spawn(|| {
+                std::thread::sleep(delay);
+                full.fs.forget(now + 1000, &gone).unwrap();
+                let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+                full.fs.setattr(now + 2000, node, &set).unwrap();
+            });
+            let _ = write(now + 3000);
+            other.join().unwrap();
+        });
+        assert_eq!(write(now + 4000), Ok(()), "round {round}");
+        full.files.insert(name, (round, data.len()));
+        full.fill();
+    }
+    full.verify();
 }

@@ -20,7 +20,7 @@ const PAUSE: u64 = 10_000_000_000;
 pub(crate) struct Fruitless {
     /// When to try again in any case.
     not_before: u64,
-    /// Bytes that had been superseded or deleted by then, as [`Store::superseded`] counts them.
+    /// Bytes that had been superseded or deleted when it began, as [`Store::superseded`] counts them.
     superseded: i64,
     /// How often retentions had changed by then.
     changes: u64,
@@ -54,6 +54,8 @@ impl Store {
                     false => return Ok(false),
                 }
             }
+            // Before the look: what is given up while it goes on, it may have passed.
+            let superseded = self.superseded();
             let now = self.clock();
             let tries = now >= fruitless.not_before || self.is_promising(&fruitless, bytes)?;
             // A collapse may find what pays better than the dregs.
@@ -68,7 +70,7 @@ impl Store {
             if !made.inspect_err(|e| tracing::error!("no room can be made: {e}")).unwrap_or(false) {
                 *fruitless = Fruitless {
                     not_before: now + PAUSE,
-                    superseded: self.superseded(),
+                    superseded,
                     changes: self.retention_changes.load(Ordering::Relaxed),
                 };
                 return Ok(false);
