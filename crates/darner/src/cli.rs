@@ -821,7 +821,7 @@ pub struct CloneOf {
 /// is the grid offered. Without a grid: shows the one in force, and what each step keeps and costs now.
 ///
 /// `darner retain mnt/src/target --nothing-here` keeps no history of a directory (a build tree, a cache) and of what is made in
-/// it, whatever the grid and labels; what there is of it is given up.
+/// it, whatever the grid and labels; what there is of it is given up. Files that have names (hard links) outside of it, too, keep theirs.
 #[derive(Args, Debug)]
 pub struct Retain {
     /// A mount point, a fileset's directory in one, or a directory in that

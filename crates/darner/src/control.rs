@@ -583,6 +583,9 @@ pub struct RetentionReport {
     pub nothing_here: bool,
     /// Objects of which that was changed.
     pub marked: u64,
+    /// Paths of those of which it was not, since they have names elsewhere.
+    #[serde(default)]
+    pub left: Vec<String>,
 }
 
 /// What is kept of a fileset's past, in short.

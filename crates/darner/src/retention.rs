@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Inode, MAIN, Node, retain};
+use darner_fs::{FilesetId, Inode, MAIN, Marked, Node, retain};
 use darner_store::{AGES, Account, Advance, Retention, Step, Tid, WhenFull, retain::FOREVER};
 
 use crate::control::{AgeLine, Response, RetentionLine, RetentionReport, Spot, StepLine, Tell, Usage};
@@ -65,19 +65,20 @@ impl Daemon {
         }
         let marked = match wanted.nothing_here {
             Some(nothing) => self.keep_nothing(at, fileset, !nothing, tell)?,
-            None => 0,
+            None => Marked::default(),
         };
         let before = self.fs.retention(fileset)?;
         let shown = before.with_grid(grid.unwrap_or_else(|| before.grid.clone())).advanced(Tid(now));
         let account = self.store().account(now, Some((fileset, &shown)))?;
         let mut report = self.report(fileset, &before, &shown, &account, now);
-        report.marked = marked;
+        report.marked = marked.changed.len() as u64;
+        report.left = marked.left.iter().map(|ino| self.fs.path_of(Node::Live(*ino))).collect();
         report.nothing_here = self.fs.keeps_nothing_at(self.root_of(at), &at.names()).unwrap_or(false);
         Ok(report)
     }
 
-    /// Keeps no history of a directory, or (`keep`) some again; returns how many objects that changed.
-    fn keep_nothing(&self, at: &Spot, fileset: FilesetId, keep: bool, tell: &mut Tell<'_>) -> Result<u64> {
+    /// Keeps no history of a directory, or (`keep`) some again.
+    fn keep_nothing(&self, at: &Spot, fileset: FilesetId, keep: bool, tell: &mut Tell<'_>) -> Result<Marked> {
         if self.store().is_read_only() {
             return Err(Failure::new("the store is open for reading only"));
         }
@@ -86,15 +87,15 @@ impl Daemon {
         let marked = self.fs.keep_nothing(self.root_of(at), &at.names(), keep, now_ns(), &mut each)?;
         self.fs.sync()?;
         // What was listed around it may go from there when it is removed.
-        let around = marked.first().and_then(|top| {
+        let around = marked.changed.first().and_then(|top| {
             let parent = self.fs.getattr(Node::Live(*top)).ok()?.parent;
             Some(Inode { object: parent, ..*top })
         });
-        self.make_stale(&[marked.as_slice(), around.as_slice()].concat());
+        self.make_stale(&[marked.changed.as_slice(), around.as_slice()].concat());
         if !keep {
             self.store().want_collapse();
         }
-        Ok(marked.len() as u64)
+        Ok(marked)
     }
 
     fn report(
@@ -128,6 +129,7 @@ impl Daemon {
             lapsed_bytes,
             nothing_here: false,
             marked: 0,
+            left: Vec::new(),
         }
     }
 

@@ -279,6 +279,13 @@ fn a_build_tree_that_is_told_so_costs_no_history() {
         w.sh("ls src@@before; ls src@@before/target; test ! -e src@@before/target/old && echo gone"),
         "main.rs\ntarget\ngone"
     );
+    w.sh(
+        "mkdir src/cache; echo precious > src/notes; ln src/notes src/cache/notes; ln src/cache/notes src/cache/again",
+    );
+    w.sh("$DARNER snapshot $MNT linked; echo changed > src/notes");
+    let said = w.sh("$DARNER retain src/cache --nothing-here");
+    assert!(said.starts_with("1 files and directories changed\n  left: /src/") && said.contains(" keeps its history"));
+    assert_eq!(w.sh("cat src/notes@@linked; ls src/cache@@linked; rm -r src/cache"), "precious");
     let build = "for i in $(seq 1 40); do head -c 500K /dev/urandom > src/target/release/deps/tmp$i; \
                  mv src/target/release/deps/tmp$i src/target/release/deps/lib$i.rlib; echo $i > src/target/.fingerprint; done; \
                  rm -f src/target/release/deps/lib*7.rlib; echo \"fn main // $RANDOM\" > src/main.rs";

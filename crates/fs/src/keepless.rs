@@ -5,8 +5,11 @@
 //! past shows nothing of what is keepless *now*, or was when it died: not because it is gone at once, but because it goes
 //! object by object, and a mixture of moments must not be seen. A directory that is still there is shown, empty; all else
 //! of it is not. Where history is kept again, the past shows what has been since.
+//!
+//! A file that has a name elsewhere as well is not marked with a directory that it is linked into: nobody who names one place
+//! means to destroy the past of another.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use darner_store::{Kind, Tid, kept_since};
@@ -20,6 +23,15 @@ use crate::node::{Inode, ROOT};
 
 /// Most objects that one transaction marks.
 const BATCH: usize = 256;
+/// What a directory was marked with, and what was not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marked {
+    /// Objects of which it was changed whether history is kept.
+    pub changed: Vec<Inode>,
+    /// Files of which history is kept on, since they have names elsewhere.
+    pub left: Vec<Inode>,
+}
+
 /// The record's value where history is kept again since it was written.
 const KEPT_SINCE: &[u8] = &[0];
 
@@ -102,8 +114,9 @@ impl Fs {
         Ok(ino)
     }
 
-    /// Keeps no history of a directory and all below it from now on, nor what there is (`keep`: keeps it again). Returns
-    /// what was changed; `each` is told how many objects were looked at. EINVAL for a fileset's root, ENOTDIR for a file.
+    /// Keeps no history of a directory and all below it from now on, nor what there is (`keep`: keeps it again). Files that
+    /// have names elsewhere are left as they are. `each` is told how many objects were looked at. EINVAL for a fileset's root,
+    /// ENOTDIR for a file.
     pub fn keep_nothing(
         &self,
         root: Inode,
@@ -111,7 +124,7 @@ impl Fs {
         keep: bool,
         now_ns: u64,
         each: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Inode>> {
+    ) -> Result<Marked> {
         let dir = self.live_at(root, path)?;
         match self.attr_at(dir, Tid::MAX)? {
             Some(attr) if attr.is_dir() && attr.parent != dir.object => {}
@@ -119,27 +132,49 @@ impl Fs {
             _ => return refuse(libc::ENOTDIR, "not a directory"),
         }
         // A directory before what is in it: what is made meanwhile inherits.
-        let (mut seen, mut todo, mut changed) = (HashSet::from([dir]), vec![dir], Vec::new());
+        let (mut names, mut todo) = (HashMap::from([(dir, 1)]), vec![dir]);
+        let (mut changed, mut later, mut left) = (Vec::new(), Vec::new(), Vec::new());
         let mut looked = 0;
         while !todo.is_empty() {
             let batch = todo.split_off(todo.len().saturating_sub(BATCH));
             looked += batch.len() as u64;
-            changed.extend(self.mark_batch(&batch, keep, now_ns)?);
+            changed.extend(self.mark_batch(&batch, &names, keep, now_ns, &mut later)?);
             for ino in batch {
-                let children = self.children(ino, Tid::MAX)?.into_iter();
-                todo.extend(children.filter(|child| child.fileset == ino.fileset && seen.insert(*child)));
+                for child in self.children(ino, Tid::MAX)?.into_iter().filter(|child| child.fileset == ino.fileset) {
+                    let found = names.entry(child).or_default();
+                    *found += 1;
+                    if *found == 1 {
+                        todo.push(child);
+                    }
+                }
             }
             each(looked);
         }
-        Ok(changed)
+        // Now all names below are known.
+        for batch in later.chunks(BATCH) {
+            changed.extend(self.mark_batch(batch, &names, keep, now_ns, &mut left)?);
+        }
+        Ok(Marked { changed, left })
     }
 
-    fn mark_batch(&self, batch: &[Inode], keep: bool, now_ns: u64) -> Result<Vec<Inode>> {
+    /// Marks those of which all names are among those found, and tells the others.
+    fn mark_batch(
+        &self,
+        batch: &[Inode],
+        names: &HashMap<Inode, u32>,
+        keep: bool,
+        now_ns: u64,
+        others: &mut Vec<Inode>,
+    ) -> Result<Vec<Inode>> {
         let plan = self.plan(batch[0].fileset, SMALL)?;
         let mut due = Vec::new();
         for ino in batch {
-            let attr = self.attr_at(*ino, Tid::MAX)?;
-            due.extend(attr.filter(|attr| (attr.flags & Attr::KEEPLESS != 0) == keep).map(|_| *ino));
+            match self.attr_at(*ino, Tid::MAX)? {
+                Some(attr) if (attr.flags & Attr::KEEPLESS != 0) != keep => {}
+                Some(attr) if !keep && !attr.is_dir() && attr.nlink > names[ino] => others.push(*ino),
+                Some(_) => due.push(*ino),
+                None => {}
+            }
         }
         if due.is_empty() {
             return Ok(due);

@@ -57,6 +57,7 @@ pub use file::{Seek, Written};
 pub use fileset::{Fileset, Limits};
 pub use forget::Destroyed;
 pub use fs::Fs;
+pub use keepless::Marked;
 pub use label::Label;
 pub use log::{LogEntry, What};
 pub use lookup::Entry;

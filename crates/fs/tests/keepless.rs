@@ -82,6 +82,42 @@ fn what_is_made_there_inherits_it_and_keeps_it_wherever_it_goes() {
 }
 
 #[test]
+fn a_file_that_has_a_name_elsewhere_keeps_its_past() {
+    check(
+        "
+        t=1 mkdir docs
+        t=2 mkdir bt
+        t=3 create docs/thesis
+        t=4 write docs/thesis 'one'
+        t=5 link docs/thesis bt/t
+        t=6 create bt/x
+        t=7 link bt/x bt/y
+        t=8 mkdir bt/sub
+        t=9 link bt/x bt/sub/z
+        t=10 label L
+        t=11 write docs/thesis 'two'
+        t=12 nothing-here bt => 3 /bt/t
+        nothing-here bt => 0 /bt/t
+        read docs@@L/thesis => one
+        ls bt@@L =>
+        unlink bt/t
+        t=40 write docs/thesis '333'
+        t=41 write docs/thesis '444'
+        clean
+        read docs@@L/thesis => one
+        read docs@@2026-11-22T00:00:40/thesis => 333
+        link docs/thesis bt/t
+        mkdir around
+        rename docs around/docs
+        rename bt around/bt
+        nothing-here around => 3
+        find around/docs@@L/thesis => ENOENT
+        as-elsewhere around/docs => 2
+        ",
+    );
+}
+
+#[test]
 fn where_history_is_kept_again_the_past_shows_what_has_been_since() {
     check(
         "

@@ -1,12 +1,16 @@
 //! `darner retain`
 
 use std::fmt::Write;
+use std::path::Path;
 
-use super::human;
+use super::{human, printable};
 use crate::cli::Retain;
 use crate::control::{Request, Response, RetentionReport};
 use crate::error::{Failure, Result};
 use crate::mounts;
+
+/// So many of the files that were left are named.
+const LEFT_TOLD: usize = 20;
 
 pub fn run(c: &Retain) -> Result<()> {
     let (place, at) = mounts::spot_of(&c.mnt)?;
@@ -28,7 +32,7 @@ pub fn run(c: &Retain) -> Result<()> {
         return super::print_json(&r);
     }
     if nothing_here.is_some() {
-        return super::print(&format!("{} files and directories changed\n", r.marked));
+        return super::print(&marked(&r));
     }
     let mut out = table(&r);
     let line = match (changes, c.dry_run) {
@@ -49,6 +53,18 @@ pub fn run(c: &Retain) -> Result<()> {
     };
     out.push_str(&line);
     super::print(&out)
+}
+
+fn marked(r: &RetentionReport) -> String {
+    let mut out = format!("{} files and directories changed\n", r.marked);
+    for path in r.left.iter().take(LEFT_TOLD) {
+        let path = printable(Path::new(path));
+        writeln!(out, "  left: {path} has names elsewhere, too, and keeps its history").expect("strings take all");
+    }
+    if r.left.len() > LEFT_TOLD {
+        writeln!(out, "  and {} more (--json names all)", r.left.len() - LEFT_TOLD).expect("strings take all");
+    }
+    out
 }
 
 fn table(r: &RetentionReport) -> String {

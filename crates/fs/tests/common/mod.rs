@@ -163,8 +163,10 @@ impl World {
             ["nothing-here" | "as-elsewhere", path] => {
                 let names: Vec<&[u8]> = path.split('/').map(str::as_bytes).collect();
                 let keep = words[0] == "as-elsewhere";
-                let changed = self.fs.keep_nothing(ROOT, &names, keep, self.now, &mut |_| ())?;
-                Ok(changed.len().to_string())
+                let done = self.fs.keep_nothing(ROOT, &names, keep, self.now, &mut |_| ())?;
+                let left: String =
+                    done.left.iter().map(|ino| format!(" {}", self.fs.path_of(Node::Live(*ino)))).collect();
+                Ok(format!("{}{left}", done.changed.len()))
             }
             ["reap"] => Ok(self.fs.reap_orphans(self.now)?.to_string()),
             _ if words[0].ends_with('x') => self.xattr(words),
