@@ -117,12 +117,11 @@ impl Fs {
             (false, _, true) => return Err(NONE),
             _ => {}
         }
-        let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
-        let list = if is_acl { Acl::decode(value)? } else { None };
+        let list = if is_acl(name) { Acl::decode(value)? } else { None };
         if name == acl::DEFAULT && list.is_some() && !attr.is_dir() {
             return refuse(libc::EACCES, "only a directory has a default access control list");
         }
-        if !is_acl && !is_there {
+        if !is_acl(name) && !is_there {
             self.check_list(ino, &attr, name)?;
         }
         let mut change = plan.begin(now_ns)?;
@@ -135,13 +134,13 @@ impl Fs {
         Ok(())
     }
 
-    /// Removes an attribute. ENODATA if it isn't there.
+    /// Removes an attribute. ENODATA if it isn't there; an ACL that isn't there is none already, as everywhere.
     pub fn removexattr(&self, now_ns: u64, node: Node, name: &[u8]) -> Result<()> {
         let ino = node.writable()?;
         check_name(name)?;
         let mut plan = self.plan(ino.fileset, 0)?;
         if plan.attr(ino)?.flags & flag(name) == 0 || !self.has_xattr(ino, name)? {
-            return Err(NONE);
+            return if is_acl(name) { Ok(()) } else { Err(NONE) };
         }
         let mut change = plan.begin(now_ns)?;
         match name {
@@ -190,11 +189,15 @@ fn flag(name: &[u8]) -> u32 {
     }
 }
 
+fn is_acl(name: &[u8]) -> bool {
+    name == acl::ACCESS || name == acl::DEFAULT
+}
+
 fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > NAME_MAX || name.is_empty() {
         return refuse(libc::ERANGE, "the name of an extended attribute has 1 to 255 bytes");
     }
-    if name == acl::ACCESS || name == acl::DEFAULT {
+    if is_acl(name) {
         return Ok(());
     }
     match [b"user.".as_slice(), TRUSTED, b"security."].iter().find_map(|space| name.strip_prefix(*space)) {
@@ -208,7 +211,7 @@ fn check_place(attr: &Attr, name: &[u8]) -> Result<()> {
     if name.starts_with(b"user.") && !attr.is_file() && !attr.is_dir() {
         return refuse(libc::EPERM, "only files and directories have user attributes");
     }
-    if (name == acl::ACCESS || name == acl::DEFAULT) && attr.is_symlink() {
+    if is_acl(name) && attr.is_symlink() {
         return refuse(libc::EOPNOTSUPP, "symbolic links have no access control list");
     }
     Ok(())

@@ -101,6 +101,26 @@ fn file_capabilities_go_with_a_write() {
     );
 }
 
+/// tar, among others, takes away what is not there, and complains where that fails.
+#[test]
+fn to_take_away_an_access_control_list_that_is_not_there_is_no_error() {
+    check(
+        "
+        t=1 mkdir d
+        t=2 create a
+        t=10 rmx d system.posix_acl_default
+        rmx d system.posix_acl_access
+        rmx a system.posix_acl_default
+        rmx a user.x => ENODATA
+        times d => a1 m1 c1 b1
+        setx d system.posix_acl_default u::rwx,g::rx,o::
+        rmx d system.posix_acl_default
+        rmx d system.posix_acl_default
+        listx d =>
+        ",
+    );
+}
+
 #[test]
 fn an_access_list_and_the_mode_follow_each_other() {
     check(
@@ -121,7 +141,6 @@ fn an_access_list_and_the_mode_follow_each_other() {
         mode a => 770
         rmx a system.posix_acl_access
         mode a => 770
-        rmx a system.posix_acl_access => ENODATA
         chmod a 2755
         setx a system.posix_acl_access u::rwx,g::r,m::r,o:: kill
         mode a => 740
