@@ -1,7 +1,7 @@
 //! fallocate: making and removing holes, moving the rest of a file.
 //!
-//! Space is never reserved, so plain allocation only extends the size: a later write can still meet ENOSPC. Moving
-//! data (collapse, insert) shares it and copies nothing.
+//! Space is never reserved, so plain allocation only extends the size: a later write can still meet ENOSPC. What could
+//! never be written is refused at once. Moving data (collapse, insert) shares it and copies nothing.
 
 use darner_store::Tid;
 
@@ -56,7 +56,8 @@ impl FallocateMode {
 }
 
 impl Fs {
-    /// Changes what a range of a file is made of.
+    /// Changes what a range of a file is made of. ENOSPC, EDQUOT where what is to be allocated is larger than all room that
+    /// there might be, or than the fileset may come to.
     pub fn fallocate(&self, now_ns: u64, node: Node, offset: u64, len: u64, mode: FallocateMode) -> Result<()> {
         let ino = node.writable()?;
         let grows = match mode {
@@ -80,7 +81,16 @@ impl Fs {
             FallocateMode::InsertRange => check_insert(attr.size, offset, len)?,
             _ => {}
         }
+        // (What the file has already may all lie in the range.)
+        let wanted = match mode {
+            FallocateMode::Allocate { .. } | FallocateMode::ZeroRange { .. } => len.saturating_sub(attr.bytes),
+            _ => 0,
+        };
+        if !self.store.may_fit(wanted)? {
+            return refuse(libc::ENOSPC, "there is not so much room");
+        }
         let mut change = plan.begin_large(now_ns)?;
+        change.check_limits(0, wanted as i64)?;
         match mode {
             FallocateMode::Allocate { keep_size } => change.extend(ino, attr.size, if keep_size { 0 } else { end })?,
             FallocateMode::PunchHole => change.zero(ino, attr.size, offset, end, 0)?,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{SECOND, START};
-use darner_fs::{Caller, Fs, FsError, MAIN, Node, SetAttr, retain::parse_grid};
+use darner_fs::{Caller, FallocateMode, Fs, FsError, Limits, MAIN, Node, SetAttr, retain::parse_grid};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
 use darner_store::{CreateOptions, OpenOptions, Store, WhenFull};
@@ -248,4 +248,29 @@ fn what_is_let_go_of_while_room_is_looked_for_in_vain_is_found_by_the_next_look(
         full.fill();
     }
     full.verify();
+}
+
+#[test]
+fn what_could_never_be_written_is_not_allocated() {
+    let mut full = Full::new(5);
+    full.write_one().unwrap();
+    let node = full.node("f1");
+    let allocate = |full: &Full, node, offset, len| {
+        let mode = FallocateMode::Allocate { keep_size: false };
+        full.fs.fallocate(full.now, node, offset, len, mode).map_err(|e| e.errno())
+    };
+    assert_eq!(allocate(&full, node, 0, 10 << 30), Err(libc::ENOSPC));
+    let free = full.fs.store().usage().unwrap().free;
+    assert_eq!(allocate(&full, node, 0, free + (2 << 20)), Err(libc::ENOSPC));
+    assert_eq!(allocate(&full, node, 10 << 30, free), Ok(()), "where in the file does not matter");
+    // Where history may give way, nobody knows how much room there will be.
+    full.retain("none");
+    assert_eq!(allocate(&full, node, 0, free + (2 << 20)), Ok(()));
+    assert_eq!(allocate(&full, node, 0, 10 << 30), Err(libc::ENOSPC));
+    let now = full.tick();
+    full.fs.create_fileset(&Caller::default(), now, "small").unwrap();
+    full.fs.limit_fileset(now, "small", Limits { bytes: 10 << 20, ..Limits::default() }).unwrap();
+    let file = full.fs.create_file(&Caller::default(), now, full.node("small"), b"f", 0o644, true).unwrap();
+    assert_eq!(allocate(&full, file.entry.node, 0, 50 << 20), Err(libc::EDQUOT));
+    assert_eq!(allocate(&full, file.entry.node, 0, 10 << 20), Ok(()));
 }

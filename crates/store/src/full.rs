@@ -78,6 +78,26 @@ impl Store {
         }
     }
 
+    /// Whether there might be room for so many bytes: free, or where something may give way, in all. Makes none.
+    pub fn may_fit(&self, bytes: u64) -> Result<bool> {
+        let u = self.usage()?;
+        if bytes <= u.free {
+            return Ok(true);
+        }
+        let gives_way = self.may_gain_room() || self.volumes.cold_volume().is_some() || self.gives_up()?;
+        Ok(bytes <= if gives_way { u.size } else { u.free + self.dead_bytes() })
+    }
+
+    /// Whether any history may be given up, now or when there is no room.
+    fn gives_up(&self) -> Result<bool> {
+        let mut gives_up = !self.maintenance.lock().lapses.is_empty();
+        for (fileset, _) in self.filesets() {
+            let retention = self.retention(fileset)?;
+            gives_up |= !retention.keeps_all() || retention.when_full == WhenFull::CollapseOldest;
+        }
+        Ok(gives_up)
+    }
+
     /// Whether there is more that might give way than when a collapse gave nothing: enough for `bytes`, and worth a look at the whole index.
     fn is_promising(&self, fruitless: &Fruitless, bytes: u64) -> Result<bool> {
         let more = self.superseded().saturating_sub(fruitless.superseded).try_into().unwrap_or(0);
