@@ -475,3 +475,22 @@ fn open_handle(root: &File, handle: &Handle) -> Result<File, i32> {
         sys(fd).map(|fd| File::from_raw_fd(fd as i32))
     }
 }
+
+/// As containers have it.
+#[test]
+fn overlayfs_takes_a_mount_as_its_upper_layer() {
+    let Some(w) = World::new() else { return };
+    w.sh(
+        "mkdir lower upper work $DIR/merged; echo one > lower/a; echo two > lower/b; mkdir lower/d; echo x > lower/d/x",
+    );
+    let mount = "mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work $DIR/merged";
+    if !w.sh("grep overlay /proc/filesystems || true").contains("overlay") || w.sh("id -u") != "0" {
+        return println!("SKIPPED: needs overlayfs and root");
+    }
+    w.sh(mount);
+    let script = "set -e; cd $DIR/merged; mv a c; rm -r d; mkdir d; echo y > d/y; echo more >> b; rm b; ln c e; cat c e; ls d; ls";
+    let said = w.try_sh(script);
+    w.sh("umount $DIR/merged");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "one\none\ny\nc\nd\ne\n", "{said:?}");
+    assert_eq!(w.sh("test -c upper/a && test -c upper/b; stat -c %t:%T upper/a upper/b; cat lower/a"), "0:0\n0:0\none");
+}

@@ -30,9 +30,12 @@ pub struct Created {
     pub new: bool,
 }
 
+/// What overlayfs takes for a name that is gone.
+pub(crate) const WHITEOUT: Nature<'_> = Nature { mode: libc::S_IFCHR, rdev: 0, target: None };
+
 /// A new object's nature.
 #[derive(Clone, Copy)]
-struct Nature<'a> {
+pub(crate) struct Nature<'a> {
     mode: u32,
     rdev: u32,
     target: Option<&'a [u8]>,
@@ -102,7 +105,7 @@ impl Fs {
         plan.dir(dir)?;
         let mut change = plan.begin(now_ns)?;
         let nature = Nature { mode: mode & 0o7777 | libc::S_IFREG, rdev: 0, target: None };
-        let ino = self.bear(&mut change, caller, dir, nature)?;
+        let ino = change.bear(caller, dir, nature)?;
         change.edit(ino)?.nlink = 0;
         change.orphan(ino);
         change.result = NAMELESS | ino.number();
@@ -153,19 +156,21 @@ impl Fs {
         name: &[u8],
         nature: Nature<'_>,
     ) -> Result<Entry> {
-        let ino = self.bear(&mut change, caller, dir, nature)?;
+        let ino = change.bear(caller, dir, nature)?;
         let attr = change.attr(ino)?;
         change.put_name(dir, name, Dirent { ino, d_type: attr.d_type() });
         change.mend_dir(dir, 1, attr.is_dir().into())?;
         finish(change, ino)
     }
+}
 
-    /// Makes the object itself.
-    fn bear(&self, change: &mut Change<'_>, caller: &Caller, dir: Inode, nature: Nature<'_>) -> Result<Inode> {
-        let parent = change.attr(dir)?;
-        let ino = dir.sibling(self.store.new_object());
+impl Change<'_> {
+    /// Makes an object itself, without a name.
+    pub(crate) fn bear(&mut self, caller: &Caller, dir: Inode, nature: Nature<'_>) -> Result<Inode> {
+        let parent = self.attr(dir)?;
+        let ino = dir.sibling(self.fs.store.new_object());
         assert!(ino.object > ROOT.object, "the store hands out the root's number");
-        let time = change.time;
+        let time = self.time;
         let mut attr = Attr {
             mode: nature.mode,
             uid: caller.uid,
@@ -183,9 +188,9 @@ impl Fs {
         };
         if let Some(target) = nature.target {
             attr.size = target.len() as u64;
-            change.put(ino, Kind::TARGET, &[], target);
+            self.put(ino, Kind::TARGET, &[], target);
         } else {
-            (attr.mode, attr.flags) = change.inherit_acl(ino, dir, parent.flags, nature.mode, caller.umask)?;
+            (attr.mode, attr.flags) = self.inherit_acl(ino, dir, parent.flags, nature.mode, caller.umask)?;
         }
         if parent.mode & libc::S_ISGID != 0 {
             attr.gid = parent.gid;
@@ -194,9 +199,9 @@ impl Fs {
             attr.nlink = 2;
             attr.mode |= parent.mode & libc::S_ISGID;
         }
-        change.add(ino, attr);
+        self.add(ino, attr);
         if parent.flags & Attr::KEEPLESS != 0 {
-            change.mark_keepless(ino, true)?;
+            self.mark_keepless(ino, true)?;
         }
         Ok(ino)
     }

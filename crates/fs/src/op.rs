@@ -150,7 +150,7 @@ impl Fs {
             Op::Unlink { dir, name } => done(self.unlink(now, dir, name)?),
             Op::RmDir { dir, name } => done(self.rmdir(now, dir, name)?),
             Op::Rename { dir, name, new_dir, new_name, mode } => {
-                done(self.rename(now, dir, name, new_dir, new_name, mode)?)
+                done(self.rename(caller, now, (dir, name), (new_dir, new_name), mode)?)
             }
             Op::Open { node, write } => Reply::Attr(self.open_node(node, write)?),
             Op::Read { node, offset, len } => Reply::Bytes(self.read(node, offset, len)?),

@@ -1,14 +1,16 @@
-//! Rename: plain, without replacing, and exchanging.
+//! Rename: plain, without replacing, exchanging, and leaving a whiteout.
 //!
 //! Two names of one file: nothing happens. What is replaced loses a link. The renamed object's ctime changes, and
-//! both directories' times. Whiteouts are not offered (EINVAL).
+//! both directories' times. A whiteout (a character device 0:0) is how overlayfs marks what is gone from the layer below.
 
 use crate::change::{Change, Plan, SMALL};
+use crate::create::WHITEOUT;
 use crate::dirent::Dirent;
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
 use crate::name;
 use crate::node::{Inode, Node};
+use crate::op::Caller;
 
 /// What a rename does about a target that exists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -20,6 +22,8 @@ pub enum RenameMode {
     NoReplace,
     /// Swaps the two; ENOENT if there is none.
     Exchange,
+    /// Replaces it, and leaves a whiteout at the old name.
+    Whiteout,
 }
 
 impl RenameMode {
@@ -29,6 +33,7 @@ impl RenameMode {
             0 => Ok(RenameMode::Replace),
             libc::RENAME_NOREPLACE => Ok(RenameMode::NoReplace),
             libc::RENAME_EXCHANGE => Ok(RenameMode::Exchange),
+            libc::RENAME_WHITEOUT => Ok(RenameMode::Whiteout),
             _ => refuse(libc::EINVAL, "this kind of rename is not offered"),
         }
     }
@@ -43,16 +48,16 @@ struct End<'n> {
 }
 
 impl Fs {
-    /// Renames `name` in `dir` to `new_name` in `new_dir`.
+    /// Renames what is called `from`, a directory and a name in it, to `to`. A whiteout is the caller's.
     pub fn rename(
         &self,
+        caller: &Caller,
         now_ns: u64,
-        dir: Node,
-        name: &[u8],
-        new_dir: Node,
-        new_name: &[u8],
+        from: (Node, &[u8]),
+        to: (Node, &[u8]),
         mode: RenameMode,
     ) -> Result<()> {
+        let ((dir, name), (new_dir, new_name)) = (from, to);
         let (dir, new_dir) = (dir.writable()?, new_dir.writable()?);
         if dir.fileset != new_dir.fileset {
             return refuse(libc::EXDEV, "nothing is renamed from one fileset to another");
@@ -61,6 +66,7 @@ impl Fs {
         name::check(name, libc::EBUSY)?;
         name::check(new_name, libc::EBUSY)?;
         let from = End { dir, name, found: self.victim(&mut plan, dir, name, now_ns)? };
+        let leaving = (mode == RenameMode::Whiteout).then_some(caller);
         plan.dir(new_dir)?;
         let Some(found) = plan.dirent(new_dir, new_name)? else {
             if mode == RenameMode::Exchange {
@@ -70,7 +76,7 @@ impl Fs {
             plan.not_in_the_past(new_dir, new_name, now_ns, FsError::new(errno, "the new name leads into the past"))?;
             plan.check_not_within(new_dir, from)?;
             plan.attr(from.found.ino)?;
-            return plan.begin(now_ns)?.move_entry(from, new_dir, new_name, None);
+            return plan.begin(now_ns)?.move_entry(from, new_dir, new_name, None, leaving);
         };
         let to = End { dir: new_dir, name: new_name, found };
         if mode == RenameMode::NoReplace {
@@ -88,7 +94,7 @@ impl Fs {
             return plan.begin(now_ns)?.exchange(from, to);
         }
         plan.check_replaceable(from, to)?;
-        plan.begin(now_ns)?.move_entry(from, new_dir, new_name, Some(to.found))
+        plan.begin(now_ns)?.move_entry(from, new_dir, new_name, Some(to.found), leaving)
     }
 }
 
@@ -122,11 +128,28 @@ impl Plan<'_> {
 }
 
 impl Change<'_> {
-    fn move_entry(mut self, from: End<'_>, new_dir: Inode, new_name: &[u8], replaced: Option<Dirent>) -> Result<()> {
+    /// `leaving`: whose a whiteout at the old name is.
+    fn move_entry(
+        mut self,
+        from: End<'_>,
+        new_dir: Inode,
+        new_name: &[u8],
+        replaced: Option<Dirent>,
+        leaving: Option<&Caller>,
+    ) -> Result<()> {
         let subdirs = i32::from(from.found.is_dir());
-        self.delete_name(from.dir, from.name);
+        match leaving {
+            Some(caller) => {
+                let ino = self.bear(caller, from.dir, WHITEOUT)?;
+                self.put_name(from.dir, from.name, Dirent { ino, d_type: libc::DT_CHR });
+                self.mend_dir(from.dir, 0, -subdirs)?;
+            }
+            None => {
+                self.delete_name(from.dir, from.name);
+                self.mend_dir(from.dir, -1, -subdirs)?;
+            }
+        }
         self.put_name(new_dir, new_name, from.found);
-        self.mend_dir(from.dir, -1, -subdirs)?;
         match replaced {
             Some(old) => {
                 self.mend_dir(new_dir, 0, subdirs - i32::from(old.is_dir()))?;

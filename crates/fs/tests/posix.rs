@@ -292,6 +292,39 @@ fn rename_without_replacing_and_exchanging() {
 }
 
 #[test]
+fn a_rename_may_leave_a_whiteout_at_the_old_name() {
+    check(
+        "
+        create a
+        write a 'a'
+        mkdir d
+        mkdir e
+        create e/old
+        rename a d/a whiteout
+        read d/a => a
+        ls / => a d e
+        mode a => 0
+        t=40 rename d/a e/old whiteout
+        read e/old => a
+        ls d => a
+        ls e => old
+        times d => a3 m40 c40 b3
+        rename e d/e whiteout
+        nlink / => 3
+        nlink d => 3
+        ls / => a d e
+        ls d/e => old
+        read @@2026-11-22T00:00:39/d/a => a
+        unlink a
+        unlink e
+        rename nothing x whiteout => ENOENT
+        rename d/e d/e whiteout
+        ls d/e => old
+        ",
+    );
+}
+
+#[test]
 fn a_directory_takes_its_dotdot_along_and_never_moves_into_itself() {
     check(
         "

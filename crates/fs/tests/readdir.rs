@@ -89,8 +89,8 @@ fn many_threads_at_once_see_whole_changes_and_never_wait_for_ever() {
         let until_stop = |work: &dyn Fn(u64)| (0..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(work);
         scope.spawn(move || {
             until_stop(&|_| {
-                fs.rename(now(), d, b"moving", e, b"moved", Default::default()).unwrap();
-                fs.rename(now(), e, b"moved", d, b"moving", Default::default()).unwrap();
+                fs.rename(&Caller::default(), now(), (d, b"moving"), (e, b"moved"), Default::default()).unwrap();
+                fs.rename(&Caller::default(), now(), (e, b"moved"), (d, b"moving"), Default::default()).unwrap();
             });
         });
         scope.spawn(move || {

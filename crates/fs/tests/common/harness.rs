@@ -646,7 +646,7 @@ impl<'r> Harness<'r> {
         let expected = self.check_rename(dir, &name, new_dir, &new_name, mode);
         let (from, to) = (self.live(dir), self.live(new_dir));
         let before = self.fs().store().tid();
-        let done = self.fs().rename(self.now, from, &name, to, &new_name, mode);
+        let done = self.fs().rename(&Caller::default(), self.now, (from, &name), (to, &new_name), mode);
         if agree(expected, done).is_none() || self.fs().store().tid() == before {
             return;
         }

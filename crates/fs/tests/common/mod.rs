@@ -257,6 +257,7 @@ impl World {
                 let mode = match flags.first() {
                     None => RenameMode::Replace,
                     Some(&"noreplace") => RenameMode::NoReplace,
+                    Some(&"whiteout") => RenameMode::Whiteout,
                     Some(_) => RenameMode::Exchange,
                 };
                 self.done(Op::Rename { dir, name, new_dir, new_name, mode })?
