@@ -33,9 +33,10 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Whether it may be a store's.
+    /// Whether it is a store's. (Mounted without a subtype, its type is that of others' mounts, too.)
     pub fn is_ours(&self) -> bool {
-        self.kind == "fuse.darner" || self.kind == "fuse"
+        let of_a_store = || Place::at(&self.source).is_ok_and(|place| place.holds_store().unwrap_or(false));
+        self.kind == "fuse.darner" || self.kind == "fuse" && self.source.is_absolute() && of_a_store()
     }
 }
 
@@ -65,7 +66,12 @@ pub fn refuse_within(path: &Path) -> Result<()> {
     }
 }
 
-/// What of FUSE was mounted last at an absolute path.
+/// What was mounted last at an absolute path.
+pub fn last_at(mountpoint: &Path) -> Result<Option<Mounted>> {
+    Ok(all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint))
+}
+
+/// The same of FUSE.
 pub fn fuse_at(mountpoint: &Path) -> Result<Option<Mounted>> {
     Ok(all()?.into_iter().rev().find(|m| m.mountpoint == mountpoint && m.kind.starts_with("fuse")))
 }
@@ -406,6 +412,19 @@ mod tests {
         assert_eq!(name_the_directory_itself(Path::new("/a/.@@-1d/b")), PathBuf::from("/a@@-1d/b"));
         let path = PathBuf::from("/usr/bin");
         assert_eq!(locate(&path).unwrap(), Located { path, past: None });
+    }
+
+    #[test]
+    fn a_mount_of_another_program_is_not_taken_for_a_stores() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount =
+            |kind: &str, source: &str| parse(format!("36 35 0:9 / /mnt rw - {kind} {source} rw").as_bytes()).unwrap();
+        let source = dir.path().to_str().unwrap();
+        assert!(mount("fuse.darner", source).is_ours() && !mount("fuse.sshfs", source).is_ours());
+        assert!(!mount("fuse", source).is_ours() && !mount("fuse", ".").is_ours());
+        let options = darner_store::CreateOptions::default();
+        darner_store::Store::create(&darner_store::volume::DirVolume::open(dir.path(), true), &options).unwrap();
+        assert!(mount("fuse", source).is_ours() && !mount("tmpfs", source).is_ours());
     }
 
     #[test]

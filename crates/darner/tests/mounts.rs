@@ -64,6 +64,29 @@ fn the_subtype_can_be_left_away() {
 }
 
 #[test]
+fn what_another_program_has_mounted_is_left_alone() {
+    let Some(w) = World::new() else { return };
+    let other = w.dir.join("other");
+    fs::create_dir(&other).unwrap();
+    if !w.try_sh("mount -t tmpfs none $DIR/other").status.success() {
+        return println!("SKIPPED: needs root");
+    }
+    let said = w.try_sh("$DARNER unmount $DIR/other");
+    let stays = mounted(&other).is_some();
+    w.sh("umount $DIR/other");
+    let why = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(stays && !said.status.success() && why.contains("not a darner mount but one of type tmpfs"), "{why}");
+    if has("bindfs") {
+        w.sh("mkdir $DIR/src; bindfs $DIR/src $DIR/other");
+        let said = w.try_sh("$DARNER unmount $DIR/other || $DARNER status $DIR/other");
+        let stays = mounted(&other).is_some();
+        w.sh("umount $DIR/other");
+        let why = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(stays && why.contains("not a darner mount but") && why.contains("is not in a darner mount"), "{why}");
+    }
+}
+
+#[test]
 fn a_second_writable_mount_is_refused_and_told_where_the_first_is() {
     let Some(w) = World::new() else { return };
     let said = w.mount_at("second", &[]).unwrap_err();

@@ -18,8 +18,12 @@ const LET_GO: Duration = Duration::from_secs(5);
 
 pub fn run(c: &Unmount) -> Result<()> {
     let mountpoint = mounts::absolute(&c.mountpoint)?;
-    let mounted = mounts::fuse_at(&mountpoint)?;
+    let mounted = mounts::last_at(&mountpoint)?;
     let mounted = mounted.ok_or_else(|| Failure::new(format!("{} is not mounted", mountpoint.display())))?;
+    if !mounted.is_ours() && mounted.kind != attachments::KIND {
+        let (at, kind) = (mountpoint.display(), mounted.kind);
+        return Err(Failure::new(format!("{at} is not a darner mount but one of type {kind}: `umount` is for that")));
+    }
     // What is attached to directories in it goes first, the innermost before the others: all of it or, if the mount is in use,
     // nothing.
     let attached = attachments::below(&mountpoint)?;
