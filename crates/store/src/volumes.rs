@@ -195,7 +195,7 @@ impl Store {
             return self.change_entry(VolumeEntry { size_limit: 0, ..entry });
         }
         let (used, free, _) = self.volumes.bytes_without(None)?;
-        let (_, now) = self.usage_now(number)?;
+        let (here, now) = self.usage_now(number)?;
         let left = (used + free).saturating_sub(now.saturating_sub(size));
         let reserve = reserve_of(left);
         if size < SIZE_MIN || used + reserve > left {
@@ -204,7 +204,34 @@ impl Store {
                  in reserve; and {SIZE_MIN} is the least for a volume"
             )));
         }
+        // What is written needs room on two.
+        let reserve = if self.volumes.copies_of(For::Log) == 2 { reserve } else { 0 };
+        let (to_others, together) = (self.room_for_what_is_on(number)?, size.saturating_sub(reserve));
+        if here > together.saturating_add(to_others) {
+            return Err(Error::Refused(format!(
+                "{size} bytes are too few for volume {number}: {here} are in use there, {reserve} are in reserve, and other volumes can \
+                 have {to_others} of them, as what has two copies has them on two volumes"
+            )));
+        }
         self.change_entry(VolumeEntry { size_limit: size, ..entry })
+    }
+
+    /// Bytes of what is on a volume for which there is room on others that do not have it yet, at most.
+    fn room_for_what_is_on(&self, number: u16) -> Result<u64> {
+        let regions: Vec<RegionRef> = {
+            let state = self.maintenance.lock();
+            let all = self.regions_now(&state).into_iter().map(|(_, at)| at);
+            all.filter(|at| at.on(number).is_some()).collect()
+        };
+        let others: Vec<u16> = self.volumes.taking_new().into_iter().filter(|other| *other != number).collect();
+        let has_place = |at: &&RegionRef| others.iter().any(|other| at.on(*other).is_none());
+        let movable = regions.iter().filter(has_place).map(|at| at.size).sum::<u64>();
+        let mut room = 0u64;
+        for other in others.iter().copied() {
+            let fits = regions.iter().filter(|at| at.on(other).is_none()).map(|at| at.size).sum::<u64>();
+            room = room.saturating_add(fits.min(self.volumes.room_on(other, number)?));
+        }
+        Ok(room.min(movable))
     }
 
     /// A volume that is longer than it is to be.

@@ -4,10 +4,11 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Run, create, new_disk};
+use common::disks::{self, copy_all};
+use common::{FS, Run, create, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
-use darner_store::volume::{Disk, RawVolume, Volume};
-use darner_store::{Error, OpenOptions, Progress, Store, Tid, reclaim};
+use darner_store::volume::{Copies, Disk, RawVolume, Volume};
+use darner_store::{Error, ObjectId, OpenOptions, Progress, Store, Tid, reclaim};
 
 const SIZE: u64 = 192 << 20;
 const LESS: u64 = (80 << 20) + 4321;
@@ -159,4 +160,36 @@ fn when_the_nth_operation_of_it_fails_nothing_visible_changes() {
             }
         }
     }
+}
+
+/// It began, could not end, and nothing could be written until it was taken back.
+#[test]
+fn a_volume_with_copies_of_what_the_others_have_becomes_no_shorter_than_they_need() {
+    let disks = [new_disk(SIZE, 1), new_disk(SIZE, 2), new_disk(SIZE, 3)];
+    create(&disks[0]);
+    let store = open(&disks[0]);
+    store.add_volume(volume(&disks[1]), 0).unwrap();
+    store.set_copies(Copies::Two).unwrap();
+    let mut rng = fastrand::Rng::with_seed(4);
+    for n in 0..90 {
+        let mut bytes = vec![0; 1 << 20];
+        rng.fill(&mut bytes);
+        let mut tx = store.begin(FS, 1000 + n).unwrap();
+        tx.write(ObjectId(10 + n), 0, &bytes).unwrap();
+        tx.commit().unwrap();
+    }
+    copy_all(&store);
+    store.checkpoint().unwrap();
+    let used = store.volumes().unwrap()[1].used;
+    let said = store.resize_volume(1, used - (8 << 20)).unwrap_err().to_string();
+    assert!(said.contains("too few for volume 1") && said.contains("two copies"), "{said}");
+    assert_eq!((store.too_long(), store.usage().unwrap().free > 0), (None, true));
+    store.add_volume(volume(&disks[2]), 0).unwrap();
+    store.resize_volume(1, used - (8 << 20)).unwrap();
+    finish_cutting(&store).unwrap();
+    assert_eq!(len(&disks[1]), used - (8 << 20));
+    store.close().unwrap();
+    drop(store);
+    let store = disks::open(&disks);
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
 }

@@ -291,6 +291,11 @@ impl Volumes {
         self.0.members.read().values().filter(|m| m.takes_new()).take(wanted).count()
     }
 
+    /// The volumes that what is new goes to.
+    pub fn taking_new(&self) -> Vec<u16> {
+        self.0.members.read().values().filter(|m| m.takes_new()).map(|m| m.number).collect()
+    }
+
     /// Reserves a region of `size` bytes somewhere, and again elsewhere if there are to be two copies; [`Error::NoSpace`] if no
     /// volume has the room. Where only one has, there is one copy, unless that must not be (`strict`).
     pub fn create(&self, id: u64, size: u64, what: For, strict: bool) -> Result<Arc<dyn Region>> {
