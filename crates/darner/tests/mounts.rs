@@ -214,6 +214,41 @@ fn a_disk_that_others_fill_has_room_for_what_gives_room_back() {
 }
 
 #[test]
+fn a_store_that_others_left_no_room_when_it_was_closed_is_mounted_and_deletes() {
+    let Some(w) = World::unmounted() else { return };
+    // Too little for all that is held else.
+    w.sh_outside("mkdir disk; mount -t tmpfs -o size=90M none disk");
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let held = w.dir.join("disk/store/held");
+        let fill = || {
+            w.sh_outside("head -c 200M /dev/zero > disk/hog && exit 9; test $(df --output=avail disk | tail -1) = 0")
+        };
+        w.sh_outside("$DARNER mount --create disk/store $MNT; head -c 10M /dev/urandom > $MNT/a; echo words > $MNT/b");
+        eventually("room is held", || held.exists());
+        w.sh_outside("for i in $(seq 500); do echo $i > $MNT/f$i; done");
+        fill();
+        w.sh_outside("$DARNER unmount $MNT; $DARNER mount disk/store $MNT; rm $MNT/a; $DARNER unmount $MNT");
+        // So it is where nothing is held, and what is only in the log is much.
+        w.sh_outside("$DARNER mount disk/store $MNT; for i in $(seq 500); do rm $MNT/f$i; done; sync $MNT/b");
+        w.kill_all();
+        let _ = fs::remove_file(held);
+        fill();
+        w.sh_outside(
+            "$DARNER unmount $MNT; $DARNER mount --log $DIR/daemon.log disk/store $MNT; test $(ls $MNT) = b; rm $MNT/b; \
+             $DARNER unmount $MNT",
+        );
+        assert!(w.log().contains("the log goes on in the one that there is"), "{}", w.log());
+        // (It has no room for a checkpoint either, and says so.)
+        w.forgive_errors();
+        w.sh_outside(
+            "$DARNER check disk/store; $DARNER mount disk/store $MNT; test -z $(ls $MNT); $DARNER unmount $MNT",
+        );
+    }));
+    w.sh_outside("$DARNER unmount $MNT 2>/dev/null || true; umount -l disk");
+    done.unwrap();
+}
+
+#[test]
 fn a_clock_that_was_ahead_is_told_of() {
     if !has("faketime") {
         return;

@@ -30,7 +30,7 @@ use crate::reading::{VisitFrame, Window, data_is_valid, durable_beyond, each_fra
 use crate::rebuild::{IndexFrom, manifest_from_regions};
 use crate::segment::{self, Segment};
 use crate::sieve::Lapses;
-use crate::store::{Index, Store};
+use crate::store::{Index, SEGMENT_MIN, Store};
 use crate::superblock::{Superblock, VERSION};
 use crate::volume::sim::SimDisk;
 use crate::volume::{Buckets, Copies, RawVolume, Region, RegionRef, Tier, UNIT, Volume, VolumeEntry, Volumes};
@@ -763,11 +763,8 @@ impl Store {
         let end = self.log.tail().position();
         // Whoever wrote there was killed: nothing of it is lost or torn, and the log can go on in its place.
         let killed = |s: &Shelter| s.left_at(&self.uuid, end.region, end.offset).is_some();
-        let goes_on = shelter.is_some_and(killed)
-            && !replayed.dirty_end
-            && replayed.unbegun.is_none()
-            && !derived
-            && !replayed.is_cut;
+        let stays = !replayed.dirty_end && replayed.unbegun.is_none() && !derived && !replayed.is_cut;
+        let goes_on = shelter.is_some_and(killed) && stays;
         if let Some(shelter) = shelter {
             // All that was in it is on the volume now.
             self.log.tail().move_to(shelter.clone(), self.uuid);
@@ -808,7 +805,14 @@ impl Store {
         }
         let mut tail = self.log.tail();
         let end = tail.end();
-        let segment = self.create_segment(crate::store::SEGMENT_MIN)?;
+        let segment = match self.create_segment(SEGMENT_MIN) {
+            // Nothing behind its end can be taken for what comes next: it can go on in its place, and what gives room back with it.
+            Err(Error::NoSpace { .. }) if stays && !is_back && !is_new && tail.room() >= SEGMENT_MIN => {
+                tracing::warn!("there is no room for another segment: the log goes on in the one that there is");
+                return Ok(());
+            }
+            created => created?,
+        };
         let at = segment.place();
         tail.chain = 0;
         let header = segment::header(&self.uuid, at, tail.last);

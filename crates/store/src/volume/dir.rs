@@ -33,8 +33,10 @@ pub struct DirVolume {
     holds_nothing: AtomicBool,
 }
 
-/// With less than so many times as much left, nothing more is held.
+/// Of what is left, what is held is one part in so many at most.
 const LEFT_FOR_OTHERS: u64 = 4;
+/// It grows by so many bytes.
+const HOLD_STEP: u64 = 1 << 20;
 
 impl DirVolume {
     /// The volume in an existing directory.
@@ -288,7 +290,12 @@ impl Volume for DirVolume {
 
     fn hold(&self, bytes: u64) -> Result<()> {
         let mut held = self.held.lock();
-        if *held >= bytes || self.holds_nothing.load(Ordering::Relaxed) || self.left()? < LEFT_FOR_OTHERS * bytes {
+        if *held >= bytes || self.holds_nothing.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // On a disk that is nearly full, a share: without any, a store that was closed when others had filled it could not be opened.
+        let bytes = bytes.min((self.left()? + *held) / LEFT_FOR_OTHERS / HOLD_STEP * HOLD_STEP);
+        if *held >= bytes {
             return Ok(());
         }
         let path = self.path.join(HELD);
