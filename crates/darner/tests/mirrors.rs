@@ -431,6 +431,20 @@ fn a_stream_through_a_pipe_makes_a_mirror_and_brings_it_on() {
 }
 
 #[test]
+fn an_import_that_is_killed_leaves_a_mirror_that_the_next_one_takes() {
+    let Some(w) = World::new() else { return };
+    fs::write(w.path("a"), "one").unwrap();
+    w.sh_outside("$DARNER mirror export $MNT --output $DIR/all 2>/dev/null");
+    w.sh_outside(
+        "(head -c 150 $DIR/all; sleep 5) | timeout -s KILL 4 $DARNER mirror import $DIR/mirror || test -d $DIR/mirror",
+    );
+    w.sh_outside("$DARNER mirror import $DIR/mirror --input $DIR/all");
+    w.sh_outside("mkdir $DIR/copy; $DARNER mount --log $DIR/log $DIR/mirror $DIR/copy");
+    assert_eq!(fs::read(w.dir.join("copy/a")).unwrap(), b"one");
+    w.sh_outside("$DARNER unmount $DIR/copy");
+}
+
+#[test]
 fn what_rots_on_either_side_heals_from_the_other_and_comparing_finds_what_differs() {
     let Some(w) = World::new() else { return };
     let (mnt, target) = (w.mnt.to_str().unwrap().to_string(), w.dir.join("target"));

@@ -4,7 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
-use darner_fs::{FilesetId, Fs, ObjectId, Part, Tid, Wanted};
+use darner_fs::{FilesetId, Fs, FsError, ObjectId, Part, Tid, Wanted};
 use darner_syslink::Caller;
 
 use crate::parts::Parts;
@@ -13,6 +13,8 @@ use crate::pull::{AHEAD, Failure, Puller, ROOM_WANTED, Which};
 const MAGIC: &[u8; 8] = b"DARNSTR1";
 /// Bytes of a piece at most.
 const PIECE_MAX: u32 = 16 << 20;
+/// Of what is read, no more bytes than about so many have to be read again after a kill.
+const SYNC_EVERY: usize = 64 << 20;
 
 /// What a stream is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +151,7 @@ pub fn import(fs: &Fs, header: &Header, from: &mut dyn Read) -> Result<bool, Fai
     }
     fs.store().raise_objects(ObjectId(header.objects.0.min(1 << 44)));
     let mut f = fs.begin_pull(header.at)?;
+    let mut unsynced = 0;
     while let Some(wanted) = f.wanted() {
         let piece = take(from)?;
         let bad = || Failure::Answer("a piece of the stream is in no known form".into());
@@ -160,6 +163,11 @@ pub fn import(fs: &Fs, header: &Header, from: &mut dyn Read) -> Result<bool, Fai
             continue;
         }
         fs.apply(&wanted, &Part { items: items.to_vec(), next })?;
+        unsynced += piece.len();
+        if unsynced > SYNC_EVERY {
+            unsynced = 0;
+            fs.store().sync().map_err(FsError::from)?;
+        }
         f = fs.following().ok_or_else(bad)?;
     }
     fs.finish_pull()?;

@@ -362,6 +362,8 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
     let fs = Fs::open(store.clone())?;
     if new {
         fs.follow(header.uuid, header.fileset, &header.name, "", header.at.0)?;
+        // Whatever comes of the rest, the next stream finds a mirror.
+        store.sync()?;
     }
     let outcome = import(&fs, &header, &mut *from);
     // What of it was read stays, and need not be read again.
