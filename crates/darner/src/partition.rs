@@ -1,10 +1,12 @@
 //! A partition table of our own: GPT, with one partition of a type that says what it is, so that nobody takes a device with a store
 //! for an empty one.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -141,6 +143,14 @@ pub fn node(device: &Path, start: u64) -> Option<PathBuf> {
     };
     let found = fs::read_dir(sys).ok()?.filter_map(|e| Some(e.ok()?.path())).find(is_it)?;
     Some(Path::new("/dev").join(found.file_name()?)).filter(|node| node.exists())
+}
+
+/// The file behind a loop device, or behind a partition of one.
+pub fn behind(device: &Path) -> Option<PathBuf> {
+    let number = fs::metadata(device).ok().filter(|meta| meta.file_type().is_block_device())?.rdev();
+    let sys = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
+    let told = ["loop", "../loop"].iter().find_map(|dir| fs::read(format!("{sys}/{dir}/backing_file")).ok())?;
+    Some(PathBuf::from(OsStr::from_bytes(told.trim_ascii_end())))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
 use crate::keeper::Keeper;
 use crate::mounts;
+use crate::partition;
 use crate::place::{self, Held, Make, Place};
 use crate::supervisor::LISTENER;
 
@@ -26,6 +27,8 @@ const COUNT_EVERY: Duration = Duration::from_millis(250);
 const RETRY: Duration = Duration::from_secs(20);
 /// For so many times as long as a step took nothing is moved, where somebody else wrote meanwhile.
 const IDLE: u32 = 2;
+/// Loop devices, each of a file on another one's, that are looked behind.
+const LOOPS_MAX: usize = 8;
 /// How long to wait for readers of what has moved.
 const READERS: Duration = Duration::from_millis(10);
 
@@ -154,7 +157,8 @@ impl Daemon {
         Ok(self.store().volumes()?.iter().map(|v| line(v, bucket.as_ref())).collect())
     }
 
-    /// What a path leads to, or will; refuses what lies within the store's own mounts.
+    /// What a path leads to, or will; refuses what lies within the store's own mounts, be it by way of loop devices: whoever waits for
+    /// either would wait for the other.
     pub(crate) fn outside(&self, path: &Path) -> Result<PathBuf> {
         let mountpoints: Vec<PathBuf> = self.state.lock().mounts.keys().cloned().collect();
         let real = std::fs::canonicalize(path).or_else(|_| {
@@ -163,7 +167,8 @@ impl Daemon {
             Ok::<_, std::io::Error>(parent.join(path.file_name().unwrap_or_default()))
         });
         let real = real.cant(|| format!("find {}", path.display()))?;
-        match mountpoints.iter().find(|at| real.starts_with(at)) {
+        let mut files = std::iter::successors(Some(real.clone()), |file| partition::behind(file)).take(LOOPS_MAX);
+        match files.find_map(|file| mountpoints.iter().find(|at| file.starts_with(at))) {
             Some(at) => {
                 let (path, at) = (path.display(), at.display());
                 Err(Failure::new(format!("{path} is within {at}, a mount of the store itself")))

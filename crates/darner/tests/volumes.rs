@@ -604,3 +604,19 @@ fn what_was_made_can_be_opened_at_once_whatever_processes_are_started_meanwhile(
         assert_eq!(free, 25);
     });
 }
+
+#[test]
+fn a_loop_device_of_a_file_in_a_mount_of_the_store_is_no_volume_of_it() {
+    let Some(w) = World::new() else { return };
+    let device = w.sh("truncate -s 100M raw; losetup --find --show raw 2>/dev/null || true").trim().to_string();
+    if device.is_empty() {
+        println!("SKIPPED: no loop devices");
+        return;
+    }
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        refused(&w, &format!("$DARNER volume add $MNT {device}"), "a mount of the store itself");
+    }));
+    w.sh_outside(&format!("losetup --detach {device}"));
+    done.unwrap();
+    w.sh_outside("$DARNER volume add $MNT beside; $DARNER unmount $MNT");
+}
