@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::extent::{self, ChunkMap, Span};
+use crate::extent::{self, BLOCK, ChunkMap, Span};
 use crate::frame::{self, Content};
 use crate::index::table::{Cursor, Table};
 use crate::key::{KEY_HEAD, parse};
@@ -249,11 +249,11 @@ impl Store {
         Ok(())
     }
 
-    /// Whether the first and last byte that a span needs are still in its segment.
+    /// Whether all blocks that a span needs are still in its segment.
     pub(crate) fn is_kept(&self, s: &Span) -> bool {
         let (at, n) = extent::needed(&s.place, s.len as usize);
         let regions = self.regions.read();
         let kept = |byte: u64| regions.get(&s.place.region).is_some_and(|r| r.next_kept(byte) == byte);
-        kept(at) && kept(at + n as u64 - 1)
+        (at..at + n as u64).step_by(BLOCK + 4).all(kept) && kept(at + n as u64 - 1)
     }
 }

@@ -792,6 +792,68 @@ fn clean_one(s: &Store, state: &mut crate::maintain::State, i: usize) -> crate::
     s.copy_segments(state, &needed, &segments, &[i])
 }
 
+/// What a cleaning had dropped of a version that no moment shows, and a rebuild derived again, the next cleaning kept as zeroes, and
+/// they were called damaged.
+#[test]
+fn what_was_dropped_of_versions_that_a_rebuild_derives_again_is_not_called_damaged() {
+    for forgets in [false, true] {
+        let disk = Arc::new(SimDisk::new(1 << 30));
+        create(&RawVolume::new(disk.clone()));
+        let s = open(disk.clone()).unwrap();
+        s.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+        let (gone, heir) = (ObjectId(10), ObjectId(11));
+        let mut data = vec![0; 64 << 10];
+        fastrand::Rng::with_seed(3).fill(&mut data);
+        let mut tx = s.begin(FS, 100).unwrap();
+        tx.put(gone, Kind::ATTR, &[], b"attributes");
+        tx.put(heir, Kind::ATTR, &[], b"attributes");
+        tx.write(gone, 0, &data).unwrap();
+        tx.commit().unwrap();
+        let shared = [0, 60 << 10];
+        for (i, at) in shared.into_iter().enumerate() {
+            let pieces = s.map(FS, gone, at, 4096, Tid::MAX).unwrap();
+            let mut tx = s.begin(FS, 200).unwrap();
+            tx.share(heir, i as u64 * 4096, &pieces).unwrap();
+            tx.commit().unwrap();
+        }
+        s.next_segment(&mut s.log.tail(), crate::store::SEGMENT_MIN).unwrap();
+        s.checkpoint().unwrap();
+        match forgets {
+            true => s.forget(&[(FS, gone)], &[], s.tid(), 500, &mut |_| ()).unwrap(),
+            false => {
+                let mut tx = s.begin(FS, 300).unwrap();
+                tx.punch(gone, 0, u64::MAX).unwrap();
+                tx.delete(gone, Kind::ATTR, &[]);
+                tx.commit().unwrap();
+                drop(s.clean(500, &mut |_| ()).unwrap());
+                clean_one(&s, &mut s.maintenance.lock(), 0).unwrap();
+            }
+        }
+        s.close().unwrap();
+        drop(s);
+        for round in 0..3 {
+            let options = OpenOptions { index: IndexFrom::Segments, ..opts() };
+            let s = Store::open(Arc::new(RawVolume::new(disk.clone())), &options).unwrap();
+            s.checkpoint().unwrap();
+            let is_sound = |when: &str| {
+                let mut buf = vec![0; 8192];
+                s.read(&s.map(FS, heir, 0, 8192, Tid::MAX).unwrap(), &mut buf).unwrap();
+                assert!(shared.iter().zip(buf.chunks(4096)).all(|(at, found)| *found == data[*at as usize..][..4096]));
+                let found = s.check(&mut |_, _| ()).all();
+                assert_eq!(found, Vec::<String>::new(), "forgets: {forgets}, round {round}, {when}");
+                let mut report = s.begin_scrub(7, false).unwrap();
+                while s.step_scrub(&mut report, 64 << 20).unwrap() {}
+                assert_eq!(report.damages.len(), 0, "forgets: {forgets}, round {round}, {when}");
+            };
+            is_sound("after a rebuild");
+            let sealed = s.segments.lock().len() - 1;
+            (0..sealed).for_each(|i| drop(clean_one(&s, &mut s.maintenance.lock(), i).unwrap()));
+            is_sound("after a cleaning");
+            s.close().unwrap();
+        }
+    }
+}
+
 #[test]
 fn what_is_forgotten_is_overwritten_where_it_was_before_it_was_moved_too() {
     for image in [false, true] {
