@@ -522,10 +522,14 @@ pub enum VolumeAction {
         #[arg(long)]
         json: bool,
     },
-    /// Take back a volume whose beginning was overwritten (by mkfs or dd, say), by the label at its end. Not of a mounted store
+    /// Take back a volume whose beginning was overwritten (by mkfs or dd, say), by the label at its end; or a directory whose superblocks
+    /// are gone, by its newest manifest. Not of a mounted store
     Reclaim {
-        /// The device or image file
+        /// The device, image file or directory
         path: PathBuf,
+        /// Of a directory: another volume of its store, which knows more
+        #[arg(long, value_name = "VOLUME")]
+        of: Option<PathBuf>,
         /// Also where it holds something else by now, which is destroyed
         #[arg(long)]
         force: bool,

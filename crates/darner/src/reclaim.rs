@@ -11,12 +11,15 @@ use darner_store::{Identity, identify, identify_by_label};
 use crate::error::{Context, Failure, Result};
 use crate::place::{Place, devices};
 
-/// Takes a volume back whose beginning something has overwritten, by the label at its end.
-pub fn reclaim(path: &Path, force: bool) -> Result<Identity> {
+/// Takes a volume back whose beginning something has overwritten, by the label at its end; a directory without superblocks by what its
+/// newest manifest says, or another volume of the store, `of`.
+pub fn reclaim(path: &Path, of: Option<&Path>, force: bool) -> Result<Identity> {
     let place = Place::at(path)?;
     let path = place.path.display();
     if place.is_dir() {
-        return Err(Failure::new(format!("{path} is a directory: it has no label that would tell what it was")));
+        let _lock = place.lock(true)?;
+        let of = of.map(|of| Place::at(of)?.volume(false)).transpose()?;
+        return Ok(darner_store::reclaim(&*place.volume(true)?, of.as_deref())?);
     }
     let _lock = place.lock(true)?;
     // (Of a device that something else uses, a mounted filesystem for instance, the kernel says so.)
@@ -31,7 +34,7 @@ pub fn reclaim(path: &Path, force: bool) -> Result<Identity> {
     if let (Some(what), false, Ok(Some(_))) = (filesystem(&beginning), force, identify_by_label(&*volume)) {
         return Err(Failure::new(format!("{path} holds {what} now; --force destroys that")));
     }
-    Ok(darner_store::reclaim(&*volume)?)
+    Ok(darner_store::reclaim(&*volume, None)?)
 }
 
 /// What has its signature at the beginning of a device.
@@ -65,6 +68,14 @@ pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure
         return Failure::new(format!(
             "{e}. {place} is there, but so is the store that this one is a copy of, and it is that one's: --volume {place} takes it for \
              this one all the same"
+        ));
+    }
+    let regions = Place::at(Path::new(place)).ok().filter(Place::is_dir).and_then(|p| p.volume(false).ok());
+    let has_some = |v: &Arc<dyn Volume>| v.list().is_ok_and(|all| all.is_some_and(|all| !all.is_empty()));
+    if regions.is_some_and(|v| identify(&*v).is_err() && has_some(&v)) {
+        let of = found[0].name();
+        return Failure::new(format!(
+            "{e}. {place} has regions, and no valid superblock: darner volume reclaim {place} --of {of} takes it back"
         ));
     }
     match std::iter::once(PathBuf::from(place)).chain(devices()).find(was_it) {

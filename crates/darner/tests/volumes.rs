@@ -153,7 +153,6 @@ fn a_volume_whose_beginning_was_overwritten_is_taken_back_by_the_label_at_its_en
     refused(&w, "$DARNER mount store $MNT", "its beginning was overwritten: darner volume reclaim");
     refused(&w, "$DARNER mount image $MNT", "its beginning was overwritten: darner volume reclaim");
     refused(&w, "$DARNER create image", "whose beginning was overwritten");
-    refused(&w, "$DARNER volume reclaim store", "is a directory");
     // (The signature of ext4.)
     w.sh_outside("printf '\\x53\\xef' | dd of=image bs=1 seek=1080 conv=notrunc status=none");
     refused(&w, "$DARNER volume reclaim image", "holds an ext2, ext3 or ext4 filesystem now; --force");
@@ -263,6 +262,50 @@ fn any_volume_leads_to_the_others_wherever_they_have_moved() {
     w.sh_outside("$DARNER unmount $MNT; $DARNER create other; rm -r new/elsewhere; mv other new/elsewhere");
     refused(&w, "$DARNER mount new/store $MNT", "is missing");
     refused(&w, "$DARNER mount --volume new/elsewhere new/store $MNT", "of another store");
+}
+
+#[test]
+fn a_directory_whose_superblocks_are_gone_is_taken_back_by_its_newest_manifest_or_by_another_volume() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir d; for i in $(seq 1 20); do head -c 300K /dev/urandom > d/$i; done; md5sum d/* > $DIR/sums; $DARNER snapshot . L; rm d/1");
+    let is_as_it_was = || {
+        w.sh("cd @@L; md5sum -c --quiet $DIR/sums; cd ..; test ! -e d/1; echo more >> more; sync more");
+        w.sh_outside("$DARNER unmount $MNT; $DARNER check store");
+    };
+    // Deleted, emptied, or damaged; after a kill, too.
+    for how in [
+        "rm store/super.*",
+        "for i in 0 1; do : > store/super.$i; done",
+        "printf x | tee store/super.0 > store/super.1",
+    ] {
+        w.kill();
+        w.detach();
+        w.sh_outside(how);
+        refused(&w, "$DARNER mount store $MNT", "darner volume reclaim");
+        w.sh_outside("$DARNER volume reclaim store; $DARNER mount store $MNT");
+        is_as_it_was();
+        w.sh_outside(&format!("{how}; $DARNER rebuild store; $DARNER mount store $MNT"));
+        w.sh("echo more >> more; sync more");
+    }
+    refused(&w, "$DARNER volume reclaim store", "already open");
+    w.sh_outside("$DARNER unmount $MNT; $DARNER mount store $MNT; test $(wc -l < $MNT/more) = 6");
+    refused(&w, "mkdir empty; $DARNER volume reclaim empty", "no manifest is here");
+    // Of two either is had back, also where it has no manifest.
+    w.sh_outside("$DARNER volume add $MNT second");
+    w.sh("echo more >> more; sync more");
+    for one in ["second", "store"] {
+        let other = if one == "store" { "second" } else { "store" };
+        w.sh_outside(&format!("$DARNER unmount $MNT; rm {one}/super.*"));
+        refused(
+            &w,
+            &format!("$DARNER mount {other} $MNT"),
+            &format!("{one} has regions, and no valid superblock: darner volume reclaim"),
+        );
+        w.sh_outside(&format!("$DARNER volume reclaim {one} --of {other}; $DARNER mount {one} $MNT"));
+        w.sh("cd @@L; md5sum -c --quiet $DIR/sums");
+    }
+    w.sh_outside("$DARNER unmount $MNT; $DARNER check store; $DARNER create strange; rm second/super.*");
+    refused(&w, "$DARNER volume reclaim second --of strange", "another store");
 }
 
 #[test]

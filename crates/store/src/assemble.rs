@@ -11,7 +11,9 @@ use std::sync::Arc;
 use crate::manifest::Manifest;
 use crate::opening::Openings;
 use crate::superblock::{OnVolume, Superblock};
-use crate::volume::{BucketVolume, Buckets, LEFT_BEHIND, RegionRef, There, Volume, VolumeEntry, Volumes, read_roster};
+use crate::volume::{
+    BucketVolume, Buckets, LEFT_BEHIND, RegionRef, There, Volume, VolumeEntry, VolumeKind, Volumes, read_roster,
+};
 use crate::{Error, Result};
 
 /// What a volume says of its store.
@@ -76,14 +78,17 @@ fn identity(OnVolume { number, superblock: sb }: OnVolume) -> Identity {
 }
 
 /// Writes the beginning of a volume anew from the label at its end; durable on return. What else was overwritten is damaged, and
-/// noticed as that.
-pub fn reclaim(volume: &dyn Volume) -> Result<Identity> {
+/// noticed as that. A directory has its superblocks from another volume of its store (`of`), or from behind its newest manifest.
+pub fn reclaim(volume: &dyn Volume, of: Option<&dyn Volume>) -> Result<Identity> {
     if let Ok(id) = identify(volume) {
         return Err(Error::Refused(format!(
             "{} is volume {} of a store, and its beginning is as it should be",
             volume.name(),
             id.number
         )));
+    }
+    if volume.kind() == VolumeKind::Directory {
+        return reclaim_directory(volume, of);
     }
     let label = identify_by_label(volume)?;
     let label = label
@@ -92,6 +97,39 @@ pub fn reclaim(volume: &dyn Volume) -> Result<Identity> {
         volume.write_super(slot, &volume.read_label(slot)?.unwrap_or_default())?;
     }
     Ok(label)
+}
+
+fn reclaim_directory(volume: &dyn Volume, of: Option<&dyn Volume>) -> Result<Identity> {
+    let refused = |why: &str| Error::Refused(format!("{}: {why}", volume.name()));
+    let mut own: Option<Superblock> = None;
+    for at in volume.list()?.unwrap_or_default() {
+        let region = volume.open(at)?;
+        let found = Manifest::superblock(&*region, VolumeKind::Directory)?;
+        let found = found.filter(|sb| Manifest::read(&*region, sb.manifest_len).is_ok());
+        own = found.into_iter().chain(own).max_by_key(|sb| (sb.generation, sb.attempt));
+    }
+    let other = of.map(|of| Superblock::read(of).map(|mut found| found.swap_remove(0).superblock)).transpose()?;
+    if let (Some(own), Some(other)) = (&own, &other)
+        && own.uuid != other.uuid
+    {
+        return Err(refused("its regions are of another store"));
+    }
+    let Some(sb) = other.or(own.clone()) else {
+        return Err(refused("no manifest is here that would tell what it was; --of names another volume of its store"));
+    };
+    // Which of them it is: where it was, or where its manifest is.
+    let is_here = |e: &&VolumeEntry| e.kind == VolumeKind::Directory && e.hint == volume.hint();
+    let only = |sb: &Superblock| sb.manifest.second.is_none().then_some(sb.manifest.volume);
+    let number = sb.volumes.iter().find(is_here).map(|e| e.number).or_else(|| own.as_ref().and_then(only));
+    let number = number.filter(|n| sb.entry(*n).is_some());
+    let number = number.ok_or_else(|| {
+        refused("which of its store's volumes it was can't be told: put it back where it was, or name another one with --of")
+    })?;
+    match sb.is_home(number) {
+        true => [0, 1].into_iter().try_for_each(|slot| volume.write_super(slot, &sb.encode(number)))?,
+        false => sb.write_sign(volume, number)?,
+    }
+    identify(volume)
 }
 
 /// A superblock that may be the store's, and its volumes.

@@ -25,6 +25,7 @@ use crate::reading::Window;
 use crate::segment::{self, Segment};
 use crate::sieve::{Account, Lapses};
 use crate::store::{RESERVE_MIN, SEGMENT_MIN, Store};
+use crate::superblock::Superblock;
 use crate::volume::{For, Region, RegionRef, VolumeEntry, flush_all};
 use crate::{FilesetId, Result, Tid};
 
@@ -440,9 +441,12 @@ impl Store {
         let fresh: Vec<_> = levels.tables().filter(|t| !t.is_durable()).collect();
         let mut made = None;
         let written = (|| {
-            let region = self.volumes.create(id, Manifest::room(bytes.len() as u64), For::Manifest, false)?;
-            let region = made.insert(region);
-            Manifest::write(&**region, &bytes)?;
+            let sb = self.volumes.superblock();
+            let mut sb = Superblock { generation: sb.generation + 1, manifest_len: bytes.len() as u64, ..sb };
+            let room = Manifest::room_with(sb.manifest_len, &sb);
+            let region = made.insert(self.volumes.create(id, room, For::Manifest, false)?);
+            sb.manifest = region.place();
+            Manifest::write(&**region, &bytes, &sb)?;
             flush_all(std::iter::once(&*region).chain(pack).chain(fresh.iter().map(|t| t.region())))?;
             Ok(region.clone())
         })();

@@ -8,7 +8,8 @@ use crate::heal::read_good;
 use crate::index::levels::RunRef;
 use crate::index::table::TableRef;
 use crate::segment::Segment;
-use crate::volume::{Region, RegionRef};
+use crate::superblock::Superblock;
+use crate::volume::{Region, RegionRef, SLOT_SIZE, VolumeKind};
 use crate::{Error, FilesetId, Result, Tid};
 
 const MAGIC: &[u8; 8] = b"DARNMAN5";
@@ -124,15 +125,46 @@ impl Manifest {
         segments.chain(&mut self.packs).chain(tables).for_each(|at| *at = place(*at));
     }
 
-    /// Bytes of the region for a manifest of `len` bytes and its copy.
+    /// Bytes of a manifest of `len` bytes and its copy.
     pub fn room(len: u64) -> u64 {
         copy_at(len) + len
     }
 
-    /// Writes an encoded one, and its copy; durable once the region is flushed.
-    pub fn write(region: &dyn Region, bytes: &[u8]) -> Result<()> {
+    /// Bytes of the region for that, and for the superblock behind it.
+    pub fn room_with(len: u64, sb: &Superblock) -> u64 {
+        copy_at(Manifest::room(len)) + sb.encode(sb.manifest.volume).len() as u64
+    }
+
+    /// Writes an encoded one, its copy, and the superblock that will name it: where all superblocks are lost, it is found there. Durable
+    /// once the region is flushed.
+    pub fn write(region: &dyn Region, bytes: &[u8], sb: &Superblock) -> Result<()> {
         region.write_at(bytes, 0)?;
-        region.write_at(bytes, copy_at(bytes.len() as u64))
+        region.write_at(bytes, copy_at(bytes.len() as u64))?;
+        region.write_at(&sb.encode(region.place().volume), copy_at(Manifest::room(bytes.len() as u64)))
+    }
+
+    /// The superblock that is behind a manifest, if the region is that of one, and it is whole.
+    pub fn superblock(region: &dyn Region, kind: VolumeKind) -> Result<Option<Superblock>> {
+        let at = region.place();
+        let mut magic = [0; 8];
+        region.read_at(&mut magic, 0)?;
+        if magic != *MAGIC {
+            return Ok(None);
+        }
+        for start in (COPY_UNIT..at.size).step_by(COPY_UNIT as usize) {
+            region.read_at(&mut magic, start)?;
+            if !Superblock::may_begin_with(&magic) {
+                continue;
+            }
+            let mut slot = vec![0; SLOT_SIZE.min((at.size - start) as usize)];
+            region.read_at(&mut slot, start)?;
+            slot.resize(SLOT_SIZE, 0);
+            let found = Superblock::of_slot(&slot, kind).map(|on| on.superblock);
+            if let Some(sb) = found.filter(|sb| sb.manifest.id == at.id) {
+                return Ok(Some(sb));
+            }
+        }
+        Ok(None)
     }
 
     /// Reads it back from its region; where it is damaged, its copy.

@@ -150,16 +150,13 @@ impl Store {
             history: vec![],
         };
         let bytes = manifest.encode(2);
-        let region = volume.create(2, Manifest::room(bytes.len() as u64))?;
-        Manifest::write(&*region, &bytes)?;
-        region.flush()?;
-        let sb = Superblock {
+        let mut sb = Superblock {
             generation: 0,
             attempt: 0,
             uuid,
             hash_key: options.hash_key.unwrap_or(random[16..].try_into().expect("16")),
             birth,
-            manifest: region.place(),
+            manifest: RegionRef { id: 2, start: 0, size: 0, volume: 0, second: None },
             manifest_len: bytes.len() as u64,
             version: VERSION,
             copies: Copies::One,
@@ -171,6 +168,10 @@ impl Store {
             homes_since: 0,
             openings: Default::default(),
         };
+        let region = volume.create(2, Manifest::room_with(sb.manifest_len, &sb))?;
+        sb.manifest = region.place();
+        Manifest::write(&*region, &bytes, &sb)?;
+        region.flush()?;
         sb.write(volume, 0)
     }
 

@@ -825,7 +825,7 @@ fn what_was_dropped_of_versions_that_a_rebuild_derives_again_is_not_called_damag
                 tx.punch(gone, 0, u64::MAX).unwrap();
                 tx.delete(gone, Kind::ATTR, &[]);
                 tx.commit().unwrap();
-                drop(s.clean(500, &mut |_| ()).unwrap());
+                s.clean(500, &mut |_| ()).unwrap();
                 clean_one(&s, &mut s.maintenance.lock(), 0).unwrap();
             }
         }
@@ -847,7 +847,9 @@ fn what_was_dropped_of_versions_that_a_rebuild_derives_again_is_not_called_damag
             };
             is_sound("after a rebuild");
             let sealed = s.segments.lock().len() - 1;
-            (0..sealed).for_each(|i| drop(clean_one(&s, &mut s.maintenance.lock(), i).unwrap()));
+            for i in 0..sealed {
+                clean_one(&s, &mut s.maintenance.lock(), i).unwrap();
+            }
             is_sound("after a cleaning");
             s.close().unwrap();
         }

@@ -247,6 +247,16 @@ impl Superblock {
         (sense && superblock.entry(number).is_some()).then_some(Ok(OnVolume { number, superblock }))
     }
 
+    /// Whether bytes begin as a superblock does.
+    pub fn may_begin_with(bytes: &[u8]) -> bool {
+        bytes.starts_with(MAGIC)
+    }
+
+    /// That of a slot, if it is whole and of a version that is known.
+    pub fn of_slot(slot: &[u8], kind: VolumeKind) -> Option<OnVolume> {
+        Superblock::decode(slot, kind)?.ok()
+    }
+
     /// Of what there are to be two copies.
     pub fn wanted(&self) -> Wanted {
         Wanted { copies: self.copies, of_filesets: !self.kept_twice.is_empty() }
@@ -316,6 +326,9 @@ impl Superblock {
                  darner volume reclaim {name} takes it back",
                 label.number
             ),
+            None if is_without_superblock(volume)? => format!(
+                "{name} has regions of a store, and no valid superblock: darner volume reclaim {name} takes it back"
+            ),
             None => format!("{name} holds no darner store (no valid superblock)"),
         }))
     }
@@ -325,6 +338,11 @@ impl Superblock {
         let slots: Option<Vec<Vec<u8>>> = (0..2).map(|slot| volume.read_label(slot)).collect::<Result<_>>()?;
         slots.map_or(Ok(Vec::new()), |slots| valid(volume, &slots))
     }
+}
+
+/// Whether a directory, which has no label, has regions all the same.
+fn is_without_superblock(volume: &dyn Volume) -> Result<bool> {
+    Ok(volume.kind() == VolumeKind::Directory && volume.list()?.is_some_and(|regions| !regions.is_empty()))
 }
 
 fn valid(volume: &dyn Volume, slots: &[Vec<u8>]) -> Result<Vec<OnVolume>> {

@@ -48,7 +48,7 @@ fn a_volume_whose_beginning_was_overwritten_is_told_and_taken_back() {
     }
     store.close().unwrap();
     drop(store);
-    let said = reclaim(&*volume(&disks[1])).unwrap_err();
+    let said = reclaim(&*volume(&disks[1]), None).unwrap_err();
     assert!(matches!(&said, Error::Refused(_)), "{said}");
     for (number, disk) in disks.iter().enumerate() {
         overwrite_beginning(disk);
@@ -56,7 +56,7 @@ fn a_volume_whose_beginning_was_overwritten_is_told_and_taken_back() {
         assert!(said.contains("volume reclaim") && said.contains(&format!("was volume {number} ")), "{said}");
         assert_eq!(usize::from(identify_by_label(&*volume(disk)).unwrap().unwrap().number), number);
         assert!(open(&disks).is_err());
-        assert_eq!(usize::from(reclaim(&*volume(disk)).unwrap().number), number);
+        assert_eq!(usize::from(reclaim(&*volume(disk), None).unwrap().number), number);
         let store = open(&disks).unwrap();
         run.compare_some(&store, 10);
         assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
@@ -69,7 +69,7 @@ fn a_volume_whose_beginning_was_overwritten_is_told_and_taken_back() {
         store.step_leave(1 << 20).unwrap();
     }
     assert!(identify_by_label(&*volume(&disks[0])).unwrap().is_none());
-    assert!(matches!(reclaim(&*volume(&disks[0])), Err(Error::NotAStore(_))));
+    assert!(matches!(reclaim(&*volume(&disks[0]), None), Err(Error::NotAStore(_))));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn after_a_power_failure_at_any_event_the_label_leads_to_all_that_was_synced() {
             let mut keep = |_| if mode == 2 { rng.bool() } else { mode == 1 };
             let crashed = SimDisk::crashed(&base, &disk, n, &mut keep);
             overwrite_beginning(&crashed);
-            reclaim(&*volume(&crashed)).unwrap();
+            reclaim(&*volume(&crashed), None).unwrap();
             let store = open(std::slice::from_ref(&crashed)).unwrap_or_else(|e| panic!("event {n}, mode {mode}: {e}"));
             let must = synced.iter().rev().find(|(_, at)| *at <= n).map_or(Tid(0), |(tid, _)| *tid);
             assert!(store.tid() >= must, "event {n}, mode {mode}");

@@ -423,7 +423,7 @@ fn a_damaged_table_of_volumes_or_sign_is_noticed_and_written_anew() {
         let volumes: Vec<_> = disks.iter().map(volume).collect();
         let said = Store::open_volumes(&volumes, &OpenOptions::small()).map(drop).unwrap_err();
         assert!(matches!(said, Error::Missing { number: 11, .. }), "{said}");
-        darner_store::reclaim(&*volume(&disks[11])).unwrap();
+        darner_store::reclaim(&*volume(&disks[11]), None).unwrap();
         Store::open_volumes(&volumes, &OpenOptions::small()).unwrap()
     };
     magic(&disks[10], b"DARNER\r\n").into_iter().filter(|at| *at < 1 << 20).for_each(|at| damage(&disks[10], at));

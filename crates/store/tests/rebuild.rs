@@ -241,7 +241,13 @@ fn regions(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let named = all.map(|e| (e.file_name().into_string().unwrap(), e.path()));
     named
         .filter(|(name, _)| name.starts_with("region"))
-        .map(|(name, path)| (name, std::fs::read(path).unwrap()))
+        .map(|(name, path)| {
+            let mut bytes = std::fs::read(path).unwrap();
+            // (The superblock behind a manifest says where each of them is.)
+            let sb = bytes.chunks(4096).position(|page| page.starts_with(b"DARNER\r\n"));
+            bytes.truncate(sb.map_or(bytes.len(), |page| page * 4096));
+            (name, bytes)
+        })
         .collect()
 }
 

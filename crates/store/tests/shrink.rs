@@ -72,7 +72,7 @@ fn a_volume_becomes_shorter_and_longer_in_use_and_every_moment_stays() {
         drop(store);
         // The label is where the end is now.
         disk.write_at(&vec![7; 1 << 20], 0).unwrap();
-        reclaim(&*volume(&disk)).unwrap();
+        reclaim(&*volume(&disk), None).unwrap();
         let store = open(&disk);
         run.compare_some(&store, 20);
         store.resize_volume(0, SIZE).unwrap();
@@ -83,7 +83,7 @@ fn a_volume_becomes_shorter_and_longer_in_use_and_every_moment_stays() {
         store.close().unwrap();
         drop(store);
         disk.write_at(&vec![7; 1 << 20], 0).unwrap();
-        reclaim(&*volume(&disk)).unwrap();
+        reclaim(&*volume(&disk), None).unwrap();
         run.compare_some(&open(&disk), 20);
     }
 }

@@ -8,10 +8,17 @@ use super::{human, progress_bar};
 use crate::cli::Rebuild;
 use crate::error::Result;
 use crate::place::{self, Place};
-use crate::workers;
+use crate::{reclaim, workers};
 
 pub fn run(c: &Rebuild) -> Result<()> {
     let place = Place::at(&c.store)?;
+    // (Where that is no use either, opening says why.)
+    if place.is_dir() && !place.is_volume() && reclaim::reclaim(&c.store, None, false).is_ok() {
+        eprintln!(
+            "darner: {} had no valid superblock: what its newest manifest says was put there",
+            place.path.display()
+        );
+    }
     let workers = workers::of(c.threads.unwrap_or_else(workers::cores));
     let options = OpenOptions { memory: c.memory, index: IndexFrom::Segments, workers, ..place::options() };
     let bar = progress_bar("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}");

@@ -62,11 +62,11 @@ pub fn run(c: &Volume) -> Result<()> {
                 _ => Err(other_answer()),
             }
         }
-        A::Reclaim { path, force } => {
-            let id = reclaim::reclaim(path, *force)?;
+        A::Reclaim { path, of, force } => {
+            let id = reclaim::reclaim(path, of.as_deref(), *force)?;
             let at = path.display();
             super::print(&format!(
-                "{at} is volume {} of its store again; what else was overwritten is damaged: mount it, and darner scrub tells\n",
+                "{at} is volume {} of its store again; what else was overwritten, or is gone, is damaged: mount it, and darner scrub tells\n",
                 id.number
             ))
         }
