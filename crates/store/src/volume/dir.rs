@@ -1,12 +1,13 @@
 //! A directory volume: every region is a file. The embedded default. docs/format.md §Directory volume.
 //!
 //! `super.0`, `super.1` are the superblock slots, `region-<16 hex digits>` the regions. `held` takes room that regions get when other files
-//! have filled the disk, so that what gives room back has some to begin with.
+//! have filled the disk, so that what gives room back has some to begin with. What root makes belongs to the directory's owner, who
+//! may be the one that opens it next.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -78,6 +79,24 @@ impl DirVolume {
         }
         tracing::info!(left = *held, "{} is full: room that was held is used", self.path.display());
         done.is_ok()
+    }
+
+    /// Opens a file, which is made if it is not there.
+    fn make(&self, path: &Path) -> std::io::Result<File> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+        let file = match file {
+            // (Not made here, it may be a link to anything: it stays whose it is.)
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                return OpenOptions::new().read(true).write(true).open(path);
+            }
+            file => file?,
+        };
+        let dir = fs::metadata(&self.path)?;
+        if file.metadata()?.uid() != dir.uid() {
+            // Others than root can't, and need not.
+            let _ = fchown(&file, Some(dir.uid()), Some(dir.gid()));
+        }
+        Ok(file)
     }
 
     fn file_path(&self, id: u64) -> PathBuf {
@@ -163,8 +182,7 @@ impl Volume for DirVolume {
     fn write_super(&self, slot: usize, bytes: &[u8]) -> Result<()> {
         let path = self.path.join(format!("super.{slot}"));
         let is_new = !path.exists();
-        let file = OpenOptions::new().write(true).create(true).mode(0o600).truncate(false).open(&path);
-        let r = file.and_then(|f| {
+        let r = self.make(&path).and_then(|f| {
             f.write_all_at(bytes, 0)?;
             f.sync_data()
         });
@@ -188,7 +206,7 @@ impl Volume for DirVolume {
 
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
         let path = self.file_path(id);
-        let file = OpenOptions::new().read(true).write(true).create(true).mode(0o600).truncate(true).open(&path);
+        let file = self.make(&path).and_then(|f| f.set_len(0).map(|()| f));
         let file = io("create", &path, file)?;
         let mut taken = take(&file, size);
         while is_full(&taken) && self.let_go(size) {
@@ -229,7 +247,7 @@ impl Volume for DirVolume {
         let path = self.file_path(at.id);
         // (What is behind a file's end reads as zeroes.)
         let file = match self.write {
-            true => OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path),
+            true => self.make(&path),
             false => File::open("/dev/null"),
         };
         Ok(Arc::new(FileRegion { file: io("open", &path, file)?, direct: Direct::default(), path, at }))
@@ -299,7 +317,7 @@ impl Volume for DirVolume {
             return Ok(());
         }
         let path = self.path.join(HELD);
-        let file = OpenOptions::new().write(true).create(true).mode(0o600).truncate(false).open(&path);
+        let file = self.make(&path);
         // SAFETY: a plain system call on an open descriptor.
         let rc = unsafe { libc::fallocate(io("create", &path, file)?.as_raw_fd(), 0, 0, bytes as i64) };
         match rc {
@@ -319,7 +337,6 @@ impl Volume for DirVolume {
     }
 
     fn pool(&self) -> Option<u64> {
-        use std::os::unix::fs::MetadataExt;
         Some(fs::metadata(&self.path).ok()?.dev())
     }
 }
@@ -418,5 +435,30 @@ mod tests {
         assert_eq!(used(), 1 << 19);
         volume.remove(large).unwrap();
         assert_eq!(used(), 0);
+    }
+    /// After one mount by root the owner could not open his store any more.
+    #[test]
+    fn what_root_makes_belongs_to_the_owner_of_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        if std::os::unix::fs::chown(dir.path(), Some(12_345), Some(54_321)).is_err() {
+            return println!("SKIPPED: needs root");
+        }
+        let volume = DirVolume::open(dir.path(), true);
+        volume.write_super(0, &[1; SLOT_SIZE]).unwrap();
+        volume.create(1, 4096).unwrap();
+        volume.hold(4096).unwrap();
+        let owners =
+            || fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap()).map(|m| (m.uid(), m.gid()));
+        assert!(
+            owners().count() >= 2 && owners().all(|owner| owner == (12_345, 54_321)),
+            "{:?}",
+            owners().collect::<Vec<_>>()
+        );
+        // What is there already stays whose it is.
+        let other = dir.path().join("other");
+        fs::write(&other, "").unwrap();
+        std::os::unix::fs::symlink(&other, volume.file_path(2)).unwrap();
+        volume.create(2, 4096).unwrap();
+        assert_eq!(fs::metadata(&other).unwrap().uid(), 0);
     }
 }
