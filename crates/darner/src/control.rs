@@ -706,11 +706,11 @@ pub struct Status {
     pub size_bytes: u64,
     /// Bytes in use.
     pub used_bytes: u64,
-    /// Of those, what the live tree needs.
+    /// What live files hold: before compression, and each what it shares with others.
     pub live_bytes: u64,
-    /// Of those, the past and the index.
+    /// Of those in use, what only the past needs, as it was found last.
     pub history_bytes: u64,
-    /// Of those, what nobody needs: it comes back as the cleaner goes.
+    /// Of those in use, what nobody needs: it comes back as the cleaner goes.
     pub dead_bytes: u64,
     /// Bytes that can still be written.
     pub free_bytes: u64,

@@ -27,7 +27,7 @@ use crate::mirroring::{self, Follows};
 use crate::nodes::Nodes;
 use crate::place::{self, Place};
 use crate::reaper::Reaper;
-use crate::retention::Wanted;
+use crate::retention::{History, Wanted};
 use crate::s3;
 use crate::scrub::Scrubbing;
 use crate::serving::{Door, Followed};
@@ -98,6 +98,8 @@ pub struct Daemon {
     pub(crate) leave_not_before: Mutex<Option<Instant>>,
     pub(crate) fs: Arc<Fs>,
     pub(crate) reaper: Arc<Reaper>,
+    /// What was found last of the bytes that only the past needs.
+    pub(crate) history: Mutex<Option<History>>,
     /// Whoever keeps what is to outlive this process.
     pub(crate) keeper: Keeper,
     /// Whoever does what must not hold this process up.
@@ -172,6 +174,7 @@ pub fn run(
         leave_not_before: Mutex::default(),
         fs,
         reaper: Arc::default(),
+        history: Mutex::default(),
         keeper: keeper.clone(),
         errands: Errands::default(),
         listeners: Mutex::new(listeners),
@@ -664,7 +667,7 @@ impl Daemon {
             size_bytes: usage.size,
             used_bytes: usage.used,
             live_bytes: usage.live,
-            history_bytes: usage.used.saturating_sub(usage.live + dead),
+            history_bytes: self.history_bytes(&usage, dead)?,
             dead_bytes: dead,
             free_bytes: usage.free,
             objects: usage.objects,

@@ -19,6 +19,18 @@ const MOMENT: Duration = Duration::from_millis(500);
 const STALE_MAX: usize = 1 << 16;
 const AGE_NAMES: [&str; AGES.len()] = ["hour", "day", "week", "month", "quarter", "year", "older"];
 
+/// `status` reads an index of so many bytes at most, and is at that for one part in so many of the time.
+const INDEX_MAX: u64 = 16 << 20;
+const REST: u32 = 20;
+
+/// What was found of the bytes that only the past needs.
+#[derive(Clone, Copy)]
+pub(crate) struct History {
+    bytes: u64,
+    at: Instant,
+    took: Duration,
+}
+
 /// What `darner retain` asks for.
 pub(crate) struct Wanted {
     pub grid: Option<String>,
@@ -190,9 +202,25 @@ impl Daemon {
         }
     }
 
+    /// What only the past needs. Where it would take long to find out, as `status --by-time` found it last or, where nobody asked, at least: for
+    /// all that is known, what is in use and no file holds.
+    pub(crate) fn history_bytes(&self, usage: &darner_store::Usage, dead: u64) -> Result<u64> {
+        let mut known = self.history.lock();
+        let is_fresh = known.is_some_and(|k| k.at.elapsed() < REST * k.took);
+        if !is_fresh {
+            let start = Instant::now();
+            if let Some(bytes) = self.store().history_bytes(now_ns(), INDEX_MAX)? {
+                *known = Some(History { bytes, at: Instant::now(), took: start.elapsed() });
+            }
+        }
+        Ok(known.map_or(usage.used.saturating_sub(usage.live + dead), |k| k.bytes.min(usage.used)))
+    }
+
     /// What is needed for what, by age.
     pub(crate) fn usage(&self) -> Result<Usage> {
+        let start = Instant::now();
         let a = self.store().account(now_ns(), None)?;
+        *self.history.lock() = Some(History { bytes: a.history, at: Instant::now(), took: start.elapsed() });
         let ages = AGE_NAMES.iter().zip(a.by_age);
         Ok(Usage {
             live_bytes: a.live,

@@ -242,6 +242,23 @@ fn a_full_volume_lets_go_of_what_is_deleted_once_it_is_told_so() {
 }
 
 #[test]
+fn status_tells_what_history_costs_where_files_are_compressed_and_shared_too() {
+    let Some(w) = World::new() else { return };
+    w.sh("(yes 'some text that is compressible' || true) | head -c 60M > text; head -c 10M /dev/urandom > r; cp r s; cp r t");
+    let before = w.status()["history_bytes"].as_u64().unwrap();
+    w.sh("head -c 16M /dev/urandom > u; rm u; sync .");
+    let told = |w: &World| w.status()["history_bytes"].as_u64().unwrap();
+    eventually("what was removed is history", || told(&w) > 16 << 20);
+    let (status, retained) = (told(&w), json(&w.sh("$DARNER retain $MNT --json"))["history_bytes"].as_u64().unwrap());
+    assert!(
+        before < 2 << 20 && status < 20 << 20 && status.abs_diff(retained) < 1 << 20,
+        "{before} {status} {retained}"
+    );
+    w.sh("$DARNER retain $MNT none; $DARNER clean --wait $MNT");
+    eventually("what is not kept costs nothing", || told(&w) < 1 << 20);
+}
+
+#[test]
 fn nothing_is_lost_while_the_cleaner_works_and_the_daemon_is_killed() {
     let Some(w) = World::new() else { return };
     w.sh("$DARNER retain $MNT all:1s 2s:10s; mkdir tree; for i in $(seq 1 200); do head -c $((i * 500)) /dev/urandom > tree/$i; done");

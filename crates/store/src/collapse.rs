@@ -21,7 +21,7 @@ use parking_lot::MutexGuard;
 
 use crate::clean::Effort;
 use crate::index::levels::{Levels, Run};
-use crate::index::merge::{Merged, run_source};
+use crate::index::merge::{Merged, Source, run_source};
 use crate::maintain::{RunWriter, State, ghosts_of};
 use crate::retain::Retention;
 use crate::segment::Starts;
@@ -97,10 +97,28 @@ impl Store {
         if !self.read_only {
             self.checkpoint()?;
         }
-        let keep = self.keep(now_ns, instead)?;
+        self.look_up_account(&self.keep(now_ns, instead)?)
+    }
+
+    /// Bytes that only the visible past needs; `None` where the index, all of which is read, has more than `index_max`.
+    pub fn history_bytes(&self, now_ns: u64, index_max: u64) -> Result<Option<u64>> {
         let levels = self.index.read().levels.clone();
-        let mut merged = Merged::new(levels.live.iter().chain(&levels.history).map(run_source).collect())?;
-        let mut sieve = Sieve::telling_lapsed(&keep);
+        if levels.tables().map(|t| t.len()).sum::<u64>() > index_max {
+            return Ok(None);
+        }
+        Ok(Some(self.look_up_account(&self.keep(now_ns, None)?)?.history))
+    }
+
+    fn look_up_account(&self, keep: &Keep) -> Result<Account> {
+        let (levels, active, frozen) = {
+            let index = self.index.read();
+            (index.levels.clone(), index.active.entries().collect::<Vec<_>>(), index.frozen.clone())
+        };
+        let mut sources: Vec<Source> = levels.live.iter().chain(&levels.history).map(run_source).collect();
+        sources.push(Box::new(active.into_iter().map(Ok)));
+        sources.extend(frozen.iter().map(|f| Box::new(f.entries().map(Ok)) as Source));
+        let mut merged = Merged::new(sources)?;
+        let mut sieve = Sieve::telling_lapsed(keep);
         while let Some(e) = merged.next()? {
             sieve.pass(e, &mut |_, _| Ok(()))?;
             sieve.ghosts.clear();

@@ -90,11 +90,11 @@ fn table(s: &Status) -> String {
     line(
         "used",
         format!(
-            "{} (live {}, history and index {}, waste {})",
+            "{} (history {}, waste {}); files hold {}",
             human(s.used_bytes),
-            human(s.live_bytes),
             human(s.history_bytes),
-            human(s.dead_bytes)
+            human(s.dead_bytes),
+            human(s.live_bytes)
         ),
     );
     line("free", human(s.free_bytes));
