@@ -50,13 +50,18 @@ pub fn parse(text: &str, now_ns: u64, zone: &TimeZone) -> Option<When> {
 /// A moment's name to the second or, if it isn't a whole one, to the nanosecond; in local time, readable by
 /// [`parse`].
 pub fn name(tid: Tid, zone: &TimeZone) -> Option<String> {
-    let time = local(tid.0, zone)?.datetime();
+    let zoned = local(tid.0, zone)?;
+    let time = zoned.datetime();
     let mut name = time.strftime("%Y-%m-%dT%H:%M").to_string();
     if time.second() != 0 || time.subsec_nanosecond() != 0 {
         name += &format!(":{:02}", time.second());
     }
     if time.subsec_nanosecond() != 0 {
         name += &format!(".{:09}", time.subsec_nanosecond());
+    }
+    // Where the clocks go back, the local time alone means the first of two moments.
+    if zone.to_timestamp(time).ok() != Some(zoned.timestamp()) {
+        name += &zoned.strftime("%:z").to_string();
     }
     Some(name)
 }
@@ -356,6 +361,22 @@ mod tests {
         for ns in [NOW, NOW - NOW % HOUR, NOW + 1] {
             let name = name(Tid(ns), &berlin()).unwrap();
             assert_eq!(parse(&name, NOW, &berlin()).unwrap().tid, Tid(ns), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_two_moments_of_one_local_time_the_second_is_named_with_its_offset() {
+        let zone = berlin();
+        for (at, expected) in [
+            ("2026-10-25T00:00:00Z", "2026-10-25T02:00"),
+            ("2026-10-25T01:00:00Z", "2026-10-25T02:00+01:00"),
+            ("2026-10-25T01:30:15Z", "2026-10-25T02:30:15+01:00"),
+            ("2026-10-25T02:00:00Z", "2026-10-25T03:00"),
+            ("2026-03-29T01:00:00Z", "2026-03-29T03:00"),
+        ] {
+            let tid = tid_of(at.parse().unwrap());
+            assert_eq!(name(tid, &zone).unwrap(), expected);
+            assert_eq!(parse(expected, 0, &zone).unwrap().tid, tid, "{expected}");
         }
     }
 
