@@ -272,3 +272,50 @@ fn git_reads_a_repository_as_of() {
     ));
     assert_eq!(w.sh("git -C r log -1 --format=%s"), "two");
 }
+
+#[test]
+fn a_samba_share_lists_previous_versions_and_opens_each() {
+    let Some(w) = World::unmounted() else { return };
+    if !["smbd", "smbclient", "faketime"].into_iter().all(has) || w.sh_outside("id -u") != "0" {
+        return println!("SKIPPED: needs smbd, smbclient, faketime and root");
+    }
+    let mount = "$DARNER mount --create -o allow_other store mnt";
+    for (ago, text) in [("-70h", "first"), ("-30h", "second"), ("-4h", "third")] {
+        w.sh_outside(&format!(
+            "faketime -f {ago} {mount}; mkdir -p mnt/share; echo {text} > mnt/share/f; $DARNER unmount mnt"
+        ));
+    }
+    w.sh_outside(&format!("{mount}; chmod a+rx . mnt/share; echo now > mnt/share/f; mkdir smb"));
+    let port = common::free_port();
+    let dirs = ["private dir", "lock directory", "state directory", "cache directory", "pid directory"];
+    let dirs: String = dirs.iter().map(|name| format!("{name} = {}\n", w.dir.join("smb").display())).collect();
+    let readme = include_str!("../../../README.md").lines();
+    let lines: Vec<&str> = readme.skip_while(|l| !l.starts_with("vfs objects")).take_while(|l| *l != "```").collect();
+    let conf = format!(
+        "[global]\nsmb ports = {port}\nbind interfaces only = yes\ninterfaces = lo\n{dirs}log file = {}/log\n\
+         map to guest = Bad User\nserver role = standalone server\ndisable netbios = yes\n\
+         [s]\npath = {}/share\nguest ok = yes\n{}\n",
+        w.dir.display(),
+        w.mnt.display(),
+        lines.join("\n")
+    );
+    fs::write(w.dir.join("smb.conf"), conf).unwrap();
+    let mut server = Command::new("smbd").args(["-F", "-s"]).arg(w.dir.join("smb.conf")).spawn().unwrap();
+    let client = format!("smbclient -p {port} -N //127.0.0.1/s -c");
+    eventually("the share is served", || w.try_sh(&format!("{client} ls")).status.success());
+    let told = w.sh(&format!("{client} 'allinfo f'"));
+    let mut versions: Vec<&str> = told.lines().filter(|line| line.starts_with("@GMT-")).collect();
+    versions.sort_unstable();
+    let read = |version: &&str| {
+        let got = w.dir.join("got");
+        let got = got.display();
+        let get = w.try_sh(&format!("rm -f {got}; {client} 'get {version}\\f {got}' > $DIR/said && cat {got}"));
+        String::from_utf8_lossy(&get.stdout).trim_end().to_string()
+    };
+    let mut seen: Vec<String> = versions.iter().map(read).collect();
+    seen.dedup();
+    // SAFETY: a signal to a process that was started here.
+    unsafe { libc::kill(server.id() as i32, libc::SIGTERM) };
+    server.wait().unwrap();
+    assert_eq!(seen, ["first", "second", "third"], "{told}\n{versions:?}");
+}

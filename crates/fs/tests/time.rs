@@ -342,13 +342,16 @@ fn the_virtual_directory_lists_moments_and_takes_any() {
     let hour = 3600;
     world.line("t=10 mkdir d");
     world.line("create d/a");
+    assert_eq!(world.names("d/@@", 1 << 20).unwrap(), ["2026-11-22T00:00:10"], "the minute is not over");
     world.line("label first");
     world.line(&format!("t={} write d/a 'x'", 50 * hour));
     let names = world.names("d/@@", 1 << 20).unwrap();
-    for name in ["first", "2026-11-22T00:00:10", "2026-11-23", "2026-11-24", "2026-11-24T01:00", "2026-11-23T03:00"] {
+    for name in
+        ["first", "2026-11-22T00:01", "2026-11-23T00:00", "2026-11-24T00:00", "2026-11-24T01:00", "2026-11-23T03:00"]
+    {
         assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
     }
-    for name in ["2026-11-22", "2026-11-24T00:00", "2026-11-23T02:00", "2026-11-24T03:00"] {
+    for name in ["2026-11-22T00:00", "2026-11-23T02:00", "2026-11-24T03:00"] {
         assert!(!names.iter().any(|n| n == name), "{name} in {names:?}");
     }
     assert_eq!(world.names("d/@@", 64).unwrap(), names, "in small replies");
