@@ -274,6 +274,25 @@ fn git_reads_a_repository_as_of() {
 }
 
 #[test]
+fn a_database_that_was_in_use_is_read_as_of_then_in_a_mount_of_the_past_or_a_copy() {
+    let Some(w) = World::new() else { return };
+    if !has("sqlite3") {
+        return println!("SKIPPED: needs sqlite3");
+    }
+    w.sh("sqlite3 plain.db 'create table t(a); insert into t values (5)'");
+    let wal = "pragma journal_mode=wal; create table t(a); insert into t values (7);";
+    w.sh(&format!(
+        "printf '%s\\n' '{wal}' \".shell $DARNER snapshot $MNT used\" | sqlite3 wal.db; rm *.db; ls @@used/wal.db-wal"
+    ));
+    let then = w.mount_at("then", &["--as-of", "used"]).unwrap();
+    let read = |dir: &str| w.sh(&format!("for db in plain wal; do sqlite3 {dir}/$db.db 'select a from t'; done"));
+    assert_eq!(read(then.to_str().unwrap()), "5\n7");
+    w.sh("cp -a @@used $DIR/copy");
+    assert_eq!(read("$DIR/copy"), "5\n7");
+    assert_eq!(w.sh("sqlite3 @@used/plain.db 'select a from t'"), "5");
+}
+
+#[test]
 fn a_samba_share_lists_previous_versions_and_opens_each() {
     let Some(w) = World::unmounted() else { return };
     if !["smbd", "smbclient", "faketime"].into_iter().all(has) || w.sh_outside("id -u") != "0" {
