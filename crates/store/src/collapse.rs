@@ -189,6 +189,7 @@ impl Store {
             }
             Ok(false) => {
                 self.end_pass(state, pass);
+                self.drop_lost(state)?;
                 Ok(None)
             }
             // The next one begins anew, after a while: what failed may fail again, and the cleaner has other work.

@@ -274,15 +274,45 @@ impl Store {
             return Ok(());
         }
         segments.retain(|s| !empty.contains(&s.at.id));
-        let levels = self.index.read().levels.clone();
         let packs = self.packs.lock().clone();
-        self.write_manifest_of(&mut state, &levels, Named { segments, packs }, None)?;
-        self.segments.lock().retain(|s| !empty.contains(&s.at.id));
-        let mut regions = self.regions.write();
-        let gone = empty.iter().filter_map(|id| regions.remove(id));
-        state.doomed_regions.extend(gone.map(|region| (region.clone(), region.place())));
-        drop(regions);
+        let gone = self.name_only(&mut state, Named { segments, packs })?;
+        state.doomed_regions.extend(gone.into_iter().map(|region| (region.clone(), region.place())));
         self.bury(&mut state)
+    }
+
+    /// Has the manifest name these segments and packs only; returns the regions of the other segments.
+    fn name_only(&self, state: &mut State, named: Named) -> Result<Vec<Arc<dyn Region>>> {
+        let stays: HashSet<u64> = named.segments.iter().map(|s| s.at.id).collect();
+        let packs: HashSet<u64> = named.packs.iter().map(|p| p.place().id).collect();
+        let levels = self.index.read().levels.clone();
+        self.write_manifest_of(state, &levels, named, None)?;
+        let mut gone: Vec<u64> = Vec::new();
+        self.segments.lock().retain(|s| {
+            let is_gone = !stays.contains(&s.at.id);
+            gone.extend(Some(s.at.id).filter(|_| is_gone));
+            !is_gone
+        });
+        self.packs.lock().retain(|p| packs.contains(&p.place().id));
+        let mut regions = self.regions.write();
+        Ok(gone.iter().filter_map(|id| regions.remove(id)).collect())
+    }
+
+    /// Lets go of what was on volumes that are no more, once nobody needs any of it, as the last pass has found.
+    pub(crate) fn drop_lost(&self, state: &mut State) -> Result<()> {
+        let sb = self.volumes.superblock();
+        let lost = self.regions_where(&|at| at.places().all(|at| sb.entry(at.volume).is_none()));
+        let segments = self.segments.lock().clone();
+        let sealed = segment::sealed(&segments, state.log.region);
+        let needs = |s: &Segment| s.live > 0;
+        let needed: HashSet<u64> = segments.iter().filter(|s| needs(s)).map(Segment::container).collect();
+        let is_gone = |id: u64| lost.contains(&id) && !needed.contains(&id);
+        if lost.is_empty() || !segments[..sealed].iter().any(|s| is_gone(s.container())) {
+            return Ok(());
+        }
+        let (ended, newer) = segments.split_at(sealed);
+        let stays = ended.iter().filter(|s| !is_gone(s.container())).chain(newer).copied().collect();
+        let packs = self.packs.lock().iter().filter(|p| !is_gone(p.place().id)).cloned().collect();
+        self.name_only(state, Named { segments: stays, packs }).map(drop)
     }
 
     /// Whether a segment has nothing but its seal.

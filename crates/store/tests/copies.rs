@@ -451,6 +451,58 @@ fn two_disks_that_went_on_one_without_the_other_are_refused_together() {
 }
 
 #[test]
+fn of_what_a_lost_volume_had_nothing_is_left_once_nobody_needs_it() {
+    let disks = two(0);
+    create(&disks[0]);
+    let store = open(&disks[..1]);
+    store.add_volume(volume(&disks[1]), 0).unwrap();
+    let write = |store: &Store, objects: std::ops::Range<u64>| {
+        for object in objects {
+            let mut tx = store.begin(FS, 100 + object).unwrap();
+            let bytes: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(100_000).collect();
+            tx.put(ObjectId(object), darner_store::Kind::ATTR, b"", b"x");
+            tx.write(ObjectId(object), 0, &bytes).unwrap();
+            tx.commit().unwrap();
+        }
+    };
+    write(&store, 100..140);
+    store.set_copies(Copies::Index).unwrap();
+    copy_all(&store);
+    let to_other = store.all_on(0, Some(1));
+    while store.step_move(&to_other, 64 << 20).unwrap() == Progress::Worked {}
+    write(&store, 140..150);
+    store.close().unwrap();
+    drop(store);
+    let store = open_as(&disks[..1], &degraded()).unwrap();
+    let (regions, _) = store.lose_volume(1).unwrap();
+    assert!(regions > 0);
+    store.retain(FS, 1 << 19, |r| r.with_grid(Grid::default())).unwrap();
+    let findings = |store: &Store| store.check(&mut |_, _| ()).all().len();
+    let remove = |objects: std::ops::Range<u64>, now: u64| {
+        for object in objects {
+            let mut tx = store.begin(FS, now).unwrap();
+            tx.punch(ObjectId(object), 0, u64::MAX).unwrap();
+            tx.delete(ObjectId(object), darner_store::Kind::ATTR, b"");
+            tx.commit().unwrap();
+        }
+        store.clean(2 * now, &mut |_| ()).unwrap();
+    };
+    assert!(findings(&store) > 0);
+    // What somebody still needs is told, and not taken for anything else.
+    remove(100..139, 1 << 20);
+    let pieces = store.map(FS, ObjectId(139), 0, 100_000, Tid::MAX).unwrap();
+    assert!(findings(&store) > 0 && store.read(&pieces, &mut vec![0; 100_000]).is_err());
+    remove(139..140, 1 << 22);
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
+    store.close().unwrap();
+    drop(store);
+    let store = open(&disks[..1]);
+    assert_eq!(findings(&store), 0);
+    let pieces = store.map(FS, ObjectId(145), 0, 100_000, Tid::MAX).unwrap();
+    store.read(&pieces, &mut vec![0; 100_000]).unwrap();
+}
+
+#[test]
 fn without_copies_a_missing_volume_costs_what_is_on_it_and_the_rest_is_served() {
     let dir = tempfile::tempdir().unwrap();
     let paths = [dir.path().join("a"), dir.path().join("b")];
