@@ -372,10 +372,6 @@ impl Store {
             for s in self.segments.lock().iter_mut().rev().skip(1).take_while(|s| due(s)) {
                 if s.pack.is_none() {
                     s.at = self.volumes.shrink(s.at, s.end)?;
-                    // One that was opened before goes on to what is others' now, or behind the end of a disk that is cut.
-                    if let Some(region) = self.volumes.open(s.at).ok().filter(|region| region.place() == s.at) {
-                        self.regions.write().insert(s.at.id, region);
-                    }
                 }
                 s.trimmed = true;
             }
