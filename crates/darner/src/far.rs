@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use darner_mirror::SERVICE;
 use darner_syslink::tcp::{self, Remote};
-use darner_syslink::{Config, ConnectError, Fingerprint, Identity, Link, Refuse, Service, Ticket, Why};
+use darner_syslink::{CallError, Config, ConnectError, Fingerprint, Identity, Link, Refuse, Service, Ticket, Why};
 
 use crate::error::{Context, Failure, Result};
 
 /// The port where none is named.
 pub const PORT: u16 = 7437;
 const SCHEME: &str = "darner://";
+/// A source that owes an answer and says nothing for so long is asked whether it lives, and given up after twice that. Nanoseconds.
+const QUIET: u64 = 5_000_000_000;
 
 /// A store on another machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +73,20 @@ impl From<Unreached> for Failure {
     }
 }
 
+/// Of links to sources: of one that says nothing, the kernel tells late, or never (a machine that sleeps, a process that was stopped).
+pub(crate) fn config() -> Config {
+    Config { quiet_ns: Some(QUIET), ..Config::default() }
+}
+
 impl Hitch {
+    /// What ended a pull that may go on.
+    pub fn of_call(e: &CallError) -> Hitch {
+        match e {
+            CallError::Broken(reason) if reason.why == Why::Silent => Hitch::Silent,
+            _ => Hitch::Cut,
+        }
+    }
+
     /// What an attempt to connect met.
     pub fn of(e: &ConnectError) -> Hitch {
         match e {
@@ -145,7 +160,7 @@ impl Far {
         let mut failed = None;
         for addr in self.host.to_socket_addrs().cant(|| format!("find {}", self.host))? {
             let remote = Remote { addr, key, ticket };
-            match tcp::connect(&remote, identity, SERVICE, &Config::default(), own.clone()) {
+            match tcp::connect(&remote, identity, SERVICE, &config(), own.clone()) {
                 Ok(link) => return Ok(link),
                 Err(e) => failed = Some(e),
             }

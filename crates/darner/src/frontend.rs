@@ -49,7 +49,6 @@ pub struct Frontend {
     healer: Healer,
     /// Directories of the past that are being listed, with entries that may go: the kernel is to forget them afterwards.
     passing: Mutex<HashSet<u64>>,
-    /// Called where an append did not go where the kernel thought, or what it has of a directory may not last: (node id).
     kernel: KernelCache,
 }
 

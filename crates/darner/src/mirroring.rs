@@ -343,7 +343,12 @@ impl Daemon {
                 tracing::warn!("the pull was cut: {e}");
                 // (A moment that is not kept is followed by another one.)
                 let may_pass = e.is_passing() || e.is_not_kept();
-                self.follows.failed(if may_pass { Hitch::Cut } else { Hitch::Refused }, Instant::now());
+                let hitch = match &e {
+                    Cut::Source(e) if may_pass => Hitch::of_call(e),
+                    _ if may_pass => Hitch::Cut,
+                    _ => Hitch::Refused,
+                };
+                self.follows.failed(hitch, Instant::now());
                 self.tell(|line| {
                     line.is_full = e.is_full();
                     let waits = match &e {

@@ -16,7 +16,8 @@ pub type WriteBack = Arc<dyn Fn(u64, Range<u64>) + Send + Sync>;
 
 /// What the kernel has cached of a mount.
 pub struct KernelCache {
-    /// Has it doubt what it has of a node, without waiting for that.
+    /// Has it doubt what it has of a node, without waiting for that: where an append did not go where it thought, or what it has of a
+    /// directory may not last.
     pub stale: Box<dyn Fn(u64) + Send + Sync>,
     pub write_back: WriteBack,
     /// Whether the kernel may have bytes beyond the end that is known here.

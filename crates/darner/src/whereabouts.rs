@@ -251,7 +251,7 @@ pub(crate) fn connect(place: &Place) -> Result<Link> {
 fn connect_with(place: &Place, own: Arc<dyn Service>) -> std::result::Result<Link, Unreached> {
     let mut failed = None;
     for socket in place.sockets() {
-        match unix::connect(&address(&socket)?, SERVICE, &Config::default(), own.clone()) {
+        match unix::connect(&address(&socket)?, SERVICE, &crate::far::config(), own.clone()) {
             Ok(link) => {
                 let who = &link.peer().who;
                 return match control::is_trusted(who) {

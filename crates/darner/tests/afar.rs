@@ -390,6 +390,20 @@ fn who_waits_for_a_pull_is_told_soon_that_the_source_can_not_be_reached_and_it_f
     f.serve(&["--listen", &format!("127.0.0.1:{}", f.port)]);
     f.w.darner(&["mirror", "sync", "--wait", &store]);
     assert_eq!(f.own_line(&store)["state"], "follows");
+    // One that was there, and is stopped.
+    let local = f.dir("near");
+    f.w.darner(&["mirror", "add", f.w.mnt.to_str().unwrap(), "near", &local]);
+    f.w.darner(&["mirror", "sync", "--wait", f.w.mnt.to_str().unwrap(), "near"]);
+    let pid = f.w.sh_outside("$DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9");
+    f.w.sh_outside(&format!("kill -STOP {pid}"));
+    tells("it has not come so far", 40);
+    assert_eq!(f.own_line(&store)["state"], "waits");
+    refused(&["mirror", "sync", "--wait", &local], "it has not come so far");
+    f.w.sh_outside(&format!("kill -CONT {pid}"));
+    fs::write(f.w.path("a"), "more").unwrap();
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    f.w.darner(&["mirror", "sync", "--wait", &local]);
+    assert_eq!(f.own_line(&store)["state"], "follows");
     f.w.darner(&["mirror", "pause", &store]);
     f.serve(&["--stop"]);
 }

@@ -267,7 +267,7 @@ fn any_volume_leads_to_the_others_wherever_they_have_moved() {
 #[test]
 fn a_directory_whose_superblocks_are_gone_is_taken_back_by_its_newest_manifest_or_by_another_volume() {
     let Some(w) = World::new() else { return };
-    w.sh("mkdir d; for i in $(seq 1 20); do head -c 300K /dev/urandom > d/$i; done; md5sum d/* > $DIR/sums; $DARNER snapshot . L; rm d/1");
+    w.sh("mkdir d; for i in $(seq 1 20); do head -c 300K /dev/urandom > d/$i; done; md5sum d/* > $DIR/sums; $DARNER snapshot . L; rm d/1; sync d");
     let is_as_it_was = || {
         w.sh("cd @@L; md5sum -c --quiet $DIR/sums; cd ..; test ! -e d/1; echo more >> more; sync more");
         w.sh_outside("$DARNER unmount $MNT; $DARNER check store");
