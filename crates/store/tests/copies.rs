@@ -391,10 +391,13 @@ fn an_old_copy_of_one_volume_is_refused_however_little_older_it_is() {
         let dirs = |of: &[usize]| -> Vec<Arc<dyn Volume>> {
             of.iter().map(|i| Arc::new(DirVolume::open(&paths[*i], true)) as _).collect()
         };
-        let options = CreateOptions { now_ns: 5, seed: Some([3; 32]), ..CreateOptions::default() };
+        // What is new goes to the one of which there is an old copy: it has most room.
+        let limit = |number: usize| if number == old { 0 } else { 128 << 20 };
+        let options =
+            CreateOptions { now_ns: 5, seed: Some([3; 32]), size_limit: limit(0), ..CreateOptions::default() };
         Store::create(&*dirs(&[0])[0], &options).unwrap();
         let store = Store::open_volumes(&dirs(&[0]), &OpenOptions::small()).unwrap();
-        store.add_volume(dirs(&[1]).remove(0), 0).unwrap();
+        store.add_volume(dirs(&[1]).remove(0), limit(1)).unwrap();
         store.set_copies(copies).unwrap();
         let mut run = Run::new(71);
         let mut some = |store: &Store| (0..40).for_each(|_| run.transaction(store).unwrap());
