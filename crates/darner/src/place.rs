@@ -143,10 +143,7 @@ impl Place {
         // A device may have another name by now.
         let devices = || if entry.kind == VolumeKind::Raw { devices() } else { Vec::new() };
         // Where this one was, the original still may be, of which this is a copy: then what is in the old places is the original's.
-        let is_original = |own: &PathBuf| {
-            let identity = Place::at(own).and_then(|place| Ok(identify(&*place.volume(false)?)?));
-            identity.is_ok_and(|id| (id.uuid, id.number) == (store.uuid, store.number))
-        };
+        let is_original = |own: &PathBuf| is_volume_at(own, store.uuid, store.number);
         let elsewhere = || std::iter::once(was.clone()).chain(devices()).find_map(at);
         beside.and_then(at).or_else(|| if own.as_ref().is_some_and(is_original) { None } else { elsewhere() })
     }
@@ -366,6 +363,12 @@ fn inherited(path: &Path) -> Option<File> {
     let mut locks = INHERITED.lock();
     let wanted = fs::metadata(path).ok().filter(|_| !locks.is_empty())?;
     locks.remove(&(wanted.dev(), wanted.ino()))
+}
+
+/// Whether a volume of a store is at a path.
+pub fn is_volume_at(path: &Path, uuid: [u8; 16], number: u16) -> bool {
+    let identity = Place::at(path).and_then(|place| Ok(identify(&*place.volume(false)?)?));
+    identity.is_ok_and(|id| (id.uuid, id.number) == (uuid, number))
 }
 
 /// Where `other` is if it has moved along with what was at `from` and is at `to` now; all absolute. By names alone: an image has no `..`.

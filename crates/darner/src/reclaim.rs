@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use darner_store::volume::Volume;
-use darner_store::{Identity, identify, identify_by_label};
+use darner_store::{Identity, has_only_regions, identify, identify_by_label};
 
 use crate::error::{Context, Failure, Result};
-use crate::place::{Place, devices};
+use crate::place::{Place, devices, is_volume_at};
 
 /// Takes a volume back whose beginning something has overwritten, by the label at its end; a directory without superblocks by what its
 /// newest manifest says, or another volume of the store, `of`.
@@ -63,16 +63,14 @@ pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure
         let label = volume.and_then(|v| identify_by_label(&*v).ok().flatten());
         label.is_some_and(|id| id.uuid == uuid && id.number == *number)
     };
-    let there = Place::at(Path::new(place)).and_then(|p| Ok(identify(&*p.volume(false)?)?));
-    if there.is_ok_and(|id| (id.uuid, id.number) == (uuid, *number)) && !affected.contains(place.as_str()) {
+    if is_volume_at(Path::new(place), uuid, *number) && !affected.contains(place.as_str()) {
         return Failure::new(format!(
             "{e}. {place} is there, but so is the store that this one is a copy of, and it is that one's: --volume {place} takes it for \
              this one all the same"
         ));
     }
-    let regions = Place::at(Path::new(place)).ok().filter(Place::is_dir).and_then(|p| p.volume(false).ok());
-    let has_some = |v: &Arc<dyn Volume>| v.list().is_ok_and(|all| all.is_some_and(|all| !all.is_empty()));
-    if regions.is_some_and(|v| identify(&*v).is_err() && has_some(&v)) {
+    let there = Place::at(Path::new(place)).ok().and_then(|p| p.volume(false).ok());
+    if there.is_some_and(|v| identify(&*v).is_err() && has_only_regions(&*v).unwrap_or(false)) {
         let of = found[0].name();
         return Failure::new(format!(
             "{e}. {place} has regions, and no valid superblock: darner volume reclaim {place} --of {of} takes it back"

@@ -136,7 +136,7 @@ pub(crate) struct Claimed {
     pub epoch: u32,
     uuid: Vec<u8>,
     opening: u64,
-    who: String,
+    pub who: String,
 }
 
 impl Claimed {
@@ -157,13 +157,9 @@ impl Claimed {
     pub fn is_of(&self, uuid: &[u8; 16], openings: &Openings) -> bool {
         self.uuid == uuid && openings.has(self.opening)
     }
-
-    pub fn who(self) -> String {
-        self.who
-    }
 }
 
 /// Who has taken a store over after this epoch, if somebody has; `uuid` and `openings`: of the store that had that epoch.
 pub fn taken_over(bucket: &dyn Bucket, epoch: u32, uuid: &[u8; 16], openings: &Openings) -> Result<Option<String>> {
-    Ok(Claimed::after(bucket, epoch)?.filter(|c| !c.is_of(uuid, openings)).map(Claimed::who))
+    Ok(Claimed::after(bucket, epoch)?.filter(|c| !c.is_of(uuid, openings)).map(|c| c.who))
 }

@@ -301,15 +301,16 @@ impl Store {
     pub(crate) fn drop_lost(&self, state: &mut State) -> Result<()> {
         let sb = self.volumes.superblock();
         let lost = self.regions_where(&|at| at.places().all(|at| sb.entry(at.volume).is_none()));
-        let segments = self.segments.lock().clone();
-        let sealed = segment::sealed(&segments, state.log.region);
-        let needs = |s: &Segment| s.live > 0;
-        let needed: HashSet<u64> = segments.iter().filter(|s| needs(s)).map(Segment::container).collect();
-        let is_gone = |id: u64| lost.contains(&id) && !needed.contains(&id);
-        if lost.is_empty() || !segments[..sealed].iter().any(|s| is_gone(s.container())) {
+        if lost.is_empty() {
             return Ok(());
         }
-        let (ended, newer) = segments.split_at(sealed);
+        let segments = self.segments.lock().clone();
+        let needed: HashSet<u64> = segments.iter().filter(|s| s.live > 0).map(Segment::container).collect();
+        let is_gone = |id: u64| lost.contains(&id) && !needed.contains(&id);
+        let (ended, newer) = segments.split_at(segment::sealed(&segments, state.log.region));
+        if !ended.iter().any(|s| is_gone(s.container())) {
+            return Ok(());
+        }
         let stays = ended.iter().filter(|s| !is_gone(s.container())).chain(newer).copied().collect();
         let packs = self.packs.lock().iter().filter(|p| !is_gone(p.place().id)).cloned().collect();
         self.name_only(state, Named { segments: stays, packs }).map(drop)

@@ -233,7 +233,7 @@ impl Store {
             self.note_epoch(bucket, newer.epoch)?;
             return Ok(true);
         }
-        self.fence(bucket, newer.who());
+        self.fence(bucket, newer.who);
         Ok(false)
     }
 
@@ -267,8 +267,8 @@ impl Store {
         if !self.is_ours(bucket)? {
             return Ok(false);
         }
-        let former: Vec<String> = list_all(bucket.objects(), EPOCHS)?.into_iter().map(|(name, _)| name).collect();
-        let former: Vec<String> = former.into_iter().filter(|name| *name < epoch_name(next)).collect();
+        let all = list_all(bucket.objects(), EPOCHS)?.into_iter().map(|(name, _)| name);
+        let former: Vec<String> = all.filter(|name| *name < epoch_name(next)).collect();
         bucket.objects().delete(&former)?;
         self.reach.lock().owned = true;
         Ok(true)

@@ -326,7 +326,7 @@ impl Superblock {
                  darner volume reclaim {name} takes it back",
                 label.number
             ),
-            None if is_without_superblock(volume)? => format!(
+            None if has_only_regions(volume)? => format!(
                 "{name} has regions of a store, and no valid superblock: darner volume reclaim {name} takes it back"
             ),
             None => format!("{name} holds no darner store (no valid superblock)"),
@@ -340,8 +340,8 @@ impl Superblock {
     }
 }
 
-/// Whether a directory, which has no label, has regions all the same.
-fn is_without_superblock(volume: &dyn Volume) -> Result<bool> {
+/// Of a volume that has no valid superblock: whether it is a directory, which has no label, and has regions all the same.
+pub fn has_only_regions(volume: &dyn Volume) -> Result<bool> {
     Ok(volume.kind() == VolumeKind::Directory && volume.list()?.is_some_and(|regions| !regions.is_empty()))
 }
 
