@@ -49,7 +49,7 @@ impl Store {
         let wanted = Wanted { copies, ..self.volumes.wanted() };
         let lacking = self.lacking_of(wanted, &self.maintenance.lock()).1;
         self.must_have_room_to_copy(lacking)?;
-        self.volumes.write_super(None, |sb| sb.copies = copies)?;
+        self.volumes.write_super(|sb| sb.copies = copies)?;
         self.copies_changed(wanted, lacking);
         Ok(())
     }

@@ -82,7 +82,7 @@ impl Store {
         // The marks first: whoever finds the filesets named finds them whole.
         let levels = self.index.read().levels.clone();
         self.write_manifest(state, &levels)?;
-        self.volumes.write_super(None, |sb| sb.kept_twice = chosen)?;
+        self.volumes.write_super(|sb| sb.kept_twice = chosen)?;
         self.copies_changed(wanted, lacking);
         Ok(())
     }

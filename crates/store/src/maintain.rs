@@ -234,6 +234,7 @@ impl Store {
 
     /// Flushes the index so that the next open replays nothing.
     pub fn checkpoint(&self) -> Result<()> {
+        self.tell_opening()?;
         let mut state = self.maintenance.lock();
         self.flush_locked(&mut state)
     }
@@ -250,12 +251,7 @@ impl Store {
         if let Some(spare) = self.spare.lock().take() {
             self.volumes.remove(spare.place())?;
         }
-        // What one of several volumes was before this was opened is told by two superblocks from what a power failure leaves.
-        let sb = self.volumes.superblock();
-        match sb.homes.len() > 1 && sb.generation == self.opened + 1 {
-            true => self.volumes.write_super(None, |_| ()),
-            false => Ok(()),
-        }
+        Ok(())
     }
 
     /// Gives back sealed segments to which nothing was written, where they are many: each open and close may leave some.
@@ -493,7 +489,7 @@ impl Store {
             }
         };
         fresh.iter().for_each(|t| t.note_durable());
-        self.volumes.write_super(None, |sb| {
+        self.volumes.write_super(|sb| {
             sb.manifest = region.place();
             sb.manifest_len = bytes.len() as u64;
             // Nothing is named any more where it was missed.

@@ -257,7 +257,7 @@ impl Store {
         let opening = sb.openings.last();
         if sb.openings.at(sb.generation) != opening {
             // Who comes after this one is killed must know the claim for his own.
-            self.volumes.write_super(None, |_| ())?;
+            self.volumes.write_super(|_| ())?;
         }
         let next = bucket.epoch().checked_add(1).ok_or_else(|| Error::Refused("there are no more epochs".into()))?;
         if put_ours(bucket, &epoch_name(next), &self.claim())? {
@@ -281,7 +281,7 @@ impl Store {
 
     /// What is put from now on is of this epoch; durable on return.
     fn note_epoch(&self, bucket: &BucketVolume, epoch: u32) -> Result<()> {
-        self.volumes.write_super(None, |sb| {
+        self.volumes.write_super(|sb| {
             if let Some(entry) = sb.entry(bucket.number()).cloned() {
                 sb.volumes.put(VolumeEntry { epoch, ..entry });
             }
@@ -529,12 +529,11 @@ impl Store {
         let bucket =
             options.reach().bucket(&sb).ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;
         self.claim_first(&bucket)?;
-        self.volumes.write_super(None, |sb| {
+        self.volumes.join_bucket(&entry, bucket, |sb| {
             sb.next_volume += 1;
             sb.volumes.put(entry.clone());
         })?;
         *self.reach.lock() = Reached { wanted: true, owned: true, ..Reached::default() };
-        self.volumes.add_bucket(&entry, bucket);
         Ok(number)
     }
 

@@ -445,7 +445,7 @@ pub(crate) fn open_with(
         who: options.who.clone(),
         read_only,
         is_cut: false,
-        opened: sb.generation,
+        opened: Tid::default(),
         degraded: options.degraded,
         log: Log::new(tail),
         index: RwLock::new(Index {
@@ -502,6 +502,7 @@ pub(crate) fn open_with(
         (store.read_only, store.is_cut) = (true, true);
     }
     store.kept_is_replayed(&known, derive)?;
+    store.opened = store.log.tail().last;
     if !store.read_only {
         store.settle(replayed, shelter, derive, options.opening.map_or_else(opening::draw, Ok)?)?;
     }
@@ -735,7 +736,7 @@ impl Store {
         let volumes = self.volumes.found_at(&sb);
         if sb.version != VERSION || sb.volumes != volumes {
             // To the other slot: a torn write leaves the one that was read.
-            self.volumes.write_super(None, |sb| (sb.version, sb.volumes) = (VERSION, volumes))?;
+            self.volumes.write_super(|sb| (sb.version, sb.volumes) = (VERSION, volumes))?;
         }
         // (The homes can be reached from each other.)
         let signed = self.volumes.post_signs();

@@ -98,8 +98,8 @@ pub struct Store {
     pub(crate) who: String,
     /// Whether that is because the end of the log is missing.
     pub(crate) is_cut: bool,
-    /// The generation of the superblock that it was opened by.
-    pub(crate) opened: u64,
+    /// The last transaction that there was when it was opened.
+    pub(crate) opened: Tid,
     /// Whether it is better than nothing to be opened so.
     pub(crate) degraded: bool,
     pub(crate) log: Log,
@@ -578,7 +578,16 @@ impl Store {
 
     /// Returns once all that is committed now is durable; those that wait at the same time share one flush.
     pub fn sync(&self) -> Result<Tid> {
+        self.tell_opening()?;
         self.log.sync()
+    }
+
+    /// Before anybody is told that something new is durable, what a volume was before this opening is made too old to be taken for it.
+    pub(crate) fn tell_opening(&self) -> Result<()> {
+        match self.volumes.is_opening_untold() && self.log.tail().last != self.opened {
+            true => self.volumes.tell_opening(),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn no_space(&self) -> Error {

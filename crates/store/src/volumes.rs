@@ -14,7 +14,7 @@ use crate::moving::{Aim, Move};
 use crate::recover::{SIZE_MIN, clear_supers, entry};
 use crate::store::{Store, reserve_of};
 use crate::superblock::{HOMES, Superblock};
-use crate::volume::{Copies, For, RegionRef, Tier, Volume, VolumeEntry, VolumeKind, number_of};
+use crate::volume::{Copies, For, RegionRef, Tier, Usage, Volume, VolumeEntry, VolumeKind, number_of};
 use crate::{Error, Result};
 
 /// A volume of an open store.
@@ -35,12 +35,13 @@ pub struct VolumeUsage {
 impl Store {
     /// The volumes, by number.
     pub fn volumes(&self) -> Result<Vec<VolumeUsage>> {
-        self.volumes.superblock().volumes.iter().map(|entry| self.usage_of(entry.clone())).collect()
+        let all = self.volumes.superblock().volumes;
+        all.iter().filter_map(|entry| self.usage_of(entry.clone()).transpose()).collect()
     }
 
     /// One of them, if there is one of that number.
     pub fn volume(&self, number: u16) -> Result<Option<VolumeUsage>> {
-        self.volumes.superblock().entry(number).map(|entry| self.usage_of(entry.clone())).transpose()
+        self.volumes.superblock().entry(number).map_or(Ok(None), |entry| self.usage_of(entry.clone()))
     }
 
     /// Whether there is one of that number.
@@ -61,11 +62,15 @@ impl Store {
         stays.map(|entry| PathBuf::from(OsStr::from_bytes(&entry.hint))).filter(|path| path.is_absolute()).collect()
     }
 
-    fn usage_of(&self, entry: VolumeEntry) -> Result<VolumeUsage> {
-        let missing = !self.volumes.is_there(entry.number);
-        let usage = if missing { None } else { self.volumes.usage_of(entry.number)? };
-        let (used, size) = usage.unwrap_or_default();
-        Ok(VolumeUsage { entry, size, used, missing, failed: !missing && usage.is_none() })
+    /// `None`: it has left since its entry was read.
+    fn usage_of(&self, entry: VolumeEntry) -> Result<Option<VolumeUsage>> {
+        let usage = |used, size, missing, failed| VolumeUsage { entry: entry.clone(), size, used, missing, failed };
+        Ok(match self.volumes.usage_of(entry.number)? {
+            Usage::Missing if !self.has_volume(entry.number) => None,
+            Usage::Missing => Some(usage(0, 0, true, false)),
+            Usage::Failed => Some(usage(0, 0, false, true)),
+            Usage::Known { used, size } => Some(usage(used, size, false, false)),
+        })
     }
 
     fn volume_entry(&self, number: u16) -> Result<VolumeEntry> {
@@ -105,11 +110,10 @@ impl Store {
         volume.keep_only(&[], false)?;
         let mark = if sb.volumes.len() >= HOMES { draw()? } else { 0 };
         let entry = VolumeEntry { mark, ..entry(&*volume, number, size_limit, tier) };
-        self.volumes.write_super(Some((&*volume, number)), |sb| {
+        self.volumes.join(&entry, volume, |sb| {
             sb.next_volume = next + 1;
             sb.volumes.put(entry.clone());
         })?;
-        self.volumes.add(&entry, volume);
         self.allowance.store(0, Ordering::Relaxed);
         if self.volumes.is_wanted_as_home(number)
             && let Err(e) = self.volumes.choose_homes_anew()
@@ -181,8 +185,11 @@ impl Store {
     }
 
     fn usage_now(&self, number: u16) -> Result<(u64, u64)> {
-        let usage = self.volumes.usage_of(number)?;
-        usage.ok_or_else(|| Error::Refused(format!("volume {number} has failed, and is not used any more")))
+        match self.volumes.usage_of(number)? {
+            Usage::Known { used, size } => Ok((used, size)),
+            Usage::Failed => Err(Error::Refused(format!("volume {number} has failed, and is not used any more"))),
+            Usage::Missing => Err(Error::NotAStore(format!("volume {number} is not there"))),
+        }
     }
 
     fn resize_raw(&self, entry: VolumeEntry, size: u64) -> Result<()> {
@@ -275,7 +282,7 @@ impl Store {
 
     /// Changes an entry, and something else with it.
     fn change(&self, entry: VolumeEntry, also: impl Fn(&mut Superblock)) -> Result<()> {
-        self.volumes.write_super(None, |sb| {
+        self.volumes.write_super(|sb| {
             if sb.entry(entry.number).is_some() {
                 sb.volumes.put(entry.clone());
             }
@@ -299,8 +306,7 @@ impl Store {
             tracing::warn!("what was being cleaned stays as it was: {e}");
         }
         let lost = self.only_on(number);
-        self.volumes.write_super(None, |sb| sb.volumes.remove(number))?;
-        self.volumes.forget(number);
+        self.volumes.leave(number)?;
         self.allowance.store(0, Ordering::Relaxed);
         Ok(lost)
     }
@@ -351,10 +357,9 @@ impl Store {
             return Ok(false);
         }
         drop(tail);
-        self.volumes.write_super(None, |sb| sb.volumes.remove(number))?;
         let volume = self.volumes.get(number);
         let bucket = self.volumes.bucket().filter(|b| b.number() == number);
-        self.volumes.forget(number);
+        self.volumes.leave(number)?;
         if let Some(bucket) = bucket {
             drop((state, moving));
             if let Err(e) = self.clear_bucket(&bucket) {

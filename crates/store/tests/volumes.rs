@@ -4,6 +4,9 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use common::{FS, Run, new_disk};
 use darner_store::volume::sim::{Fault, SimDisk};
@@ -360,6 +363,48 @@ fn a_missing_outdated_or_foreign_volume_is_named_and_refused() {
 }
 
 #[test]
+fn a_volume_from_before_an_opening_that_crashed_is_refused_once_something_new_was_durable() {
+    for (old, commits, checkpoints) in (0..2).flat_map(|old| [(old, 1, 0), (old, 1, 1), (old, 5, 0), (old, 5, 2)]) {
+        let disks = [SimDisk::new(SIZE), SimDisk::new(SIZE)];
+        create(&disks[0]);
+        let store = open(&disks);
+        store.add_volume(volume(&disks[1]), 0).unwrap();
+        let commit = |store: &Store, n: u64| {
+            let mut tx = store.begin(FS, 100 + n).unwrap();
+            tx.put(ObjectId(70), darner_store::Kind::ATTR, &n.to_be_bytes(), b"x");
+            tx.commit().unwrap();
+        };
+        commit(&store, 0);
+        store.close().unwrap();
+        drop(store);
+        // Looking at it changes nothing.
+        let before = [0, 1].map(|i: usize| disks[i].fork());
+        let store = open(&disks);
+        store.sync().unwrap();
+        store.close().unwrap();
+        drop(store);
+        let mixed = |before: &[SimDisk; 2]| {
+            let mut mixed = disks.clone();
+            mixed[old] = before[old].fork();
+            let volumes = mixed.each_ref().map(volume);
+            Store::open_volumes(&volumes, &OpenOptions::small())
+        };
+        drop(mixed(&before).unwrap());
+        let before = [0, 1].map(|i: usize| disks[i].fork());
+        let store = open(&disks);
+        (1..=commits).for_each(|n| commit(&store, n));
+        store.sync().unwrap();
+        (0..checkpoints).for_each(|_| store.checkpoint().unwrap());
+        drop(store);
+        let said = mixed(&before).map(drop).unwrap_err().to_string();
+        assert!(said.contains("at another time"), "{said}");
+        // And what is there is whole.
+        let store = open(&disks);
+        assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn a_volume_leaves_only_where_the_others_have_the_room_and_says_how_much_is_needed() {
     let (large, small) = (SimDisk::new(512 << 20), SimDisk::new(64 << 20));
     create(&large);
@@ -383,6 +428,36 @@ fn a_volume_leaves_only_where_the_others_have_the_room_and_says_how_much_is_need
     finish_leaving(&store).unwrap();
     assert_eq!(numbers(&store), [0]);
     assert!(matches!(store.add_volume(volume(&SimDisk::new(32 << 20)), 0), Err(Error::Refused(_))));
+}
+
+#[test]
+fn whoever_lists_volumes_while_they_come_and_go_finds_each_there_or_not_at_all() {
+    let disks = [SimDisk::new(SIZE), SimDisk::new(SIZE)];
+    create(&disks[0]);
+    let store = open(&disks);
+    let is_over = AtomicBool::new(false);
+    // How often there were one and two.
+    let seen = [const { AtomicU32::new(0) }; 2];
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let volumes = store.volumes().unwrap();
+                assert!(volumes.iter().all(|v| !v.missing && !v.failed), "{volumes:?}");
+                seen[volumes.len() - 1].fetch_add(1, Ordering::Relaxed);
+                for v in &volumes {
+                    assert!(store.volume(v.entry.number).unwrap().is_none_or(|v| !v.missing));
+                }
+            }
+        });
+        for _ in 0..300 {
+            let number = store.add_volume(volume(&disks[1]), 0).unwrap();
+            thread::sleep(Duration::from_micros(fastrand::u64(..500)));
+            store.leave_volume(number).unwrap();
+            finish_leaving(&store).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) > 100), "{seen:?}");
 }
 
 #[test]

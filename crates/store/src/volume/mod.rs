@@ -24,7 +24,7 @@ pub use dir::DirVolume;
 pub use disk::{Disk, FileDisk, Part};
 pub use raw::RawVolume;
 pub(crate) use raw::UNIT;
-pub(crate) use set::{For, There, Volumes};
+pub(crate) use set::{For, There, Usage, Volumes};
 pub use simbucket::SimBucket;
 pub(crate) use supers::{LEFT_BEHIND, read_roster};
 pub use table::{Copies, Tier, VolumeEntry, VolumeKind, Wanted};

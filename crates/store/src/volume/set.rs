@@ -41,6 +41,13 @@ impl For {
     }
 }
 
+/// What is in use of a volume, in bytes, and how many there are.
+pub enum Usage {
+    Known { used: u64, size: u64 },
+    Failed,
+    Missing,
+}
+
 #[derive(Clone)]
 pub struct Member {
     pub number: u16,
@@ -93,7 +100,7 @@ pub struct Volumes(pub(super) Arc<Inner>);
 
 pub struct Inner {
     pub(super) members: RwLock<BTreeMap<u16, Member>>,
-    bucket: RwLock<Option<Arc<BucketVolume>>>,
+    pub(super) bucket: RwLock<Option<Arc<BucketVolume>>>,
     pub(super) superblock: Mutex<Superblock>,
     /// Attempts at the next superblock that failed.
     pub(super) attempts: AtomicU32,
@@ -103,6 +110,10 @@ pub struct Inner {
     pub(super) reconsider: AtomicBool,
     /// The table of volumes is to be written anew.
     pub(super) renew_roster: AtomicBool,
+    /// The generation by which this opening began.
+    begun: AtomicU64,
+    /// Whether a home from before that could be taken for one that has missed the last superblock only.
+    pub(super) opening_is_untold: AtomicBool,
     /// Volumes that are no homes are to be told which are.
     pub(super) signs_are_due: AtomicBool,
     pub(super) signing: Mutex<()>,
@@ -134,6 +145,8 @@ impl Volumes {
             reconsider: true.into(),
             renew_roster: false.into(),
             signs_are_due: false.into(),
+            begun: 0.into(),
+            opening_is_untold: false.into(),
             signing: Mutex::default(),
             next_region: Arc::new(AtomicU64::new(sb.roster.as_ref().map_or(0, |r| r.at.id + 1))),
             lacking: 0.into(),
@@ -154,12 +167,6 @@ impl Volumes {
     /// The bucket, if the store has one.
     pub fn bucket(&self) -> Option<Arc<BucketVolume>> {
         self.0.bucket.read().clone()
-    }
-
-    /// Makes a bucket, which is in the newest superblock, part of this.
-    pub fn add_bucket(&self, entry: &VolumeEntry, bucket: Arc<BucketVolume>) {
-        self.add(entry, Arc::new(bucket.clone()));
-        *self.0.bucket.write() = Some(bucket);
     }
 
     /// The volume of the cold tier with the most room that is no bucket, if there is one.
@@ -236,19 +243,6 @@ impl Volumes {
         at.places().all(|at| members.get(&at.volume).is_some_and(Member::is_open))
     }
 
-    /// Adds a volume, which is in the newest superblock.
-    pub fn add(&self, entry: &VolumeEntry, volume: Arc<dyn Volume>) {
-        // (Before that one, it was told of the homes.)
-        let (sign, since) = {
-            let sb = self.0.superblock.lock();
-            (sb.generation - 1, sb.homes_since)
-        };
-        if sign < since {
-            self.0.signs_are_due.store(true, Ordering::Relaxed);
-        }
-        self.0.members.write().insert(entry.number, member(entry, There { volume, sign }));
-    }
-
     /// Takes note of what has changed of a volume. Once this has returned, nothing is being made on one that is leaving.
     pub fn change(&self, entry: &VolumeEntry) {
         if let Some(m) = self.0.members.write().get_mut(&entry.number) {
@@ -257,17 +251,13 @@ impl Volumes {
         }
     }
 
-    /// Lets go of a volume that holds nothing any more.
-    pub fn forget(&self, number: u16) {
-        self.0.members.write().remove(&number);
-        self.0.bucket.write().take_if(|b| b.number() == number);
-    }
-
     /// What is written from now on is of another opening.
     pub fn begin(&self, opening: u64) {
         let mut sb = self.0.superblock.lock();
         let generation = sb.generation;
         sb.openings.begin(opening, generation);
+        self.0.begun.store(generation, Ordering::Relaxed);
+        self.0.note_told(&sb);
     }
 
     /// The newest superblock.
@@ -610,16 +600,17 @@ impl Volumes {
         self.wanted().number(For::Index) == 2
     }
 
-    /// (bytes in use, bytes there are) of one; `None`: it has failed.
-    pub fn usage_of(&self, number: u16) -> Result<Option<(u64, u64)>> {
+    /// What is in use of one.
+    pub fn usage_of(&self, number: u16) -> Result<Usage> {
         let can_fail = self.can_fail();
         let members = self.0.members.read();
         let others = can_fail.then_some(&*members);
-        match members.get(&number) {
-            Some(m) if m.health.has_failed() => Ok(None),
-            Some(m) => unless_it_fails(others, m, m.volume.usage(m.limit)),
-            None => Err(Error::NotAStore(format!("volume {number} is not there"))),
-        }
+        let usage = match members.get(&number) {
+            None => return Ok(Usage::Missing),
+            Some(m) if m.health.has_failed() => None,
+            Some(m) => unless_it_fails(others, m, m.volume.usage(m.limit))?,
+        };
+        Ok(usage.map_or(Usage::Failed, |(used, size)| Usage::Known { used, size }))
     }
 
     /// So many bytes have one copy and are to have two.
@@ -634,6 +625,11 @@ impl Volumes {
 }
 
 impl Inner {
+    pub(super) fn note_told(&self, sb: &Superblock) {
+        let is_untold = sb.homes.len() > 1 && sb.generation < self.begun.load(Ordering::Relaxed) + 2;
+        self.opening_is_untold.store(is_untold, Ordering::Relaxed);
+    }
+
     /// All that may have superblocks.
     pub fn with_super(&self) -> Vec<Member> {
         self.members.read().values().filter(|m| !m.is_bucket()).cloned().collect()
@@ -712,7 +708,7 @@ pub struct There {
     pub sign: u64,
 }
 
-fn member(e: &VolumeEntry, there: There) -> Member {
+pub(super) fn member(e: &VolumeEntry, there: There) -> Member {
     let There { volume, sign } = there;
     volume.numbered(e.number);
     volume.limit_to(e.size_limit);

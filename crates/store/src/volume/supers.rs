@@ -1,15 +1,17 @@
 //! The superblock on the volumes of a store: on all of them, or, where they are many, on a few that are its homes. docs/format.md §Superblock.
 //!
 //! Invariants: nothing of an older superblock is given back before the newer one is on all homes, and no former home has one that counts;
-//! a sign is not written before what it says holds; the roster is on homes, durable before a superblock names it.
+//! a sign is not written before what it says holds; the roster is on homes, durable before a superblock names it. A home may be one
+//! generation behind (a power failure): so with the first change of an opening that is acknowledged the homes are two ahead, and the copy of
+//! one from before is found out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::raw::UNIT;
-use super::set::{For, Inner, Member, Volumes};
-use super::{Region, RegionRef, Roster, Table, Tier, Volume, VolumeEntry};
+use super::set::{For, Inner, Member, There, Volumes, member};
+use super::{BucketVolume, Region, RegionRef, Roster, Table, Tier, Volume, VolumeEntry};
 use crate::superblock::{HOMES, OnVolume, Superblock, with_supers};
 use crate::{Error, Result};
 
@@ -34,16 +36,72 @@ impl Volumes {
             Err((number, e, true)) => {
                 self.0.fail(number, &e);
                 self.0.reconsider.store(true, Ordering::Relaxed);
-                self.write_super(None, |_| ())
+                self.write_super(|_| ())
             }
             Err((_, e, false)) => Err(e),
         }
     }
 
-    /// Writes the next superblock, with a change, to all homes; `first` is told of the store before all others. On failure nothing has
-    /// changed here, and the next attempt takes the same slot (the other one stays whole), but counts more.
-    pub fn write_super(&self, first: Option<(&dyn Volume, u16)>, change: impl FnOnce(&mut Superblock)) -> Result<()> {
-        self.0.write_super(first, change)?;
+    /// Writes the next superblock, with a change, to all homes; durable on return. On failure nothing has changed here, and the next
+    /// attempt takes the same slot (the other one stays whole), but counts more.
+    pub fn write_super(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+        self.write_super_and(None, change, |_| ())
+    }
+
+    /// Writes a superblock that names a volume more, which is told of the store before all others. Whoever reads it finds the volume
+    /// here.
+    pub fn join(
+        &self,
+        entry: &VolumeEntry,
+        volume: Arc<dyn Volume>,
+        change: impl FnOnce(&mut Superblock),
+    ) -> Result<()> {
+        let first = volume.clone();
+        self.write_super_and(Some((&*first, entry.number)), change, |sb| self.0.add(sb, entry, volume))
+    }
+
+    /// As [`Volumes::join`], of a bucket.
+    pub fn join_bucket(
+        &self,
+        entry: &VolumeEntry,
+        bucket: Arc<BucketVolume>,
+        change: impl FnOnce(&mut Superblock),
+    ) -> Result<()> {
+        self.write_super_and(None, change, |sb| {
+            self.0.add(sb, entry, Arc::new(bucket.clone()));
+            *self.0.bucket.write() = Some(bucket);
+        })
+    }
+
+    /// Writes a superblock that names a volume no more; whoever reads it finds the volume here no more.
+    pub fn leave(&self, number: u16) -> Result<()> {
+        let change = |sb: &mut Superblock| sb.volumes.remove(number);
+        self.write_super_and(None, change, |_| {
+            self.0.members.write().remove(&number);
+            self.0.bucket.write().take_if(|b| b.number() == number);
+        })
+    }
+
+    /// Whether a home from before this opening could still be taken for one of now: see the invariants.
+    pub fn is_opening_untold(&self) -> bool {
+        self.0.opening_is_untold.load(Ordering::Relaxed)
+    }
+
+    /// Writes superblocks until it could not.
+    pub fn tell_opening(&self) -> Result<()> {
+        while self.is_opening_untold() {
+            self.write_super(|_| ())?;
+        }
+        Ok(())
+    }
+
+    fn write_super_and(
+        &self,
+        first: Option<(&dyn Volume, u16)>,
+        change: impl FnOnce(&mut Superblock),
+        then: impl FnOnce(&Superblock),
+    ) -> Result<()> {
+        self.0.write_super(first, change, then)?;
         if self.0.signs_are_due.swap(false, Ordering::Relaxed) {
             // (The former homes know; from the others they can be reached.)
             self.post_signs()
@@ -126,7 +184,7 @@ impl Volumes {
     /// Writes a superblock for which homes are chosen anew.
     pub fn choose_homes_anew(&self) -> Result<()> {
         self.0.reconsider.store(true, Ordering::Relaxed);
-        self.write_super(None, |_| ())
+        self.write_super(|_| ())
     }
 
     /// The place of the roster on a volume, if it is there.
@@ -179,7 +237,13 @@ impl Inner {
         self.some(&[number]).iter().for_each(|m| m.health.fail(&m.volume.name(), e));
     }
 
-    fn write_super(&self, first: Option<(&dyn Volume, u16)>, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+    /// `first` is told of the store before all others; `then` is done before anybody can read the new superblock.
+    fn write_super(
+        &self,
+        first: Option<(&dyn Volume, u16)>,
+        change: impl FnOnce(&mut Superblock),
+        then: impl FnOnce(&Superblock),
+    ) -> Result<()> {
         let mut sb = self.superblock.lock();
         let mut next = Superblock { generation: sb.generation + 1, ..sb.clone() };
         change(&mut next);
@@ -197,7 +261,19 @@ impl Inner {
         if let Some(old) = old.filter(|old| sb.roster.as_ref().is_none_or(|r| r.at != *old)) {
             self.remove(old);
         }
+        self.note_told(&sb);
+        then(&sb);
         Ok(())
+    }
+
+    /// Adds a volume, which is in a new superblock.
+    fn add(&self, sb: &Superblock, entry: &VolumeEntry, volume: Arc<dyn Volume>) {
+        // (Before that one, it was told of the homes.)
+        let sign = sb.generation - 1;
+        if sign < sb.homes_since {
+            self.signs_are_due.store(true, Ordering::Relaxed);
+        }
+        self.members.write().insert(entry.number, member(entry, There { volume, sign }));
     }
 
     fn write_next(
@@ -400,6 +476,6 @@ impl Inner {
         let sb = self.superblock.lock().clone();
         let is_known = |m: &Member| sb.entry(m.number).is_none_or(|e| e.away.is_some());
         let all_known = self.members.read().values().filter(|m| m.health.has_failed()).all(is_known);
-        if all_known { Ok(()) } else { self.write_super(None, |_| ()) }
+        if all_known { Ok(()) } else { self.write_super(None, |_| (), |_| ()) }
     }
 }
