@@ -18,12 +18,14 @@ use serde_json::{Value, json};
 use super::darner::Darner;
 use super::data::{self, Rng};
 use super::stage::{self, go_on, note};
-use super::system::{Room, System};
+use super::system::{self, Room, System};
 use crate::cli::Growth;
 use crate::error::{Context, Failure, Result};
 
 const PAGE: u64 = 4096;
 const FILE_BYTES: u64 = 16 << 20;
+/// Of what a peer is on.
+const PEER_BYTES: u64 = 1 << 30;
 const PER_DIR: u64 = 1000;
 /// Coprime to all steps: multiples of it visit every file once.
 const STRIDE: u64 = 618_033;
@@ -53,7 +55,7 @@ pub struct Options {
 
 /// One measured quantity at each step.
 struct Row {
-    what: &'static str,
+    what: String,
     values: Vec<f64>,
 }
 
@@ -74,6 +76,7 @@ pub fn growth(dir: &Path, o: &Options) -> Result<(String, Value)> {
     }
     if o.of != Growth::Files {
         tables.push(versions(&room, o)?);
+        tables.push(scattered(&room, o)?);
     }
     let mut text = String::new();
     if !cold {
@@ -145,22 +148,15 @@ fn versions(room: &Room, o: &Options) -> Result<Table> {
     let mut darner = Darner::set_up("growth-versions", None, &o.mount_options, room)?;
     let mut table = Table::new("overwrites of 4 KiB in a file of 16 MiB", steps);
     let path = darner.dir().join("file");
-    let mut block = vec![0; FILE_BYTES as usize];
-    // The same kind of blocks as what will overwrite them.
-    (1..).zip(block.chunks_mut(PAGE as usize)).for_each(|(n, page)| data::mixed(n, page));
-    let beside = path.with_file_name("beside");
-    for path in [&path, &beside] {
-        fs::write(path, &block).cant(|| format!("write {}", path.display()))?;
-        File::open(path)?.sync_all()?;
-    }
+    let beside = make_pair(&path)?;
     let oldest = tid(&darner)?;
     let mut made = 0;
     for &step in steps {
         note(&format!("growing to {step} overwrites"));
         let half = (made + step) / 2;
-        overwrite(&path, made, half)?;
+        overwrite(&path, made, half, |_| Ok(()))?;
         let middle = tid(&darner)?;
-        table.enter("write/s", timed(step - half, || overwrite(&path, half, step))?);
+        table.enter("write/s", timed(step - half, || overwrite(&path, half, step, |_| Ok(())))?);
         made = step;
         crash_and_mount(&mut darner, &mut table)?;
         let then = |tid: &str| path.with_file_name(format!("file@@{tid}"));
@@ -176,30 +172,95 @@ fn versions(room: &Room, o: &Options) -> Result<Table> {
     Ok(table)
 }
 
-fn overwrite(path: &Path, from: u64, to: u64) -> io::Result<()> {
+/// How much order counts, for us and others: a file right after it was overwritten here and there, each time with an fsync.
+fn scattered(room: &Room, o: &Options) -> Result<Table> {
+    let steps: &[u64] = if o.quick { &[1_000] } else { &[1_000, 10_000] };
+    let mut table = Table::new("overwrites of 4 KiB in a file of 16 MiB, an fsync each; read right after", steps);
+    let ours = format!("darner+{}", o.mount_options);
+    for (name, how) in [("darner", &*ours), ("btrfs", "btrfs"), ("zfs-fuse", "zfs-fuse")] {
+        note(&format!("scattering a file of {name}"));
+        let system = match system::set_up(how, room, PEER_BYTES) {
+            Ok(system) => system,
+            Err(e) => {
+                note(&format!("{name} can't be had: {e}"));
+                continue;
+            }
+        };
+        let path = system.dir().join("file");
+        let beside = make_pair(&path)?;
+        let mut made = 0;
+        for &step in steps {
+            let each = |file: &File| file.sync_data();
+            let rate = timed(step - made, || overwrite(&path, made, step, each))?;
+            made = step;
+            // SAFETY: a plain system call.
+            unsafe { libc::sync() };
+            let reads = in_turns(&path, Some(&beside))?;
+            table.enter(&format!("{name}: overwritten/s"), rate);
+            table.enter(&format!("{name}: read, MB/s"), reads.best[0]);
+            table.enter(&format!("{name}: read, × never overwritten"), reads.ratios[0]);
+            table.enter(&format!("{name}: 4 KiB read/s"), reads.best[1]);
+            table.enter(&format!("{name}: 4 KiB, × the same"), reads.ratios[1]);
+        }
+    }
+    Ok(table)
+}
+
+/// A file, and another one beside it, of the same kind of blocks as what will overwrite them.
+fn make_pair(path: &Path) -> Result<PathBuf> {
+    let mut bytes = vec![0; FILE_BYTES as usize];
+    (1..).zip(bytes.chunks_mut(PAGE as usize)).for_each(|(n, page)| data::mixed(n, page));
+    let beside = path.with_file_name("beside");
+    for path in [path, &beside] {
+        fs::write(path, &bytes).cant(|| format!("write {}", path.display()))?;
+        File::open(path)?.sync_all()?;
+    }
+    Ok(beside)
+}
+
+fn overwrite(path: &Path, from: u64, to: u64, each: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     let (mut rng, mut block) = (Rng::new(from), vec![0; PAGE as usize]);
     data::mixed(from, &mut block);
     for n in from..to {
         block[..8].copy_from_slice(&n.to_le_bytes());
         file.write_all_at(&block, rng.below(FILE_BYTES / PAGE) * PAGE)?;
+        each(&file)?;
         go_on()?;
     }
     Ok(())
 }
 
-/// Reads the whole, parts, and attributes. All but the first read are the best of some rounds: what is sought is the store's
-/// share, not that of the machine's other work. Beside another file, with which it takes turns: the median of the ratios.
 fn measure_reads(
     path: &Path,
     beside: Option<(&Path, [&'static str; 3])>,
     table: &mut Table,
     names: [&'static str; 4],
 ) -> Result<()> {
+    let reads = in_turns(path, beside.map(|(path, _)| path))?;
+    table.enter(names[0], reads.first);
+    names[1..].iter().zip(reads.best).for_each(|(name, value)| table.enter(name, value));
+    let names = beside.into_iter().flat_map(|(_, names)| names);
+    names.zip(reads.ratios).for_each(|(name, value)| table.enter(name, value));
+    Ok(())
+}
+
+/// Rates of reading the whole, parts, and attributes.
+struct Reads {
+    /// Of the whole, the first time.
+    first: f64,
+    best: [f64; 3],
+    /// Medians of what it is to the other file; empty without one.
+    ratios: Vec<f64>,
+}
+
+/// Reads the whole, parts, and attributes. All but the first read are the best of some rounds: what is sought is the store's
+/// share, not that of the machine's other work. Beside another file, with which it takes turns: the median of the ratios.
+fn in_turns(path: &Path, beside: Option<&Path>) -> Result<Reads> {
     let mut first = 0.0;
     let (mut best, mut ratios) = ([0.0f64; 3], [const { Vec::new() }; 3]);
     for round in 0..ROUNDS {
-        let other = beside.map(|(path, _)| rates(path, round)).transpose()?;
+        let other = beside.map(|path| rates(path, round)).transpose()?;
         let rates = rates(path, round)?;
         if round == 0 {
             first = rates[0];
@@ -209,14 +270,11 @@ fn measure_reads(
             ratios[i].extend(other.map(|other| rates[i] / other[i]));
         }
     }
-    table.enter(names[0], first);
-    names[1..].iter().zip(best).for_each(|(name, value)| table.enter(name, value));
-    let Some((_, names)) = beside else { return Ok(()) };
-    for (name, mut ratios) in names.into_iter().zip(ratios) {
-        ratios.sort_unstable_by(f64::total_cmp);
-        table.enter(name, ratios[ratios.len() / 2]);
-    }
-    Ok(())
+    let median = |mut all: Vec<f64>| {
+        all.sort_unstable_by(f64::total_cmp);
+        all.get(all.len() / 2).copied()
+    };
+    Ok(Reads { first, best, ratios: ratios.into_iter().filter_map(median).collect() })
 }
 
 /// Of a file whose pages the kernel does not have: MB/s, 4 KiB reads/s, stat/s.
@@ -304,10 +362,10 @@ impl Table {
         Table { what, steps: steps.to_vec(), rows: Vec::new() }
     }
 
-    fn enter(&mut self, what: &'static str, value: f64) {
+    fn enter(&mut self, what: &str, value: f64) {
         match self.rows.iter_mut().find(|r| r.what == what) {
             Some(row) => row.values.push(value),
-            None => self.rows.push(Row { what, values: vec![value] }),
+            None => self.rows.push(Row { what: what.into(), values: vec![value] }),
         }
     }
 
@@ -330,7 +388,7 @@ impl Table {
 
     fn json(&self) -> Value {
         let rows: serde_json::Map<String, Value> =
-            self.rows.iter().map(|r| (r.what.to_string(), json!(r.values))).collect();
+            self.rows.iter().map(|r| (r.what.clone(), json!(r.values))).collect();
         json!({ "what": self.what, "steps": self.steps, "rows": rows })
     }
 }
