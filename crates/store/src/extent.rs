@@ -48,6 +48,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether nobody had the bytes when they were to be stored here ([`Stored::Lost`]): no LZ4 block is empty.
+    pub(crate) fn is_lost(&self) -> bool {
+        is_lost(self.codec, self.stored)
+    }
+
     pub(crate) fn put(&self, len: u32, base: Tid, out: &mut Vec<u8>) {
         let whole = self.skip == 0 && self.extent_len == len;
         out.push(self.codec as u8 | if whole { 2 } else { 0 });
@@ -104,9 +109,29 @@ impl Piece {
         self.place.map(|p| (p.region, p.offset, p.skip, self.len))
     }
 
+    /// Whether nobody had the bytes when they were to be stored here ([`Stored::Lost`]): they can't be read.
+    pub fn is_lost(&self) -> bool {
+        self.place.is_some_and(|p| p.is_lost())
+    }
+
+    /// The parts that have a checksum each, in order.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Piece> {
+        let unit = self.place.filter(|p| p.codec == Codec::Raw).map_or(u64::from(u32::MAX), |_| BLOCK as u64);
+        let skip = self.place.map_or(0, |p| p.skip);
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let to = self.len.min((u64::from(skip) + from) / unit * unit + unit - u64::from(skip));
+            let place = self.place.map(|p| Place { skip: p.skip + from as u32, ..p });
+            let part = Piece { offset: self.offset + from, len: to - from, place, ..*self };
+            from = to;
+            (part.len > 0).then_some(part)
+        })
+    }
+
     /// If it is all of an extent that is stored as an LZ4 block: bytes of that.
     pub fn packed_len(&self) -> Option<usize> {
-        let whole = |p: &Place| p.codec == Codec::Lz4 && p.skip == 0 && u64::from(p.extent_len) == self.len;
+        let whole =
+            |p: &Place| p.codec == Codec::Lz4 && p.skip == 0 && u64::from(p.extent_len) == self.len && !p.is_lost();
         self.place.filter(whole).and_then(|p| (p.stored as usize).checked_sub(4))
     }
 
@@ -279,7 +304,13 @@ pub fn store_as(form: &Stored<'_>, region: u64, base: u64, out: &mut Buffer) -> 
             out.extend_from_slice(&crc.to_le_bytes());
             Codec::Lz4
         }
+        Stored::Lost(len) => store_as(&Stored::Lz4(&[], *len), region, base, out),
     }
+}
+
+/// As [`Place::is_lost`].
+pub(crate) fn is_lost(codec: Codec, stored: u32) -> bool {
+    codec == Codec::Lz4 && stored == 4
 }
 
 /// File bytes in the form in which they are stored.
@@ -289,6 +320,8 @@ pub enum Stored<'b> {
     Raw(&'b [u8]),
     /// One LZ4 block, and how many bytes it holds.
     Lz4(&'b [u8], u32),
+    /// So many, which nobody has: whoever reads them is told.
+    Lost(u32),
 }
 
 impl Stored<'_> {
@@ -301,7 +334,8 @@ impl Stored<'_> {
                 let n = lz4_flex::block::decompress_into(packed, &mut out).ok()?;
                 (n == out.len()).then_some(*len)
             }
-            Stored::Lz4(..) => None,
+            Stored::Lost(len) if u64::from(*len) <= CHUNK => Some(*len),
+            Stored::Lz4(..) | Stored::Lost(_) => None,
         }
     }
 }
@@ -351,6 +385,14 @@ pub fn needed(place: &Place, len: usize) -> (u64, usize) {
 
 /// Verifies what [`needed`] named and copies the bytes at `place` out of it.
 pub fn load(place: &Place, stored: &[u8], out: &mut [u8]) -> Result<(), Error> {
+    if place.is_lost() {
+        return Err(Error::Corrupt {
+            place: format!("region {:x} at byte {}", place.region, place.offset),
+            what: "extent",
+            expected: format!("{} bytes", place.extent_len),
+            found: "a note that nobody had them when they were to come here".into(),
+        });
+    }
     match place.codec {
         Codec::Lz4 => load_lz4(place, stored, out),
         Codec::Raw => load_raw(place, stored, out),

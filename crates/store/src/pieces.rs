@@ -170,6 +170,28 @@ impl Store {
         self.read_piece(None, piece, &mut out[start..]).inspect_err(|_| out.truncate(start))
     }
 
+    /// Data pieces by what of them can be read and what is damaged (true), each as long as can be. What can't be read now is an error.
+    pub fn sound_and_damaged(&self, pieces: &[Piece]) -> Result<Vec<(Piece, bool)>> {
+        let mut found: Vec<(Piece, bool)> = Vec::new();
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            let first = found.len();
+            for part in piece.parts() {
+                bytes.resize(part.len as usize, 0);
+                let is_damaged = match self.read_piece(None, &part, &mut bytes) {
+                    Ok(()) => false,
+                    Err(Error::Data { .. }) => true,
+                    Err(e) => return Err(e),
+                };
+                match found[first..].last_mut() {
+                    Some((last, was)) if *was == is_damaged => last.len += part.len,
+                    _ => found.push((part, is_damaged)),
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Reads one data piece. `tail`: the log's tail, where the caller holds it.
     pub(crate) fn read_piece(&self, tail: Option<&Tail>, piece: &Piece, out: &mut [u8]) -> Result<()> {
         SCRATCH.with_borrow_mut(|scratch| self.read_piece_into(tail, piece, true, out, scratch))

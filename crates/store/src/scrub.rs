@@ -540,11 +540,12 @@ impl Store {
         r: &Record<'_>,
         report: &mut ScrubReport,
     ) {
-        let Body::Extent { codec, .. } = r.body else { return };
+        let Body::Extent { codec, stored, .. } = r.body else { return };
+        let is_lost = extent::is_lost(codec, stored);
         for (damage, stored) in damaged_data(region, frame, at, tid, r) {
             let Rot::Data { fileset, object, offset, len, tid } = damage.rot else { continue };
             let lost = Lost { fileset, object, offset, len: len as usize, tid };
-            match self.fetch(region, damage.offset, stored, codec, &lost) {
+            match !is_lost && self.fetch(region, damage.offset, stored, codec, &lost) {
                 true => report.healed += 1,
                 false => report.add(damage),
             }
@@ -569,7 +570,9 @@ pub(crate) fn damaged_data<'b>(
         let start = at + u64::from(data_at);
         let bytes = &frame[data_at as usize..(data_at + stored) as usize];
         let (whole, unit) = (u64::from(len), if codec == Codec::Raw { BLOCK as u64 } else { u64::from(len) });
-        damaged_blocks(region, start, bytes, codec, len as usize).map(move |part| {
+        let lost = extent::is_lost(codec, stored) && region.next_kept(start) == start;
+        let damaged = damaged_blocks(region, start, bytes, codec, len as usize).filter(move |_| !lost);
+        damaged.chain(lost.then_some(0..bytes.len())).map(move |part| {
             let from = part.start as u64 / (BLOCK as u64 + 4) * BLOCK as u64;
             let len = unit.min(whole.saturating_sub(from));
             let rot = Rot::Data { fileset, object, offset: offset + from, len, tid };

@@ -122,6 +122,7 @@ impl<'s> Tx<'s> {
         let size = match stored {
             Stored::Raw(data) => extent::raw_size(data.len()),
             Stored::Lz4(packed, _) => packed.len() + 4,
+            Stored::Lost(_) => 4,
         };
         self.fits(size)?;
         let tail = &mut *self.tail;

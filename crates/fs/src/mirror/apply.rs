@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
-use darner_store::{CHUNK, Kind, ObjectId, Tails, Tid, Tx, split_tail};
+use darner_store::{CHUNK, Kind, ObjectId, Stored, Tails, Tid, Tx, split_tail};
 
 use crate::attr::Attr;
 use crate::change::SMALL;
@@ -357,6 +357,16 @@ impl<'f> Applying<'f> {
     }
 
     fn chunk(&mut self, object: ObjectId, base: u64, spans: Vec<crate::mirror::item::Span<'_>>) -> Result<()> {
+        for lost in spans.iter().filter(|s| matches!(s.bytes, Bytes::Here(Stored::Lost(_)))) {
+            let (offset, len) = (base + u64::from(lost.range.start), lost.range.len() as u64);
+            if self.tx.map(object, offset, len)?.iter().any(|p| p.is_data() && !p.is_lost()) {
+                let path = self.fs.path_of(crate::Node::Live(Inode { fileset: MAIN, object }));
+                return Err(FsError::malformed(format!(
+                    "{path}: {len} bytes from {offset} on are damaged at the source, and nobody was found who has them; they do not replace \
+                     what is here: restore the file there, or remove it"
+                )));
+            }
+        }
         self.tx.punch(object, base, CHUNK)?;
         for span in spans {
             let (offset, len) = (base + u64::from(span.range.start), span.range.len() as u64);

@@ -22,6 +22,7 @@ const OPENING: u8 = 7;
 pub(crate) const RAW: u8 = 0;
 pub(crate) const LZ4: u8 = 1;
 const SHARED: u8 = 2;
+pub(crate) const LOST: u8 = 3;
 
 /// A piece of what changed. Tails are those of the mirror: its root is object 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +139,7 @@ impl<'b> Span<'b> {
                 put_span(out, &self.range, LZ4);
                 put_bytes(out, packed);
             }
+            Bytes::Here(Stored::Lost(_)) => put_span(out, &self.range, LOST),
             Bytes::Shared(object, offset) => put_shared(out, &self.range, *object, *offset),
         }
     }
@@ -150,6 +152,7 @@ impl<'b> Span<'b> {
             RAW => Bytes::Here(Stored::Raw(from.take(len as usize)?)),
             LZ4 => Bytes::Here(Stored::Lz4(take_slice(from)?, len)),
             SHARED => Bytes::Shared(from.varint()?, from.varint()?),
+            LOST => Bytes::Here(Stored::Lost(len)),
             _ => return None,
         };
         if let Bytes::Here(stored) = &bytes {
@@ -221,6 +224,7 @@ mod tests {
                 vec![
                     Span { range: 0..3, bytes: Bytes::Here(Stored::Raw(b"abc")) },
                     Span { range: 3..5003, bytes: Bytes::Here(Stored::Lz4(packed, 5000)) },
+                    Span { range: 5003..9000, bytes: Bytes::Here(Stored::Lost(3997)) },
                     Span { range: 60_000..65_536, bytes: Bytes::Shared(76, 1 << 40) },
                 ],
             ),

@@ -6,14 +6,14 @@
 
 use std::collections::HashMap;
 
-use darner_store::{CHUNK, Kind, ObjectId, Piece, Tid, What, split_tail};
+use darner_store::{CHUNK, Error as StoreError, Kind, ObjectId, Piece, Tid, What, split_tail};
 
 use crate::attr::Attr;
 use crate::codec::put_varint;
 use crate::dirent::{Dirent, malformed};
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
-use crate::mirror::item::{Item, LZ4, RAW, put_chunk, put_shared, put_span};
+use crate::mirror::item::{Item, LOST, LZ4, RAW, put_chunk, put_shared, put_span};
 use crate::mirror::{BOOKS, UPSTREAM_MAX, is_mirrored, tail_of};
 use crate::node::{Inode, ROOT};
 
@@ -292,10 +292,38 @@ impl<'s> Telling<'s> {
     /// Tells a chunk whole: what is stored is read to where it is sent from.
     fn tell_chunk(&mut self, object: ObjectId, to: u64, chunk: u64, tid: Tid, value: &[u8]) -> Result<()> {
         let pieces = self.fs.store.pieces_of(object, chunk, tid, value)?;
+        let start = self.out.len();
+        let told = self.tell_pieces(to, chunk, &pieces);
+        if !matches!(told, Err(StoreError::Data { .. })) {
+            return told.map_err(|e| self.fs.explain(crate::Node::AsOf(self.inode(object), self.at), e.into()));
+        }
+        // The rest can be told.
+        self.out.truncate(start);
+        let parts = self.fs.store.sound_and_damaged(&pieces)?;
+        put_chunk(&mut self.out, to, chunk, parts.len());
+        for (part, is_damaged) in parts {
+            let range = range_of(&part);
+            match is_damaged {
+                true => put_span(&mut self.out, &range, LOST),
+                false => self.tell_piece(&part, &range)?,
+            }
+            if is_damaged {
+                let path = self.fs.path_of(crate::Node::AsOf(self.inode(object), self.at));
+                let (from, len) = (part.offset, part.len);
+                tracing::error!(
+                    from,
+                    len,
+                    "{path}: damaged here, and nobody was found who has it: a mirror gets it as that"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_pieces(&mut self, to: u64, chunk: u64, pieces: &[Piece]) -> darner_store::Result<()> {
         put_chunk(&mut self.out, to, chunk, pieces.len());
         for piece in pieces {
-            let start = (piece.offset - chunk * CHUNK) as u32;
-            let range = start..start + piece.len as u32;
+            let range = range_of(piece);
             if let Some((object, offset)) = piece.identity().and_then(|id| self.sent.places.get(&id)) {
                 put_shared(&mut self.out, &range, *object, *offset);
                 continue;
@@ -304,13 +332,13 @@ impl<'s> Telling<'s> {
                 self.sent.places.insert(id, (to, piece.offset));
             }
             let start = self.out.len();
-            let mut told = self.tell_piece(&piece, &range);
+            let mut told = self.tell_piece(piece, &range);
             // A mirror may have what is damaged here, perhaps the one that asks.
-            if told.is_err() && self.fs.store.heal_pieces(self.root.fileset, std::slice::from_ref(&piece))? {
+            if told.is_err() && self.fs.store.heal_pieces(self.root.fileset, std::slice::from_ref(piece))? {
                 self.out.truncate(start);
-                told = self.tell_piece(&piece, &range);
+                told = self.tell_piece(piece, &range);
             }
-            told.map_err(|e| self.fs.explain(crate::Node::AsOf(self.inode(object), self.at), e.into()))?;
+            told?;
         }
         Ok(())
     }
@@ -332,4 +360,10 @@ impl<'s> Telling<'s> {
     fn inode(&self, object: ObjectId) -> Inode {
         Inode { object, ..self.root }
     }
+}
+
+/// Where in its chunk a piece is.
+fn range_of(piece: &Piece) -> std::ops::Range<u32> {
+    let start = (piece.offset % CHUNK) as u32;
+    start..start + piece.len as u32
 }
