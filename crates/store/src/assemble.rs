@@ -290,13 +290,17 @@ fn candidate(sb: Superblock, known: &[Known], reach: &Reach, stale: &[u16]) -> R
         let Some((volume, supers)) = claims.get(&entry.number) else { continue };
         let theirs = &supers[0].superblock;
         let generation = theirs.generation;
-        let missed_all = entry.away.is_some_and(|since| generation <= since + 1);
+        // (It may have got superblocks again, before it was up to date, and failed once more: they say that it is away.)
+        let is_told = |on: &OnVolume| on.superblock.entry(entry.number).is_some_and(|own| own.away == entry.away);
+        let was_back = entry.away.is_some() && supers.iter().any(is_told);
+        let missed_all = was_back || entry.away.is_some_and(|since| generation <= since + 1);
         // (A sign may be of any time.)
         let counts = theirs.is_home(entry.number);
         let went_on = entry.away.and_then(|since| went_on_without(theirs, entry.number, since, &sb));
         let should_be_as_new = counts && sb.is_home(entry.number) && !missed_all;
         // (What came to one that was then left behind, others may have written otherwise.)
-        let missed_last = entry.away.is_some_and(|since| generation == since + 1) && theirs.attempt < LEFT_BEHIND;
+        let missed_last =
+            was_back || entry.away.is_some_and(|since| generation == since + 1) && theirs.attempt < LEFT_BEHIND;
         if !missed_last && !sb.knows(theirs) && went_on.is_none() {
             let (name, now) = (volume.name(), sb.generation);
             let what = format!(

@@ -302,6 +302,57 @@ fn a_disk_that_fails_while_the_store_is_opened_is_left_behind_like_any_other() {
 }
 
 #[test]
+fn a_disk_that_fails_again_before_it_is_up_to_date_comes_back_all_the_same() {
+    for (lost, closes) in [(0, true), (1, true), (0, false), (1, false)] {
+        let mut run = Run::new(53);
+        let disks = two(1);
+        let store = twice(&disks);
+        (0..20).for_each(|_| run.transaction(&store).unwrap());
+        copy_all(&store);
+        disks[lost].die_at(1);
+        let goes_on = |run: &mut Run, store: &Store| {
+            (0..3).for_each(|_| run.transaction(store).unwrap());
+            store.sync().unwrap();
+            match closes {
+                true => store.close().unwrap(),
+                false => drop(store.checkpoint()),
+            }
+        };
+        goes_on(&mut run, &store);
+        drop(store);
+        let model = run.model.clone();
+        for n in 1.. {
+            run.model = model.clone();
+            let disks = fork(&disks);
+            disks[lost].die_at(n);
+            let mut order = disks.clone();
+            order.swap(0, 1 - lost);
+            let store = open_as(&order, &degraded()).unwrap_or_else(|e| panic!("disk {lost}, {closes}, {n}: {e}"));
+            goes_on(&mut run, &store);
+            let over = disks[lost].operations() < n;
+            drop(store);
+            for order in [[0, 1], [1, 0]] {
+                let disks = order.map(|i| disks[i].fork());
+                let store = open_as(&disks, &OpenOptions::small());
+                let store = store.unwrap_or_else(|e| panic!("disk {lost}, {closes}, {n}: {e}"));
+                run.compare_some(&store, 2);
+                copy_all(&store);
+                run.compare(&store, Tid::MAX);
+                store.close().unwrap();
+                drop(store);
+                for disk in &disks {
+                    run.compare_some(&open_as(&[disk.fork()], &degraded()).unwrap(), 2);
+                }
+            }
+            if over {
+                println!("disk {lost}, closed {closes}: {n} operations");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_free_is_what_fits_twice_also_where_directories_share_a_disk_and_one_is_limited() {
     let dir = tempfile::tempdir().unwrap();
     let paths = [dir.path().join("a"), dir.path().join("b")];

@@ -297,8 +297,8 @@ impl Inner {
             if reconsider || !changed.is_empty() {
                 self.settle_homes(sb, next, &changed, reconsider)?;
             }
-            let is_away = |sb: &Superblock, number| sb.entry(number).is_some_and(|e| e.away.is_some());
-            let leaves = changed.iter().any(|n| is_away(next, *n) && !is_away(sb, *n));
+            let away = |sb: &Superblock, number| sb.entry(number).and_then(|e| e.away);
+            let leaves = changed.iter().any(|n| away(next, *n) > away(sb, *n));
             // One that came to a volume that was not there any more counts less.
             let base = if leaves { LEFT_BEHIND } else { 0 };
             next.attempt = base + self.attempts.fetch_add(1, Ordering::Relaxed);
