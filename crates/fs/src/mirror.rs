@@ -149,13 +149,12 @@ impl Following {
         None
     }
 
-    /// What was wanted is there, up to `next` (`None`: all of it).
-    fn advance(&mut self, next: Option<&[u8]>) {
+    /// All from where something is wanted up to `end` is there (`None`: all there is).
+    fn advance(&mut self, end: Option<&[u8]>) {
         let Some(i) = self.pieces.iter().position(|(_, since)| *since < self.target) else { return };
-        match next {
-            Some(next) => self.pieces.insert(i, (next.to_vec(), self.target)),
-            None => self.pieces[i].1 = self.target,
-        }
+        let is_there = |piece: &[u8]| end.is_none_or(|end| !piece.is_empty() && piece <= end);
+        let there = self.pieces[i..].iter().take_while(|(piece, _)| is_there(piece)).count();
+        self.pieces.splice(i..i + there, [(end.unwrap_or_default().to_vec(), self.target)]);
         let mut joined: Vec<(Vec<u8>, Tid)> = Vec::new();
         for (end, since) in self.pieces.drain(..) {
             match joined.last_mut().filter(|last| last.1 == since) {
@@ -511,9 +510,19 @@ mod tests {
         assert_eq!((next.from, next.to, next.since), (vec![], vec![6; 9], Tid(300)));
         let mut ranges = 0;
         while let Some(w) = f.wanted() {
-            f.advance(Some(&[&w.from[..], &[1]].concat()).filter(|_| ranges % 2 == 0).map(|v| v.as_slice()));
+            let part = [&w.from[..], &[1]].concat();
+            let end = if ranges % 2 == 0 { &part } else { &w.to };
+            f.advance(Some(&end[..]).filter(|end| !end.is_empty()));
             ranges += 1;
         }
-        assert_eq!((ranges, f.pieces), (6, vec![(vec![], Tid(400))]));
+        assert_eq!((ranges, &f.pieces), (6, &vec![(vec![], Tid(400))]));
+        // What is told to beyond where one was cut.
+        let mut f = Following { target: Tid(400), ..following() };
+        f.advance(Some(&[6; 9]));
+        assert_eq!(f.pieces, [(vec![6; 9], Tid(400)), (vec![7; 9], Tid(200)), (vec![], Tid(100))]);
+        f.advance(Some(&[8; 9]));
+        assert_eq!(f.pieces, [(vec![8; 9], Tid(400)), (vec![], Tid(100))]);
+        f.advance(None);
+        assert_eq!(f.pieces, [(vec![], Tid(400))]);
     }
 }

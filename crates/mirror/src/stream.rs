@@ -1,6 +1,7 @@
 //! What changed as a stream, for a file, a pipe, or the way across an air gap. docs/format.md §Export.
 //!
-//! It is what a pull would have brought, in one piece. A stream that was read in part can be read again from its beginning.
+//! It is what a pull would have brought, in one piece. A stream that was read in part can be read again from its beginning, and a newer
+//! one takes its place: it tells anew what that had told.
 
 use std::io::{ErrorKind, Read, Write};
 
@@ -37,7 +38,9 @@ pub struct Header {
 
 fn broken(e: std::io::Error) -> Failure {
     Failure::Other(match e.kind() {
-        ErrorKind::UnexpectedEof => "the stream ended early: it can be read again, from its beginning".into(),
+        ErrorKind::UnexpectedEof => {
+            "the stream ended early: it can be read again, from its beginning, or a newer one".into()
+        }
         _ => format!("the stream: {e}"),
     })
 }
@@ -143,16 +146,16 @@ pub fn import(fs: &Fs, header: &Header, from: &mut dyn Read) -> Result<bool, Fai
         let why = format!("it has moment {}, the stream begins at {}: export --since {}", f.at, header.since, f.at);
         return Err(Failure::Other(why));
     }
-    if !f.is_whole() && f.target != header.at {
-        return Err(Failure::Other(format!(
-            "a pull to moment {} is under way: let it come to its end first",
-            f.target
-        )));
+    if header.at < f.target {
+        let why = format!("it has some of moment {} already, the stream leads to {}: export anew", f.target, header.at);
+        return Err(Failure::Other(why));
     }
     fs.store().raise_objects(ObjectId(header.objects.0.min(1 << 44)));
     let mut f = fs.begin_pull(header.at)?;
     let mut unsynced = 0;
     while let Some(wanted) = f.wanted() {
+        // What other pulls have begun is told anew.
+        let wanted = Wanted { to: Vec::new(), since: header.since, ..wanted };
         let piece = take(from)?;
         let bad = || Failure::Answer("a piece of the stream is in no known form".into());
         let (len, rest) = piece.split_first_chunk::<4>().ok_or_else(bad)?;

@@ -202,6 +202,46 @@ fn a_stream_brings_what_changed_wherever_it_is_cut_and_damage_is_refused() {
     assert_eq!(copy.check().unwrap().findings, Vec::<String>::new());
 }
 
+#[test]
+fn a_newer_stream_takes_the_place_of_one_that_ended_early() {
+    let fs = source();
+    let copy = mirror(&fs);
+    let live = |n: u64| fs.lookup(fs.root(), format!("file {n}").as_bytes(), 0).unwrap().node;
+    assert!(read_in(&copy, &stream(&fs, Tid::ZERO)).unwrap());
+    let (at, caller) = (fs.store().tid(), Caller::default());
+    let mut now = START + 1000;
+    for round in 0..5 {
+        let name = format!("new {round}");
+        let made = fs.mknod(&caller, now, fs.root(), name.as_bytes(), libc::S_IFREG | 0o644, 0).unwrap();
+        fs.write(now + 1, made.node, Some(0), &[round; 70_000], false).unwrap();
+        if round > 0 {
+            fs.unlink(now + 2, fs.root(), format!("new {}", round - 1).as_bytes()).unwrap();
+        }
+        fs.write(now + 3, live(9), Some(5000 * u64::from(round)), b"changed", false).unwrap();
+        fs.unlink(now + 4, fs.root(), format!("file {}", 10 + round).as_bytes()).unwrap();
+        now += 10;
+        let some = stream(&fs, at);
+        read_in(&copy, &some[..some.len() * (5 - usize::from(round)) / 6]).unwrap_err();
+        assert!(copy.following().unwrap().at == at && file(&copy, 10).is_some(), "what it had is shown");
+        assert_eq!(copy.check().unwrap().findings, Vec::<String>::new(), "a pull under way is no damage");
+    }
+    let older = stream(&fs, at);
+    fs.write(now, live(3), Some(0), b"changed", false).unwrap();
+    let newest = stream(&fs, at);
+    read_in(&copy, &newest[..newest.len() - 1]).unwrap_err();
+    let said = read_in(&copy, &older).unwrap_err().to_string();
+    assert!(said.contains("export anew"), "{said}");
+    assert!(read_in(&copy, &newest).unwrap());
+    for n in 0..20 {
+        let there = fs.lookup(fs.root(), format!("file {n}").as_bytes(), 0).ok();
+        assert_eq!(file(&copy, n), there.map(|found| fs.read(found.node, 0, 1 << 20).unwrap()), "file {n}");
+    }
+    let names = |fs: &Fs| fs.readdir(fs.root(), 0, 4000, 24, false, 0).unwrap().into_iter().map(|e| e.name).collect();
+    let (there, here): (Vec<Vec<u8>>, Vec<_>) = (names(&fs), names(&copy));
+    assert_eq!(here, there);
+    assert_eq!(copy.check().unwrap().findings, Vec::<String>::new());
+}
+
 /// As somebody who may see one fileset gets answers.
 struct Restricted(Arc<Source>, u32);
 

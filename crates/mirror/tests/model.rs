@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use common::{SECOND, START};
 use darner_fs::{Attr, Caller, FilesetId, Found, Fs, Inode, MAIN, Node, ROOT, Tid};
-use darner_mirror::{Failure, Puller, Source, Walk, Which};
+use darner_mirror::{Failure, Header, Puller, Source, Walk, Which, export, import};
 use darner_store::volume::RawVolume;
 use darner_store::volume::sim::SimDisk;
 use darner_store::{CHUNK, CreateOptions, Grid, Kind, OpenOptions, Step, Store, split_tail};
@@ -163,6 +163,9 @@ fn random_grid(rng: &mut fastrand::Rng) -> Grid {
 struct Counts {
     pulls: u64,
     cut: u64,
+    /// Streams that were read, and that ended early.
+    streams: u64,
+    short: u64,
     points: u64,
     bytes: u64,
     /// Promoted amid a pull.
@@ -244,6 +247,37 @@ impl World<'_> {
                 self.mirrors[n].gone = true;
             }
             Err(e) => panic!("mirror {n}: {e}"),
+        }
+        self.check_past(n);
+    }
+
+    /// Reads what changed as a stream, which may end early: then another one, or a pull, takes its place.
+    fn read_stream(&mut self, n: usize) {
+        let m = &self.mirrors[n];
+        let source = self.source_fs(m.of);
+        let pair = Pair::perfect(Arc::new(Refuse), Arc::new(Source::new(source.clone())));
+        let since = m.fs.following().unwrap().at;
+        let mut stream = Vec::new();
+        if let Err(e) = export(&*pair.caller(Side::A), Which::Number(m.root.fileset), since, 1, &mut stream) {
+            assert!(!source.filesets().iter().any(|(f, _)| f.inode() == m.root), "{e}");
+            self.mirrors[n].gone = true;
+            return;
+        }
+        let ends_early = self.rng.bool();
+        if ends_early {
+            stream.truncate(self.rng.usize(..stream.len()));
+        }
+        let mut from = &stream[..];
+        let read = Header::read(&mut from).and_then(|header| import(&m.fs, &header, &mut from).map(|_| header.at));
+        match read {
+            Ok(at) => {
+                self.counts.streams += 1;
+                self.check_head(n, &source, at);
+            }
+            Err(e) => {
+                assert!(ends_early, "mirror {n}: {e}");
+                self.counts.short += 1;
+            }
         }
         self.check_past(n);
     }
@@ -537,7 +571,10 @@ fn live(seed: u64) -> Counts {
                 // The first one often, the last ones seldom.
                 let n = w.rng.usize(..w.mirrors.len()).min(w.rng.usize(..w.mirrors.len()));
                 if !w.mirrors[n].gone {
-                    w.pull(n);
+                    match w.rng.u8(0..4) {
+                        0 => w.read_stream(n),
+                        _ => w.pull(n),
+                    }
                 }
             }
             13..=14 => {
@@ -584,6 +621,8 @@ fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
             Ok(c) => {
                 sum.pulls += c.pulls;
                 sum.cut += c.cut;
+                sum.streams += c.streams;
+                sum.short += c.short;
                 sum.points += c.points;
                 sum.bytes += c.bytes;
                 sum.amid += c.amid;
@@ -603,6 +642,8 @@ fn every_mirror_shows_what_its_source_was_and_keeps_what_it_had() {
         sum.pulls > 50
             && sum.points > 100
             && sum.cut > 5
+            && sum.streams > 10
+            && sum.short > 10
             && sum.amid > 0
             && sum.mended > 0
             && sum.back > sum.far

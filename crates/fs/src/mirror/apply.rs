@@ -35,9 +35,11 @@ impl Fs {
     pub fn apply(&self, wanted: &Wanted, part: &Part) -> Result<Vec<Inode>> {
         let refused = || FsError::malformed("what the source sent is not in a known form");
         let mut f = self.following().ok_or(FsError::new(libc::EINVAL, "this is no mirror"))?;
-        let end = part.next.as_ref().or(Some(&wanted.to).filter(|to| !to.is_empty()));
+        let end = part.next.as_deref().or(Some(&wanted.to[..]).filter(|to| !to.is_empty()));
         let ahead = |next: &Vec<u8>| *next > wanted.from && (wanted.to.is_empty() || *next < wanted.to);
-        let is_next = f.wanted().is_some_and(|w| (&w.from, &w.to, w.at) == (&wanted.from, &wanted.to, wanted.at));
+        // (What is asked for up to the end, pulls that were cut may have left in several pieces.)
+        let is_range = |w: &Wanted| w.from == wanted.from && (wanted.to.is_empty() || w.to == wanted.to);
+        let is_next = f.wanted().is_some_and(|w| is_range(&w) && w.at == wanted.at && w.since >= wanted.since);
         if !is_next || !part.next.as_ref().is_none_or(ahead) {
             return Err(FsError::new(libc::EINVAL, "what the source sent is not what was asked for"));
         }
@@ -56,7 +58,7 @@ impl Fs {
         let mut acts = self.acts(items)?;
         // Of a stream that is read again, some was done before.
         acts.retain(|(tail, _)| *tail >= wanted.from);
-        if !acts.iter().all(|(tail, _)| end.is_none_or(|end| tail < end)) {
+        if !acts.iter().all(|(tail, _)| end.is_none_or(|end| &tail[..] < end)) {
             return Err(FsError::new(libc::EINVAL, "the source sent more than what was asked for"));
         }
         let mut changed = BTreeSet::new();
@@ -77,7 +79,7 @@ impl Fs {
             }
             match acts.peek() {
                 Some((next, _)) => f.advance(Some(next)),
-                None => f.advance(part.next.as_deref()),
+                None => f.advance(end),
             }
             put_books(&mut applying.tx, &f);
             applying.finish()?;
@@ -87,7 +89,7 @@ impl Fs {
             // Nothing to write: where it was cut, it would look here again.
             let mut state = self.mirror.state.lock();
             if let Some(state) = state.as_mut().filter(|state| !state.promoted && state.target == f.target) {
-                state.advance(part.next.as_deref());
+                state.advance(end);
                 (state.opening, state.above) = (f.opening, f.above);
             }
         }
