@@ -84,6 +84,9 @@ pub enum Command {
     /// The versions of a file or directory, deleted ones too
     Log(Log),
     /// What differs between two trees, of any two moments
+    ///
+    /// The exit code is 0 where nothing does, 1 where something does, and 2 where something could not be compared, such as what is mounted or
+    /// attached in one of the trees.
     Diff(Diff),
     /// Bring back what PATH was at a moment
     Restore(Restore),

@@ -250,6 +250,51 @@ fn diff_tells_what_came_went_and_changed_and_its_exit_code_can_be_trusted() {
 }
 
 #[test]
+fn files_of_different_sizes_differ_whatever_their_times() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let stamp = |path: &Path| fs::metadata(path).map(|m| (m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec())).ok();
+    let at_once = |_| {
+        fs::write(&a, "one").expect("new");
+        fs::write(&b, "three").expect("new");
+        stamp(&a) == stamp(&b)
+    };
+    assert!((0..1000).any(at_once), "some two are written within one tick of the clock");
+    let done = darner(dir.path(), &["diff", "a", "b"]);
+    assert_eq!((done.code, done.out.as_str()), (1, "M b  size 3 → 5\n"), "{}", done.err);
+}
+
+#[test]
+fn what_is_mounted_in_a_tree_is_named_as_not_compared() {
+    let Some(m) = Mounted::new() else { return };
+    fs::create_dir_all(m.at("mnt/tree/deep")).expect("new");
+    m.ok(&["snapshot", "mnt", "before"]);
+    m.ok(&["mount", "--create", "other", "mnt/tree/deep"]);
+    m.write("mnt/tree/deep/file", "");
+    m.write("mnt/tree/new", "");
+    let done = m.run(&["diff", "mnt/tree@@before", "mnt/tree"]);
+    assert_eq!((done.code, done.out.as_str()), (2, "+ new\n"), "{}", done.err);
+    assert!(done.err.contains("can't compare deep: another filesystem is mounted there"), "{}", done.err);
+    let done = m.run(&["diff", "store", "mnt"]);
+    assert!(done.code == 2 && done.err.contains("can't compare tree/deep: another"), "{}", done.err);
+    m.same("mnt/tree/deep", "mnt/tree/deep");
+}
+
+#[test]
+fn a_name_that_is_no_utf_8_is_told_apart_from_one_that_looks_like_it_escaped() {
+    let Some(m) = Mounted::new() else { return };
+    m.ok(&["snapshot", "mnt", "before"]);
+    m.write(r"mnt/\xff", "");
+    fs::write(m.at("mnt").join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff")), "")
+        .expect("new");
+    assert_eq!(m.diff("mnt@@before", "mnt"), "+ \\\\xff\n+ \\xff\n");
+    let told: serde_json::Value =
+        serde_json::from_str(&m.run(&["diff", "--json", "mnt@@before", "mnt"]).out).expect("JSON");
+    let line = |n: usize| (told[n]["path"].as_str(), told[n]["escaped"].as_bool());
+    assert_eq!([line(0), line(1)], [(Some(r"\xff"), None), (Some(r"\xff"), Some(true))], "{told}");
+}
+
+#[test]
 fn a_tree_is_restored_in_place_whole_and_that_can_be_undone() {
     let Some(m) = Mounted::new() else { return };
     grow(&m, "mnt/tree");

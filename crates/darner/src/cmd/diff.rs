@@ -1,10 +1,12 @@
 //! `darner diff`: walks two trees by ordinary system calls, whatever they are: live, past, or of another filesystem.
 //!
-//! Equal mtime and ctime mean equal contents and attributes: then nothing is read. A directory's mtime is told only where
-//! no entry that came or went tells the same. Other filesystems mounted in a tree are not entered.
+//! Equal size, mtime and ctime mean equal contents and attributes: then nothing is read. A directory's mtime is told only where
+//! no entry that came or went tells the same. Other filesystems mounted in a tree are not entered: what is in them counts as not
+//! compared.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs::{self, File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::printable;
+use super::{Named, printable};
 use crate::cli::Diff;
 use crate::error::{Context, Failure, Result};
 use crate::{mounts, xattr};
@@ -25,7 +27,8 @@ const FAILED: u8 = 2;
 struct Line {
     /// `+` only in B, `-` only in A, `M` in both but different.
     change: char,
-    path: String,
+    #[serde(flatten)]
+    path: Named,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     what: Vec<String>,
 }
@@ -79,7 +82,7 @@ impl Walk {
         let shown = if at.as_os_str().is_empty() { &self.top } else { at };
         match &mut self.json {
             Some(lines) => {
-                lines.push(Line { change, path: super::named(shown), what });
+                lines.push(Line { change, path: Named::of(shown), what });
                 Ok(())
             }
             None => {
@@ -91,14 +94,19 @@ impl Walk {
     }
 
     /// Goes on where one path can't be compared; the end will say so.
-    fn complain(&mut self, at: &Path, error: &std::io::Error) {
+    fn complain(&mut self, at: &Path, why: &dyn Display) {
         self.failed += 1;
-        self.bar.suspend(|| eprintln!("darner: can't compare {}: {error}", printable(at)));
+        self.bar.suspend(|| eprintln!("darner: can't compare {}: {why}", printable(at)));
+    }
+
+    fn pass_over(&mut self, at: &Path) {
+        self.complain(at, &"another filesystem is mounted there");
     }
 
     fn both(&mut self, at: &Path, a: &Metadata, b: &Metadata) -> Result<()> {
         self.bar.inc(1);
-        if (a.dev(), b.dev()) != self.devices {
+        if is_another(a, self.devices.0) || is_another(b, self.devices.1) {
+            self.pass_over(at);
             return Ok(());
         }
         if kind(a) != kind(b) {
@@ -166,7 +174,9 @@ impl Walk {
             '-' => (self.devices.0, true, false),
             _ => (self.devices.1, false, true),
         };
-        if m.is_dir() && m.dev() == device {
+        if is_another(m, device) {
+            self.pass_over(at);
+        } else if m.is_dir() {
             self.below(at, in_a, in_b)?;
         }
         Ok(())
@@ -184,7 +194,7 @@ impl Walk {
         if (a.file_type().is_block_device() || a.file_type().is_char_device()) && a.rdev() != b.rdev() {
             what.push("device".into());
         }
-        if times(a) == times(b) {
+        if times(a) == times(b) && (a.is_dir() || a.len() == b.len()) {
             return Ok(what);
         }
         let (path_a, path_b) = (join(&self.a, at), join(&self.b, at));
@@ -217,6 +227,11 @@ type Stamp = (i64, i64);
 /// mtime and ctime.
 fn times(m: &Metadata) -> (Stamp, Stamp) {
     ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()))
+}
+
+/// Whether a directory is of another filesystem than the tree that it is in.
+fn is_another(m: &Metadata, device: u64) -> bool {
+    m.is_dir() && m.dev() != device
 }
 
 fn kind(m: &Metadata) -> &'static str {

@@ -2,12 +2,23 @@
 
 use std::path::Path;
 
-use super::printable;
+use serde::Serialize;
+
+use super::{Named, printable};
 use crate::cli::Forget;
 use crate::control::{self, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::mounts;
 use crate::place::Place;
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    path: Named,
+    objects: u64,
+    lapsed: bool,
+    left: &'a [String],
+}
 
 pub fn run(c: &Forget) -> Result<()> {
     let mut left = 0;
@@ -42,9 +53,7 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
     let answer = super::call_showing_progress(&place, &Request::Forget { at })?;
     let Response::Forgotten { objects, lapsed, left } = answer else { return Err(super::other_answer()) };
     if c.json {
-        super::print_json(
-            &serde_json::json!({ "path": super::named(path), "objects": objects, "lapsed": lapsed, "left": left }),
-        )?;
+        super::print_json(&Line { path: Named::of(path), objects, lapsed, left: &left })?;
         return Ok(left.len());
     }
     let what = match lapsed {

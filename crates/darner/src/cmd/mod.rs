@@ -117,17 +117,27 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// A path on a line of its own: control characters and broken UTF-8 are escaped.
+/// A path on a line of its own: one with control characters, broken UTF-8 or backslashes is escaped.
 pub(crate) fn printable(path: &Path) -> String {
     match path.to_str() {
-        Some(text) if !text.contains(char::is_control) => text.to_string(),
+        Some(text) if !text.contains(|c: char| c.is_control() || c == '\\') => text.to_string(),
         _ => path.as_os_str().as_bytes().escape_ascii().to_string(),
     }
 }
 
-/// A path in JSON: as it is, or with broken UTF-8 escaped.
-pub(crate) fn named(path: &Path) -> String {
-    path.to_str().map_or_else(|| printable(path), str::to_owned)
+/// A path in JSON: as it is or, where it is no UTF-8, escaped.
+#[derive(serde::Serialize)]
+pub(crate) struct Named {
+    path: String,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    escaped: bool,
+}
+
+impl Named {
+    pub(crate) fn of(path: &Path) -> Named {
+        let text = path.to_str();
+        Named { path: text.map_or_else(|| printable(path), str::to_owned), escaped: text.is_none() }
+    }
 }
 
 /// A path as a shell takes it back.
