@@ -43,8 +43,8 @@ pub enum What {
 pub struct LogEntry {
     /// When.
     pub tid: Tid,
-    /// `NAME@@0x<shown>` shows it (unless it lost the name then): when or, where that moment was given up, the first one
-    /// since that is kept.
+    /// `NAME@@0x<shown>` shows it (unless it lost the name then): when or, where that moment was given up or (of a clone) is from
+    /// before there was the fileset, the first one since that is kept.
     pub shown: Tid,
     /// What happened.
     pub what: What,
@@ -185,11 +185,13 @@ impl Fs {
                 attrs = before.map(|attr| (tenure.from, attr)).into_iter().chain(later).collect();
             }
             let retention = self.retention(tenure.ino.fileset)?;
+            let shown_since = kept_since.max(self.store.made(tenure.ino.fileset));
             let ends: Vec<Tid> =
                 attrs.iter().skip(1).map(|(tid, _)| *tid).chain([tenure.until.unwrap_or(Tid::MAX)]).collect();
             for ((tid, attr), until) in attrs.into_iter().zip(ends) {
                 if tid >= tenure.from
-                    && let Some(shown) = self.first_shown(tenure.ino.fileset, &retention, tid.max(kept_since), until)?
+                    && let Some(shown) =
+                        self.first_shown(tenure.ino.fileset, &retention, tid.max(shown_since), until)?
                 {
                     log.push(LogEntry {
                         tid,

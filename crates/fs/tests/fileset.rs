@@ -324,7 +324,7 @@ fn a_clone_of_a_moment_shows_that_and_is_not_there_before_it_was_made() {
         t=51 find copy/a@@2026-11-22T00:00:29Z => ENOENT
         t=52 find copy@@2026-11-22T00:00:29Z => ENOENT
         t=53 find copy/@@2026-11-22T00:00:29Z => ENOENT
-        t=54 log copy/a => 11:Created:0 12:Written:3 40:Written:3
+        t=54 log copy/a => 12@30:Written:3 40:Written:3
         t=55 clone home@@2026-11-22T00:00:05Z early => ENOENT
         t=60 clone copy@@2026-11-22T00:00:35Z again
         t=61 read again/a => one
@@ -340,6 +340,31 @@ fn a_clone_of_a_moment_shows_that_and_is_not_there_before_it_was_made() {
         t=73 read home/a => one
         t=74 remount
         t=75 ls home => a b c
+        ",
+    );
+}
+
+#[test]
+fn the_log_of_what_is_in_a_clone_tells_only_moments_at_which_the_clone_is_there() {
+    check(
+        "
+        t=10 create-fileset home
+        t=11 create home/a
+        t=12 write home/a one
+        t=20 write home/a three
+        t=30 clone home@@2026-11-22T00:00:15Z copy
+        t=31 log copy/a => 12@30:Written:3
+        t=32 write copy/a again
+        t=33 log copy/a => 12@30:Written:3 32:Written:5
+        t=34 clone copy third
+        t=35 log third/a => 32@34:Written:5
+        t=40 remove-fileset third force
+        t=41 log third/a => 34:RenamedHere:5 40:Removed:5
+        t=42 remove-fileset copy force
+        t=43 remove-fileset home force
+        t=50 clone home@@2026-11-22T00:00:25Z home
+        t=51 log home/a => 11:Created:0 12:Written:3 20:Written:5 20@50:Written:5 43:Removed:5
+        t=52 read home/a@@2026-11-22T00:00:50Z => three
         ",
     );
 }

@@ -31,6 +31,11 @@ impl Store {
         self.index.read().filesets.bases().into_iter().collect()
     }
 
+    /// When a fileset was made, before which it shows nothing, though it be a clone; the main one was always there.
+    pub fn made(&self, fileset: FilesetId) -> Tid {
+        self.index.read().filesets.made(fileset)
+    }
+
     /// What shows through a fileset now, and as of when.
     pub fn beneath(&self, fileset: FilesetId) -> Option<(FilesetId, Tid)> {
         self.index.read().filesets.beneath(fileset, Tid::MAX)

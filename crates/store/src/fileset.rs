@@ -101,6 +101,11 @@ impl Filesets {
         Some((known.lineage?.created, known.removed?))
     }
 
+    /// When a fileset was made, before which it shows nothing, though it be a clone; the main one was always there.
+    pub fn made(&self, fileset: FilesetId) -> Tid {
+        self.0.get(&fileset).and_then(|known| known.lineage).map_or(Tid::ZERO, |lineage| lineage.created)
+    }
+
     /// What shows through a fileset as of a moment where it has nothing of its own.
     pub fn beneath(&self, fileset: FilesetId, at: Tid) -> Option<(FilesetId, Tid)> {
         let lineage = self.0.get(&fileset)?.lineage?;
