@@ -147,15 +147,9 @@ impl Fs {
         let (mut ino, at) = (node.inode(), node.at());
         let mut names = Vec::new();
         while ino != ROOT && names.len() < 4096 {
-            let parent = match self.attr_at(ino, at) {
-                Ok(Some(attr)) => above(ino, attr.parent),
-                _ => break,
-            };
-            match self.name_in(parent, ino, at) {
-                Ok(Some(name)) => names.push(String::from_utf8_lossy(&name).into_owned()),
-                _ => break,
-            }
-            ino = parent;
+            let Ok(Some((dir, name))) = self.a_name_of(ino, at) else { break };
+            names.push(String::from_utf8_lossy(&name).into_owned());
+            ino = dir;
         }
         names.reverse();
         let path = names.join("/");
@@ -164,6 +158,22 @@ impl Fs {
             Node::AsOf(_, tid) => format!("{start}{path} (as of {tid})"),
             _ => format!("{start}{path}"),
         }
+    }
+
+    /// A directory in which an object has a name, and that: the one where it got its newest name or, where it has lost that, one of
+    /// those before.
+    fn a_name_of(&self, ino: Inode, at: Tid) -> Result<Option<(Inode, Vec<u8>)>> {
+        let name_in = |attr: Attr| {
+            let dir = above(ino, attr.parent);
+            Ok(self.name_in(dir, ino, at)?.map(|name| (dir, name)))
+        };
+        let Some(newest) = self.attr_at(ino, at)? else { return Ok(None) };
+        if let Some(found) = name_in(newest)? {
+            return Ok(Some(found));
+        }
+        let mut earlier = self.attr_versions(ino)?;
+        earlier.dedup_by_key(|(_, attr)| attr.parent);
+        earlier.into_iter().rev().find_map(|(_, attr)| name_in(attr).transpose()).transpose()
     }
 
     /// Adds the file's path to an error that comes from damaged or unreadable bytes, and logs it.

@@ -263,7 +263,7 @@ impl Fs {
     }
 
     /// All versions of an object's attributes, oldest first.
-    fn attr_versions(&self, ino: Inode) -> Result<Vec<(Tid, Attr)>> {
+    pub(crate) fn attr_versions(&self, ino: Inode) -> Result<Vec<(Tid, Attr)>> {
         let mut versions = Vec::new();
         self.store.versions(ino.fileset, ino.object, Kind::ATTR, &[], &mut |_, tid, value| {
             versions.extend(value.and_then(|value| Attr::decode(value, tid)).map(|attr| (tid, attr)));

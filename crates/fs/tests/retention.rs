@@ -210,6 +210,13 @@ fn what_is_destroyed_is_gone_from_every_moment_and_all_else_stays() {
         forget #e
         destroy e => 2 /kept lives on there, and its past with it
         find e@@2026-11-22T00:00:23 => ENOENT
+        t=30 mkdir g
+        hold g g
+        t=31 link kept g/y
+        t=32 unlink g/y
+        t=33 rmdir g
+        forget #g
+        destroy g => 1 /kept lives on there, and its past with it
         find kept => there
         remount
         find kept => there
