@@ -612,7 +612,7 @@ pub enum MirrorAction {
         #[arg(long, value_name = "BYTES", value_parser = limit)]
         limit: Option<u64>,
     },
-    /// All mirrors, how far they are, and what they wait for
+    /// The mirrors that were added here, or this mirror: how far they are, and what they wait for
     List {
         /// A mount point of the source, or a mirror's own store
         mnt: PathBuf,

@@ -31,6 +31,8 @@ use crate::whereabouts::{self, connect_to, has_origin};
 /// What a mirror without a way to its source waits for.
 pub(crate) const NEXT_STREAM: &str =
     "the next stream: `darner mirror export MNT --since TID` there, `darner mirror import` here";
+/// And one that has no daemon.
+const RESUME: &str = "`darner mirror resume`: it is paused, or was ended";
 /// How long somebody may have a mirror open that has no daemon.
 const WHILE_LOOKED_AT: Duration = Duration::from_secs(1);
 /// The state of a mirror that was promoted, and goes its own way.
@@ -531,7 +533,7 @@ impl Daemon {
                 lag_seconds: None,
                 received_bytes: 0,
                 pull_seconds: None,
-                waits_for: Some("`darner mirror resume`: it is paused, or was ended".into()),
+                waits_for: Some(RESUME.into()),
                 last_error: None,
                 clock_ahead_seconds: None,
                 compared: None,
@@ -596,26 +598,48 @@ impl Daemon {
 
     /// How this store follows another one, if it does.
     fn own_line(&self) -> Option<MirrorLine> {
-        let f = self.follow_line().ok()?;
-        let known = f.at != 0;
-        let lag = (f.up_to_date != 0).then(|| now_ns().saturating_sub(f.up_to_date) as f64 / 1e9);
-        Some(MirrorLine {
-            name: String::new(),
-            target: self.path(),
-            source: Some(f.origin),
-            state: f.state,
-            is_known: true,
-            at_tid: known.then(|| format!("{:#x}", f.at)),
-            at: known.then(|| local(Tid(f.at))),
-            lag_seconds: lag,
-            received_bytes: f.received_bytes,
-            pull_seconds: f.pull_seconds,
-            waits_for: f.waits_for,
-            last_error: f.last_error,
-            clock_ahead_seconds: f.clock_ahead_seconds,
-            compared: f.compared,
-        })
+        Some(line_of_itself(self.path(), self.follow_line().ok()?))
     }
+}
+
+/// What a mirror says of itself.
+fn line_of_itself(target: PathBuf, f: FollowLine) -> MirrorLine {
+    let known = f.at != 0;
+    let lag = (f.up_to_date != 0).then(|| now_ns().saturating_sub(f.up_to_date) as f64 / 1e9);
+    MirrorLine {
+        name: String::new(),
+        target,
+        source: (!f.origin.is_empty()).then_some(f.origin),
+        state: f.state,
+        is_known: true,
+        at_tid: known.then(|| format!("{:#x}", f.at)),
+        at: known.then(|| local(Tid(f.at))),
+        lag_seconds: lag,
+        received_bytes: f.received_bytes,
+        pull_seconds: f.pull_seconds,
+        waits_for: f.waits_for,
+        last_error: f.last_error,
+        clock_ahead_seconds: f.clock_ahead_seconds,
+        compared: f.compared,
+    }
+}
+
+/// What a mirror that no daemon has would say of itself; `None` if it is none.
+pub(crate) fn line_of_stopped(place: &Place) -> Result<Option<MirrorLine>> {
+    place::once_closed(WHILE_LOOKED_AT, || {
+        looking_at(place, |fs| {
+            let Some(f) = fs.following() else { return Ok(None) };
+            let origin = whereabouts::origin(fs, &f);
+            let (state, waits_for) = match f.paused {
+                true => ("paused", None),
+                false if origin.is_empty() => ("stopped", Some(NEXT_STREAM)),
+                false => ("stopped", Some(RESUME)),
+            };
+            let (state, waits_for) = (state.into(), waits_for.map(String::from));
+            let line = FollowLine { origin, state, waits_for, at: f.at.0, ..FollowLine::default() };
+            Ok(Some(line_of_itself(place.path.clone(), line)))
+        })
+    })
 }
 
 /// Has a mirror reach what it follows at another address, if that is there.
@@ -638,10 +662,14 @@ pub(crate) fn follow_at(fs: &Arc<Fs>, address: &str, ticket: Option<&str>) -> Re
 
 /// How a store that no daemon has follows another one, or did until it was promoted.
 fn followed_by(place: &Place) -> Result<(Option<Following>, Option<Was>)> {
+    looking_at(place, |fs| Ok((fs.following(), fs.was()?)))
+}
+
+/// Looks at a store that no daemon has.
+fn looking_at<T>(place: &Place, look: impl FnOnce(&Fs) -> Result<T>) -> Result<T> {
     let options = OpenOptions { read_only: true, ..place::options() };
     let (store, _held) = place.open(&[], &options, &mut |_| ())?;
-    let fs = Fs::open(store)?;
-    Ok((fs.following(), fs.was()?))
+    look(&Fs::open(store)?)
 }
 
 pub(crate) fn why(line: &FollowLine) -> String {

@@ -610,6 +610,9 @@ fn the_list_tells_what_a_mirror_without_a_daemon_shows_or_that_it_is_not_known()
     assert!(at.is_string());
     w.unmount();
     w.darner(&["mirror", "pause", store]);
+    let own: Value = serde_json::from_str(&w.darner(&["mirror", "list", "--json", store])).unwrap();
+    assert_eq!((&own[0]["at_tid"], &own[0]["state"]), (&at, &Value::from("paused")));
+    assert!(w.darner(&["mirror", "list", store]).contains(&format!("moment: {}", at.as_str().unwrap())));
     w.mount();
     // (The mount has somebody look at it; meanwhile the list can't.)
     eventually("it has been looked at", || w.log().contains("this mirror is paused"));

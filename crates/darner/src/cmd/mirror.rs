@@ -11,7 +11,7 @@ use darner_fs::{Fs, Node, ROOT, Tid};
 use darner_mirror::{Header, Puller, Which, export, import};
 use darner_syslink::{Identity, Link};
 
-use super::{daemon, human};
+use super::{daemon, human, printable, quoted};
 use crate::cli::{Mirror, MirrorAction, Stay, SyncOf};
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
@@ -39,8 +39,9 @@ pub fn run(c: &Mirror) -> Result<()> {
             }
             daemon::stay(&target)?;
             super::print(&format!(
-                "{0} is a mirror, and follows; to look at it: darner mount {0} MNT\n",
-                target.display()
+                "{} is a mirror, and follows; to look at it: darner mount {} MNT\n",
+                printable(&target),
+                quoted(&target)
             ))
         }
         A::Follow { store, source, ticket, key, limit } => {
@@ -68,8 +69,11 @@ pub fn run(c: &Mirror) -> Result<()> {
             }
         }
         A::List { mnt, json } => {
-            let Response::Mirrors(lines) = control::must_call(&mounts::store_of(mnt)?, &Request::Mirrors)? else {
-                return Err(super::other_answer());
+            let place = mounts::store_of(mnt)?;
+            let lines = match call(&place, &Request::Mirrors)? {
+                Some(Response::Mirrors(lines)) => lines,
+                Some(_) => return Err(super::other_answer()),
+                None => vec![mirroring::line_of_stopped(&place)?.ok_or_else(|| control::nobody_has(&place))?],
             };
             if *json { super::print_json(&lines) } else { super::print(&table(&lines)) }
         }
@@ -261,7 +265,8 @@ fn follows(store: &Path, far: &Far, limit: Option<u64>) -> Result<()> {
         pause(&Place::at(store)?, false, limit)?;
     }
     daemon::stay(store)?;
-    super::print(&format!("{0} follows {far}; to look at it: darner mount {0} MNT\n", store.display()))
+    let (shown, store) = (printable(store), quoted(store));
+    super::print(&format!("{shown} follows {far}; to look at it: darner mount {store} MNT\n"))
 }
 
 /// Has a mirror reach its source at another address; says whether the store is a mirror.
@@ -320,7 +325,7 @@ fn turn_back_closed(
     let name = format!("before-return-{}", now_ns() / 1_000_000_000);
     let (at, alone) = opened_soon(place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
     daemon::stay(&place.path)?;
-    let store = place.path.display();
+    let store = printable(&place.path);
     let alone = alone.map_or("it had nothing besides".into(), |_| {
         format!("what it had become is the fileset {name}: darner mount --fileset {name} {store} MNT")
     });
@@ -371,7 +376,7 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
     let more = outcome.map_err(|e| Failure::new(format!("{}: {e}", target.display())))?;
     let at = fs.following().map_or(header.at, |f| f.at);
     let news = if more { "" } else { " (which it did before)" };
-    super::print(&format!("{} shows moment {at} of {:?}{news}\n", target.display(), header.name))
+    super::print(&format!("{} shows moment {at} of {:?}{news}\n", printable(target), header.name))
 }
 
 fn promote(target: &Path) -> Result<()> {
@@ -383,12 +388,8 @@ fn promote(target: &Path) -> Result<()> {
     let Response::Following(line) = call_or_open(&place, &Request::Promote, here)? else {
         return Err(super::other_answer());
     };
-    super::print(&format!(
-        "{} shows moment {:#x} of {}; mount it (anew) to write\n",
-        place.path.display(),
-        line.at,
-        line.origin
-    ))
+    let of = if line.origin.is_empty() { String::new() } else { format!(" of {}", line.origin) };
+    super::print(&format!("{} shows moment {:#x}{of}; mount it (anew) to write\n", printable(&place.path), line.at))
 }
 
 fn compared(r: &VerifyReport) -> String {
@@ -420,8 +421,12 @@ fn table(lines: &[MirrorLine]) -> String {
         });
         let received = human(line.received_bytes);
         let name = if line.name.is_empty() { "(this store)" } else { &line.name };
-        let _ =
-            writeln!(out, "{name:<16} {:<12} {lag:>9} {received:>10}  {at:<26} {}", line.state, line.target.display());
+        let _ = writeln!(
+            out,
+            "{name:<16} {:<12} {lag:>9} {received:>10}  {at:<26} {}",
+            line.state,
+            printable(&line.target)
+        );
         let ahead = line.clock_ahead_seconds.filter(|ahead| ahead.abs() > SKEW);
         let ahead = ahead.map(|ahead| {
             let which = if ahead > 0.0 { "ahead of" } else { "behind" };
@@ -437,8 +442,11 @@ fn table(lines: &[MirrorLine]) -> String {
         for differed in line.compared.iter().flat_map(|c| &c.named) {
             let _ = writeln!(out, "        {differed}");
         }
-        let source = line.source.as_ref().filter(|_| line.name.is_empty()).cloned();
-        for (what, text) in [("source", &source), ("waits for", &line.waits_for), ("last error", &line.last_error)] {
+        let own = |text: &Option<String>| text.clone().filter(|_| line.name.is_empty());
+        let (source, moment) = (own(&line.source), own(&line.at_tid));
+        for (what, text) in
+            [("source", &source), ("moment", &moment), ("waits for", &line.waits_for), ("last error", &line.last_error)]
+        {
             if let Some(text) = text {
                 let _ = writeln!(out, "    {what}: {text}");
             }
