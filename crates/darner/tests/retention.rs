@@ -181,6 +181,11 @@ fn a_restore_keeps_what_no_history_is_kept_of() {
     w.sh("mkdir -p p/new; $DARNER retain p/new --nothing-here; mkdir p/new/deep; mkdir -p p/deep/er; $DARNER retain p/deep/er --nothing-here; echo x > p/deep/er/f");
     refused("$DARNER restore p@@then", "p/deep/er, which would be lost for good");
     assert_eq!(w.sh("cat p/src/a.c p/target/out p/deep/er/f; ls -A"), "code2\nprecious\nx\np");
+    w.sh("mv p/target elsewhere");
+    for restore in ["$DARNER restore p/target@@then", "$DARNER restore p/target@@then --to copy"] {
+        refused(restore, "no history is kept of");
+    }
+    assert_eq!(w.sh("cat elsewhere/out; ls -A . p"), "precious\n.:\nelsewhere\np\n\np:\ndeep\nnew\nsrc");
 }
 
 #[test]

@@ -72,6 +72,6 @@ pub use setattr::{SetAttr, SetTime};
 pub use statfs::StatFs;
 pub use view::{Moment, splits};
 pub use whereabouts::{NamedMirror, Whereabouts};
-pub use xattr::{Found, SetXattr};
+pub use xattr::{Found, NO_HISTORY, SetXattr};
 
 pub use darner_store::{Count, FilesetId, ObjectId, Tid};

@@ -22,6 +22,8 @@ use crate::retain;
 pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 /// What everything of the past has besides, unlisted: which moment it shows.
 const AS_OF: &[u8] = b"user.darner.as-of";
+/// How that ends where the past is empty because none is kept of it.
+pub const NO_HISTORY: &str = "; no history is kept of it";
 const TRUSTED: &[u8] = b"trusted.";
 const VALUE_MAX: usize = 65536;
 const LIST_MAX: usize = 65536;
@@ -63,7 +65,11 @@ impl Fs {
         let _live = self.look(node)?;
         check_name(name)?;
         if let (AS_OF, Node::AsOf(ino, tid)) = (name, node) {
-            return Found::within(retain::describe(&*self.retention(ino.fileset)?, tid, &self.zone).into_bytes(), room);
+            let mut text = retain::describe(&*self.retention(ino.fileset)?, tid, &self.zone);
+            if self.attr(node)?.flags & Attr::KEEPLESS != 0 {
+                text += NO_HISTORY;
+            }
+            return Found::within(text.into_bytes(), room);
         }
         if self.attr(node)?.flags & flag(name) == 0 {
             return Err(NONE);

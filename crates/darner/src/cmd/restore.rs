@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use darner_fs::NO_HISTORY;
 use darner_fs::retain::parse_grid;
 use darner_store::Grid;
 
@@ -19,6 +20,7 @@ use crate::error::{Failure, Result};
 use crate::mounts::{self, Located, Mounted, Past};
 use crate::place::Place;
 use crate::when::local;
+use crate::xattr;
 
 pub fn run(c: &Restore) -> Result<()> {
     let source = mounts::locate(&c.source)?;
@@ -33,6 +35,13 @@ pub fn run(c: &Restore) -> Result<()> {
             "{asked} is not kept; the last moment before it that is, is {tid}, {}: darner restore {}",
             local(*tid),
             quoted(&at(live, &tid.to_string()))
+        )));
+    }
+    let shown = xattr::get(&source.path, c"user.darner.as-of");
+    if shown.is_some_and(|text| text.ends_with(NO_HISTORY.as_bytes())) {
+        return Err(Failure::new(format!(
+            "no history is kept of {}: there is nothing to restore it from",
+            c.source.display()
         )));
     }
     match &c.to {
