@@ -322,7 +322,7 @@ fn leads_into_a_mount(link: &Path) -> Option<PathBuf> {
 fn name_the_directory_itself(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for c in path.components() {
-        match c.as_os_str().as_bytes().strip_prefix(b".").filter(|rest| rest.starts_with(MARK)) {
+        match c.as_os_str().as_bytes().strip_prefix(b".").filter(|rest| is_only_a_moment(rest)) {
             Some(rest) if out.is_symlink() => out.push(OsStr::from_bytes(rest)),
             Some(rest) if out.file_name().is_some() => {
                 let mut name = out.file_name().unwrap_or_default().to_os_string();
@@ -336,6 +336,12 @@ fn name_the_directory_itself(path: &Path) -> PathBuf {
 }
 
 const MARK: &[u8] = b"@@";
+
+/// Whether there is one mark in a name, at its beginning, and something behind it.
+fn is_only_a_moment(name: &[u8]) -> bool {
+    let when = name.strip_prefix(MARK).unwrap_or_default();
+    !when.is_empty() && !when.windows(MARK.len()).any(|pair| pair == MARK)
+}
 
 /// Whether a name is there by itself, not by leading into the past (whose inode numbers have bit 63).
 fn is_literal(path: &Path) -> bool {
@@ -409,7 +415,12 @@ mod tests {
     fn a_path_without_marks_or_without_a_mount_stays_as_it_is() {
         let path = PathBuf::from("/no/such/file@@-1d");
         assert_eq!(locate(&path).unwrap(), Located { path, past: None });
-        assert_eq!(name_the_directory_itself(Path::new("/a/.@@-1d/b")), PathBuf::from("/a@@-1d/b"));
+        let named = |path: &str| name_the_directory_itself(Path::new(path)).to_str().map(str::to_owned);
+        assert_eq!(named("/a/.@@-1d/b").as_deref(), Some("/a@@-1d/b"));
+        assert_eq!(named("/a/.@@@GMT-2026.11.22-09.30.15").as_deref(), Some("/a@@@GMT-2026.11.22-09.30.15"));
+        for of_a_file in ["/a/.@@@@-1d", "/a/@@-1d/.@@", "/a/.@@b@@-1d"] {
+            assert_eq!(named(of_a_file).as_deref(), Some(of_a_file));
+        }
         let path = PathBuf::from("/usr/bin");
         assert_eq!(locate(&path).unwrap(), Located { path, past: None });
     }

@@ -335,6 +335,30 @@ fn a_strange_name_is_restored_and_the_line_that_undoes_it_can_be_given_to_a_shel
 }
 
 #[test]
+fn a_file_of_which_the_name_begins_as_a_moment_would_is_restored() {
+    let Some(m) = Mounted::new() else { return };
+    m.write("mnt/.@@", "one");
+    m.ok(&["snapshot", "mnt", "before"]);
+    for path in ["mnt/.@@@@before", "mnt/@@before/.@@"] {
+        m.write("mnt/.@@", "two");
+        m.diff(path, "mnt/.@@");
+        m.ok(&["restore", path]);
+        assert_eq!(m.read("mnt/.@@"), "one", "{path}");
+    }
+}
+
+#[test]
+fn where_the_name_of_a_mount_point_would_command_a_terminal_status_escapes_it() {
+    let Some(m) = Mounted::new() else { return };
+    let strange = "a\u{1b}[31m\nb";
+    fs::create_dir(m.at(strange)).expect("new");
+    m.ok(&["mount", "--read-only", "store", strange]);
+    let told = m.ok(&["status", "mnt"]);
+    m.ok(&["unmount", strange]);
+    assert!(told.contains(r"a\x1b[31m\nb (read-only)"), "{told}");
+}
+
+#[test]
 fn what_is_gone_comes_back_and_copies_can_go_elsewhere() {
     let Some(m) = Mounted::new() else { return };
     grow(&m, "mnt/tree");

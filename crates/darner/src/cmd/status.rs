@@ -5,7 +5,7 @@ use std::path::Path;
 
 use darner_syslink::plain;
 
-use super::human;
+use super::{human, printable};
 use crate::attachments::{self, Attachment, Meant};
 use crate::cli;
 use crate::control::{self, Request, Response, Status, Usage};
@@ -82,7 +82,7 @@ fn attachment(a: &Attachment) -> String {
 fn table(s: &Status) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| writeln!(out, "{name:<12} {value}").expect("strings take all");
-    line("store", s.store.display().to_string());
+    line("store", printable(&s.store));
     line("made", s.created.clone());
     line("newest", s.tid.clone());
     line("durable", s.durable_tid.clone());
@@ -111,7 +111,10 @@ fn table(s: &Status) -> String {
         None => line("supervisor", "none: the mounts end with the daemon".into()),
     }
     for v in &s.volumes {
-        line("volume", format!("{}: {}, {} of {}", v.id, v.path, human(v.used_bytes), human(v.size_bytes)));
+        line(
+            "volume",
+            format!("{}: {}, {} of {}", v.id, printable(Path::new(&v.path)), human(v.used_bytes), human(v.size_bytes)),
+        );
     }
     if !["1", ""].contains(&&*s.copies.copies) || !s.copies.filesets.is_empty() {
         line("copies", super::volume::copies_text(&s.copies).trim_end().to_string());
@@ -123,7 +126,7 @@ fn table(s: &Status) -> String {
             (None, false) => "live".into(),
         };
         let of = m.fileset.as_ref().map(|name| format!("fileset {name}, ")).unwrap_or_default();
-        line("mount", format!("{} ({of}{how})", m.mountpoint.display()));
+        line("mount", format!("{} ({of}{how})", printable(&m.mountpoint)));
     }
     for r in &s.retention {
         let name = if r.main { String::new() } else { format!("{}: ", r.fileset) };
