@@ -89,6 +89,9 @@ pub enum Request {
         at: Spot,
         /// WHEN.
         when: String,
+        /// Whether it is an error, with the reason, that it means none.
+        #[serde(default)]
+        must: bool,
     },
     /// What is kept of a fileset's past; changes it where a grid or what to do when full is given.
     Retain {

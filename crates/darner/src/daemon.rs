@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Fs, Inode, ROOT, Tid};
+use darner_fs::{FilesetId, Fs, Inode, NoMoment, ROOT, Tid};
 use darner_store::{OpenOptions, Pin, Progress, Shelter, Store};
 use parking_lot::{Condvar, Mutex};
 
@@ -480,13 +480,19 @@ impl Daemon {
     }
 
     pub(crate) fn moment(&self, fileset: FilesetId, when: &str) -> Result<Tid> {
-        let found = self.fs.resolve_when(fileset, when, now_ns())?;
-        found.ok_or_else(|| {
-            Failure::new(format!(
-                "{when:?} is no moment of this filesystem: it is no time, label or tid, lies in the future, or before {}",
-                local(self.store().birth())
-            ))
-        })
+        let why = match self.fs.moment_or_why(fileset, when, now_ns())? {
+            Ok(moment) => return Ok(moment.tid),
+            Err(NoMoment::NotAWhen) => "it is no time, label or tid".into(),
+            Err(NoMoment::BeforeBirth) => {
+                format!("it is before the filesystem was made, {}", local(self.store().birth()))
+            }
+            Err(NoMoment::InTheFuture) => "it lies in the future".into(),
+            Err(NoMoment::GivenUp(asked)) => match self.fs.first_kept_since(fileset, asked)? {
+                Some(kept) => format!("it is not kept any more; the oldest that is, is {kept}, {}", local(kept)),
+                None => "it is not kept any more".into(),
+            },
+        };
+        Err(Failure::new(format!("{when:?} is no moment of this filesystem: {why}")))
     }
 
     fn serve(self: &Arc<Daemon>, request: Request, tell: &mut Tell<'_>) -> Result<Response> {
@@ -549,8 +555,11 @@ impl Daemon {
             Request::Labels { at } => {
                 Response::Labels(self.fs.labels(self.fileset_of(&at)?)?.iter().map(label_line).collect())
             }
-            Request::Resolve { at, when } => {
+            Request::Resolve { at, when, must } => {
                 let fileset = self.fileset_of(&at)?;
+                if must {
+                    return Ok(Response::Tid(Some(self.moment(fileset, &when)?.0)));
+                }
                 Response::Tid(self.fs.resolve_when(fileset, &when, now_ns())?.map(|t| t.0))
             }
             Request::Retain { at, grid, when_full, dry_run, nothing_here } => {

@@ -374,14 +374,14 @@ fn moment(dir: &Path, texts: &[(&[u8], &str)]) -> Result<Option<Moment>> {
         let root = containing(&beside).ok().filter(|(_, within)| within.as_os_str().is_empty() && !is_link);
         let Some((mount, within)) = root.clone().or_else(|| containing(dir).ok()) else { continue };
         let store = Place::behind(&mount);
-        let resolve = |within: &Path| -> Result<Option<Tid>> {
+        let resolve = |within: &Path, must: bool| -> Result<Option<Tid>> {
             let at = spot(&mount, within)?;
-            match control::must_call(&store, &Request::Resolve { at, when: when.into() })? {
+            match control::must_call(&store, &Request::Resolve { at, when: when.into(), must })? {
                 Response::Tid(tid) => Ok(tid.map(Tid)),
                 _ => Ok(None),
             }
         };
-        if let Some(tid) = resolve(&within)? {
+        if let Some(tid) = resolve(&within, false)? {
             let (place, base) = match root {
                 Some((m, _)) => (Some(m.mountpoint), OsStr::new("")),
                 None => (led.map(|(dir, _)| dir.to_owned()), base),
@@ -392,19 +392,13 @@ fn moment(dir: &Path, texts: &[(&[u8], &str)]) -> Result<Option<Moment>> {
         if let (None, Ok((_, below))) = (&root, containing(&beside))
             && beside.is_dir()
             && !is_link
-            && let Some(tid) = resolve(&below)?
+            && let Some(tid) = resolve(&below, false)?
         {
             return Ok(Some(Moment { base: OsString::new(), dir: Some(beside), tid, rounded: rounded(tid) }));
         }
-        refused = refused.or(Some((mount.mountpoint, when)));
+        refused = refused.or_else(|| resolve(&within, true).err());
     }
-    match refused {
-        Some((mountpoint, when)) => Err(Failure::new(format!(
-            "{when:?} is no moment of {}: it is no time, label or tid, lies in the future, or before the filesystem was made",
-            mountpoint.display()
-        ))),
-        None => Ok(None),
-    }
+    refused.map_or(Ok(None), Err)
 }
 
 #[cfg(test)]

@@ -527,6 +527,30 @@ fn mistakes_are_told_in_one_line_and_leave_nothing_mounted() {
 }
 
 #[test]
+fn why_a_text_is_no_moment_is_told() {
+    let Some(m) = Mounted::new() else { return };
+    m.write("mnt/f", "one");
+    m.ok(&["snapshot", "mnt", "before"]);
+    let then = m.json(&["snapshot", "list", "mnt", "--json"])[0]["tid"].as_str().expect("a tid").to_string();
+    m.ok(&["snapshot", "remove", "mnt", "before"]);
+    m.write("mnt/f", "two");
+    m.ok(&["retain", "mnt", "none"]);
+    m.ok(&["clean", "mnt", "--wait"]);
+    let given_up =
+        format!("{then}\" is no moment of this filesystem: it is not kept any more; the oldest that is, is 0x");
+    for (when, why) in [
+        ("nonsense", "it is no time, label or tid"),
+        ("1999-01-01", "it is before the filesystem was made, "),
+        ("2999-01-01", "it lies in the future"),
+        (&then, &given_up),
+    ] {
+        for args in [&["restore", &format!("mnt/f@@{when}")][..], &["snapshot", "mnt", "label", "--at", when]] {
+            m.fails(1, why, args);
+        }
+    }
+}
+
+#[test]
 fn an_image_file_is_a_store_too() {
     if !can_mount() {
         return;

@@ -101,7 +101,7 @@ fn a_mount_of_the_past_keeps_what_it_shows_and_says_where_it_rounded_to() {
     w.sh_outside("$DARNER snapshot mnt label; $DARNER unmount past");
     w.sh("$DARNER clean $MNT --wait");
     let refused = w.mount_at("past", &["--as-of", &then]).unwrap_err();
-    assert!(refused.contains("is no moment"), "{refused}");
+    assert!(refused.contains("it is not kept any more; the oldest that is, is 0x"), "{refused}");
     w.sh("echo four > b; $DARNER clean $MNT --wait; echo five > b; $DARNER clean $MNT --wait");
     let between = w.now();
     w.sh("echo six > b; $DARNER clean $MNT --wait");

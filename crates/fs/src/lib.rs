@@ -70,7 +70,7 @@ pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use setattr::{SetAttr, SetTime};
 pub use statfs::StatFs;
-pub use view::{Moment, splits};
+pub use view::{Moment, NoMoment, splits};
 pub use whereabouts::{NamedMirror, Whereabouts};
 pub use xattr::{Found, NO_HISTORY, SetXattr};
 

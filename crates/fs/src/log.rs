@@ -220,6 +220,11 @@ impl Fs {
         Ok(log)
     }
 
+    /// The first moment not before `tid` that is kept.
+    pub fn first_kept_since(&self, fileset: FilesetId, tid: Tid) -> Result<Option<Tid>> {
+        self.first_shown(fileset, &*self.retention(fileset)?, tid, Tid::MAX)
+    }
+
     /// The first moment in `tid .. until` that is kept, and on a mirror not amid a pull.
     fn first_shown(&self, of: FilesetId, retention: &Retention, tid: Tid, until: Tid) -> Result<Option<Tid>> {
         let mut from = tid;

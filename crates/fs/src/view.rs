@@ -46,11 +46,17 @@ impl Plan<'_> {
     }
 }
 
-enum Meaning {
+/// Why a text names no moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoMoment {
+    /// It is no WHEN.
     NotAWhen,
-    /// Before the filesystem's birth or in the future.
-    Nowhere,
-    At(Moment),
+    /// It is before the filesystem's birth.
+    BeforeBirth,
+    /// It is in the future.
+    InTheFuture,
+    /// Neither this moment nor any before it is kept any more.
+    GivenUp(Tid),
 }
 
 impl Fs {
@@ -63,31 +69,35 @@ impl Fs {
 
     /// The same, and whether it will stay so.
     pub fn moment(&self, fileset: FilesetId, text: &str, now_ns: u64) -> Result<Option<Moment>> {
-        Ok(match self.meaning(fileset, text, now_ns)? {
-            Meaning::At(moment) => Some(moment),
-            Meaning::NotAWhen | Meaning::Nowhere => None,
-        })
+        Ok(self.moment_or_why(fileset, text, now_ns)?.ok())
     }
 
-    fn meaning(&self, fileset: FilesetId, text: &str, now_ns: u64) -> Result<Meaning> {
+    /// The same, or why it is none.
+    pub fn moment_or_why(
+        &self,
+        fileset: FilesetId,
+        text: &str,
+        now_ns: u64,
+    ) -> Result<std::result::Result<Moment, NoMoment>> {
         let newest = self.store.tid();
         let Some(when) = when::parse(text, now_ns, &self.zone) else {
             let label = self.label_tid(fileset, text)?;
-            return Ok(label.map_or(Meaning::NotAWhen, |tid| Meaning::At(Moment { tid, steady: false })));
+            return Ok(label.map(|tid| Moment { tid, steady: false }).ok_or(NoMoment::NotAWhen));
         };
         if text == "now" {
-            return Ok(Meaning::At(Moment {
-                tid: self.head().filter(|_| fileset == MAIN).unwrap_or(newest),
-                steady: false,
-            }));
+            let tid = self.head().filter(|_| fileset == MAIN).unwrap_or(newest);
+            return Ok(Ok(Moment { tid, steady: false }));
         }
         let asked = if when.moves { self.lately(text, when.tid, now_ns) } else { when.tid };
-        if asked < self.store.birth() || asked > newest.max(Tid(now_ns)) {
-            return Ok(Meaning::Nowhere);
+        if asked < self.store.birth() {
+            return Ok(Err(NoMoment::BeforeBirth));
+        }
+        if asked > newest.max(Tid(now_ns)) {
+            return Ok(Err(NoMoment::InTheFuture));
         }
         let steady = !when.moves && asked <= newest;
         let shown = self.shown(fileset, asked.min(newest))?;
-        Ok(shown.map_or(Meaning::Nowhere, |tid| Meaning::At(Moment { tid, steady })))
+        Ok(shown.map(|tid| Moment { tid, steady }).ok_or(NoMoment::GivenUp(asked)))
     }
 
     /// What a relative text meant when it was last asked, if that is less than a second ago.
@@ -136,10 +146,10 @@ impl Fs {
     /// Name and moment of `NAME@@WHEN` (the name is empty for the directory itself).
     fn split<'n>(&self, fileset: FilesetId, name: &'n [u8], now_ns: u64) -> Result<Option<(&'n [u8], Moment)>> {
         for (base, text) in splits(name) {
-            match self.meaning(fileset, text, now_ns)? {
-                Meaning::NotAWhen => {}
-                Meaning::Nowhere => return Ok(None),
-                Meaning::At(moment) => return Ok(Some((base, moment))),
+            match self.moment_or_why(fileset, text, now_ns)? {
+                Err(NoMoment::NotAWhen) => {}
+                Err(_) => return Ok(None),
+                Ok(moment) => return Ok(Some((base, moment))),
             }
         }
         Ok(None)
