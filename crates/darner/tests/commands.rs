@@ -509,6 +509,12 @@ fn mistakes_are_told_in_one_line_and_leave_nothing_mounted() {
     m.fails(1, "is mounted on", &["mount", "store", "dir"]);
     m.fails(1, "mounted on it already", &["mount", "store", "mnt"]);
     m.fails(1, "no moment of this filesystem", &["mount", "--as-of", "1999-01-01", "store", "dir"]);
+    m.fails(
+        1,
+        "can't open the log /nowhere/log: No such",
+        &["mount", "--log", "/nowhere/log", "another", "dir", "--create"],
+    );
+    m.fails(1, "can't open the log /nowhere/log: No such", &["attach", "dir", "hello", "--log", "/nowhere/log"]);
     m.fails(1, "mount option nonsense", &["mount", "-o", "nonsense", "store", "dir"]);
     m.fails(1, "as-of=-1d: unknown (is as_of meant?)", &["mount", "-o", "as-of=-1d", "store", "dir"]);
     m.fails(1, "is not mounted", &["unmount", "dir"]);

@@ -7,7 +7,7 @@ use super::daemon;
 use crate::attachments::{self, KIND};
 use crate::cli::Attach;
 use crate::error::{Context, Failure, Result};
-use crate::{keeper, mounts, supervisor};
+use crate::{keeper, mounts};
 
 pub fn run(c: Attach) -> Result<()> {
     if let Some(name) = &c.plugin {
@@ -48,9 +48,7 @@ pub fn run(c: Attach) -> Result<()> {
 
 /// The supervisor.
 pub fn supervise(c: &Attach) -> Result<()> {
-    let ready = keeper::inherited(daemon::READY);
-    daemon::start_log(c.log.as_deref())?;
-    daemon::ended(supervisor::run(keeper::ATTACHMENT, std::env::args_os().skip(2).collect(), ready)?)
+    daemon::supervised(keeper::ATTACHMENT, c.log.as_deref())
 }
 
 /// The process that serves.

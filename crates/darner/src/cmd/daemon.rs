@@ -29,9 +29,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn supervise(c: &Mount) -> Result<()> {
     // (It keeps the locks of all volumes.)
     place::allow_many_files();
+    supervised(keeper::STORE, c.log.as_deref())
+}
+
+/// Supervises a process in a role, which has this one's arguments. Whoever started this one is told by that when it is ready.
+pub fn supervised(role: keeper::Role, log: Option<&Path>) -> Result<()> {
     let ready = keeper::inherited(READY);
-    start_log(c.log.as_deref())?;
-    ended(supervisor::run(keeper::STORE, std::env::args_os().skip(2).collect(), ready)?)
+    if let Err(e) = start_log(log) {
+        if let Some(pipe) = ready {
+            let _ = File::from(pipe).write_all(e.to_string().as_bytes());
+        }
+        return Err(e);
+    }
+    ended(supervisor::run(role, std::env::args_os().skip(2).collect(), ready)?)
 }
 
 /// The same, in this process.
@@ -65,21 +75,21 @@ pub fn work(c: Mount) -> Result<()> {
 /// Does the work of a process that was started by [`start`], which it tells when it is ready, or why it will not be.
 pub fn reporting(log: Option<&Path>, work: impl FnOnce(&dyn Fn()) -> Result<()>) -> Result<()> {
     let report = keeper::inherited(READY).map(File::from);
-    start_log(log)?;
     let told = std::cell::Cell::new(false);
     let tell = |text: &str| {
         if let Some(mut pipe) = report.as_ref().filter(|_| !told.get()) {
             let _ = pipe.write_all(text.as_bytes());
         }
     };
-    let outcome = work(&|| {
+    let ready = || {
         tell("ready");
         told.set(true);
         if let Some(pipe) = &report {
             // The reader is to see its end.
             close_by_replacing(pipe);
         }
-    });
+    };
+    let outcome = start_log(log).and_then(|()| work(&ready));
     if let Err(e) = &outcome {
         match told.get() || report.is_none() {
             true => tracing::error!("{e}"),
