@@ -454,7 +454,8 @@ pub enum VolumeAction {
     /// Add a new or empty directory, an image file, a block device, or s3://BUCKET/PREFIX
     ///
     /// How a bucket is reached the variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, … say, when it is
-    /// added, and when the store is mounted. Adding it again reaches it by what they say now. All that is sealed is put there as well, from
+    /// added, and when the store is mounted; a cloud machine's own role is asked for only with AWS_METADATA_ENDPOINT=http://169.254.169.254.
+    /// Adding it again reaches it by what they say now. All that is sealed is put there as well, from
     /// time to time with what makes it a whole; where room gets short here, what was not read for longest stays there only.
     Add {
         /// A mount point

@@ -41,6 +41,10 @@ const KEPT: &str = "bucket";
 /// The thread that waits for buckets: where it panics, calls fail.
 pub const THREAD: &str = "buckets";
 
+const NO_CREDENTIALS: &str = "there are no credentials for it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_WEB_IDENTITY_TOKEN_FILE \
+     and AWS_ROLE_ARN, or AWS_CONTAINER_CREDENTIALS_RELATIVE_URI; with AWS_METADATA_ENDPOINT=http://169.254.169.254 a cloud machine's own \
+     role is asked for";
+
 /// What the names of buckets begin with.
 pub const SCHEME: &str = "s3://";
 
@@ -401,7 +405,25 @@ fn connect(bucket: &str, variables: Variables) -> Result<AmazonS3, String> {
             builder = builder.with_config(key, value);
         }
     }
+    if !has_credentials(&builder) {
+        return Err(NO_CREDENTIALS.into());
+    }
     builder.with_bucket_name(bucket).build().map_err(|e| told(&e))
+}
+
+/// Whether it is known who we are there, or whom to ask: by itself nobody is asked.
+fn has_credentials(builder: &AmazonS3Builder) -> bool {
+    use AmazonS3ConfigKey as K;
+    let ways: [&[K]; 6] = [
+        &[K::AccessKeyId],
+        &[K::SecretAccessKey],
+        &[K::WebIdentityTokenFile, K::RoleArn],
+        &[K::ContainerCredentialsRelativeUri],
+        &[K::ContainerCredentialsFullUri, K::ContainerAuthorizationTokenFile],
+        &[K::MetadataEndpoint],
+    ];
+    let is_anonymous = builder.get_config_value(&K::SkipSignature).as_deref() == Some("true");
+    is_anonymous || ways.iter().any(|way| way.iter().all(|key| builder.get_config_value(key).is_some()))
 }
 
 /// What does the waiting: one thread for all buckets.
@@ -432,6 +454,26 @@ mod tests {
         for wrong in ["s3://", "s3:///a", "s3://b//a", "s3://b/a b", "/tmp/b", "s3://b/ä"] {
             assert!(name(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn without_credentials_nobody_is_asked_for_them_unless_it_is_said_whom() {
+        let connected = |names: &[&str]| {
+            let some = |name: &&str| (name.to_string(), "http://127.0.0.1:9/some".to_string());
+            connect("bucket", names.iter().map(some).collect()).map(drop)
+        };
+        for names in [&[][..], &["AWS_REGION"], &["AWS_ROLE_ARN"], &["AWS_CONTAINER_CREDENTIALS_FULL_URI"]] {
+            assert_eq!(connected(names), Err(NO_CREDENTIALS.to_string()), "{names:?}");
+        }
+        for names in [
+            &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"][..],
+            &["AWS_METADATA_ENDPOINT"],
+            &["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"],
+            &["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"],
+        ] {
+            assert_eq!(connected(names), Ok(()), "{names:?}");
+        }
+        assert!(connected(&["AWS_ACCESS_KEY_ID"]).is_err_and(|why| why != NO_CREDENTIALS));
     }
 
     #[test]
