@@ -76,6 +76,7 @@ fn explain_helper(said: &str) -> String {
         _ if said.contains("access mountpoint") => {
             "; if it lies in an ordinary user's mount, that must be made with -o allow_other"
         }
+        _ if said.contains("/dev/fuse: Permission denied") => "; who may open it its mode says",
         _ if said.contains("/dev/fuse") => "; is the module loaded (`modprobe fuse`)?",
         _ => "",
     };
@@ -121,5 +122,7 @@ mod tests {
         let said = "fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf";
         assert!(explain_helper(said).starts_with(said));
         assert!(explain_helper(said).ends_with("mount without allow_other"));
+        let said = "fusermount3: failed to open /dev/fuse: Permission denied";
+        assert!(!explain_helper(said).contains("modprobe"));
     }
 }
