@@ -29,6 +29,12 @@ pub(crate) struct Source<'f> {
     pub records: &'f [Record<'f>],
 }
 
+impl Source<'_> {
+    fn heads_at(&self) -> usize {
+        frame::shape(self.bytes).expect("it is a frame").heads_at()
+    }
+}
+
 impl Store {
     /// Adds what is needed of a segment to a pack; returns the bytes of tombstones that stay for the segments' sake only.
     pub(crate) fn copy_segment(
@@ -69,7 +75,7 @@ impl Store {
         let mut stuck = 0;
         let mut kept: Vec<&Record> = Vec::new();
         let mut data: Vec<(usize, usize)> = Vec::new();
-        let (mut whole, mut any) = (true, false);
+        let (mut all, mut any) = (true, false);
         let h = &f.frame.header;
         let indexed = |r: &Record, suffix: &[u8]| {
             let key = Key::new(r.fileset, r.object, r.kind, suffix);
@@ -84,7 +90,7 @@ impl Store {
                     kept.push(r);
                     continue;
                 }
-                Body::Extent { .. } => self.extent_stays(f, r, needed, &mut data, &mut whole),
+                Body::Extent { .. } => self.extent_stays(f, r, needed, &mut data),
                 _ if is_forgotten => false,
                 Body::Put { suffix, .. } => indexed(r, suffix),
                 Body::Tombstone { suffix } if indexed(r, suffix) => true,
@@ -99,13 +105,15 @@ impl Store {
             any |= stays;
             match stays {
                 true => kept.push(r),
-                false => whole = false,
+                false => all = false,
             }
         }
         if !any {
             return Ok(0);
         }
-        if whole {
+        // (What an earlier cleaning dropped lies between the data that is left, of no record any more.)
+        let whole = frame::HEADER + data.iter().map(|(from, to)| to - from).sum::<usize>() == f.heads_at();
+        if all && whole {
             w.add(f.at, f.bytes);
             return Ok(stuck);
         }
@@ -120,22 +128,13 @@ impl Store {
     }
 
     /// Whether any of an extent's bytes are needed; notes which.
-    fn extent_stays(
-        &self,
-        f: &Source<'_>,
-        r: &Record<'_>,
-        needed: &Needed,
-        data: &mut Vec<(usize, usize)>,
-        whole: &mut bool,
-    ) -> bool {
+    fn extent_stays(&self, f: &Source<'_>, r: &Record<'_>, needed: &Needed, data: &mut Vec<(usize, usize)>) -> bool {
         let Body::Extent { data_at, stored, codec, .. } = r.body else { return false };
         let blocks = needed.blocks.get(&(f.region, f.at + u64::from(data_at))).copied().unwrap_or(0);
         let region = &self.regions.read()[&f.region];
         // (What an earlier cleaning dropped reads as zeroes, and only a version that no moment shows leads there.)
         let is_there = |from: usize| region.next_kept(f.at + from as u64) == f.at + from as u64;
-        let n = block_ranges(data_at as usize, stored as usize, codec, blocks, &is_there, data);
-        *whole &= n == stored as usize;
-        n > 0
+        block_ranges(data_at as usize, stored as usize, codec, blocks, &is_there, data) > 0
     }
 
     /// Whether no index has what a record made, so that no moment shows it.

@@ -382,6 +382,38 @@ fn space_comes_back_by_itself_in_a_bounded_number_of_steps() {
     assert!(cleaned.after <= needed * 115 / 100, "{cleaned:?}, needed {needed}");
 }
 
+/// Of frames of which all that was left was needed, what lay between was taken along, and took room for ever.
+#[test]
+fn what_was_dropped_of_a_frame_takes_no_room_when_its_remains_are_moved_again() {
+    let store = Store::in_memory();
+    store.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut bytes = vec![0; 1 << 20];
+    for n in 0..80 {
+        rng.fill(&mut bytes);
+        let mut tx = store.begin(FS, 100 + n).unwrap();
+        // (A hole stays as long as its object does.)
+        tx.punch(ObjectId(5), 0, bytes.len() as u64).unwrap();
+        tx.write(ObjectId(5), 0, &bytes).unwrap();
+        tx.commit().unwrap();
+        let mut tx = store.begin(FS, 100 + n).unwrap();
+        tx.write(ObjectId(100 + n), 0, &bytes[..64 << 10]).unwrap();
+        tx.commit().unwrap();
+    }
+    store.clean(1000, &mut |_| ()).unwrap();
+    let used = store.usage().unwrap().used;
+    assert!((6 << 20..10 << 20).contains(&used), "{used}");
+    for n in 0..80 {
+        let mut tx = store.begin(FS, 2000).unwrap();
+        tx.punch(ObjectId(100 + n), 0, 64 << 10).unwrap();
+        tx.commit().unwrap();
+    }
+    store.clean(3000, &mut |_| ()).unwrap();
+    let used = store.usage().unwrap().used;
+    assert!(used < 4 << 20, "{used}");
+    assert_eq!(store.check(&mut |_, _| ()).all(), Vec::<String>::new());
+}
+
 #[test]
 fn what_is_alone_in_its_segment_is_forgotten_with_the_segment() {
     let disk = SimDisk::new(1 << 30);

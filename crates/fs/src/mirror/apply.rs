@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
-use darner_store::{CHUNK, Kind, ObjectId, Stored, Tails, Tid, Tx, split_tail};
+use darner_store::{CHUNK, Kind, ObjectId, Piece, Stored, Tails, Tid, Tx, split_tail};
 
 use crate::attr::Attr;
 use crate::change::SMALL;
@@ -185,6 +185,7 @@ impl Fs {
     pub(super) fn rewind(&self, to: Tid, now_ns: u64) -> Result<()> {
         let mut pos = Some(Vec::new());
         let mut alive: Option<(ObjectId, bool)> = None;
+        let now = self.store.tid();
         while let Some(from) = pos {
             self.store.admit(TX_BYTES as u64)?;
             let _live = self.live.write();
@@ -200,9 +201,11 @@ impl Fs {
                     continue;
                 }
                 if kind == Kind::ATTR && self.attr_at(ino, Tid::MAX)?.is_none() && self.attr_at(ino, to)?.is_some() {
-                    // Of what is dead the index may have its other keys among what is over: they are written anew.
-                    for kind in [Kind::TARGET, Kind::XATTR, Kind::DIRENT, Kind::EXTENT] {
-                        self.each(ino, kind, &[], to, |suffix, _, _| {
+                    // Of what is dead the index may have its other keys among what is over: they are written anew, and those that
+                    // it got before it died are deleted each.
+                    let kinds = [Kind::TARGET, Kind::XATTR, Kind::DIRENT, Kind::EXTENT];
+                    for (kind, at) in kinds.into_iter().flat_map(|kind| [(kind, to), (kind, now)]) {
+                        self.each(ino, kind, &[], at, |suffix, _, _| {
                             was.push((ino, kind, suffix.to_vec()));
                             std::ops::ControlFlow::Continue(())
                         })?;
@@ -399,6 +402,11 @@ impl<'f> Applying<'f> {
             },
             (Kind::EXTENT, Ok(chunk)) => {
                 let pieces = self.fs.store.map(MAIN, object, chunk * CHUNK, CHUNK, to)?;
+                if !pieces.iter().any(Piece::is_data) {
+                    // (To punch what the index has among what is over would change nothing.)
+                    self.tx.delete(object, kind, suffix);
+                    return Ok(());
+                }
                 self.tx.punch(object, chunk * CHUNK, CHUNK)?;
                 self.tx.share(object, chunk * CHUNK, &pieces)?;
                 Ok(())
