@@ -309,7 +309,7 @@ impl Fs {
     }
 
     fn change_books(&self, now_ns: u64, change: impl FnOnce(&mut Following)) -> Result<()> {
-        self.store.admit(SMALL)?;
+        self.store.admit(0)?;
         let _live = self.live.write();
         let mut state = self.mirror.state.lock();
         let Some(f) = state.as_mut().filter(|f| !f.promoted) else {

@@ -158,9 +158,12 @@ impl Fs {
         if !f.is_whole() {
             let shown = self.books_at(f.shown)?;
             (f.opening, f.above) = shown.map_or_else(Default::default, |shown| (shown.opening, shown.above));
+            // Where this ends early, the next pull brings all of it anew. (What is in two pieces is not whole.)
+            f.pieces = vec![(BOOKS.0.to_be_bytes().to_vec(), Tid(f.at.0 - 1)), (Vec::new(), f.at)];
+            self.change_books(now_ns, |own| *own = f.clone())?;
             self.rewind(f.shown, now_ns)?;
         }
-        self.store.admit(SMALL)?;
+        self.store.admit(0)?;
         let live = self.live.write();
         let end = self.store.objects_end().0;
         self.store.raise_objects(ObjectId(end + OBJECTS_APART));
@@ -187,7 +190,8 @@ impl Fs {
         let mut alive: Option<(ObjectId, bool)> = None;
         let now = self.store.tid();
         while let Some(from) = pos {
-            self.store.admit(TX_BYTES as u64)?;
+            // (It gives room back: what is gone back on needs no bytes of files, and is over then.)
+            self.store.admit(0)?;
             let _live = self.live.write();
             let (tails, next) = self.touched_since(&from, to)?;
             let mut was = Vec::new();
