@@ -28,7 +28,7 @@ use crate::pack::{self, Packed};
 use crate::readahead::Readahead;
 use crate::reading::{VisitFrame, Window, data_is_valid, durable_beyond, each_frame, may_hold_frame};
 use crate::rebuild::{IndexFrom, manifest_from_regions};
-use crate::segment::{self, Segment};
+use crate::segment::{self, LIVE_UNKNOWN, Segment};
 use crate::sieve::Lapses;
 use crate::store::{Index, SEGMENT_MIN, Store};
 use crate::superblock::{Superblock, VERSION};
@@ -396,6 +396,10 @@ pub(crate) fn open_with(
     m.drop_places(&|number| volumes.is_outdated(number));
     let levels = open_levels(&volumes, options, &m)?;
     let derive = levels.is_none();
+    if derive {
+        // What is needed of them is found anew.
+        m.segments.iter_mut().for_each(|s| (s.live, s.slack) = (LIVE_UNKNOWN, 0));
+    }
     let levels = levels.unwrap_or_default();
     let (regions, packs) = open_segments(&volumes, &sb.uuid, &m, options.degraded)?;
     for s in m.segments.iter_mut().filter(|s| s.pack.is_none()) {
