@@ -811,6 +811,9 @@ pub enum Response {
     Unmounted {
         /// Where the store is closed: the processes that are about to end.
         ending: Vec<u32>,
+        /// Why the last writes may be lost, if they may.
+        #[serde(default)]
+        lost: Option<String>,
     },
     /// The daemon is on its way out: try again.
     Closing,

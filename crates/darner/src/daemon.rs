@@ -84,6 +84,8 @@ pub(crate) struct State {
     closed: bool,
     /// It was told to end.
     told: bool,
+    /// Why the last writes of a mount that ended may be lost, if they may.
+    pub(crate) lost: Option<String>,
     /// Its mounts are there: those to begin with, or those of the daemon before.
     begun: bool,
 }
@@ -515,10 +517,13 @@ impl Daemon {
             }
             Request::Unmount { mountpoint, lazy } => {
                 self.unmount(&mountpoint, lazy)?;
-                let closed = self.state.lock().closed;
+                let (closed, lost) = {
+                    let state = self.state.lock();
+                    (state.closed, state.lost.clone())
+                };
                 let supervisor = self.keeper.stats().map(|(_, pid)| pid);
                 let ends = supervisor.into_iter().chain([std::process::id()]);
-                Response::Unmounted { ending: if closed { ends.collect() } else { Vec::new() } }
+                Response::Unmounted { ending: if closed { ends.collect() } else { Vec::new() }, lost }
             }
             Request::Upgrade { .. } => {
                 if !self.keeper.is_there() {
@@ -653,7 +658,9 @@ impl Daemon {
         let store = self.store();
         let usage = store.usage()?;
         let dead = store.dead_bytes();
-        let mut warnings = warnings(&usage);
+        let stopped = store.stopped();
+        let mut warnings: Vec<String> = stopped.iter().map(|e| lost(e, store.durable())).collect();
+        warnings.extend(self::warnings(&usage));
         warnings.extend(clock_warning(store.tid()));
         warnings.extend(self.volume_warnings()?);
         let scrubbed = self.store().scrub_report()?;
@@ -678,7 +685,7 @@ impl Daemon {
             live_bytes: usage.live,
             history_bytes: self.history_bytes(&usage, dead)?,
             dead_bytes: dead,
-            free_bytes: usage.free,
+            free_bytes: if stopped.is_some() { 0 } else { usage.free },
             objects: usage.objects,
             daemon_pid: std::process::id(),
             started: self.keeper.started().map(|ns| local(Tid(ns))),
@@ -710,6 +717,11 @@ impl Answers for Arc<Daemon> {
             tracing::error!("no other daemon is started: {e}");
         }
     }
+}
+
+/// That what was written after a moment may be lost.
+pub(crate) fn lost(why: &dyn std::fmt::Display, durable: Tid) -> String {
+    format!("the last writes, after {}, may be lost: {why}", local(durable))
 }
 
 fn warnings(usage: &darner_store::Usage) -> Vec<String> {

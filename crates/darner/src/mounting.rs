@@ -246,7 +246,9 @@ impl Daemon {
             if !daemon.store().is_read_only()
                 && let Err(e) = daemon.fs.sync()
             {
-                tracing::error!("the last writes may be lost: {e}");
+                let lost = crate::daemon::lost(&e, daemon.store().durable());
+                tracing::error!("{lost}");
+                daemon.state.lock().lost = Some(lost);
             }
             daemon.state.lock().mounts.remove(&mountpoint);
             // What only this mount had open can go. (If it was the last one, the next to open the store does it.)

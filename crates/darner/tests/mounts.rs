@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{DARNER, World, c_string, eventually, has, sys};
+use serde_json::Value;
 
 /// Type and options of what is mounted there.
 fn mounted(at: &std::path::Path) -> Option<(String, String)> {
@@ -185,6 +186,31 @@ fn unmounted_means_that_the_disk_below_can_be_unmounted_at_once() {
         }
     }));
     w.sh_outside("umount -l disk");
+    done.unwrap();
+}
+
+#[test]
+fn where_the_last_writes_may_be_lost_unmounting_fails_and_status_says_so_before() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("mkdir disk; mount -t tmpfs -o size=100M none disk; truncate -s 1G disk/image");
+    let device = w.sh_outside("losetup -f --show disk/image").trim().to_string();
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        w.sh_outside(&format!(
+            "mkdir $MNT; $DARNER create {device}; $DARNER mount {device} $MNT; echo words > $MNT/a; sync $MNT/a"
+        ));
+        w.sh_outside("head -c 200M /dev/zero > disk/hog || true; head -c 20M /dev/urandom > $MNT/b || true");
+        w.sh_outside("sync $MNT/b && exit 9 || true");
+        let status = w.sh_outside("$DARNER status $MNT");
+        assert!(status.contains("may be lost: the store stopped accepting writes after"), "{status}");
+        let json: Value = serde_json::from_str(&w.sh_outside("$DARNER status --json $MNT")).unwrap();
+        assert_eq!(json["free_bytes"], 0, "{json}");
+        let said = w.sh_outside("$DARNER unmount $MNT 2>&1 && exit 9 || true");
+        assert!(said.contains("is unmounted, but the last writes"), "{said}");
+        assert_eq!(mounted(&w.mnt), None);
+        w.forgive_errors();
+        w.sh_outside(&format!("rm disk/hog; $DARNER mount {device} $MNT; cat $MNT/a; $DARNER unmount $MNT"));
+    }));
+    w.sh_outside(&format!("$DARNER unmount $MNT 2>/dev/null || true; losetup -d {device}; umount -l disk"));
     done.unwrap();
 }
 

@@ -196,6 +196,11 @@ impl Store {
         self.read_only
     }
 
+    /// Why nothing is accepted any more, if a write to the log failed.
+    pub fn stopped(&self) -> Option<Error> {
+        self.log.tail().check().err()
+    }
+
     /// Whether it is open for reading only because the end of its log is damaged, or on a missing volume.
     pub fn is_cut(&self) -> bool {
         self.is_cut

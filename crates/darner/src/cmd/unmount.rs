@@ -41,12 +41,15 @@ pub fn run(c: &Unmount) -> Result<()> {
     let place = Place::behind(&mounted);
     match control::call(&place, &request)? {
         Some(Response::Closing) => wait_until_closed(&place)?,
-        Some(Response::Unmounted { ending }) => {
+        Some(Response::Unmounted { ending, lost }) => {
             // They may have what the store is on open a moment longer, and then that can't be unmounted.
             for pid in ending {
                 ends_within(pid, LET_GO);
             }
-            return Ok(());
+            return match lost {
+                Some(lost) => Err(Failure::new(format!("{} is unmounted, but {lost}", mountpoint.display()))),
+                None => Ok(()),
+            };
         }
         Some(_) => return Ok(()),
         None => {}
