@@ -303,19 +303,18 @@ impl<'s> Telling<'s> {
         put_chunk(&mut self.out, to, chunk, parts.len());
         for (part, is_damaged) in parts {
             let range = range_of(&part);
-            match is_damaged {
-                true => put_span(&mut self.out, &range, LOST),
-                false => self.tell_piece(&part, &range)?,
+            if !is_damaged {
+                self.tell_piece(&part, &range)?;
+                continue;
             }
-            if is_damaged {
-                let path = self.fs.path_of(crate::Node::AsOf(self.inode(object), self.at));
-                let (from, len) = (part.offset, part.len);
-                tracing::error!(
-                    from,
-                    len,
-                    "{path}: damaged here, and nobody was found who has it: a mirror gets it as that"
-                );
-            }
+            put_span(&mut self.out, &range, LOST);
+            let path = self.fs.path_of(crate::Node::AsOf(self.inode(object), self.at));
+            let (from, len) = (part.offset, part.len);
+            tracing::error!(
+                from,
+                len,
+                "{path}: damaged here, and nobody was found who has it: a mirror gets it as that"
+            );
         }
         Ok(())
     }
