@@ -215,6 +215,32 @@ fn where_the_last_writes_may_be_lost_unmounting_fails_and_status_says_so_before(
 }
 
 #[test]
+fn an_image_larger_than_its_disk_has_room_for_fills_up_and_loses_nothing() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("mkdir disk; mount -t tmpfs -o size=150M none disk");
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        w.sh_outside(
+            "mkdir $MNT; $DARNER create --image --size 1G disk/image; $DARNER mount disk/image $MNT
+             test $(df --output=size -B1M $MNT | tail -1) -le 150
+             for i in $(seq 100); do head -c 3M /dev/urandom > $MNT/f$i || break; sha256sum $MNT/f$i >> sums; done 2>/dev/null
+             n=$(wc -l < sums); test $n -gt 35; test $n -lt 50; sha256sum --quiet -c sums
+             rm $MNT/f1 $MNT/f2; $DARNER unmount $MNT",
+        );
+        // What others leave is as much as there is.
+        w.sh_outside(
+            "$DARNER mount disk/image $MNT; test ! -e $MNT/f1; tail -n +3 sums | sha256sum --quiet -c
+             head -c 150M /dev/zero > disk/hog && exit 9; rm $MNT/f3 $MNT/f4; sync $MNT/f5; $DARNER unmount $MNT
+             $DARNER mount disk/image $MNT; test ! -e $MNT/f3; rm $MNT/f5 $MNT/f6; $DARNER unmount $MNT
+             $DARNER check disk/image; rm disk/hog; $DARNER mount disk/image $MNT; $DARNER retain $MNT none
+             $DARNER clean --wait $MNT; head -c 10M /dev/urandom > $MNT/more; tail -n +7 sums | sha256sum --quiet -c
+             $DARNER unmount $MNT; $DARNER check disk/image",
+        );
+    }));
+    w.sh_outside("$DARNER unmount $MNT 2>/dev/null || true; umount -l disk");
+    done.unwrap();
+}
+
+#[test]
 fn a_disk_that_others_fill_has_room_for_what_gives_room_back() {
     let Some(w) = World::unmounted() else { return };
     w.sh_outside("mkdir disk; mount -t tmpfs -o size=300M none disk");

@@ -96,7 +96,7 @@ fn with_a_second_volume_the_tree_is_there_without_either_and_can_be_written_to()
     assert!(copies().contains("two copies of the index"), "{}", copies());
     // (Where something goes is up to chance: until there is some on both.)
     let list = || serde_json::from_str::<Value>(&w.sh_outside("$DARNER volume list --json $MNT")).unwrap();
-    let have_some = || list().as_array().unwrap().iter().all(|v| v["used_bytes"].as_u64() > Some(8 << 20));
+    let have_some = || list().as_array().unwrap().iter().all(|v| v["used_bytes"].as_u64() > Some(40 << 20));
     let files = (1..20).map(|n| n * 40).find(|files| {
         w.sh(&format!(
             "mkdir -p d; for i in $(seq {} {files}); do head -c 1M /dev/urandom > d/$i; done; sync",

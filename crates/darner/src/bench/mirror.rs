@@ -183,17 +183,12 @@ impl Sender {
     /// Seconds that sending took, the snapshot for it, and sending with somebody who receives.
     fn send(&mut self) -> Result<[f64; 3]> {
         let (old, new) = (self.at(self.last), self.at(self.last + 1));
-        let start = Instant::now();
-        self.snapshot(self.last + 1)?;
-        let snapshot = start.elapsed().as_secs_f64();
+        let snapshot = from_idle(|| self.snapshot(self.last + 1))?;
         self.last += 1;
         let (old, new, out) = (old.as_os_str(), new.as_os_str(), self.stream.as_os_str());
-        let start = Instant::now();
-        self.run(&["-q".as_ref(), "send".as_ref(), "-p".as_ref(), old, "-f".as_ref(), out, new])?;
-        let seconds = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        self.send_to(&self.received(), &["-p".as_ref(), old, new])?;
-        let received = start.elapsed().as_secs_f64();
+        let args = ["-q".as_ref(), "send".as_ref(), "-p".as_ref(), old, "-f".as_ref(), out, new];
+        let seconds = from_idle(|| self.run(&args))?;
+        let received = from_idle(|| self.send_to(&self.received(), &["-p".as_ref(), old, new]))?;
         self.run(&["-q".as_ref(), "subvolume".as_ref(), "delete".as_ref(), old])?;
         fs::remove_file(&self.stream)?;
         Ok([seconds, snapshot, received])
@@ -280,16 +275,12 @@ impl Peers {
 
     fn backup_restic(&self) -> Result<Option<f64>> {
         let Some(_) = &self.restic else { return Ok(None) };
-        let start = Instant::now();
-        self.restic(&["backup", &self.tree.to_string_lossy()])?;
-        Ok(Some(start.elapsed().as_secs_f64()))
+        from_idle(|| self.restic(&["backup", &self.tree.to_string_lossy()])).map(Some)
     }
 
     fn backup_borg(&self, archive: &str) -> Result<Option<f64>> {
         let Some(_) = &self.borg else { return Ok(None) };
-        let start = Instant::now();
-        self.borg(&["create"], Some(archive))?;
-        Ok(Some(start.elapsed().as_secs_f64()))
+        from_idle(|| self.borg(&["create"], Some(archive))).map(Some)
     }
 }
 
@@ -371,19 +362,20 @@ fn pull(source: &mut Darner, copy: &Copy, files: u64, round: u64) -> Result<Pull
     change(source.dir(), files, round)?;
     source.command(&["clean".as_ref(), "--wait".as_ref(), source.dir().as_os_str()])?;
     let exported = {
-        anew(source)?;
+        source.remount()?;
         let (mnt, out) = (source.dir().to_path_buf(), copy.store.with_extension("stream"));
         let args = ["mirror".as_ref(), "export".as_ref(), "--since".as_ref(), OsStr::new(&since), mnt.as_os_str()];
-        let start = Instant::now();
-        source.command(&[&args[..], &["--output".as_ref(), out.as_os_str()]].concat())?;
-        let seconds = start.elapsed().as_secs_f64();
+        let args = [&args[..], &["--output".as_ref(), out.as_os_str()]].concat();
+        let seconds = from_idle(|| source.command(&args))?;
         fs::remove_file(out)?;
         seconds
     };
-    anew(source)?;
-    let (read, start) = (bytes_read(source)?, Instant::now());
-    copy.command(&["mirror", "sync", "--wait"], &copy.store)?;
-    let seconds = start.elapsed().as_secs_f64();
+    source.remount()?;
+    let mut read = 0.0;
+    let seconds = from_idle(|| {
+        read = bytes_read(source)?;
+        copy.command(&["mirror", "sync", "--wait"], &copy.store)
+    })?;
     let read = bytes_read(source)? - read;
     let mnt = copy.mnt.as_ref().ok_or_else(|| Failure::new("the mirror is not mounted"))?;
     let (there, due) = (fs::read(path(mnt, round % files))?, fs::read(path(source.dir(), round % files))?);
@@ -394,11 +386,13 @@ fn pull(source: &mut Darner, copy: &Copy, files: u64, round: u64) -> Result<Pull
     }
 }
 
-/// Has a daemon that has nothing in memory, and has done what it does after opening.
-fn anew(source: &mut Darner) -> Result<()> {
-    source.remount()?;
+/// Seconds that something takes. A daemon has done by then what it does after opening; and whoever it is begins on a machine that was
+/// idle, which makes all of this several times slower than right behind other work.
+fn from_idle<T>(run: impl FnOnce() -> Result<T>) -> Result<f64> {
     thread::sleep(Duration::from_millis(500));
-    Ok(())
+    let start = Instant::now();
+    run()?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 /// Bytes that the daemon has read by system calls.

@@ -129,19 +129,6 @@ impl DirVolume {
     }
 }
 
-/// Has a file's first bytes have room.
-fn take(file: &File, size: u64) -> std::io::Result<()> {
-    // SAFETY: a plain system call on an open descriptor.
-    match unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, size as i64) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
-}
-
-fn is_full(taken: &std::io::Result<()>) -> bool {
-    taken.as_ref().is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)))
-}
-
 fn wipe_file(path: &Path) -> std::io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     super::wipe(file.metadata()?.len(), |zeroes, at| file.write_all_at(zeroes, at))?;
@@ -208,24 +195,17 @@ impl Volume for DirVolume {
         let path = self.file_path(id);
         let file = self.make(&path).and_then(|f| f.set_len(0).map(|()| f));
         let file = io("create", &path, file)?;
-        let mut taken = take(&file, size);
-        while is_full(&taken) && self.let_go(size) {
-            taken = take(&file, size);
+        let mut taken = disk::take(&file, 0, size);
+        while taken.as_ref().is_err_and(disk::is_full) && self.let_go(size) {
+            taken = disk::take(&file, 0, size);
         }
         if let Err(e) = taken {
-            match e.raw_os_error() {
-                // Filesystems without preallocation: space shows as missing when it is written.
-                Some(libc::EOPNOTSUPP | libc::ENOSYS) => {}
-                Some(libc::ENOSPC | libc::EDQUOT) => {
-                    let _ = fs::remove_file(&path);
-                    let (used, size) = self.usage(0)?;
-                    return Err(Error::NoSpace { used, size });
-                }
-                _ => {
-                    let _ = fs::remove_file(&path);
-                    return io("create", &path, Err(e));
-                }
+            let _ = fs::remove_file(&path);
+            if disk::is_full(&e) {
+                let (used, size) = self.usage(0)?;
+                return Err(Error::NoSpace { used, size });
             }
+            return io("create", &path, Err(e));
         }
         self.sync_dir()?;
         self.note_size(id, size);

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -18,6 +18,14 @@ pub trait Disk: Send + Sync {
     }
     /// Its size in bytes.
     fn len(&self) -> std::io::Result<u64>;
+    /// How many of them there is no room for: those of a file with holes, on a disk that has less left.
+    fn missing(&self) -> std::io::Result<u64> {
+        Ok(0)
+    }
+    /// Has room made for these bytes where there may be none yet, so that writing them can't fail for want of it.
+    fn take(&self, _offset: u64, _len: u64) -> std::io::Result<()> {
+        Ok(())
+    }
     /// Whether it has no bytes.
     fn is_empty(&self) -> std::io::Result<bool> {
         Ok(self.len()? == 0)
@@ -107,6 +115,15 @@ impl Disk for FileDisk {
     fn len(&self) -> std::io::Result<u64> {
         use std::io::{Seek, SeekFrom};
         (&self.file).seek(SeekFrom::End(0))
+    }
+
+    fn missing(&self) -> std::io::Result<u64> {
+        let holes = self.len()?.saturating_sub(self.file.metadata()?.blocks() * 512);
+        Ok(if self.is_device || holes == 0 { 0 } else { holes.saturating_sub(left(&self.file)?) })
+    }
+
+    fn take(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        if self.is_device { Ok(()) } else { take(&self.file, offset, len) }
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
@@ -212,6 +229,14 @@ impl Disk for Part {
 
     fn len(&self) -> std::io::Result<u64> {
         Ok(self.bytes.end - self.bytes.start)
+    }
+
+    fn missing(&self) -> std::io::Result<u64> {
+        self.disk.missing()
+    }
+
+    fn take(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.disk.take(self.at(offset, len as usize)?, len)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
@@ -321,6 +346,36 @@ pub(super) fn read_new(file: &File, offset: u64, len: usize) -> std::io::Result<
         }
     }
     Ok(bytes)
+}
+
+/// Bytes that are left of the disk that a file is on.
+pub(super) fn left(file: &File) -> std::io::Result<u64> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: zeroes are a valid statvfs; the call fills it.
+    let mut st: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the pointer valid for the call.
+    match unsafe { libc::fstatvfs(file.as_raw_fd(), &mut st) } {
+        0 => Ok(st.f_bavail * st.f_frsize),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Has the file's disk set room apart for these bytes.
+pub(super) fn take(file: &File, offset: u64, len: u64) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: a plain system call on an open descriptor.
+    match unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, offset as i64, len as i64) } {
+        0 => Ok(()),
+        _ => match std::io::Error::last_os_error() {
+            // Filesystems without preallocation: space shows as missing when it is written.
+            e if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => Ok(()),
+            e => Err(e),
+        },
+    }
+}
+
+pub(super) fn is_full(e: &std::io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 /// Has the kernel begin to write.

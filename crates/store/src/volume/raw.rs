@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::space::Space;
-use super::{Disk, Region, RegionRef, SLOT_SIZE, Volume, VolumeKind};
+use super::{Disk, Region, RegionRef, SLOT_SIZE, Volume, VolumeKind, disk};
 use crate::codec::{Reader, crc_at};
 use crate::{Error, Result};
 
@@ -208,12 +208,24 @@ impl RawVolume {
         Arc::new(RawRegion { disk: self.disk.clone(), at, pieces: left, is_whole })
     }
 
+    /// Has a region's bytes be its own, all of them or none.
+    fn take(&self, space: &mut Space, id: u64, pieces: &[Range<u64>], end: u64) -> Result<()> {
+        let taken = pieces.iter().try_for_each(|p| match self.disk.take(p.start, p.end - p.start) {
+            Err(e) if disk::is_full(&e) => Err(full(space, end)),
+            taken => self.io("reserve", p.start, taken),
+        });
+        match taken {
+            Ok(()) => pieces.iter().for_each(|p| space.claim(p.clone(), id)),
+            Err(_) => pieces.iter().for_each(|p| self.disk.discard(p.start, p.end - p.start)),
+        }
+        taken
+    }
+
     /// Makes a region of what gaps there are, the largest first, and writes its map.
     fn create_scattered(&self, space: &mut Space, id: u64, size: u64, end: u64) -> Result<Arc<dyn Region>> {
-        let full = |space: &Space| Error::NoSpace { used: space.sum() + DATA_START, size: end };
         let mut gaps: Vec<_> = space.gaps(DATA_START, end).map(|g| g.start..g.end - (g.end - g.start) % UNIT).collect();
         gaps.sort_by_key(|g| std::cmp::Reverse(g.end - g.start));
-        let map = gaps.first().filter(|g| !g.is_empty()).map(|g| g.start).ok_or_else(|| full(space))?;
+        let map = gaps.first().filter(|g| !g.is_empty()).map(|g| g.start).ok_or_else(|| full(space, end))?;
         gaps[0].start += UNIT;
         let mut left = size;
         let mut pieces = Vec::new();
@@ -232,11 +244,10 @@ impl RawVolume {
             }
         }
         if left > 0 || pieces.len() > PIECES_MAX {
-            return Err(full(space));
+            return Err(full(space, end));
         }
+        self.take(space, id, &[&pieces[..], std::slice::from_ref(&(map..map + UNIT))].concat(), end)?;
         self.io("write", map, self.disk.write_at(&encode_map(id, &pieces), map))?;
-        pieces.iter().for_each(|piece| space.claim(piece.clone(), id));
-        space.claim(map..map + UNIT, id);
         self.scattered.lock().insert(map | SCATTERED, pieces.clone());
         let at = RegionRef { id, start: map | SCATTERED, size, volume: self.number(), second: None };
         Ok(self.region(at, &pieces, end))
@@ -278,6 +289,10 @@ impl RawVolume {
         let mut space = self.space.lock();
         ranges.iter().for_each(|range| space.release(range, id));
     }
+}
+
+fn full(space: &Space, size: u64) -> Error {
+    Error::NoSpace { used: space.sum() + DATA_START, size }
 }
 
 /// The bytes that the label of a volume of `len` bytes has.
@@ -383,7 +398,7 @@ impl Volume for RawVolume {
         };
         let start = if self.disk.fills_from_the_end() { (gap.end - size) / UNIT * UNIT } else { gap.start };
         let whole = start..start + size;
-        space.claim(whole.clone(), id);
+        self.take(&mut space, id, std::slice::from_ref(&whole), end)?;
         let at = RegionRef { id, start, size, volume: self.number(), second: None };
         Ok(self.region(at, std::slice::from_ref(&whole), end))
     }
@@ -502,7 +517,9 @@ impl Volume for RawVolume {
         let label = self.data_end()?;
         // (But for what regions have there.)
         let unused = space.gaps(label, len.max(label)).map(|gap| gap.end - gap.start).sum::<u64>();
-        Ok((space.sum() - space.sum_behind(self.len()?) + DATA_START.min(len) + unused, len))
+        let used = space.sum() - space.sum_behind(self.len()?) + DATA_START.min(len) + unused;
+        let missing = self.io("size", 0, self.disk.missing())?;
+        Ok((used, len.saturating_sub(missing).max(used.min(len))))
     }
 }
 
