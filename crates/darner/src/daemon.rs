@@ -5,6 +5,7 @@
 //! has something to do without a mount: it follows another one, or is followed from other machines.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -146,7 +147,7 @@ pub fn run(
     let signals = block_end_signals();
     let (keeper, mut items) = Keeper::find(keeper::STORE)?;
     let goes_on = !items.is_empty();
-    let (place, others) = match take_locks(&mut items) {
+    let (place, others) = match take_locks(&mut items)? {
         Some(found) => found,
         None => (place()?, others.to_vec()),
     };
@@ -246,16 +247,25 @@ pub fn run(
 }
 
 /// Where the volumes are of which a process before this had the locks, if there was one; the locks are ours then.
-fn take_locks(items: &mut Items) -> Option<(Place, Vec<PathBuf>)> {
-    let mut paths = Vec::new();
-    for (_, item) in keeper::take(items, LOCK) {
-        paths.push(PathBuf::from(item.text));
-        place::inherit(item.fd.into());
+fn take_locks(items: &mut Items) -> Result<Option<(Place, Vec<PathBuf>)>> {
+    let mut found = Vec::new();
+    let locks = keeper::take(items, LOCK);
+    let Some((_, first)) = locks.first() else { return Ok(None) };
+    let gone = Failure::new(format!("{} is no longer the volume that was opened there", first.text));
+    for (_, item) in locks {
+        // One that has failed meanwhile must not keep the others.
+        let (path, lock) = (PathBuf::from(item.text), File::from(item.fd));
+        match place::path_now(&lock, &path).filter(|now| Place::at(now).is_ok_and(|p| p.is_volume())) {
+            Some(now) => found.push(now),
+            None => tracing::error!("{} is no longer the volume that was opened there", path.display()),
+        }
+        place::inherit(lock);
     }
-    // One that has failed meanwhile must not keep the others.
-    paths.retain(|path| Place::at(path).is_ok_and(|p| p.is_volume()));
-    let place = Place::at(&(!paths.is_empty()).then(|| paths.remove(0))?).ok()?;
-    Some((place, paths))
+    if found.is_empty() {
+        return Err(gone);
+    }
+    let first = Place::at(&found.remove(0))?;
+    Ok(Some((first, found)))
 }
 
 fn shelter(keeper: &Keeper, items: &mut Items, read_only: bool) -> Result<Option<Shelter>> {

@@ -235,8 +235,7 @@ impl Place {
 
     /// The address at which the daemon that has the volume listens; the kernel forgets it with the daemon.
     pub fn socket(&self) -> Result<SocketAddr> {
-        let meta = fs::metadata(&self.path)?;
-        let (a, b) = if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) };
+        let (a, b) = file_id(&fs::metadata(&self.path)?);
         Ok(SocketAddr::from_abstract_name(format!("darner/{a:x}/{b:x}"))?)
     }
 }
@@ -357,6 +356,19 @@ pub fn inherit(lock: File) {
     if let Ok(meta) = lock.metadata() {
         INHERITED.lock().insert((meta.dev(), meta.ino()), lock);
     }
+}
+
+/// Where a locked volume is that was at a path: there, or where it has been moved to. `None`: only the lock leads to it, as where
+/// something else is mounted over it.
+pub fn path_now(lock: &File, path: &Path) -> Option<PathBuf> {
+    let moved = fs::read_link(format!("/proc/self/fd/{}", lock.as_raw_fd()));
+    let it = lock.metadata().map(|meta| file_id(&meta)).ok()?;
+    std::iter::once(path.to_owned()).chain(moved).find(|p| fs::metadata(p).is_ok_and(|there| file_id(&there) == it))
+}
+
+/// What tells a volume's file or directory from others; of a device whose node is made anew, the same.
+fn file_id(meta: &fs::Metadata) -> (u64, u64) {
+    if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) }
 }
 
 fn inherited(path: &Path) -> Option<File> {

@@ -41,18 +41,23 @@ pub fn get(path: &Path, name: &CStr) -> Option<Vec<u8>> {
 pub fn all(path: &Path) -> Result<Xattrs> {
     let path = c_path(path)?;
     // SAFETY: the path is NUL-terminated, the buffer as long as told.
-    let names = sized(|buf| unsafe { libc::llistxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) });
-    let names = match names {
+    let list = |buf: &mut [u8]| unsafe { libc::llistxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) };
+    // SAFETY: as above, and so is the name.
+    let get = |name: &CStr, buf: &mut [u8]| unsafe {
+        libc::lgetxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
+    };
+    collect(list, get)
+}
+
+fn collect(list: impl Fn(&mut [u8]) -> isize, get: impl Fn(&CStr, &mut [u8]) -> isize) -> Result<Xattrs> {
+    let names = match sized(list) {
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Xattrs::new()),
         names => names?,
     };
     let mut found = Xattrs::new();
     for name in names.split_inclusive(|b| *b == 0) {
         let name = CStr::from_bytes_with_nul(name).map_err(Error::other)?;
-        // SAFETY: as above.
-        let value =
-            sized(|buf| unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) });
-        match value {
+        match sized(|buf| get(name, buf)) {
             // Removed since they were listed.
             Err(e) if e.raw_os_error() == Some(libc::ENODATA) => {}
             value => drop(found.insert(name.to_owned(), value?)),
@@ -61,19 +66,25 @@ pub fn all(path: &Path) -> Result<Xattrs> {
     Ok(found)
 }
 
-/// Gives a file exactly these; what it inherited from its directory goes.
+/// Gives what a path leads to (links are followed) exactly these; what it inherited from its directory goes.
 pub fn set_all(path: &Path, wanted: &Xattrs) -> Result<()> {
-    let c = c_path(path)?;
-    let has = all(path)?;
+    let path = c_path(path)?;
+    // SAFETY: the path is NUL-terminated, the buffer as long as told.
+    let list = |buf: &mut [u8]| unsafe { libc::listxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) };
+    // SAFETY: as above, and so is the name.
+    let get = |name: &CStr, buf: &mut [u8]| unsafe {
+        libc::getxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
+    };
+    let has = collect(list, get)?;
     for name in has.keys().filter(|name| !wanted.contains_key(*name)) {
         // SAFETY: both are NUL-terminated.
-        if unsafe { libc::lremovexattr(c.as_ptr(), name.as_ptr()) } != 0 {
+        if unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) } != 0 {
             return Err(Error::last_os_error());
         }
     }
     for (name, value) in wanted.iter().filter(|(name, value)| has.get(*name) != Some(value)) {
         // SAFETY: as above; the value is as long as told.
-        if unsafe { libc::lsetxattr(c.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) } != 0 {
+        if unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) } != 0 {
             return Err(Error::last_os_error());
         }
     }

@@ -215,6 +215,42 @@ fn where_the_last_writes_may_be_lost_unmounting_fails_and_status_says_so_before(
 }
 
 #[test]
+fn what_gets_a_store_s_name_while_that_is_mounted_is_left_alone_also_by_the_next_daemon() {
+    for image in ["", "--image --size 100M"] {
+        let Some(w) = World::unmounted() else { return };
+        w.sh_outside(&format!(
+            "mkdir -p $MNT other-mnt; for s in store other; do $DARNER create {image} $s; done
+             $DARNER mount other other-mnt; echo precious > other-mnt/a; $DARNER unmount other-mnt
+             $DARNER mount store $MNT; echo mine > $MNT/b; sync $MNT/b; mv store moved; mv other store
+             head -c 9M /dev/urandom > $MNT/c; sync $MNT/c; md5sum $MNT/c > sum
+             kill -9 $($DARNER status $MNT --json | jq .daemon_pid)
+             md5sum --quiet -c sum; test \"$(ls $MNT)\" = \"b
+c\"; echo more > $MNT/d; sync $MNT/d; $DARNER unmount $MNT
+             $DARNER check store; $DARNER check moved
+             $DARNER mount store other-mnt; test $(ls other-mnt) = a; $DARNER unmount other-mnt
+             $DARNER mount moved $MNT; md5sum --quiet -c sum; test $(cat $MNT/d) = more; $DARNER unmount $MNT",
+        ));
+    }
+}
+
+#[test]
+fn a_daemon_does_not_begin_anew_with_what_is_mounted_over_its_store() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("$DARNER mount --create store $MNT; echo mine > $MNT/a; sync $MNT/a");
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        w.sh_outside(
+            "pid=$($DARNER status $MNT --json | jq .daemon_pid); mount -t tmpfs none store; $DARNER create --force store/x; mv store/x/* store
+             rmdir store/x; head -c 9M /dev/urandom > $MNT/b; sync $MNT/b; md5sum $MNT/b > sum; ls store > before
+             kill -9 $pid; ls $MNT && exit 9; ls store | diff before -",
+        );
+    }));
+    w.sh_outside("umount store; umount -l $MNT");
+    done.unwrap();
+    w.forgive_errors();
+    w.sh_outside("$DARNER mount store $MNT; md5sum --quiet -c sum; test $(cat $MNT/a) = mine; $DARNER unmount $MNT");
+}
+
+#[test]
 fn an_image_larger_than_its_disk_has_room_for_fills_up_and_loses_nothing() {
     let Some(w) = World::unmounted() else { return };
     w.sh_outside("mkdir disk; mount -t tmpfs -o size=150M none disk");

@@ -2,7 +2,7 @@
 //! undone like any other. A failure or an interrupt before that removes the copy and changes nothing.
 
 use std::cell::Cell;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use darner_store::Grid;
 use super::{human, printable, quoted};
 use crate::cli::Restore;
 use crate::control::{self, Request, Response, Status};
-use crate::copy::{self, Copier};
+use crate::copy::{self, Copier, Dir};
 use crate::error::{Failure, Result};
 use crate::mounts::{self, Located, Mounted, Past};
 use crate::place::Place;
@@ -58,8 +58,9 @@ fn restore_to(source: &Located, dest: &Path) -> Result<()> {
         )));
     }
     let dest = mounts::absolute(dest)?;
-    let copy = Copy::make(&source.path, &dest)?;
-    copy::settle(&copy.path, &dest)?;
+    let (dir, name) = parted(&dest)?;
+    let copy = Copy::make(&source.path, Dir::open(dir)?)?;
+    copy::settle(&copy.dir, &copy.name, name)?;
     copy.keep();
     super::print(&format!("restored to {}\n", printable(&dest)))
 }
@@ -97,13 +98,19 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     }
     mounts::refuse_within(&target)?;
     let stays = what_stays(&mount, &within, &source.path, &target)?;
-    let copy = Copy::make(&source.path, &target)?;
+    let (dir, name) = parted(&target)?;
+    let copy = Copy::make(&source.path, Dir::itself(dir)?)?;
     let before = newest(&mount);
-    let replaced = copy::swap(&copy.path, &target)?;
+    let replaced = copy::swap(&copy.dir, &copy.name, name)?;
     copy.keep();
     for path in &stays {
-        let (from, to) = (copy.path.join(path), target.join(path));
-        fs::rename(&from, &to).map_err(|e| {
+        let moved = || {
+            let (from, old) = copy.dir.within(&copy.name)?.beneath(path)?;
+            let (to, new) = copy.dir.within(name)?.beneath(path)?;
+            Ok::<_, Failure>(fs::rename(from.at(old), to.at(new))?)
+        };
+        moved().map_err(|e| {
+            let (from, to) = (copy.dir.shown(&copy.name).join(path), target.join(path));
             let (from, to) = (printable(&from), printable(&to));
             Failure::new(format!("the rest is restored, but {to}, of which no history is kept, is {from} now: {e}"))
         })?;
@@ -117,9 +124,11 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     }
     super::print(&message)?;
     if replaced {
-        let left =
-            |e| Failure::new(format!("it is restored, but what it replaced stays as {}: {e}", copy.path.display()));
-        copy::remove(&copy.path).map_err(left)?;
+        let left = |e| {
+            let old = copy.dir.shown(&copy.name);
+            Failure::new(format!("it is restored, but what it replaced stays as {}: {e}", old.display()))
+        };
+        copy::remove(&copy.dir, &copy.name).map_err(left)?;
     }
     Ok(())
 }
@@ -153,6 +162,12 @@ fn what_stays(mount: &Mounted, within: &Path, from: &Path, target: &Path) -> Res
         }
     }
     Ok(paths)
+}
+
+/// The directory in which something is, or will be, and its name there.
+fn parted(path: &Path) -> Result<(&Path, &OsStr)> {
+    let parts = path.parent().zip(path.file_name());
+    parts.ok_or_else(|| Failure::new("the root directory can't be replaced"))
 }
 
 /// `PATH@@WHEN`.
@@ -200,16 +215,16 @@ fn status(mount: &Mounted) -> Option<Box<Status>> {
 
 /// A copy under a name of its own, which goes with this value unless it is kept.
 struct Copy {
-    path: PathBuf,
+    dir: Dir,
+    name: OsString,
     keep: Cell<bool>,
 }
 
 impl Copy {
-    fn make(from: &Path, beside: &Path) -> Result<Copy> {
-        let dir = beside.parent().ok_or_else(|| Failure::new("the root directory can't be replaced"))?;
-        let name = (0..).map(|n| dir.join(format!(".darner-restore-{}-{n}", std::process::id())));
-        let path = name.into_iter().find(|p| fs::symlink_metadata(p).is_err()).expect("numbers don't end");
-        let copy = Copy { path, keep: Cell::new(false) };
+    fn make(from: &Path, dir: Dir) -> Result<Copy> {
+        let mut names = (0..).map(|n| OsString::from(format!(".darner-restore-{}-{n}", std::process::id())));
+        let name = names.find(|name| fs::symlink_metadata(dir.at(name)).is_err()).expect("numbers don't end");
+        let copy = Copy { dir, name, keep: Cell::new(false) };
         let bar = super::spinner("restored");
         let bytes = Cell::new(0);
         heed_interrupts();
@@ -222,7 +237,7 @@ impl Copy {
             bar.set_message(format!("files, {}", human(bytes.get())));
             Ok(())
         };
-        let made = Copier::new(&progress).copy(from, &copy.path);
+        let made = Copier::new(&progress).copy(from, &copy.dir, &copy.name);
         bar.finish_and_clear();
         made.map(|()| copy)
     }
@@ -236,9 +251,9 @@ impl Copy {
 impl Drop for Copy {
     fn drop(&mut self) {
         if !self.keep.get()
-            && let Err(e) = copy::remove(&self.path)
+            && let Err(e) = copy::remove(&self.dir, &self.name)
         {
-            eprintln!("darner: the unfinished copy {} stays: {e}", self.path.display());
+            eprintln!("darner: the unfinished copy {} stays: {e}", self.dir.shown(&self.name).display());
         }
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! `super.0`, `super.1` are the superblock slots, `region-<16 hex digits>` the regions. `held` takes room that regions get when other files
 //! have filled the disk, so that what gives room back has some to begin with. What root makes belongs to the directory's owner, who
-//! may be the one that opens it next.
+//! may be the one that opens it next. The directory is the one that was opened, whatever its path leads to later: another disk may be mounted
+//! over it. And as its owner may have made them, symbolic links in it are not followed.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -23,6 +25,9 @@ const HELD: &str = "held";
 /// A volume in a directory of some other filesystem.
 pub struct DirVolume {
     path: PathBuf,
+    /// Its path for as long as it is open.
+    base: PathBuf,
+    _dir: Option<File>,
     write: bool,
     number: AtomicU16,
     /// The bytes that each region has here, and their sum. (Of one with two copies, others are told the larger size.)
@@ -42,20 +47,25 @@ const HOLD_STEP: u64 = 1 << 20;
 impl DirVolume {
     /// The volume in an existing directory.
     pub fn open(path: &Path, write: bool) -> DirVolume {
+        // (Where it can't be opened, that shows when something in it is.)
+        let dir = File::open(path).ok();
+        let base = dir.as_ref().map_or_else(|| path.to_owned(), |d| format!("/proc/self/fd/{}", d.as_raw_fd()).into());
         DirVolume {
             path: path.to_owned(),
+            held: Mutex::new(fs::symlink_metadata(base.join(HELD)).map_or(0, |held| held.len())),
+            base,
+            _dir: dir,
             write,
             number: AtomicU16::new(0),
             sizes: Mutex::default(),
             used: AtomicU64::new(0),
-            held: Mutex::new(fs::metadata(path.join(HELD)).map_or(0, |held| held.len())),
             holds_nothing: AtomicBool::new(!write),
         }
     }
 
     /// Bytes that are left of the disk that it is on.
     fn left(&self) -> Result<u64> {
-        let path = std::ffi::CString::new(self.path.as_os_str().as_encoded_bytes()).expect("paths have no NUL");
+        let path = std::ffi::CString::new(self.base.as_os_str().as_encoded_bytes()).expect("paths have no NUL");
         // SAFETY: zeroes are a valid statvfs; the call fills it.
         let mut st: libc::statvfs = unsafe { std::mem::zeroed() };
         // SAFETY: both pointers are valid for the call.
@@ -71,27 +81,27 @@ impl DirVolume {
         if *held == 0 {
             return false;
         }
-        let path = self.path.join(HELD);
         *held = held.saturating_sub(bytes);
-        let done = OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(*held));
+        let done = self.open_file(HELD, true).and_then(|f| f.set_len(*held));
         if *held == 0 {
-            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(self.base.join(HELD));
         }
         tracing::info!(left = *held, "{} is full: room that was held is used", self.path.display());
         done.is_ok()
     }
 
+    fn open_file(&self, name: &str, write: bool) -> std::io::Result<File> {
+        OpenOptions::new().read(true).write(write).custom_flags(libc::O_NOFOLLOW).open(self.base.join(name))
+    }
+
     /// Opens a file, which is made if it is not there.
-    fn make(&self, path: &Path) -> std::io::Result<File> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
-        let file = match file {
-            // (Not made here, it may be a link to anything: it stays whose it is.)
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                return OpenOptions::new().read(true).write(true).open(path);
-            }
+    fn make(&self, name: &str) -> std::io::Result<File> {
+        let path = self.base.join(name);
+        let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return self.open_file(name, true),
             file => file?,
         };
-        let dir = fs::metadata(&self.path)?;
+        let dir = fs::metadata(&self.base)?;
         if file.metadata()?.uid() != dir.uid() {
             // Others than root can't, and need not.
             let _ = fchown(&file, Some(dir.uid()), Some(dir.gid()));
@@ -99,14 +109,18 @@ impl DirVolume {
         Ok(file)
     }
 
-    fn file_path(&self, id: u64) -> PathBuf {
-        self.path.join(format!("region-{id:016x}"))
+    fn io<T>(&self, action: &'static str, name: &str, r: std::io::Result<T>) -> Result<T> {
+        io(action, &self.path.join(name), r)
+    }
+
+    fn region(&self, file: File, at: RegionRef) -> Arc<dyn Region> {
+        Arc::new(FileRegion { file, direct: Direct::default(), path: self.path.join(region_name(at.id)), at })
     }
 
     /// The regions' numbers and files.
     fn files(&self) -> Result<Vec<(u64, fs::DirEntry)>> {
         let mut all = Vec::new();
-        for entry in io("list", &self.path, fs::read_dir(&self.path))? {
+        for entry in io("list", &self.path, fs::read_dir(&self.base))? {
             let entry = io("list", &self.path, entry)?;
             let name = entry.file_name();
             let id = name.to_str().and_then(|n| u64::from_str_radix(n.strip_prefix("region-")?, 16).ok());
@@ -124,13 +138,16 @@ impl DirVolume {
     }
 
     fn sync_dir(&self) -> Result<()> {
-        let r = File::open(&self.path).and_then(|d| d.sync_all());
+        let r = File::open(&self.base).and_then(|d| d.sync_all());
         io("flush", &self.path, r)
     }
 }
 
-fn wipe_file(path: &Path) -> std::io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
+fn region_name(id: u64) -> String {
+    format!("region-{id:016x}")
+}
+
+fn wipe_file(file: &File) -> std::io::Result<()> {
     super::wipe(file.metadata()?.len(), |zeroes, at| file.write_all_at(zeroes, at))?;
     file.sync_data()
 }
@@ -157,23 +174,24 @@ impl Volume for DirVolume {
     }
 
     fn read_super(&self, slot: usize) -> Result<Vec<u8>> {
-        let path = self.path.join(format!("super.{slot}"));
-        let mut bytes = match fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            read => io("read", &path, read)?,
-        };
+        let name = format!("super.{slot}");
+        let mut bytes = Vec::new();
+        match self.open_file(&name, false).and_then(|f| f.take(SLOT_SIZE as u64).read_to_end(&mut bytes)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            read => self.io("read", &name, read).map(drop)?,
+        }
         bytes.resize(SLOT_SIZE, 0);
         Ok(bytes)
     }
 
     fn write_super(&self, slot: usize, bytes: &[u8]) -> Result<()> {
-        let path = self.path.join(format!("super.{slot}"));
-        let is_new = !path.exists();
-        let r = self.make(&path).and_then(|f| {
+        let name = format!("super.{slot}");
+        let is_new = !self.base.join(&name).exists();
+        let r = self.make(&name).and_then(|f| {
             f.write_all_at(bytes, 0)?;
             f.sync_data()
         });
-        io("write", &path, r)?;
+        self.io("write", &name, r)?;
         self.holds_nothing.store(!self.write, Ordering::Relaxed);
         if is_new { self.sync_dir() } else { Ok(()) }
     }
@@ -182,71 +200,65 @@ impl Volume for DirVolume {
         self.holds_nothing.store(true, Ordering::Relaxed);
         *self.held.lock() = 0;
         for name in ["super.0", "super.1", HELD] {
-            let path = self.path.join(name);
-            match fs::remove_file(&path) {
+            match fs::remove_file(self.base.join(name)) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                removed => io("remove", &path, removed)?,
+                removed => self.io("remove", name, removed)?,
             }
         }
         self.sync_dir()
     }
 
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
-        let path = self.file_path(id);
-        let file = self.make(&path).and_then(|f| f.set_len(0).map(|()| f));
-        let file = io("create", &path, file)?;
+        let name = region_name(id);
+        let file = self.make(&name).and_then(|f| f.set_len(0).map(|()| f));
+        let file = self.io("create", &name, file)?;
         let mut taken = disk::take(&file, 0, size);
         while taken.as_ref().is_err_and(disk::is_full) && self.let_go(size) {
             taken = disk::take(&file, 0, size);
         }
         if let Err(e) = taken {
-            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(self.base.join(&name));
             if disk::is_full(&e) {
                 let (used, size) = self.usage(0)?;
                 return Err(Error::NoSpace { used, size });
             }
-            return io("create", &path, Err(e));
+            return self.io("create", &name, Err(e));
         }
         self.sync_dir()?;
         self.note_size(id, size);
-        Ok(Arc::new(FileRegion {
-            file,
-            direct: Direct::default(),
-            path,
-            at: RegionRef { id, start: 0, size, volume: self.number.load(Ordering::Relaxed), second: None },
-        }))
+        let volume = self.number.load(Ordering::Relaxed);
+        Ok(self.region(file, RegionRef { id, start: 0, size, volume, second: None }))
     }
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
-        let path = self.file_path(at.id);
-        let file = io("open", &path, OpenOptions::new().read(true).write(self.write).open(&path))?;
-        Ok(Arc::new(FileRegion { file, direct: Direct::default(), path, at }))
+        let name = region_name(at.id);
+        Ok(self.region(self.io("open", &name, self.open_file(&name, self.write))?, at))
     }
 
     fn open_emptied(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
-        let path = self.file_path(at.id);
+        let name = region_name(at.id);
         // (What is behind a file's end reads as zeroes.)
         let file = match self.write {
-            true => self.make(&path),
+            true => self.make(&name),
             false => File::open("/dev/null"),
         };
-        Ok(Arc::new(FileRegion { file: io("open", &path, file)?, direct: Direct::default(), path, at }))
+        Ok(self.region(self.io("open", &name, file)?, at))
     }
 
     fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef> {
         if size < at.size {
-            let path = self.file_path(at.id);
-            let file = io("open", &path, OpenOptions::new().write(true).open(&path))?;
-            io("shrink", &path, file.set_len(size))?;
+            let name = region_name(at.id);
+            let file = self.io("open", &name, self.open_file(&name, true))?;
+            self.io("shrink", &name, file.set_len(size))?;
             self.note_size(at.id, size);
         }
         Ok(RegionRef { size: size.min(at.size), ..at })
     }
 
     fn remove(&self, at: RegionRef) -> Result<()> {
-        let path = self.file_path(at.id);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => io("remove", &path, Err(e)),
+        let name = region_name(at.id);
+        match fs::remove_file(self.base.join(&name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => self.io("remove", &name, Err(e)),
             _ => {
                 self.note_size(at.id, 0);
                 Ok(())
@@ -262,10 +274,11 @@ impl Volume for DirVolume {
         }
         for (id, entry) in self.files()? {
             if regions.iter().all(|r| r.id != id) {
+                let name = region_name(id);
                 if wipe {
-                    io("wipe", &entry.path(), wipe_file(&entry.path()))?;
+                    self.io("wipe", &name, self.open_file(&name, true).and_then(|f| wipe_file(&f)))?;
                 }
-                io("remove", &entry.path(), fs::remove_file(entry.path()))?;
+                self.io("remove", &name, fs::remove_file(entry.path()))?;
             }
         }
         Ok(())
@@ -274,7 +287,7 @@ impl Volume for DirVolume {
     fn list(&self) -> Result<Option<Vec<RegionRef>>> {
         let volume = self.number.load(Ordering::Relaxed);
         let region = |(id, entry): (u64, fs::DirEntry)| {
-            let size = io("look at", &entry.path(), entry.metadata())?.len();
+            let size = self.io("look at", &region_name(id), entry.metadata())?.len();
             Ok(RegionRef { id, start: 0, size, volume, second: None })
         };
         self.files()?.into_iter().map(region).collect::<Result<_>>().map(Some)
@@ -296,17 +309,16 @@ impl Volume for DirVolume {
         if *held >= bytes {
             return Ok(());
         }
-        let path = self.path.join(HELD);
-        let file = self.make(&path);
+        let file = self.io("create", HELD, self.make(HELD))?;
         // SAFETY: a plain system call on an open descriptor.
-        let rc = unsafe { libc::fallocate(io("create", &path, file)?.as_raw_fd(), 0, 0, bytes as i64) };
+        let rc = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as i64) };
         match rc {
             0 => *held = bytes,
             _ => {
                 let e = std::io::Error::last_os_error();
                 tracing::debug!("nothing is held at {}: {e}", self.path.display());
                 self.holds_nothing.store(true, Ordering::Relaxed);
-                let _ = fs::remove_file(&path);
+                let _ = fs::remove_file(self.base.join(HELD));
             }
         }
         Ok(())
@@ -317,7 +329,7 @@ impl Volume for DirVolume {
     }
 
     fn pool(&self) -> Option<u64> {
-        Some(fs::metadata(&self.path).ok()?.dev())
+        Some(fs::metadata(&self.base).ok()?.dev())
     }
 }
 
@@ -434,11 +446,47 @@ mod tests {
             "{:?}",
             owners().collect::<Vec<_>>()
         );
-        // What is there already stays whose it is.
+    }
+
+    /// Root's own files were overwritten by links that the directory's owner had put there.
+    #[test]
+    fn links_in_the_directory_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = DirVolume::open(dir.path(), true);
         let other = dir.path().join("other");
-        fs::write(&other, "").unwrap();
-        std::os::unix::fs::symlink(&other, volume.file_path(2)).unwrap();
-        volume.create(2, 4096).unwrap();
-        assert_eq!(fs::metadata(&other).unwrap().uid(), 0);
+        fs::write(&other, "mine").unwrap();
+        for name in ["super.0", "held", "region-0000000000000002"] {
+            std::os::unix::fs::symlink(&other, dir.path().join(name)).unwrap();
+        }
+        let at = RegionRef { id: 2, start: 0, size: 4096, volume: 0, second: None };
+        assert!(volume.write_super(0, &[1; SLOT_SIZE]).is_err());
+        assert!(volume.read_super(0).is_err());
+        assert!(volume.create(2, 4096).is_err());
+        assert!(volume.open(at).is_err());
+        assert!(volume.shrink(at, 0).is_err());
+        assert!(volume.hold(4096).is_err());
+        assert!(volume.keep_only(&[], true).is_err());
+        assert_eq!(fs::read(&other).unwrap(), b"mine");
+        assert!(fs::metadata(&other).unwrap().len() == 4);
+    }
+
+    /// What was mounted over the directory of an open store was overwritten by it.
+    #[test]
+    fn a_volume_is_the_directory_that_was_opened_whatever_its_path_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, moved] = ["store", "moved"].map(|name| dir.path().join(name));
+        fs::create_dir(&path).unwrap();
+        let volume = DirVolume::open(&path, true);
+        volume.write_super(0, &[1; SLOT_SIZE]).unwrap();
+        fs::rename(&path, &moved).unwrap();
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("super.0"), "another's").unwrap();
+        volume.write_super(0, &[2; SLOT_SIZE]).unwrap();
+        volume.create(1, 4096).unwrap();
+        volume.hold(4096).unwrap();
+        assert_eq!(fs::read(path.join("super.0")).unwrap(), b"another's");
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
+        assert_eq!(fs::read(moved.join("super.0")).unwrap()[0], 2);
+        assert!(moved.join("region-0000000000000001").exists());
     }
 }
