@@ -301,6 +301,44 @@ fn a_disk_that_others_fill_has_room_for_what_gives_room_back() {
     done.unwrap();
 }
 
+/// `rm` succeeded, was lost, and the store could not be mounted: what was held was no room for what was written before.
+#[test]
+fn a_quota_below_or_a_full_disk_that_copies_on_write_leaves_room_for_what_gives_room_back() {
+    if !has("mkfs.btrfs") {
+        return;
+    }
+    let fill = "head -c 2G /dev/zero > disk/v/hog && exit 9; sync -f disk";
+    for (size, before, after) in [
+        ("1G", format!("n=20; many; {fill}"), "rm disk/v/hog; sync -f disk"),
+        (
+            "2G",
+            "btrfs quota enable disk; btrfs qgroup limit 200M disk/v; n=60; many && exit 9; test $(df --output=avail $MNT | tail -1) = 0".into(),
+            "btrfs qgroup limit none disk/v",
+        ),
+    ] {
+        let Some(w) = World::unmounted() else { return };
+        w.sh_outside(&format!(
+            "truncate -s {size} image; mkfs.btrfs -q image; mkdir disk; mount -o loop image disk; btrfs subvolume create disk/v"
+        ));
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let many = "many() { for i in $(seq $n); do head -c 5M /dev/urandom > $MNT/f$i && sync $MNT/f$i || { rm $MNT/f$i; return 1; }; \
+                        sha256sum $MNT/f$i >> sums; done; }";
+            w.sh_outside(&format!(
+                "$DARNER mount --create disk/v/store $MNT; {many}; {before}
+                 rm $MNT/f1 $MNT/f2; $DARNER retain $MNT none; $DARNER clean --wait $MNT; rm $MNT/f3; $DARNER unmount $MNT
+                 $DARNER check disk/v/store; $DARNER mount disk/v/store $MNT; tail -n +4 sums | sha256sum --quiet -c
+                 rm $MNT/f4; $DARNER clean --wait $MNT; $DARNER unmount $MNT
+                 {after}; $DARNER mount disk/v/store $MNT; tail -n +5 sums | sha256sum --quiet -c; test $(ls $MNT | head -1) = f10"
+            ));
+            let status = || serde_json::from_str::<Value>(&w.sh_outside("$DARNER status --json $MNT")).unwrap();
+            eventually("there is room again", || status()["free_bytes"].as_u64() > Some(400 << 20));
+            w.sh_outside("head -c 20M /dev/urandom > $MNT/more; $DARNER unmount $MNT; $DARNER check disk/v/store");
+        }));
+        w.sh_outside("$DARNER unmount $MNT 2>/dev/null || true; umount -l disk");
+        done.unwrap();
+    }
+}
+
 #[test]
 fn a_store_that_others_left_no_room_when_it_was_closed_is_mounted_and_deletes() {
     let Some(w) = World::unmounted() else { return };

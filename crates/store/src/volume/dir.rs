@@ -12,93 +12,51 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::disk::{self, Direct};
+use super::held::{HELD, Held};
 use super::{Region, RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeKind};
 use crate::{Error, Result};
 
-const HELD: &str = "held";
-
-/// A volume in a directory of some other filesystem.
-pub struct DirVolume {
-    path: PathBuf,
+/// A directory that is open: the one that was opened, whatever its path leads to later.
+pub(super) struct Files {
+    /// What users call it.
+    pub path: PathBuf,
     /// Its path for as long as it is open.
     base: PathBuf,
     _dir: Option<File>,
-    write: bool,
-    number: AtomicU16,
-    /// The bytes that each region has here, and their sum. (Of one with two copies, others are told the larger size.)
-    sizes: Mutex<HashMap<u64, u64>>,
-    used: AtomicU64,
-    /// The bytes that `held` has.
-    held: Mutex<u64>,
-    /// It is no volume, or there is nothing like that here: nothing is held.
-    holds_nothing: AtomicBool,
 }
 
-/// Of what is left, what is held is one part in so many at most.
-const LEFT_FOR_OTHERS: u64 = 4;
-/// It grows by so many bytes.
-const HOLD_STEP: u64 = 1 << 20;
-
-impl DirVolume {
-    /// The volume in an existing directory.
-    pub fn open(path: &Path, write: bool) -> DirVolume {
+impl Files {
+    fn of(path: &Path) -> Files {
         // (Where it can't be opened, that shows when something in it is.)
         let dir = File::open(path).ok();
         let base = dir.as_ref().map_or_else(|| path.to_owned(), |d| format!("/proc/self/fd/{}", d.as_raw_fd()).into());
-        DirVolume {
-            path: path.to_owned(),
-            held: Mutex::new(fs::symlink_metadata(base.join(HELD)).map_or(0, |held| held.len())),
-            base,
-            _dir: dir,
-            write,
-            number: AtomicU16::new(0),
-            sizes: Mutex::default(),
-            used: AtomicU64::new(0),
-            holds_nothing: AtomicBool::new(!write),
-        }
+        Files { path: path.to_owned(), base, _dir: dir }
     }
 
-    /// Bytes that are left of the disk that it is on.
-    fn left(&self) -> Result<u64> {
-        let path = std::ffi::CString::new(self.base.as_os_str().as_encoded_bytes()).expect("paths have no NUL");
-        // SAFETY: zeroes are a valid statvfs; the call fills it.
-        let mut st: libc::statvfs = unsafe { std::mem::zeroed() };
-        // SAFETY: both pointers are valid for the call.
-        if unsafe { libc::statvfs(path.as_ptr(), &mut st) } != 0 {
-            return io("statfs", &self.path, Err(std::io::Error::last_os_error()));
-        }
-        Ok(st.f_bavail * st.f_frsize)
+    /// What system calls find a file by.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.base.join(name)
     }
 
-    /// Gives up so many held bytes; says whether there were any.
-    fn let_go(&self, bytes: u64) -> bool {
-        let mut held = self.held.lock();
-        if *held == 0 {
-            return false;
-        }
-        *held = held.saturating_sub(bytes);
-        let done = self.open_file(HELD, true).and_then(|f| f.set_len(*held));
-        if *held == 0 {
-            let _ = fs::remove_file(self.base.join(HELD));
-        }
-        tracing::info!(left = *held, "{} is full: room that was held is used", self.path.display());
-        done.is_ok()
+    /// Attributes of a file.
+    pub fn look(&self, name: &str) -> std::io::Result<fs::Metadata> {
+        fs::symlink_metadata(self.at(name))
     }
 
-    fn open_file(&self, name: &str, write: bool) -> std::io::Result<File> {
-        OpenOptions::new().read(true).write(write).custom_flags(libc::O_NOFOLLOW).open(self.base.join(name))
+    /// Opens a file.
+    pub fn open(&self, name: &str, write: bool) -> std::io::Result<File> {
+        OpenOptions::new().read(true).write(write).custom_flags(libc::O_NOFOLLOW).open(self.at(name))
     }
 
     /// Opens a file, which is made if it is not there.
-    fn make(&self, name: &str) -> std::io::Result<File> {
-        let path = self.base.join(name);
-        let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return self.open_file(name, true),
+    pub fn make(&self, name: &str) -> std::io::Result<File> {
+        let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.at(name)) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return self.open(name, true),
             file => file?,
         };
         let dir = fs::metadata(&self.base)?;
@@ -109,16 +67,17 @@ impl DirVolume {
         Ok(file)
     }
 
-    fn io<T>(&self, action: &'static str, name: &str, r: std::io::Result<T>) -> Result<T> {
+    /// An error that names a file.
+    pub fn io<T>(&self, action: &'static str, name: &str, r: std::io::Result<T>) -> Result<T> {
         io(action, &self.path.join(name), r)
     }
 
-    fn region(&self, file: File, at: RegionRef) -> Arc<dyn Region> {
-        Arc::new(FileRegion { file, direct: Direct::default(), path: self.path.join(region_name(at.id)), at })
+    fn sync(&self) -> Result<()> {
+        io("flush", &self.path, File::open(&self.base).and_then(|d| d.sync_all()))
     }
 
     /// The regions' numbers and files.
-    fn files(&self) -> Result<Vec<(u64, fs::DirEntry)>> {
+    fn regions(&self) -> Result<Vec<(u64, fs::DirEntry)>> {
         let mut all = Vec::new();
         for entry in io("list", &self.path, fs::read_dir(&self.base))? {
             let entry = io("list", &self.path, entry)?;
@@ -128,6 +87,49 @@ impl DirVolume {
         }
         Ok(all)
     }
+}
+
+/// A volume in a directory of some other filesystem.
+pub struct DirVolume {
+    files: Arc<Files>,
+    held: Arc<Held>,
+    write: bool,
+    number: AtomicU16,
+    /// The bytes that each region has here, and their sum. (Of one with two copies, others are told the larger size.)
+    sizes: Mutex<HashMap<u64, u64>>,
+    used: AtomicU64,
+}
+
+impl DirVolume {
+    /// The volume in an existing directory.
+    pub fn open(path: &Path, write: bool) -> DirVolume {
+        let files = Files::of(path);
+        DirVolume {
+            held: Arc::new(Held::of(&files, write)),
+            files: Arc::new(files),
+            write,
+            number: AtomicU16::new(0),
+            sizes: Mutex::default(),
+            used: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes that are left of the disk that it is on.
+    fn left(&self) -> Result<u64> {
+        let path = std::ffi::CString::new(self.files.base.as_os_str().as_encoded_bytes()).expect("paths have no NUL");
+        // SAFETY: zeroes are a valid statvfs; the call fills it.
+        let mut st: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: both pointers are valid for the call.
+        if unsafe { libc::statvfs(path.as_ptr(), &mut st) } != 0 {
+            return io("statfs", &self.files.path, Err(std::io::Error::last_os_error()));
+        }
+        Ok(st.f_bavail * st.f_frsize)
+    }
+
+    fn region(&self, file: File, at: RegionRef) -> Arc<dyn Region> {
+        let (files, held) = (self.files.clone(), self.held.clone());
+        Arc::new(FileRegion { file, direct: Direct::default(), files, held, at })
+    }
 
     /// Takes note of what a region has now; 0: nothing.
     fn note_size(&self, id: u64, size: u64) {
@@ -135,11 +137,6 @@ impl DirVolume {
         let had = if size == 0 { sizes.remove(&id) } else { sizes.insert(id, size) };
         let used = self.used.load(Ordering::Relaxed) + size - had.unwrap_or(0);
         self.used.store(used, Ordering::Relaxed);
-    }
-
-    fn sync_dir(&self) -> Result<()> {
-        let r = File::open(&self.base).and_then(|d| d.sync_all());
-        io("flush", &self.path, r)
     }
 }
 
@@ -158,7 +155,7 @@ fn io<T>(action: &'static str, path: &Path, r: std::io::Result<T>) -> Result<T> 
 
 impl Volume for DirVolume {
     fn name(&self) -> String {
-        self.path.display().to_string()
+        self.files.path.display().to_string()
     }
 
     fn kind(&self) -> VolumeKind {
@@ -166,7 +163,7 @@ impl Volume for DirVolume {
     }
 
     fn hint(&self) -> Vec<u8> {
-        self.path.as_os_str().as_encoded_bytes().to_vec()
+        self.files.path.as_os_str().as_encoded_bytes().to_vec()
     }
 
     fn numbered(&self, number: u16) {
@@ -176,9 +173,9 @@ impl Volume for DirVolume {
     fn read_super(&self, slot: usize) -> Result<Vec<u8>> {
         let name = format!("super.{slot}");
         let mut bytes = Vec::new();
-        match self.open_file(&name, false).and_then(|f| f.take(SLOT_SIZE as u64).read_to_end(&mut bytes)) {
+        match self.files.open(&name, false).and_then(|f| f.take(SLOT_SIZE as u64).read_to_end(&mut bytes)) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            read => self.io("read", &name, read).map(drop)?,
+            read => self.files.io("read", &name, read).map(drop)?,
         }
         bytes.resize(SLOT_SIZE, 0);
         Ok(bytes)
@@ -186,45 +183,44 @@ impl Volume for DirVolume {
 
     fn write_super(&self, slot: usize, bytes: &[u8]) -> Result<()> {
         let name = format!("super.{slot}");
-        let is_new = !self.base.join(&name).exists();
-        let r = self.make(&name).and_then(|f| {
-            f.write_all_at(bytes, 0)?;
-            f.sync_data()
+        let is_new = self.files.look(&name).is_err();
+        let r = self.held.with_room(&self.files, None, bytes.len() as u64, || {
+            let file = self.files.make(&name)?;
+            file.write_all_at(bytes, 0)?;
+            file.sync_data()
         });
-        self.io("write", &name, r)?;
-        self.holds_nothing.store(!self.write, Ordering::Relaxed);
-        if is_new { self.sync_dir() } else { Ok(()) }
+        self.files.io("write", &name, r)?;
+        self.held.may(self.write);
+        if is_new { self.files.sync() } else { Ok(()) }
     }
 
     fn wipe_super(&self) -> Result<()> {
-        self.holds_nothing.store(true, Ordering::Relaxed);
-        *self.held.lock() = 0;
+        self.held.may(false);
         for name in ["super.0", "super.1", HELD] {
-            match fs::remove_file(self.base.join(name)) {
+            match fs::remove_file(self.files.at(name)) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                removed => self.io("remove", name, removed)?,
+                removed => self.files.io("remove", name, removed)?,
             }
         }
-        self.sync_dir()
+        self.files.sync()
     }
 
     fn create(&self, id: u64, size: u64) -> Result<Arc<dyn Region>> {
         let name = region_name(id);
-        let file = self.make(&name).and_then(|f| f.set_len(0).map(|()| f));
-        let file = self.io("create", &name, file)?;
-        let mut taken = disk::take(&file, 0, size);
-        while taken.as_ref().is_err_and(disk::is_full) && self.let_go(size) {
-            taken = disk::take(&file, 0, size);
-        }
-        if let Err(e) = taken {
-            let _ = fs::remove_file(self.base.join(&name));
+        let made = self.held.with_room(&self.files, Some(self.used()?), size, || {
+            let file = self.files.make(&name)?;
+            file.set_len(0)?;
+            disk::take(&file, 0, size).map(|()| file)
+        });
+        let file = made.or_else(|e| {
+            let _ = fs::remove_file(self.files.at(&name));
             if disk::is_full(&e) {
                 let (used, size) = self.usage(0)?;
                 return Err(Error::NoSpace { used, size });
             }
-            return self.io("create", &name, Err(e));
-        }
-        self.sync_dir()?;
+            self.files.io("create", &name, Err(e))
+        })?;
+        self.files.sync()?;
         self.note_size(id, size);
         let volume = self.number.load(Ordering::Relaxed);
         Ok(self.region(file, RegionRef { id, start: 0, size, volume, second: None }))
@@ -232,24 +228,24 @@ impl Volume for DirVolume {
 
     fn open(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
         let name = region_name(at.id);
-        Ok(self.region(self.io("open", &name, self.open_file(&name, self.write))?, at))
+        Ok(self.region(self.files.io("open", &name, self.files.open(&name, self.write))?, at))
     }
 
     fn open_emptied(&self, at: RegionRef) -> Result<Arc<dyn Region>> {
         let name = region_name(at.id);
         // (What is behind a file's end reads as zeroes.)
         let file = match self.write {
-            true => self.make(&name),
+            true => self.files.make(&name),
             false => File::open("/dev/null"),
         };
-        Ok(self.region(self.io("open", &name, file)?, at))
+        Ok(self.region(self.files.io("open", &name, file)?, at))
     }
 
     fn shrink(&self, at: RegionRef, size: u64) -> Result<RegionRef> {
         if size < at.size {
             let name = region_name(at.id);
-            let file = self.io("open", &name, self.open_file(&name, true))?;
-            self.io("shrink", &name, file.set_len(size))?;
+            let file = self.files.io("open", &name, self.files.open(&name, true))?;
+            self.files.io("shrink", &name, file.set_len(size))?;
             self.note_size(at.id, size);
         }
         Ok(RegionRef { size: size.min(at.size), ..at })
@@ -257,8 +253,8 @@ impl Volume for DirVolume {
 
     fn remove(&self, at: RegionRef) -> Result<()> {
         let name = region_name(at.id);
-        match fs::remove_file(self.base.join(&name)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => self.io("remove", &name, Err(e)),
+        match fs::remove_file(self.files.at(&name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => self.files.io("remove", &name, Err(e)),
             _ => {
                 self.note_size(at.id, 0);
                 Ok(())
@@ -272,13 +268,13 @@ impl Volume for DirVolume {
         if !self.write {
             return Ok(());
         }
-        for (id, entry) in self.files()? {
+        for (id, entry) in self.files.regions()? {
             if regions.iter().all(|r| r.id != id) {
                 let name = region_name(id);
                 if wipe {
-                    self.io("wipe", &name, self.open_file(&name, true).and_then(|f| wipe_file(&f)))?;
+                    self.files.io("wipe", &name, self.files.open(&name, true).and_then(|f| wipe_file(&f)))?;
                 }
-                self.io("remove", &name, fs::remove_file(entry.path()))?;
+                self.files.io("remove", &name, fs::remove_file(entry.path()))?;
             }
         }
         Ok(())
@@ -287,41 +283,20 @@ impl Volume for DirVolume {
     fn list(&self) -> Result<Option<Vec<RegionRef>>> {
         let volume = self.number.load(Ordering::Relaxed);
         let region = |(id, entry): (u64, fs::DirEntry)| {
-            let size = self.io("look at", &region_name(id), entry.metadata())?.len();
+            let size = self.files.io("look at", &region_name(id), entry.metadata())?.len();
             Ok(RegionRef { id, start: 0, size, volume, second: None })
         };
-        self.files()?.into_iter().map(region).collect::<Result<_>>().map(Some)
+        self.files.regions()?.into_iter().map(region).collect::<Result<_>>().map(Some)
     }
 
     fn usage(&self, limit: u64) -> Result<(u64, u64)> {
         let used = self.used()?;
-        let most = used + self.left()? + *self.held.lock();
+        let most = (used + self.left()? + self.held.bytes()).min(self.held.most());
         Ok((used, if limit > 0 { limit.min(most) } else { most }))
     }
 
     fn hold(&self, bytes: u64) -> Result<()> {
-        let mut held = self.held.lock();
-        if *held >= bytes || self.holds_nothing.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        // On a disk that is nearly full, a share: without any, a store that was closed when others had filled it could not be opened.
-        let bytes = bytes.min((self.left()? + *held) / LEFT_FOR_OTHERS / HOLD_STEP * HOLD_STEP);
-        if *held >= bytes {
-            return Ok(());
-        }
-        let file = self.io("create", HELD, self.make(HELD))?;
-        // SAFETY: a plain system call on an open descriptor.
-        let rc = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as i64) };
-        match rc {
-            0 => *held = bytes,
-            _ => {
-                let e = std::io::Error::last_os_error();
-                tracing::debug!("nothing is held at {}: {e}", self.path.display());
-                self.holds_nothing.store(true, Ordering::Relaxed);
-                let _ = fs::remove_file(self.base.join(HELD));
-            }
-        }
-        Ok(())
+        self.held.keep(&self.files, bytes, || self.left())
     }
 
     fn used(&self) -> Result<u64> {
@@ -329,21 +304,22 @@ impl Volume for DirVolume {
     }
 
     fn pool(&self) -> Option<u64> {
-        Some(fs::metadata(&self.base).ok()?.dev())
+        Some(fs::metadata(&self.files.base).ok()?.dev())
     }
 }
 
 struct FileRegion {
     file: File,
     direct: Direct,
-    path: PathBuf,
+    files: Arc<Files>,
+    held: Arc<Held>,
     at: RegionRef,
 }
 
 impl FileRegion {
     fn io<T>(&self, action: &'static str, offset: u64, r: std::io::Result<T>) -> Result<T> {
         r.map_err(|e| Error::Io {
-            place: format!("{} at byte {offset}", self.path.display()),
+            place: format!("{} at byte {offset}", self.files.path.join(region_name(self.at.id)).display()),
             action,
             source: Arc::new(e),
         })
@@ -377,7 +353,9 @@ impl Region for FileRegion {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.io("write", offset, self.file.write_all_at(bytes, offset))
+        // (On a copy-on-write filesystem even what was written before needs new room.)
+        let done = self.held.with_room(&self.files, None, bytes.len() as u64, || self.file.write_all_at(bytes, offset));
+        self.io("write", offset, done)
     }
 
     fn flush(&self) -> Result<()> {
@@ -461,11 +439,11 @@ mod tests {
         let at = RegionRef { id: 2, start: 0, size: 4096, volume: 0, second: None };
         assert!(volume.write_super(0, &[1; SLOT_SIZE]).is_err());
         assert!(volume.read_super(0).is_err());
-        assert!(volume.create(2, 4096).is_err());
+        assert!(volume.keep_only(&[], true).is_err());
         assert!(volume.open(at).is_err());
         assert!(volume.shrink(at, 0).is_err());
+        assert!(volume.create(2, 4096).is_err());
         assert!(volume.hold(4096).is_err());
-        assert!(volume.keep_only(&[], true).is_err());
         assert_eq!(fs::read(&other).unwrap(), b"mine");
         assert!(fs::metadata(&other).unwrap().len() == 4);
     }

@@ -7,6 +7,7 @@
 mod bucket;
 mod dir;
 mod disk;
+mod held;
 mod raw;
 mod set;
 pub mod sim;
