@@ -382,6 +382,9 @@ pub struct MountRequest {
     pub threads: usize,
     /// Microseconds of polling before sleep.
     pub poll_us: u64,
+    /// The mount namespace in which it is to be seen, by the kernel's number.
+    #[serde(default)]
+    pub seen_in: Option<u64>,
 }
 
 /// A version of a path.

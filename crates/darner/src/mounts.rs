@@ -33,11 +33,17 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Whether it is a store's. (Mounted without a subtype, its type is that of others' mounts, too.)
+    /// Whether it is a store's. (Mounted without a subtype or with another one, its type is that of others' mounts, too.)
     pub fn is_ours(&self) -> bool {
         let of_a_store = || Place::at(&self.source).is_ok_and(|place| place.holds_store().unwrap_or(false));
-        self.kind == "fuse.darner" || self.kind == "fuse" && self.source.is_absolute() && of_a_store()
+        let is_fuse = self.kind == "fuse" || self.kind.starts_with("fuse.");
+        self.kind == "fuse.darner" || is_fuse && self.source.is_absolute() && of_a_store()
     }
+}
+
+/// The mount namespace of this process, by the kernel's number.
+pub fn namespace() -> Option<u64> {
+    std::fs::metadata("/proc/self/ns/mnt").ok().map(|meta| meta.ino())
 }
 
 /// What is said of a mount whose processes were killed at once.
@@ -430,6 +436,7 @@ mod tests {
         let options = darner_store::CreateOptions::default();
         darner_store::Store::create(&darner_store::volume::DirVolume::open(dir.path(), true), &options).unwrap();
         assert!(mount("fuse", source).is_ours() && !mount("tmpfs", source).is_ours());
+        assert!(mount("fuse.of-mine", source).is_ours() && !mount("fuseblk", source).is_ours());
     }
 
     #[test]

@@ -108,7 +108,8 @@ pub fn find(path: &Path) -> Option<Range<u64>> {
     // (Most have none: no more is read of those.)
     let headers = [size, (len / size).checked_sub(1)? * size];
     let bytes = headers.into_iter().find_map(|at| ours(&file, at, size))?;
-    (!bytes.is_empty() && bytes.end <= len).then_some(bytes)
+    // (What lost its end has what is left of it.)
+    (!bytes.is_empty() && bytes.start < len).then(|| bytes.start..bytes.end.min(len))
 }
 
 /// The partition of our type in the table whose header is at this byte.
@@ -182,6 +183,13 @@ mod tests {
             file.write_all_at(&bytes, 0).unwrap();
             let _ = find(&path);
         }
+        file.write_all_at(&good, 0).unwrap();
+        file.set_len(5 << 20).unwrap();
+        assert_eq!(find(&path), Some(1 << 20..5 << 20));
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(find(&path), None);
+        file.set_len(8 << 20).unwrap();
+        make(&path).unwrap();
         // The copy at the end is as good.
         file.write_all_at(&[0; 4096], 0).unwrap();
         assert_eq!(find(&path), Some(1 << 20..7 << 20));

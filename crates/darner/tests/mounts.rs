@@ -215,6 +215,22 @@ fn where_the_last_writes_may_be_lost_unmounting_fails_and_status_says_so_before(
 }
 
 #[test]
+fn what_is_mounted_in_another_namespace_is_told_and_nothing_is_mounted_over_it() {
+    if !has("unshare") || !has("nsenter") {
+        return;
+    }
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("unshare -m sh -c '$DARNER mount --create store $MNT; echo one > $MNT/a'");
+    let pid = w.sh_outside("$DARNER status store --json | jq .daemon_pid").trim().to_string();
+    let said = w.sh_outside("$DARNER mount --read-only store $MNT 2>&1 && exit 9 || true");
+    assert!(said.contains("is in another mount namespace") && said.contains(&format!("nsenter -t {pid} -m")), "{said}");
+    w.sh_outside(&format!(
+        "test -z \"$(ls $MNT)\"; nsenter -t {pid} -m sh -ec 'cd $DIR; echo two > $MNT/a; mkdir other; $DARNER mount --read-only store other; cat other/a; \
+         $DARNER unmount other; $DARNER unmount $MNT'; $DARNER check store"
+    ));
+}
+
+#[test]
 fn what_gets_a_store_s_name_while_that_is_mounted_is_left_alone_also_by_the_next_daemon() {
     for image in ["", "--image --size 100M"] {
         let Some(w) = World::unmounted() else { return };

@@ -60,6 +60,8 @@ impl Fs {
         let ((dir, name), (new_dir, new_name)) = (from, to);
         let (dir, new_dir) = (dir.writable()?, new_dir.writable()?);
         if dir.fileset != new_dir.fileset {
+            // (What can't be moved at all is not to be copied and removed instead.)
+            self.victim(&mut self.plan(dir.fileset, SMALL)?, dir, name, now_ns)?;
             return refuse(libc::EXDEV, "nothing is renamed from one fileset to another");
         }
         let mut plan = self.plan(dir.fileset, SMALL)?;

@@ -74,6 +74,8 @@ fn a_filesets_root_is_busy_to_everybody_but_its_commands() {
         rename d home exchange => EBUSY
         rename home d exchange => EBUSY
         rename home other => EBUSY
+        rename home other/x => EBUSY
+        rename d other/x => EXDEV
         rename d home noreplace => EEXIST
         link home x => EXDEV
         create home => EEXIST

@@ -65,7 +65,7 @@ pub fn run(c: Mount) -> Result<()> {
             false => format!("{} has something mounted on it already", mountpoint.display()),
         }));
     }
-    let request = MountRequest { mountpoint, ..request };
+    let request = MountRequest { mountpoint, seen_in: mounts::namespace(), ..request };
     let start = || match c.foreground {
         true => daemon::in_foreground(&c, &place, &request),
         false => start_daemon(&c, &place, &request),
