@@ -98,11 +98,13 @@ impl Daemon {
             if store.volume(bucket.number)?.is_some_and(|v| v.entry.leaving) {
                 return Err(Failure::new("the bucket is leaving the store: nothing more goes there"));
             }
-            match bucket.trouble {
+            let why = match (bucket.trouble, bucket.failed) {
+                (Some(why), _) => Some(format!("the bucket can't be reached, and it goes on when it can be: {why}")),
+                (None, why) => why.map(|why| format!("not all has reached the bucket: {why}")),
+            };
+            match why {
                 Some(why) if troubled.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
-                    return Err(Failure::new(format!(
-                        "the bucket can't be reached, and it goes on when it can be: {why}"
-                    )));
+                    return Err(Failure::new(why));
                 }
                 Some(_) => {}
                 None => troubled = None,
@@ -125,7 +127,11 @@ impl Daemon {
             (None, Some(why)) => Some(format!(
                 "the bucket can't be reached: {why}; reading the {only} MiB that are there only fails meanwhile"
             )),
-            (None, None) => None,
+            (None, None) => match (bucket.failed, bucket.known && bucket.reached.is_none()) {
+                (Some(why), _) => Some(format!("nothing more reaches the bucket: {why}")),
+                (None, true) => Some("nothing that is in the bucket could be opened elsewhere yet".into()),
+                (None, false) => None,
+            },
         }
     }
 }
@@ -139,7 +145,10 @@ pub(crate) fn line(b: &BucketState) -> BucketLine {
         left_bytes: b.left,
         only_there_bytes: b.cold,
         fetched_bytes: b.fetched,
-        trouble: b.fenced.clone().map(|who| format!("taken over by {who}")).or_else(|| b.trouble.clone()),
+        trouble: match &b.fenced {
+            Some(who) => Some(format!("taken over by {who}")),
+            None => b.trouble.clone().or_else(|| b.failed.clone()),
+        },
     }
 }
 

@@ -677,7 +677,7 @@ pub struct BucketLine {
     pub only_there_bytes: u64,
     /// Bytes that were fetched since the store was opened.
     pub fetched_bytes: u64,
-    /// Why it can't be reached, or who has taken the store over.
+    /// Why it can't be reached, or nothing more gets there, or who has taken the store over.
     pub trouble: Option<String>,
 }
 

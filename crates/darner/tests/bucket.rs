@@ -353,6 +353,31 @@ fn an_object_that_is_gone_or_shorter_fails_only_reads_of_what_was_in_it_and_the_
 }
 
 #[test]
+fn why_nothing_more_reaches_the_bucket_is_said_by_push_which_ends_and_by_status() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let server = Server::new(&w.dir);
+    with_cold(&w, &server);
+    w.sh_outside("$DARNER volume push $MNT; $DARNER unmount $MNT; truncate -s 100 server/bucket/some/where/c/*; mv server/bucket/some/where/e was");
+    sh(&w, &server, "$DARNER mount --log daemon.log store $MNT");
+    for refused in ["timeout 40 $DARNER volume push $MNT", "timeout 40 $DARNER volume move $MNT --from 0 --to 1"] {
+        let said = run(&w, &server, refused);
+        assert_eq!(said.status.code(), Some(1), "{said:?}");
+        assert!(String::from_utf8_lossy(&said.stderr).contains("the checkpoint is damaged"), "{said:?}");
+    }
+    let status = w.sh_outside("$DARNER status $MNT; $DARNER volume list $MNT");
+    assert_eq!(status.matches("the checkpoint is damaged").count(), 2, "{status}");
+    // It heals by itself, once it can.
+    w.sh_outside("mv was server/bucket/some/where/e; timeout 40 $DARNER volume push $MNT");
+    let status = w.sh_outside("$DARNER status $MNT; $DARNER volume list $MNT");
+    assert!(!status.contains("damaged"), "{status}");
+    w.unmount();
+    sh(&w, &server, "$DARNER mount --local there s3://bucket/some/where $MNT");
+    w.sh("md5sum -c --quiet $DIR/sums $DIR/hot");
+    w.unmount();
+}
+
+#[test]
 fn who_waits_for_a_bucket_that_hangs_can_be_killed() {
     let Some(w) = World::unmounted() else { return };
     std::fs::create_dir(&w.mnt).unwrap();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::codec::{Reader, crc_at, is_sealed, put_bytes, put_varint};
 use crate::manifest::Manifest;
 use crate::opening::Openings;
+use crate::superblock::Superblock;
 use crate::volume::{Bucket, BucketVolume, Kept, list_all};
 use crate::{Error, Result, Tid};
 
@@ -66,23 +67,40 @@ impl Checkpoint {
         format!("{CHECKPOINTS}{epoch:08x}.{generation:016x}")
     }
 
-    fn epoch_of(name: &str) -> Option<u32> {
-        let (epoch, _) = name.strip_prefix(CHECKPOINTS)?.split_once('.')?;
-        u32::from_str_radix(epoch, 16).ok()
+    /// Epoch and generation of the one that an object is.
+    fn of_name(name: &str) -> Option<(u32, u64)> {
+        let (epoch, generation) = name.strip_prefix(CHECKPOINTS)?.split_once('.')?;
+        Some((u32::from_str_radix(epoch, 16).ok()?, u64::from_str_radix(generation, 16).ok()?))
     }
 
-    /// The newest one of a bucket that was put under this epoch or an earlier one, if there is one, and the names of all such.
-    pub fn newest(bucket: &BucketVolume, epoch: u32) -> Result<(Option<Checkpoint>, Vec<String>)> {
+    /// The names of those that were put under this epoch or an earlier one, ascending.
+    pub fn names(bucket: &BucketVolume, epoch: u32) -> Result<Vec<String>> {
         let all = list_all(bucket.objects(), CHECKPOINTS)?.into_iter().map(|(name, _)| name);
-        let all: Vec<String> = all.filter(|name| Checkpoint::epoch_of(name).is_some_and(|e| e <= epoch)).collect();
-        let Some(newest) = all.last() else { return Ok((None, all)) };
-        let found = Checkpoint::decode(&bucket.objects().get(newest, None)?).ok_or_else(|| Error::Corrupt {
-            place: format!("{}, object {newest}", bucket.objects().name()),
-            what: "checkpoint",
-            expected: "fields with a valid checksum".into(),
-            found: "other bytes".into(),
-        })?;
-        Ok((Some(found), all))
+        Ok(all.filter(|name| Checkpoint::of_name(name).is_some_and(|(e, _)| e <= epoch)).collect())
+    }
+
+    /// The one of a name; `None`: it is damaged.
+    pub fn named(bucket: &BucketVolume, name: &str) -> Result<Option<Checkpoint>> {
+        Ok(Checkpoint::decode(&bucket.objects().get(name, None)?))
+    }
+
+    /// Whether one that is damaged was of this store, as it is here or was: by its name, and by who has begun its epoch.
+    pub fn damaged_is_past(bucket: &BucketVolume, name: &str, sb: &Superblock) -> Result<bool> {
+        let Some((epoch, generation)) = Checkpoint::of_name(name) else { return Ok(true) };
+        // (Who began a later epoch has looked at it before.)
+        if epoch < bucket.epoch() {
+            return Ok(true);
+        }
+        let claimed = match Claimed::of(bucket.objects(), epoch) {
+            Err(e) if e.is_lost() => Err(Error::Refused(format!(
+                "{}, object {name}: the checkpoint is damaged, and {}, which says who has put it, is gone: delete it, if nobody else has the store",
+                bucket.objects().name(),
+                epoch_name(epoch)
+            ))),
+            claimed => claimed,
+        }?;
+        let is_past = generation <= sb.generation && sb.openings.agree(Some(claimed.opening), generation);
+        Ok(claimed.uuid != sb.uuid || is_past)
     }
 
     /// The regions that it names.
@@ -143,14 +161,19 @@ impl Claimed {
     pub fn after(bucket: &dyn Bucket, epoch: u32) -> Result<Option<Claimed>> {
         let newer = bucket.list(EPOCHS, &epoch_name(epoch))?;
         let Some((name, _)) = newer.last() else { return Ok(None) };
-        let said = bucket.get(name, None)?;
+        Claimed::of(bucket, u32::from_str_radix(&name[EPOCHS.len()..], 16).unwrap_or(u32::MAX)).map(Some)
+    }
+
+    /// Who has begun an epoch.
+    fn of(bucket: &dyn Bucket, epoch: u32) -> Result<Claimed> {
+        let said = bucket.get(&epoch_name(epoch), None)?;
         let number = said.get(16..24).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8")));
-        Ok(Some(Claimed {
-            epoch: u32::from_str_radix(&name[EPOCHS.len()..], 16).unwrap_or(u32::MAX),
+        Ok(Claimed {
+            epoch,
             uuid: said.get(..16).unwrap_or_default().into(),
             opening: number,
             who: String::from_utf8_lossy(said.get(32..).unwrap_or_default()).into_owned(),
-        }))
+        })
     }
 
     /// Whether it was a store itself: one that was killed before it took note of that.

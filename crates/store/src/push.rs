@@ -53,6 +53,8 @@ pub struct BucketState {
     pub fetched: u64,
     /// Why it can't be reached.
     pub trouble: Option<String>,
+    /// Why the last step of what was to get there failed.
+    pub failed: Option<String>,
     /// Who has taken the store over: nothing is put there any more.
     pub fenced: Option<String>,
 }
@@ -63,6 +65,8 @@ pub(crate) struct Reached {
     /// Whether it was looked at since the open.
     known: bool,
     fenced: Option<String>,
+    /// Why the last step failed.
+    failed: Option<String>,
     /// Whether this opening has taken it.
     owned: bool,
     /// Of the newest checkpoint: up to where, its generation, when it was put (by callers' clocks), and how much had been appended.
@@ -120,6 +124,7 @@ impl Store {
             cold,
             fetched: bucket.fetched().1,
             trouble: bucket.objects().trouble(),
+            failed: reach.failed.clone(),
             fenced: reach.fenced.clone(),
         })
     }
@@ -167,6 +172,15 @@ impl Store {
     /// Goes on with what the bucket is to have: puts what has been sealed, and a checkpoint of it every `every_ns` where something has
     /// changed, and deletes what nothing names any more. Waits for the bucket, holding up nobody else.
     pub fn step_push(&self, now_ns: u64, every_ns: u64) -> Result<Progress> {
+        let outcome = self.push_on(now_ns, every_ns);
+        let mut reach = self.reach.lock();
+        reach.failed = outcome.as_ref().err().map(Error::to_string);
+        // What somebody wanted is tried again.
+        reach.wanted |= outcome.is_err();
+        outcome
+    }
+
+    fn push_on(&self, now_ns: u64, every_ns: u64) -> Result<Progress> {
         let mut pushing = self.pushing.lock();
         let Some(bucket) = self.volumes.bucket().filter(|b| !self.read_only && self.volumes.takes(b.number())) else {
             *pushing = None;
@@ -187,11 +201,8 @@ impl Store {
             return Ok(Progress::Worked);
         }
         let push = pushing.take().expect("it is there");
-        if let Some((manifest, generation)) = push.manifest
-            && let Err(e) = self.put_checkpoint(&bucket, manifest, generation, now_ns, push.appended)
-        {
-            self.reach.lock().wanted = true;
-            return Err(e);
+        if let Some((manifest, generation)) = push.manifest {
+            self.put_checkpoint(&bucket, manifest, generation, now_ns, push.appended)?;
         }
         Ok(Progress::Worked)
     }
@@ -208,17 +219,30 @@ impl Store {
             self.reach.lock().known = true;
             return Ok(false);
         }
-        let (newest, names) = Checkpoint::newest(bucket, bucket.epoch())?;
-        let newest = newest.filter(|c| c.uuid == self.uuid);
+        let names = Checkpoint::names(bucket, bucket.epoch())?;
         let sb = self.volumes.superblock();
-        let is_past = |c: &Checkpoint| c.generation <= sb.generation && sb.openings.agree(c.opening, c.generation);
-        if newest.as_ref().is_some_and(|c| !is_past(c)) {
+        let mut newest = None;
+        let mut is_past = true;
+        if let Some(name) = names.last() {
+            newest = Checkpoint::named(bucket, name)?;
+            is_past = match &newest {
+                Some(c) if c.uuid != self.uuid => true,
+                Some(c) => c.generation <= sb.generation && sb.openings.agree(c.opening, c.generation),
+                None => Checkpoint::damaged_is_past(bucket, name, &sb)?,
+            };
+            if newest.is_none() && is_past {
+                let bucket = bucket.objects().name();
+                tracing::warn!("{bucket}, object {name}: the checkpoint is damaged, and a new one is put");
+                self.want_push();
+            }
+        }
+        if !is_past {
             self.fence(bucket, "what it became later, or another copy of it".into());
             self.reach.lock().known = true;
             return Ok(false);
         }
         let mut reach = self.reach.lock();
-        if let Some(c) = newest {
+        if let Some(c) = newest.filter(|c| c.uuid == self.uuid) {
             c.kept().into_iter().for_each(|(id, kept)| bucket.note(id, kept));
             (reach.tid, reach.generation) = (Some(c.manifest.tid), c.generation);
         }
@@ -528,25 +552,26 @@ impl Store {
         sb.volumes.put(entry.clone());
         let bucket =
             options.reach().bucket(&sb).ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;
-        self.claim_first(&bucket)?;
+        let owned = self.claim_first(&bucket)?;
         self.volumes.join_bucket(&entry, bucket, |sb| {
             sb.next_volume += 1;
             sb.volumes.put(entry.clone());
         })?;
-        *self.reach.lock() = Reached { wanted: true, owned: true, ..Reached::default() };
+        *self.reach.lock() = Reached { wanted: true, owned, ..Reached::default() };
         Ok(number)
     }
 
-    fn claim_first(&self, bucket: &BucketVolume) -> Result<()> {
+    /// Begins the first epoch; says whether it is of this opening.
+    fn claim_first(&self, bucket: &BucketVolume) -> Result<bool> {
         let objects = bucket.objects();
         if objects.list(CHECKPOINTS, "")?.is_empty() {
             if put_ours(bucket, &epoch_name(1), &self.claim())? {
-                return Ok(());
+                return Ok(true);
             }
             // A try of ours that was interrupted.
             let others = !objects.list(EPOCHS, &epoch_name(1))?.is_empty();
             if !others && objects.get(&epoch_name(1), None)?.starts_with(&self.uuid) {
-                return Ok(());
+                return Ok(false);
             }
             return Err(begun_only(objects));
         }

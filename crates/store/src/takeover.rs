@@ -98,15 +98,28 @@ fn begin_epoch(bucket: &BucketVolume, who: &str) -> Result<(u32, Checkpoint)> {
         let newest = list_all(objects, EPOCHS)?.pop().ok_or_else(nothing)?.0;
         let last = u32::from_str_radix(&newest[EPOCHS.len()..], 16).map_err(|_| nothing())?;
         // (Nobody is fenced for nothing.)
-        let before = Checkpoint::newest(bucket, last)?.0.ok_or_else(|| begun_only(objects))?;
+        let before = newest_sound(bucket, last)?.ok_or_else(|| begun_only(objects))?;
         let epoch = last.checked_add(1).ok_or_else(nothing)?;
         if put_ours(bucket, &epoch_name(epoch), &claim(&before.uuid, opening::draw()?, who))? {
             // What its owner has put meanwhile counts.
-            let found = Checkpoint::newest(bucket, last)?.0.ok_or_else(nothing)?;
+            let found = newest_sound(bucket, last)?.ok_or_else(nothing)?;
             return Ok((epoch, found));
         }
     }
     Err(Error::Refused(format!("others take {} over at the same time", objects.name())))
+}
+
+/// The newest checkpoint of an epoch. What older ones name may be deleted.
+fn newest_sound(bucket: &BucketVolume, epoch: u32) -> Result<Option<Checkpoint>> {
+    let Some(name) = Checkpoint::names(bucket, epoch)?.pop() else { return Ok(None) };
+    let damaged = || {
+        Error::Refused(format!(
+            "{}, object {name}: the checkpoint is damaged, and without it nothing there can be opened: the store puts a new one once it is \
+             mounted where its other volumes are; or a former version of the object is put there, where the bucket keeps such",
+            bucket.objects().name()
+        ))
+    };
+    Checkpoint::named(bucket, &name)?.ok_or_else(damaged).map(Some)
 }
 
 /// Copies a table to the local volume; returns where it is. (What is damaged is noticed when it is opened.)

@@ -1104,3 +1104,75 @@ fn a_stream_from_the_bucket_is_fetched_once_in_few_large_pieces() {
     assert!(asked < 24, "{asked} requests");
     assert!(fetched < 26 << 20, "{fetched} bytes");
 }
+
+#[test]
+fn a_damaged_checkpoint_is_put_anew_by_the_store_and_keeps_copies_of_it_away_as_a_sound_one_does() {
+    let base = SimDisk::new(SIZE);
+    let (store, first) = with_bucket(&base);
+    let mut run = Run::new(23);
+    let some = |run: &mut Run, store: &Store| {
+        (0..10).for_each(|_| run.transaction(store).unwrap());
+        store.checkpoint().unwrap();
+        push(store, run.now)
+    };
+    some(&mut run, &store).unwrap();
+    let older = base.fork();
+    some(&mut run, &store).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let name = first.objects().into_keys().find(|name| name.starts_with("c/")).unwrap();
+    for shorter in [false, true] {
+        let disk = base.fork();
+        let bucket = first.fork(&disk);
+        match shorter {
+            true => bucket.shorten(&name, 100),
+            false => bucket.flip(&name, 60, 1),
+        }
+        let elsewhere = SimDisk::new(SIZE);
+        match take_over(&bucket.fork(&elsewhere), &elsewhere).map(drop) {
+            Err(Error::Refused(why)) => assert!(why.contains("the checkpoint is damaged"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        // What it was earlier, however far that has gone on since.
+        let before = objects(&bucket);
+        let copy = open(&older.fork(), &bucket).unwrap();
+        let mut other = Run::new(24);
+        (other.now, other.objects) = (run.now, vec![900, 901, 902, 903, 904]);
+        for _ in 0..40 {
+            other.transaction(&copy).unwrap();
+            copy.checkpoint().unwrap();
+        }
+        some(&mut other, &copy).unwrap();
+        assert!(copy.bucket().unwrap().fenced.is_some());
+        assert!(objects(&bucket) == before, "it changed something");
+        // Without the object that tells whose it is, nobody knows.
+        let unknown = bucket.fork(&disk);
+        unknown.lose("e/00000001");
+        let store = open(&disk.fork(), &unknown).unwrap();
+        assert!(matches!(push(&store, run.now), Err(Error::Refused(_))));
+        assert!(store.bucket().unwrap().failed.unwrap().contains("the checkpoint is damaged"));
+        // Interrupted or not.
+        for steps in 0..4 {
+            let disk = disk.fork();
+            let bucket = bucket.fork(&disk);
+            let store = open(&disk, &bucket).unwrap();
+            for _ in 0..steps {
+                store.step_push(run.now, NEVER).unwrap();
+            }
+            drop(store);
+            let store = open(&disk, &bucket).unwrap();
+            while store.step_push(run.now, NEVER).unwrap() == Progress::Worked {}
+            let state = store.bucket().unwrap();
+            assert_eq!((state.reached, state.fenced, state.failed), (Some(store.tid()), None, None), "{steps}");
+            assert!(!bucket.objects().contains_key(&name));
+            check_alone(&run, &bucket, Some(store.tid()), 23);
+        }
+        // And it can leave.
+        let store = open(&disk, &bucket).unwrap();
+        store.leave_volume(number(&store)).unwrap();
+        while store.leaving().is_some() {
+            assert_eq!(store.step_leave(1 << 20).unwrap(), Progress::Worked);
+        }
+        assert!(bucket.objects().is_empty(), "{:?}", bucket.objects().keys());
+    }
+}
