@@ -14,6 +14,8 @@ pub(crate) const EPOCHS: &str = "e/";
 const MAGIC: &[u8; 8] = b"DARNCKP2";
 /// The same without the opening: of format versions 6 to 8.
 const FORMER: &[u8; 8] = b"DARNCKP1";
+/// So many bytes of who has an epoch are told.
+const WHO_MAX: usize = 256;
 
 /// A checkpoint, as it is in the bucket.
 pub(crate) struct Checkpoint {
@@ -75,7 +77,7 @@ impl Checkpoint {
 
     /// The names of those that were put under this epoch or an earlier one, ascending.
     pub fn names(bucket: &BucketVolume, epoch: u32) -> Result<Vec<String>> {
-        let all = list_all(bucket.objects(), CHECKPOINTS)?.into_iter().map(|(name, _)| name);
+        let all = list_all(bucket.objects(), CHECKPOINTS, "")?.into_iter().map(|(name, _)| name);
         Ok(all.filter(|name| Checkpoint::of_name(name).is_some_and(|(e, _)| e <= epoch)).collect())
     }
 
@@ -159,8 +161,7 @@ pub(crate) struct Claimed {
 
 impl Claimed {
     pub fn after(bucket: &dyn Bucket, epoch: u32) -> Result<Option<Claimed>> {
-        let newer = bucket.list(EPOCHS, &epoch_name(epoch))?;
-        let Some((name, _)) = newer.last() else { return Ok(None) };
+        let Some((name, _)) = list_all(bucket, EPOCHS, &epoch_name(epoch))?.pop() else { return Ok(None) };
         Claimed::of(bucket, u32::from_str_radix(&name[EPOCHS.len()..], 16).unwrap_or(u32::MAX)).map(Some)
     }
 
@@ -172,13 +173,22 @@ impl Claimed {
             epoch,
             uuid: said.get(..16).unwrap_or_default().into(),
             opening: number,
-            who: String::from_utf8_lossy(said.get(32..).unwrap_or_default()).into_owned(),
+            who: printable(said.get(32..).unwrap_or_default()),
         })
     }
 
     /// Whether it was a store itself: one that was killed before it took note of that.
     pub fn is_of(&self, uuid: &[u8; 16], openings: &Openings) -> bool {
         self.uuid == uuid && openings.has(self.opening)
+    }
+}
+
+/// Text in a line; anything else is escaped.
+fn printable(bytes: &[u8]) -> String {
+    let bytes = &bytes[..bytes.len().min(WHO_MAX)];
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(char::is_control) => text.into(),
+        _ => bytes.escape_ascii().to_string(),
     }
 }
 

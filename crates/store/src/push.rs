@@ -20,8 +20,8 @@ use crate::manifest::Manifest;
 use crate::segment;
 use crate::store::{SEGMENT_MIN, Store};
 use crate::volume::{
-    BucketVolume, Kept, PART, REGIONS, Region, RegionRef, VolumeEntry, list_all, number_of, of_part, part_name,
-    part_names,
+    BucketVolume, Buckets, Kept, PART, REGIONS, Region, RegionRef, VolumeEntry, list_all, number_of, of_part,
+    part_name, part_names, store_below,
 };
 use crate::{Error, Result, Tid};
 
@@ -291,7 +291,7 @@ impl Store {
         if !self.is_ours(bucket)? {
             return Ok(false);
         }
-        let all = list_all(bucket.objects(), EPOCHS)?.into_iter().map(|(name, _)| name);
+        let all = list_all(bucket.objects(), EPOCHS, "")?.into_iter().map(|(name, _)| name);
         let former: Vec<String> = all.filter(|name| *name < epoch_name(next)).collect();
         bucket.objects().delete(&former)?;
         self.reach.lock().owned = true;
@@ -524,7 +524,7 @@ impl Store {
             let newest = reach.old.pop();
             std::mem::replace(&mut reach.old, newest.into_iter().collect())
         };
-        for (name, _) in list_all(bucket.objects(), REGIONS)? {
+        for (name, _) in list_all(bucket.objects(), REGIONS, "")? {
             let is_needed = |(id, epoch)| bucket.kept().get(&id).is_some_and(|kept| kept.epoch == epoch);
             if !of_part(&name).is_some_and(is_needed) {
                 gone.push(name);
@@ -550,8 +550,9 @@ impl Store {
         let number = number_of(sb.next_volume)?;
         let entry = VolumeEntry::of_bucket(number, name, 1);
         sb.volumes.put(entry.clone());
-        let bucket =
-            options.reach().bucket(&sb).ok_or_else(|| Error::Refused("buckets can't be reached here".into()))?;
+        let unreachable = || Error::Refused("buckets can't be reached here".into());
+        let bucket = options.reach().bucket(&sb).ok_or_else(unreachable)?;
+        must_be_apart(&bucket, options.buckets.as_ref().ok_or_else(unreachable)?)?;
         let owned = self.claim_first(&bucket)?;
         self.volumes.join_bucket(&entry, bucket, |sb| {
             sb.next_volume += 1;
@@ -564,12 +565,12 @@ impl Store {
     /// Begins the first epoch; says whether it is of this opening.
     fn claim_first(&self, bucket: &BucketVolume) -> Result<bool> {
         let objects = bucket.objects();
-        if objects.list(CHECKPOINTS, "")?.is_empty() {
+        if list_all(objects, CHECKPOINTS, "")?.is_empty() {
             if put_ours(bucket, &epoch_name(1), &self.claim())? {
                 return Ok(true);
             }
             // A try of ours that was interrupted.
-            let others = !objects.list(EPOCHS, &epoch_name(1))?.is_empty();
+            let others = !list_all(objects, EPOCHS, &epoch_name(1))?.is_empty();
             if !others && objects.get(&epoch_name(1), None)?.starts_with(&self.uuid) {
                 return Ok(false);
             }
@@ -586,16 +587,35 @@ impl Store {
         }
         // First what can be opened; last what says whose it is.
         for prefix in [CHECKPOINTS, REGIONS, EPOCHS] {
-            loop {
-                let some: Vec<String> = bucket.objects().list(prefix, "")?.into_iter().map(|(name, _)| name).collect();
-                if some.is_empty() {
-                    break;
-                }
-                some.chunks(BATCH).try_for_each(|names| bucket.objects().delete(names))?;
-            }
+            let all = list_all(bucket.objects(), prefix, "")?.into_iter().map(|(name, _)| name);
+            all.collect::<Vec<_>>().chunks(BATCH).try_for_each(|names| bucket.objects().delete(names))?;
         }
         *self.reach.lock() = Reached::default();
         Ok(())
+    }
+}
+
+/// Refuses a prefix that lies within another store's, or has one directly below it.
+fn must_be_apart(bucket: &BucketVolume, buckets: &Buckets) -> Result<()> {
+    let name = bucket.objects().name();
+    let above = |name: &str| name.rsplit_once('/').map(|(above, _)| above.to_owned()).filter(|n| n.contains("://"));
+    for above in std::iter::successors(above(&name), |name| above(name)) {
+        match list_all(&*buckets.0(&above), EPOCHS, "") {
+            Ok(begun) if begun.is_empty() => {}
+            Ok(_) => {
+                return Err(Error::Refused(format!(
+                    "{name} lies within {above}, where another store is: name another prefix"
+                )));
+            }
+            // (Whoever may look only at his own prefix has it.)
+            Err(e) => tracing::warn!("whether a store is at {above}, can't be told: {e}"),
+        }
+    }
+    match store_below(bucket.objects())? {
+        Some(below) => {
+            Err(Error::Refused(format!("within {name} another store is, {name}/{below}: name another prefix")))
+        }
+        None => Ok(()),
     }
 }
 

@@ -95,7 +95,7 @@ fn begin_epoch(bucket: &BucketVolume, who: &str) -> Result<(u32, Checkpoint)> {
     let objects = bucket.objects();
     let nothing = || Error::NotAStore(format!("{} holds no darner store that could be opened", objects.name()));
     for _ in 0..TRIES {
-        let newest = list_all(objects, EPOCHS)?.pop().ok_or_else(nothing)?.0;
+        let newest = list_all(objects, EPOCHS, "")?.pop().ok_or_else(nothing)?.0;
         let last = u32::from_str_radix(&newest[EPOCHS.len()..], 16).map_err(|_| nothing())?;
         // (Nobody is fenced for nothing.)
         let before = newest_sound(bucket, last)?.ok_or_else(|| begun_only(objects))?;

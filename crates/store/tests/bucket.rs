@@ -1176,3 +1176,92 @@ fn a_damaged_checkpoint_is_put_anew_by_the_store_and_keeps_copies_of_it_away_as_
         assert!(bucket.objects().is_empty(), "{:?}", bucket.objects().keys());
     }
 }
+
+/// The objects of a bucket below a prefix.
+struct Below(SimBucket, String);
+
+impl Bucket for Below {
+    fn name(&self) -> String {
+        format!("s3://simulated/{}", self.1).trim_end_matches('/').into()
+    }
+
+    fn put(&self, objects: Vec<(String, Vec<u8>)>) -> Result<(), Error> {
+        self.0.put(objects.into_iter().map(|(name, bytes)| (format!("{}{name}", self.1), bytes)).collect())
+    }
+
+    fn put_new(&self, name: &str, bytes: Vec<u8>) -> Result<bool, Error> {
+        self.0.put_new(&format!("{}{name}", self.1), bytes)
+    }
+
+    fn get(&self, name: &str, range: Option<std::ops::Range<u64>>) -> Result<Vec<u8>, Error> {
+        self.0.get(&format!("{}{name}", self.1), range)
+    }
+
+    fn list(&self, prefix: &str, after: &str) -> Result<Vec<(String, u64)>, Error> {
+        let found = self.0.list(&format!("{}{prefix}", self.1), &format!("{}{after}", self.1))?;
+        Ok(found.into_iter().map(|(name, len)| (name[self.1.len()..].to_owned(), len)).collect())
+    }
+
+    fn delete(&self, names: &[String]) -> Result<(), Error> {
+        self.0.delete(&names.iter().map(|name| format!("{}{name}", self.1)).collect::<Vec<_>>())
+    }
+}
+
+#[test]
+fn a_store_below_another_one_s_prefix_is_refused_and_where_there_is_one_they_leave_each_other_alone() {
+    let prefix = |name: &str| name.strip_prefix("s3://simulated/").map_or(String::new(), |prefix| format!("{prefix}/"));
+    let reach = move |bucket: &SimBucket, hides: bool| {
+        let (bucket, empty) = (bucket.clone(), SimBucket::beside(&SimDisk::new(SIZE)));
+        let buckets = Buckets(Arc::new(move |name| -> Arc<dyn Bucket> {
+            // (What is above those of the store below may be hidden.)
+            let hidden = hides && name.matches('/').count() < 4;
+            Arc::new(Below(if hidden { empty.clone() } else { bucket.clone() }, prefix(name)))
+        }));
+        OpenOptions { buckets: Some(buckets), ..OpenOptions::small() }
+    };
+    let new = |options: &OpenOptions| {
+        let disk = SimDisk::new(SIZE);
+        create(&disk);
+        Store::open(volume(&disk), options).unwrap()
+    };
+    let fill = |store: &Store, run: &mut Run| {
+        (0..20).for_each(|_| run.transaction(store).unwrap());
+        push(store, run.now).unwrap();
+        to_bucket(store).unwrap();
+    };
+    for below in ["x/e", "x/c", "x/r", "x/e/00000002"] {
+        let bucket = SimBucket::beside(&SimDisk::new(SIZE));
+        // Much else is there.
+        (0..20).for_each(|i| bucket.put(vec![(format!("a{i}/some"), vec![1]), (format!("z{i}"), vec![2])]).unwrap());
+        let options = reach(&bucket, false);
+        let (store, mut run) = (new(&options), Run::new(31));
+        store.add_bucket("s3://simulated/x", &options).unwrap();
+        fill(&store, &mut run);
+        let another = new(&options);
+        for within in ["s3://simulated/x/e", "s3://simulated/x/some/where", "s3://simulated"] {
+            match another.add_bucket(within, &options) {
+                Err(Error::Refused(why)) => assert!(why.contains("s3://simulated/x"), "{why}"),
+                other => panic!("{within}: {other:?}"),
+            }
+        }
+        another.add_bucket("s3://simulated/xy", &options).unwrap();
+        let options = reach(&bucket, true);
+        let (other, mut there) = (new(&options), Run::new(32));
+        other.add_bucket(&format!("s3://simulated/{below}"), &options).unwrap();
+        for _ in 0..2 {
+            fill(&other, &mut there);
+            fill(&store, &mut run);
+        }
+        assert_eq!(store.bucket().unwrap().fenced, None);
+        store.leave_volume(number(&store)).unwrap();
+        while store.leaving().is_some() {
+            assert_eq!(store.step_leave(1 << 20).unwrap(), Progress::Worked);
+        }
+        run.compare_some(&store, 3);
+        there.compare_some(&other, 3);
+        fill(&other, &mut there);
+        let of_either = |name: &&String| name.starts_with("x/") && !name.starts_with(&format!("{below}/"));
+        let objects = bucket.objects();
+        assert_eq!(objects.keys().filter(of_either).collect::<Vec<_>>(), Vec::<&String>::new());
+    }
+}

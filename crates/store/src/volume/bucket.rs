@@ -16,7 +16,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
 use super::{Region, RegionRef, SLOT_SIZE, Volume, VolumeKind};
-use crate::checkpoint::is_claimed;
+use crate::checkpoint::{EPOCHS, is_claimed};
 use crate::{Error, Result};
 
 /// Bytes of the objects of a region, but for the last one.
@@ -49,15 +49,42 @@ pub trait Bucket: Send + Sync {
     }
 }
 
-/// All objects whose names begin with a prefix.
-pub(crate) fn list_all(bucket: &dyn Bucket, prefix: &str) -> Result<Vec<(String, u64)>> {
-    let mut all: Vec<(String, u64)> = Vec::new();
+/// All objects that a store has put whose names begin with a prefix, from the first one after `after` on.
+pub(crate) fn list_all(bucket: &dyn Bucket, prefix: &str, after: &str) -> Result<Vec<(String, u64)>> {
+    let mut all = Vec::new();
+    let mut after = after.to_owned();
     loop {
-        let more = bucket.list(prefix, all.last().map_or("", |(name, _)| name))?;
-        if more.is_empty() {
-            return Ok(all);
+        let more = bucket.list(prefix, &after)?;
+        let Some((last, _)) = more.last() else { return Ok(all) };
+        after.clone_from(last);
+        all.extend(more.into_iter().filter(|(name, _)| is_own(name)));
+    }
+}
+
+/// Whether an object has a name that stores give: others are somebody else's.
+fn is_own(name: &str) -> bool {
+    let Some((kind, rest)) = name.split_once('/') else { return false };
+    let shape: String = rest.chars().map(|c| if matches!(c, '0'..='9' | 'a'..='f') { '0' } else { c }).collect();
+    let shapes = [("c", "00000000.0000000000000000"), ("e", "00000000"), ("r", "0000000000000000.00000000/0000")];
+    shapes.contains(&(kind, &*shape))
+}
+
+/// A store that lies directly below the prefix of a bucket.
+pub(crate) fn store_below(bucket: &dyn Bucket) -> Result<Option<String>> {
+    let mut after = String::new();
+    loop {
+        let more = bucket.list("", &after)?;
+        let Some((last, _)) = more.last() else { return Ok(None) };
+        let Some((dir, _)) = more.iter().find_map(|(name, _)| name.split_once('/')) else {
+            after.clone_from(last);
+            continue;
+        };
+        let begun = bucket.list(&format!("{dir}/{EPOCHS}"), "")?;
+        if begun.iter().any(|(name, _)| is_own(&name[dir.len() + 1..])) {
+            return Ok(Some(dir.to_owned()));
         }
-        all.extend(more);
+        // (What comes after all names that go on with a slash.)
+        after = format!("{dir}0");
     }
 }
 

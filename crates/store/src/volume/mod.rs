@@ -20,7 +20,7 @@ mod twice;
 use std::sync::Arc;
 
 pub use bucket::{Bucket, BucketVolume, Buckets, Cold, OpenBucket, PART, without_waiting};
-pub(crate) use bucket::{Kept, REGIONS, list_all, may_wait, of_part, part_name, part_names};
+pub(crate) use bucket::{Kept, REGIONS, list_all, may_wait, of_part, part_name, part_names, store_below};
 pub use dir::DirVolume;
 pub use disk::{Disk, FileDisk, Part};
 pub use raw::RawVolume;
