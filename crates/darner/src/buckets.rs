@@ -92,13 +92,25 @@ impl Daemon {
                     "the store was taken over by {who}: nothing goes to the bucket any more"
                 )));
             }
+            let mut failed = bucket.failed;
             if bucket.reached.is_some_and(|tid| tid >= wanted) {
-                return Ok(Response::Volumes(self.volume_lines()?));
+                match store.find_gaps() {
+                    Ok(found) if found.is_wanting => {}
+                    Ok(found) if found.lost.is_empty() => return Ok(Response::Volumes(self.volume_lines()?)),
+                    Ok(found) => {
+                        return Err(Failure::new(format!(
+                            "all else is there, but {} objects of what is in the bucket only are gone, or have become shorter: \
+                             darner scrub tells what was in them",
+                            found.lost.len()
+                        )));
+                    }
+                    Err(e) => failed = Some(e.to_string()),
+                }
             }
             if store.volume(bucket.number)?.is_some_and(|v| v.entry.leaving) {
                 return Err(Failure::new("the bucket is leaving the store: nothing more goes there"));
             }
-            let why = match (bucket.trouble, bucket.failed) {
+            let why = match (bucket.trouble, failed) {
                 (Some(why), _) => Some(format!("the bucket can't be reached, and it goes on when it can be: {why}")),
                 (None, why) => why.map(|why| format!("not all has reached the bucket: {why}")),
             };

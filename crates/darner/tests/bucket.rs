@@ -353,6 +353,45 @@ fn an_object_that_is_gone_or_shorter_fails_only_reads_of_what_was_in_it_and_the_
 }
 
 #[test]
+fn volume_push_puts_anew_what_is_gone_from_the_bucket_and_fails_where_it_is_nowhere_else() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let server = Server::new(&w.dir);
+    sh(
+        &w,
+        &server,
+        "$DARNER mount --create --log daemon.log store $MNT; $DARNER volume add $MNT s3://bucket/some/where",
+    );
+    w.sh(
+        "for i in 1 2 3; do head -c 9M /dev/urandom > $i; done; md5sum * > $DIR/sums; sync -f .; $DARNER volume push .",
+    );
+    let away = "rm -r server/bucket/some/where/r/*1.*";
+    let shorter = "find server/bucket/some/where/r -size +1M -exec truncate -s 99 {} +";
+    for gone in [away, shorter, "rm -r server/bucket/some/where/?"] {
+        w.sh_outside(&format!("{gone}; $DARNER volume push $MNT"));
+        w.sh_outside(&format!("{gone}; $DARNER scrub $MNT; $DARNER volume push $MNT"));
+        // (What stays of the disk of a machine that is lost.)
+        w.sh_outside("cp -a server/bucket/some server/bucket/other; mkdir there");
+        sh(&w, &server, "$DARNER mount --local here s3://bucket/other/where there");
+        w.sh_outside(
+            "(cd there; md5sum -c --quiet $DIR/sums); $DARNER unmount there; rm -r here there server/bucket/other",
+        );
+    }
+    let id = bucket(&w)["id"].as_u64().unwrap();
+    w.sh_outside(&format!("$DARNER volume move $MNT --from 0 --to {id}; {shorter}"));
+    let said = run(&w, &server, "timeout 60 $DARNER volume push $MNT");
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    assert!(
+        String::from_utf8_lossy(&said.stderr).contains("objects of what is in the bucket only are gone"),
+        "{said:?}"
+    );
+    let scrub = run(&w, &server, "$DARNER scrub $MNT");
+    assert!(String::from_utf8_lossy(&scrub.stdout).contains(": bytes "), "{scrub:?}");
+    std::fs::write(w.dir.join("daemon.log"), "").unwrap();
+    w.unmount();
+}
+
+#[test]
 fn why_nothing_more_reaches_the_bucket_is_said_by_push_which_ends_and_by_status() {
     let Some(w) = World::unmounted() else { return };
     std::fs::create_dir(&w.mnt).unwrap();

@@ -27,6 +27,7 @@ mod frame;
 mod full;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod gaps;
 mod heal;
 mod index;
 pub mod inspect;
@@ -78,6 +79,7 @@ pub use error::{Error, Result};
 pub use extent::{CHUNK, Piece, Stored};
 pub use fileset::{CATALOGUE, Lineage};
 pub use finding::{Found, find};
+pub use gaps::{Gap, Gaps};
 pub use heal::{Elsewhere, Lost};
 pub use key::{FilesetId, Key, Kind, ObjectId};
 pub use maintain::Progress;

@@ -88,6 +88,18 @@ pub(crate) struct Reached {
     left: u64,
 }
 
+impl Reached {
+    /// The object of the newest checkpoint, if there is one.
+    pub fn newest(&self) -> Option<String> {
+        self.old.last().filter(|_| self.tid.is_some()).cloned()
+    }
+
+    /// Has another checkpoint put, though nothing is new.
+    pub fn begin_anew(&mut self) {
+        (self.tid, self.swept, self.wanted) = (None, false, true);
+    }
+}
+
 /// Regions on their way.
 pub(crate) struct Push {
     /// What is to be said once they are there; `None`: nothing.

@@ -8,7 +8,7 @@
 //!
 //! The open segment is left out; a scrub begins a new one first, so that all is read that was there when it began.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::ahead;
@@ -257,6 +257,7 @@ impl Store {
             let left = levels.tables().filter(|t| t.reference().region.id >= report.at.region);
             let Some(table) = left.min_by_key(|t| t.reference().region.id).cloned() else {
                 report.healed += self.heal_heads()?;
+                self.scrub_bucket(report)?;
                 let frames: Vec<Damage> = report.damages.iter().filter(|d| d.rot == Rot::Frame).copied().collect();
                 self.bytes_in(&frames)?.into_iter().for_each(|d| report.add(d));
                 return Ok(false);
@@ -330,6 +331,31 @@ impl Store {
         // The first of each file, then the second of each: a report that can't list all names all files.
         damages.sort_by_key(|(n, _)| *n);
         Ok(damages.into_iter().map(|(_, d)| d).collect())
+    }
+
+    /// Has what is gone from the bucket put anew, and tells what is lost.
+    fn scrub_bucket(&self, report: &mut ScrubReport) -> Result<()> {
+        let found = match self.find_gaps() {
+            Err(e) if !report.bucket => {
+                tracing::warn!("whether anything is gone from the bucket, can't be told: {e}");
+                return Ok(());
+            }
+            found => found?,
+        };
+        report.healed += found.anew;
+        // (Who reads what is there has met them.)
+        let segments = if report.bucket { Vec::new() } else { self.segments.lock().clone() };
+        let mut frames = BTreeSet::new();
+        for gap in &found.lost {
+            for s in segments.iter().filter(|s| s.container() == gap.region) {
+                // (Of a pack all is looked at.)
+                frames.insert((s.at.id, if s.pack.is_none() { (gap.offset, gap.len) } else { (0, s.end) }));
+            }
+        }
+        for (region, (offset, len)) in frames {
+            report.add(Damage { region, offset, len, rot: Rot::Frame });
+        }
+        Ok(())
     }
 
     /// Verifies both copies of the manifest and the newest superblock on every volume, and writes them anew where one is not as it

@@ -10,7 +10,7 @@ use common::{FS, Remembers, Run, new_disk, overwrite};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{Bucket, Buckets, Copies, Disk, RawVolume, SimBucket, Tier, Volume, without_waiting};
 use darner_store::{
-    CreateOptions, Error, Grid, Key, Kind, Move, ObjectId, OpenOptions, Progress, Rot, Step, Store, Tid,
+    CreateOptions, Damage, Error, Gaps, Grid, Key, Kind, Move, ObjectId, OpenOptions, Progress, Rot, Step, Store, Tid,
 };
 
 const SIZE: u64 = 128 << 20;
@@ -1264,4 +1264,68 @@ fn a_store_below_another_one_s_prefix_is_refused_and_where_there_is_one_they_lea
         let objects = bucket.objects();
         assert_eq!(objects.keys().filter(of_either).collect::<Vec<_>>(), Vec::<&String>::new());
     }
+}
+
+#[test]
+fn what_is_gone_from_the_bucket_and_is_here_is_put_there_anew_and_what_was_there_only_is_told() {
+    let base = SimDisk::new(SIZE);
+    let (store, first) = with_bucket(&base);
+    let mut run = Run::new(41);
+    let some = |run: &mut Run, store: &Store| {
+        (0..30).for_each(|_| run.transaction(store).unwrap());
+        store.checkpoint().unwrap();
+        push(store, run.now).unwrap();
+    };
+    some(&mut run, &store);
+    store.want_collapse();
+    store.clean(run.now, &mut |_| ()).unwrap();
+    to_bucket(&store).unwrap();
+    (0..3).for_each(|_| some(&mut run, &store));
+    store.close().unwrap();
+    drop(store);
+    let scrub = |store: &Store, all: bool| {
+        let mut report = store.begin_scrub(7, all).unwrap();
+        while store.step_scrub(&mut report, 1 << 30).unwrap() {}
+        report
+    };
+    let data = |damages: Vec<Damage>| damages.into_iter().filter(|d| d.rot != Rot::Frame).collect::<Vec<_>>();
+    let (mut anew, mut lost) = (0, 0);
+    for n in 0..first.objects().len() {
+        for (shorter, asked, scrubbed) in [(false, true, n % 2 == 0), (true, true, n % 2 == 1), (false, false, false)] {
+            let disk = base.fork();
+            let bucket = first.fork(&disk);
+            let store = open(&disk, &bucket).unwrap();
+            if asked {
+                // It was known to be there.
+                push(&store, run.now).unwrap();
+                assert_eq!(store.find_gaps().unwrap(), Gaps::default());
+            }
+            let (name, sound) = bucket.objects().into_iter().nth(n).unwrap();
+            match shorter {
+                true => bucket.shorten(&name, sound.len() / 2),
+                false => bucket.lose(&name),
+            }
+            let found = match scrubbed {
+                true => {
+                    let report = scrub(&store, false);
+                    let found = store.find_gaps().unwrap();
+                    assert_eq!(report.damages.is_empty(), found.lost.is_empty(), "{name}");
+                    assert_eq!(data(report.damages), data(scrub(&store, true).damages), "{name}");
+                    found
+                }
+                false => store.find_gaps().unwrap(),
+            };
+            push(&store, run.now).unwrap();
+            let again = store.find_gaps().unwrap();
+            assert_eq!(again, Gaps { lost: found.lost.clone(), ..Gaps::default() }, "{name}");
+            assert_eq!(store.bucket().unwrap().reached, Some(store.tid()));
+            lost += found.lost.len();
+            if found.lost.is_empty() {
+                anew += 1;
+                check_alone(&run, &bucket, Some(store.tid()), 41);
+            }
+        }
+    }
+    println!("{anew} were put anew, {lost} are lost");
+    assert!(anew > 10 && lost > 2, "{anew}, {lost}");
 }
