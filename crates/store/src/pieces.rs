@@ -197,6 +197,15 @@ impl Store {
         SCRATCH.with_borrow_mut(|scratch| self.read_piece_into(tail, piece, true, out, scratch))
     }
 
+    /// Reads one data piece that is in the bucket only. What was fetched, damaged or not, stays for those beside it.
+    pub(crate) fn read_cold(&self, piece: &Piece, out: &mut [u8]) -> Result<()> {
+        let Some(place) = piece.place else { return Ok(()) };
+        let (at, n) = extent::needed(&place, out.len());
+        let mut stored = vec![0; n];
+        self.read_stored(None, place.region, at, false, &mut stored)?;
+        extent::load(&place, &stored, out)
+    }
+
     fn read_piece_into(
         &self,
         tail: Option<&Tail>,

@@ -309,11 +309,20 @@ impl Store {
                 }
             });
         })?;
+        let cold: HashSet<u64> = {
+            let cold = self.cold_regions();
+            self.segments.lock().iter().filter(|s| cold.contains(&s.container())).map(|s| s.at.id).collect()
+        };
         let mut damages: Vec<(usize, Damage)> = Vec::new();
         let mut of_file = (FilesetId(0), ObjectId(0), 0);
         for ((fileset, object, tid, offset), piece) in found {
             let Some(place) = piece.place else { continue };
-            match self.read_piece(None, &piece, &mut vec![0; piece.len as usize]) {
+            let mut out = vec![0; piece.len as usize];
+            let read = match cold.contains(&place.region) {
+                true => self.read_cold(&piece, &mut out),
+                false => self.read_piece(None, &piece, &mut out),
+            };
+            match read {
                 Err(Error::Data { .. } | Error::Corrupt { .. }) => {}
                 read => {
                     read?;
@@ -327,6 +336,11 @@ impl Store {
                 of_file = (fileset, object, n);
                 damages.push((n, d));
             }
+        }
+        // (It may be as it was by the next time.)
+        for (_, d) in damages.iter().filter(|(_, d)| cold.contains(&d.region)) {
+            let region = self.regions.read().get(&d.region).cloned();
+            region.inspect(|region| region.drop_cached(d.offset, d.len));
         }
         // The first of each file, then the second of each: a report that can't list all names all files.
         damages.sort_by_key(|(n, _)| *n);

@@ -1329,3 +1329,31 @@ fn what_is_gone_from_the_bucket_and_is_here_is_put_there_anew_and_what_was_there
     println!("{anew} were put anew, {lost} are lost");
     assert!(anew > 10 && lost > 2, "{anew}, {lost}");
 }
+
+#[test]
+fn a_scrub_of_a_damaged_object_fetches_it_a_few_times_however_many_pieces_are_damaged() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut rng = fastrand::Rng::with_seed(3);
+    let data: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(8 << 10).collect();
+    for i in 0..512 {
+        let mut tx = store.begin(FS, 10 + i).unwrap();
+        tx.write(ObjectId(5), i << 13, &data).unwrap();
+        tx.commit().unwrap();
+    }
+    push(&store, 1000).unwrap();
+    to_bucket(&store).unwrap();
+    let largest = bucket.objects().into_iter().max_by_key(|(_, bytes)| bytes.len()).unwrap().0;
+    let sound = bucket.objects()[&largest].to_vec();
+    bucket.shorten(&largest, 4096);
+    let before = disk.operations();
+    let mut report = store.begin_scrub(7, true).unwrap();
+    while store.step_scrub(&mut report, 1 << 30).unwrap() {}
+    let asked = disk.operations() - before;
+    assert!(report.damages.len() > 500, "{}", report.damages.len());
+    assert!(asked < 400, "{asked} operations");
+    // Put back, it is read again.
+    bucket.put(vec![(largest, sound)]).unwrap();
+    let pieces = store.map(FS, ObjectId(5), 0, 4 << 20, Tid::MAX).unwrap();
+    store.read(&pieces, &mut vec![0; 4 << 20]).unwrap();
+}
