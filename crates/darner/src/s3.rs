@@ -17,7 +17,9 @@ use darner_store::{Error, Result};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::client::ClientOptions;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig};
+use object_store::{
+    BackoffConfig, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
+};
 use parking_lot::Mutex;
 
 use crate::error::Failure;
@@ -29,6 +31,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long for what carries several MiB there: so much as a slow line needs.
 const PATIENCE_TO_PUT: Duration = Duration::from_secs(120);
 const CONNECT: Duration = Duration::from_secs(3);
+/// What a server is too busy for, or a connection was cut amid, is tried again for so long, with pauses that grow up to so long: together
+/// less than [`PATIENCE`], so that what the server says is told.
+const RETRY: Duration = Duration::from_secs(4);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// While a bucket can't be reached, it is tried so often.
 const PROBE: Duration = Duration::from_secs(1);
 /// How often who waits looks whether he should.
@@ -338,8 +344,8 @@ impl Bucket for S3 {
                 Ok(found) => return found.bytes().await,
                 Err(e) => e,
             };
-            // An object that ends before the range is an error to the server.
-            let Some(start) = start.filter(|_| matches!(e, object_store::Error::Generic { .. })) else { return Err(e) };
+            // An object that ends before the range is an error to the server: 416.
+            let Some(start) = start.filter(|_| told(&e).contains("416")) else { return Err(e) };
             let is_shorter = client.head(&path).await.is_ok_and(|object| object.size <= start);
             if is_shorter { Ok(Default::default()) } else { Err(e) }
         })?;
@@ -388,7 +394,8 @@ fn connect(bucket: &str, variables: Variables) -> Result<AmazonS3, String> {
     // (Somebody else may have chosen one: the same.)
     let _ = rustls::crypto::ring::default_provider().install_default();
     let http = ClientOptions::new().with_timeout(PATIENCE_TO_PUT).with_connect_timeout(CONNECT);
-    let retry = RetryConfig { max_retries: 2, retry_timeout: PATIENCE, ..RetryConfig::default() };
+    let backoff = BackoffConfig { max_backoff: RETRY_PAUSE, ..BackoffConfig::default() };
+    let retry = RetryConfig { backoff, max_retries: 100, retry_timeout: RETRY };
     let mut builder = AmazonS3Builder::new().with_client_options(http).with_retry(retry);
     for (name, value) in variables.into_iter().filter(|(_, value)| !value.is_empty()) {
         if name.starts_with("AWS_ENDPOINT") {
@@ -474,6 +481,51 @@ mod tests {
             assert_eq!(connected(names), Ok(()), "{names:?}");
         }
         assert!(connected(&["AWS_ACCESS_KEY_ID"]).is_err_and(|why| why != NO_CREDENTIALS));
+    }
+
+    #[test]
+    fn a_server_that_is_busy_or_cuts_connections_is_asked_again_for_some_seconds() {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = asked.clone();
+        std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let mut socket = socket.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    match socket.read(&mut byte) {
+                        Ok(1) => request.push(byte[0]),
+                        _ => break,
+                    }
+                }
+                let answer = match count.fetch_add(1, Ordering::Relaxed) {
+                    0 | 5 => "",
+                    1 | 6 => "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n",
+                    2 => "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n",
+                    7 => {
+                        "HTTP/1.1 200 OK\r\nlast-modified: Mon, 30 Nov 2026 00:00:00 GMT\r\netag: \"a\"\r\ncontent-length: 5\r\n"
+                    }
+                    _ => "HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\n",
+                };
+                let body = if answer.contains("200 OK") { "bytes" } else { "" };
+                let whole = format!("{answer}connection: close\r\n\r\n{body}");
+                let _ = socket.write_all(if answer.is_empty() { b"" } else { whole.as_bytes() });
+            }
+        });
+        let some = |(name, value): (&str, &str)| (name.to_string(), value.to_string());
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let variables = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_ENDPOINT_URL", &endpoint)];
+        let s3 = S3::new("s3://bucket/some");
+        *s3.client.lock() = Some((reached_by().0, Arc::new(connect("bucket", variables.map(some).into()).unwrap())));
+        assert_eq!(s3.get("r/some", None).unwrap(), b"bytes");
+        assert_eq!((asked.load(Ordering::Relaxed), s3.trouble()), (8, None));
+        // But not for long, and then it is told what it said.
+        let start = Instant::now();
+        let said = s3.get("r/some", None).unwrap_err().to_string();
+        assert!(said.contains("503"), "{said}");
+        assert!(start.elapsed() > RETRY && start.elapsed() < PATIENCE, "{:?}", start.elapsed());
     }
 
     #[test]

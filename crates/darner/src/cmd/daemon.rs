@@ -185,7 +185,7 @@ fn is_null(fd: &impl AsFd) -> bool {
 
 pub fn start_log(path: Option<&Path>) -> Result<()> {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,object_store=warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     match path {
         Some(path) => {
