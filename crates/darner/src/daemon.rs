@@ -41,6 +41,8 @@ use crate::whereabouts::Doors;
 
 /// After this long at the latest, what was written survives a power failure without fsync too.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// What was to be forgotten and can't be reached is tried again after so long.
+const FORGET_AGAIN: Duration = Duration::from_secs(20);
 
 /// After this long, what was written survives the death of the daemon.
 const WRITE_EVERY: Duration = Duration::from_millis(20);
@@ -100,6 +102,8 @@ pub struct Daemon {
     pub(crate) moving: Mutex<()>,
     /// Emptying a volume failed: not before then again.
     pub(crate) leave_not_before: Mutex<Option<Instant>>,
+    /// From when on what was to be forgotten, and perhaps is still there in part, is looked for again.
+    pub(crate) forget_again: Mutex<Option<Instant>>,
     pub(crate) fs: Arc<Fs>,
     pub(crate) reaper: Arc<Reaper>,
     /// What was found last of the bytes that only the past needs.
@@ -176,6 +180,7 @@ pub fn run(
         volumes: Mutex::default(),
         moving: Mutex::default(),
         leave_not_before: Mutex::default(),
+        forget_again: Mutex::new(Some(Instant::now())),
         fs,
         reaper: Arc::default(),
         history: Mutex::default(),
@@ -437,11 +442,11 @@ impl Daemon {
     }
 
     fn keep_up(self: &Arc<Daemon>) {
-        if let Err(e) = self.finish_forgetting() {
-            tracing::error!("what was to be forgotten is still there in part: {e}");
-        }
         let mut seen = self.store().tid();
         while !self.state.lock().closing {
+            if let Err(e) = self.finish_forgetting() {
+                tracing::error!("what was to be forgotten is still there in part: {e}");
+            }
             let start = Instant::now();
             let pause = match self.store().step().map_err(Failure::from).and_then(|p| self.then_clean(p)) {
                 // What the store needs goes first, and at once.
@@ -484,12 +489,24 @@ impl Daemon {
         }
     }
 
-    /// Goes on with what a crash interrupted.
+    /// Goes on with what a crash, or a bucket out of reach, interrupted.
     fn finish_forgetting(&self) -> Result<()> {
-        if self.store().is_forgetting()? {
-            self.store().forget(&[], &[], Tid::ZERO, now_ns(), &mut |_| ())?;
+        let is_due = self.forget_again.lock().is_some_and(|at| at <= Instant::now());
+        if !is_due || self.store().bucket().is_some_and(|b| b.trouble.is_some()) {
+            return Ok(());
         }
-        Ok(())
+        *self.forget_again.lock() = None;
+        if !self.store().is_forgetting()? {
+            return Ok(());
+        }
+        match self.store().forget(&[], &[], Tid::ZERO, now_ns(), &mut |_| ()) {
+            Err(e @ darner_store::Error::Remains(_)) => {
+                tracing::warn!("what was to be forgotten: {e}");
+                *self.forget_again.lock() = Some(Instant::now() + FORGET_AGAIN);
+                Ok(())
+            }
+            done => Ok(done?),
+        }
     }
 
     pub(crate) fn moment(&self, fileset: FilesetId, when: &str) -> Result<Tid> {

@@ -187,6 +187,7 @@ impl Daemon {
             }
         };
         self.make_stale(&done.objects);
+        *self.forget_again.lock() = Some(Instant::now());
         Ok(Response::Forgotten { objects: done.objects.len() as u64, lapsed: done.lapsed, left: done.left })
     }
 

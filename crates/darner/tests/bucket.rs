@@ -353,6 +353,45 @@ fn an_object_that_is_gone_or_shorter_fails_only_reads_of_what_was_in_it_and_the_
 }
 
 #[test]
+fn what_is_forgotten_while_the_bucket_is_away_leaves_it_when_it_is_back_which_is_known_without_a_read() {
+    let Some(w) = World::unmounted() else { return };
+    std::fs::create_dir(&w.mnt).unwrap();
+    let mut server = Server::new(&w.dir);
+    with_cold(&w, &server);
+    w.sh_outside("$DARNER volume push $MNT; $DARNER unmount $MNT");
+    sh(&w, &server, "$DARNER mount --log daemon.log store $MNT");
+    let secret = std::fs::read(w.path("a/7")).unwrap()[4096 + 100..][..200].to_vec();
+    let is_there = |server: &Server| {
+        server.parts().iter().any(|part| std::fs::read(part).is_ok_and(|b| b.windows(200).any(|w| w == secret)))
+    };
+    assert!(is_there(&server));
+    server.kill();
+    let said = run(&w, &server, "timeout 60 $DARNER forget $MNT/a/7");
+    let told = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    assert!(
+        told.contains("destroyed, in every moment") && told.contains("some of its bytes are still stored"),
+        "{told}"
+    );
+    w.sh("test ! -e a/7");
+    assert_eq!(bucket(&w)["state"], "unreachable");
+    server.restart();
+    eventually("the bucket is known to be back", || bucket(&w)["state"] == "active");
+    eventually("its bytes leave the bucket", || {
+        w.sh_outside("$DARNER volume push $MNT");
+        !is_there(&server)
+    });
+    // Also where nothing is to be done there.
+    server.kill();
+    let said = run(&w, &server, "timeout 60 $DARNER volume push $MNT");
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    assert_eq!(bucket(&w)["state"], "unreachable");
+    server.restart();
+    eventually("the bucket is known to be back", || bucket(&w)["state"] == "active");
+    w.unmount();
+}
+
+#[test]
 fn volume_push_puts_anew_what_is_gone_from_the_bucket_and_fails_where_it_is_nowhere_else() {
     let Some(w) = World::unmounted() else { return };
     std::fs::create_dir(&w.mnt).unwrap();

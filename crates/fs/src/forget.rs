@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use darner_store::{Advance, FilesetId, Key, Kind, Tid};
+use darner_store::{Advance, Error, FilesetId, Key, Kind, ObjectId, Tid};
 
 use crate::dirent::Dirent;
 use crate::error::{FsError, Result, refuse};
@@ -75,8 +75,24 @@ impl Fs {
             self.check_gone(&within, name)?;
             self.store.tid()
         };
-        self.store.forget(&objects, &keys, newest, now_ns, each)?;
+        self.forget_versions(&objects, &keys, newest, now_ns, each, &mut out.left)?;
         Ok(out)
+    }
+
+    fn forget_versions(
+        &self,
+        objects: &[(FilesetId, ObjectId)],
+        keys: &[Key],
+        newest: Tid,
+        now_ns: u64,
+        each: &mut dyn FnMut(Advance),
+        left: &mut Vec<String>,
+    ) -> Result<()> {
+        match self.store.forget(objects, keys, newest, now_ns, each) {
+            Err(e @ Error::Remains(_)) => left.push(e.to_string()),
+            done => done?,
+        }
+        Ok(())
     }
 
     /// Fails where [`Fs::destroy`] would for the sake of a clone: to be asked while it still exists.
@@ -126,8 +142,9 @@ impl Fs {
         if keys.is_empty() {
             return refuse(libc::ENOENT, "nothing that is left ever had this name");
         }
-        self.store.forget(&[], &keys, self.store.tid(), now_ns, each)?;
-        Ok(Destroyed { lapsed: true, ..Destroyed::default() })
+        let mut out = Destroyed { lapsed: true, ..Destroyed::default() };
+        self.forget_versions(&[], &keys, self.store.tid(), now_ns, each, &mut out.left)?;
+        Ok(out)
     }
 
     fn check_gone(&self, dirs: &[Inode], name: &[u8]) -> Result<()> {

@@ -89,6 +89,9 @@ pub enum Error {
         /// Segments.
         left: usize,
     },
+    /// What is to be forgotten is in no moment any more, and something that holds some of it can't be reached.
+    #[error("some of its bytes are still stored, and are destroyed once that can be: {0}")]
+    Remains(Box<Error>),
     /// What was asked for is in a bucket, and whoever asked does not wait.
     #[error("{0:?} are in a bucket")]
     Cold(crate::volume::Cold),

@@ -120,7 +120,11 @@ impl Store {
         self.sync()?;
         let before = self.not_given_back.load(Ordering::Relaxed);
         self.wiping.store(true, Ordering::Relaxed);
-        let outcome = self.clean(now_ns, each).and_then(|_| self.clean_remains()).and_then(|()| self.outlast_readers());
+        let cleaned = || {
+            let outcome = self.clean_remains().and_then(|()| self.outlast_readers());
+            outcome.map_err(|e| if matches!(e, Error::Io { .. }) { Error::Remains(Box::new(e)) } else { e })
+        };
+        let outcome = self.clean(now_ns, each).and_then(|_| cleaned());
         self.wiping.store(false, Ordering::Relaxed);
         let failed = self.not_given_back.load(Ordering::Relaxed) - before;
         let left = outcome? + self.maintenance.lock().forgotten.len() + failed as usize;

@@ -208,7 +208,13 @@ impl Store {
             }
             *pushing = self.begin_push(&bucket)?;
         }
-        let Some(push) = pushing.as_mut() else { return self.sweep(&bucket) };
+        let Some(push) = pushing.as_mut() else {
+            // (Whether it is back, is to be known though nobody needs it.)
+            if bucket.objects().trouble().is_some() && !self.is_ours(&bucket)? {
+                return Ok(Progress::Idle);
+            }
+            return self.sweep(&bucket);
+        };
         if self.put_some(&bucket, push)? {
             return Ok(Progress::Worked);
         }

@@ -679,6 +679,41 @@ fn what_is_forgotten_leaves_the_bucket_with_the_next_checkpoint() {
 }
 
 #[test]
+fn what_is_forgotten_with_the_bucket_out_of_reach_is_told_and_goes_once_it_is_back() {
+    let disk = SimDisk::new(SIZE);
+    let (store, bucket) = with_bucket(&disk);
+    let mut run = Run::new(9);
+    let mut rng = fastrand::Rng::with_seed(4);
+    let data: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(200_000).collect();
+    let secret = ObjectId(900);
+    for _ in 0..10 {
+        run.transaction(&store).unwrap();
+    }
+    let mut tx = store.begin(FS, run.now).unwrap();
+    tx.put(secret, Kind::ATTR, &[], b"attributes");
+    tx.write(secret, 0, &data).unwrap();
+    tx.commit().unwrap();
+    push(&store, run.now).unwrap();
+    to_bucket(&store).unwrap();
+    let is_there = || bucket.objects().values().any(|bytes| bytes.windows(400).any(|w| w == &data[2000..2400]));
+    let mut tx = store.begin(FS, run.now).unwrap();
+    tx.delete(secret, Kind::ATTR, &[]);
+    tx.commit().unwrap();
+    bucket.set_reachable(false);
+    let said = store.forget(&[(FS, secret)], &[], store.tid(), run.now, &mut |_| ());
+    assert!(matches!(said, Err(Error::Remains(_))), "{said:?}");
+    assert!(store.is_forgetting().unwrap() && is_there());
+    let (pieces, mut read) = (store.map(FS, secret, 0, 4096, Tid::MAX).unwrap(), vec![1; 4096]);
+    store.read(&pieces, &mut read).unwrap();
+    assert!(read == [0; 4096], "no moment has it");
+    bucket.set_reachable(true);
+    store.forget(&[], &[], Tid::ZERO, run.now, &mut |_| ()).unwrap();
+    while store.step_push(run.now, NEVER).unwrap() == Progress::Worked {}
+    assert!(!store.is_forgetting().unwrap() && !is_there());
+    run.compare_some(&store, 5);
+}
+
+#[test]
 fn waste_in_the_bucket_is_cleaned_when_there_is_room_here() {
     let disk = SimDisk::new(SIZE);
     let (store, bucket) = with_bucket(&disk);
