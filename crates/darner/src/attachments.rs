@@ -425,7 +425,7 @@ pub fn below(directory: &Path) -> Result<Vec<Attachment>> {
 
 fn callee(mount: &Mounted) -> Result<Callee<'static>> {
     let what = format!("the host of {}", mount.mountpoint.display());
-    Ok(Callee { at: At::Socket(address(mount)?), what, owner: mount.user, patience: ANSWER })
+    Ok(Callee { at: At::Socket(address(mount)?), what, owners: mount.user.into_iter().collect(), patience: ANSWER })
 }
 
 fn ask(mount: &Mounted) -> Result<Attachment> {

@@ -39,6 +39,8 @@ pub struct Place {
     part: Option<Range<u64>>,
     /// Where the daemon listens at a mount of the store: it is found by that too, when the volume has left.
     mount: Option<SocketAddr>,
+    /// Who mounted it there.
+    user: Option<u32>,
 }
 
 /// A volume of a store, found.
@@ -76,17 +78,16 @@ impl Place {
         let device = part.clone().filter(|_| kind.is_block_device()).and_then(|p| partition::node(&path, p.start));
         match device {
             // Whoever names the one means the other: there is one lock.
-            Some(path) => Ok(Place { is_dir: false, path, part: None, mount: None }),
-            None => Ok(Place { is_dir: kind.is_dir(), path, part, mount: None }),
+            Some(path) => Ok(Place { is_dir: false, path, part: None, mount: None, user: None }),
+            None => Ok(Place { is_dir: kind.is_dir(), path, part, mount: None, user: None }),
         }
     }
 
     /// The store that is mounted there, even if the volume that the mount is named by has left it.
     pub fn behind(mount: &Mounted) -> Place {
         let place = Place::at(&mount.source);
-        let place =
-            place.unwrap_or_else(|_| Place { path: mount.source.clone(), is_dir: false, part: None, mount: None });
-        Place { mount: mount_socket(mount).ok(), ..place }
+        let gone = || Place { path: mount.source.clone(), is_dir: false, part: None, mount: None, user: None };
+        Place { mount: mount_socket(mount).ok(), user: mount.user, ..place.unwrap_or_else(|_| gone()) }
     }
 
     /// Its volume.
@@ -222,6 +223,11 @@ impl Place {
     pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let homes = std::iter::once_with(|| self.homes()).flatten();
         self.mount.clone().into_iter().chain(self.socket().ok()).chain(homes.filter_map(|place| place.socket().ok()))
+    }
+
+    /// As whose process its daemon may run: that of who owns it, or of who mounted it.
+    pub fn owners(&self) -> Vec<u32> {
+        fs::metadata(&self.path).ok().map(|meta| meta.uid()).into_iter().chain(self.user).collect()
     }
 
     /// Where the volumes are of which this one says that the store's superblocks are there, if it has none.

@@ -18,7 +18,7 @@ use darner_syslink::engine::Hello;
 use darner_syslink::{Config, Link, Refuse, Service, Who, unix};
 use parking_lot::Mutex;
 
-use crate::control::{self, Request};
+use crate::control::{self, Reached, Request};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
 use crate::far::{Far, Hitch, Unreached};
@@ -85,7 +85,7 @@ impl Daemon {
         let at = address(socket)?;
         // (The process before this may have it a moment longer.)
         let bind = || unix::Listener::bind(&at, Config::default(), Arc::new(admit), self.followed.clone());
-        control::when_free(bind).cant(|| "listen for mirrors".into())
+        control::when_free(&at, bind).cant(|| "listen for mirrors".into())
     }
 
     /// Has the mirrors that have names here follow, without waiting for them.
@@ -249,18 +249,19 @@ pub(crate) fn connect(place: &Place) -> Result<Link> {
 
 /// The same; `own` answers what that daemon asks.
 fn connect_with(place: &Place, own: Arc<dyn Service>) -> std::result::Result<Link, Unreached> {
-    let mut failed = None;
+    let what = format!("the daemon of {}", place.path.display());
+    let (mut failed, mut stranger) = (None, None);
     for socket in place.sockets() {
-        match unix::connect(&address(&socket)?, SERVICE, &crate::far::config(), own.clone()) {
-            Ok(link) => {
-                let who = &link.peer().who;
-                return match control::is_trusted(who) {
-                    false => {
-                        Err(Failure::new(format!("{who:?} poses as the daemon of {}", place.path.display())).into())
-                    }
-                    true => Ok(link),
-                };
+        let socket = match control::reach(&address(&socket)?, control::LETS_IN, &what, &[]) {
+            Reached::Socket(socket) => socket,
+            Reached::Nobody => continue,
+            Reached::Stranger(e) | Reached::Full(e) => {
+                stranger = stranger.or(Some(e));
+                continue;
             }
+        };
+        match unix::connect_over(socket, SERVICE, &crate::far::config(), own.clone()) {
+            Ok(link) => return Ok(link),
             Err(e) => failed = Some(e),
         }
     }
@@ -268,7 +269,8 @@ fn connect_with(place: &Place, own: Arc<dyn Service>) -> std::result::Result<Lin
     let is_open = || std::fs::metadata(&place.path).is_ok_and(|meta| place::holder(&meta).is_some());
     let hitch = failed.as_ref().map_or(Hitch::Nobody, Hitch::of);
     let hitch = if hitch == Hitch::Nobody && is_open() { Hitch::Cut } else { hitch };
-    let why = failed.map_or(String::new(), |e| format!(" ({e})"));
+    let why = stranger.map(|e| e.to_string()).or(failed.map(|e| e.to_string()));
+    let why = why.map_or(String::new(), |why| format!(" ({why})"));
     let failure = Failure::new(format!("{} is not mounted, or does not answer{why}", place.path.display()));
     Err(Unreached { failure, hitch })
 }

@@ -493,26 +493,129 @@ fn a_daemon_that_dies_while_it_is_greeted_is_dead() {
     w.mount();
 }
 
+/// Anybody may take an abstract name: to wait in the daemon's place, to say nothing there or to hang up keeps nobody.
+#[test]
+fn a_stranger_in_the_daemons_place_is_named_at_once_and_the_daemon_is_found_at_its_other_places() {
+    let Some(w) = World::unmounted() else { return };
+    if !is_root() {
+        return;
+    }
+    w.darner(&["create", w.store.to_str().unwrap()]);
+    let at_once = |command: &str, at: &std::path::Path| {
+        let out = Command::new("timeout").args(["5", DARNER, command]).arg(at).output().unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    for hangs_up in [false, true] {
+        let stranger = Stranger::listening_at(&w.socket(), hangs_up);
+        let named = format!("process {} of user {NOBODY} listens in the place of the daemon of", stranger.0);
+        let (code, said) = at_once("status", &w.store);
+        assert!(code == Some(1) && said.contains(&named), "{code:?}: {said}");
+        let said = w.mount_at("mnt", &[]).unwrap_err();
+        assert!(said.contains(&named), "{said}");
+    }
+    let before = sockets_of_mounts();
+    w.mount();
+    let of_mount = sockets_of_mounts().into_iter().find(|name| !before.contains(name)).unwrap();
+    w.unmount();
+    // (The next mount has the same number, or one of the next ones.)
+    let (_, hash) = of_mount.rsplit_once('/').unwrap();
+    let guessed: Vec<String> = (1..200).map(|n| format!("\0darner/mount/0:{n}/{hash}")).collect();
+    let _strangers: Vec<Stranger> = guessed.iter().map(|name| Stranger::listening_at(name, false)).collect();
+    w.mount();
+    // (Who waits at the stranger's address lets nobody else in there.)
+    for command in ["status", "status", "status", "unmount"] {
+        assert_eq!(at_once(command, &w.mnt), (Some(0), String::new()), "{command}");
+    }
+    w.forgive_errors();
+}
+
+const NOBODY: u32 = 65534;
+
+fn is_root() -> bool {
+    // SAFETY: this call can't fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// The addresses at which daemons take commands for their mounts.
+fn sockets_of_mounts() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/net/unix").unwrap();
+    let names = table.lines().filter_map(|line| line.split_once(" @darner/mount/")).map(|(_, name)| name.to_string());
+    names.filter(|name| !name.ends_with("/mirror")).collect()
+}
+
+/// A process of another user's that listens somewhere until this is dropped.
+struct Stranger(libc::pid_t);
+
+impl Stranger {
+    /// It accepts nobody, or hangs up on everybody.
+    fn listening_at(name: &str, hangs_up: bool) -> Stranger {
+        let listener = listener_at(name);
+        let fd = listener.as_raw_fd();
+        let (mut listens, tells) = std::io::pipe().unwrap();
+        // SAFETY: the child makes system calls only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above. The kernel has it that who calls listen(2) listens.
+            unsafe {
+                if libc::setresuid(NOBODY, NOBODY, NOBODY) != 0 || libc::listen(fd, 1) != 0 {
+                    libc::_exit(1);
+                }
+                libc::write(tells.as_raw_fd(), c"!".as_ptr().cast(), 1);
+                loop {
+                    match hangs_up {
+                        true => libc::close(libc::accept(fd, std::ptr::null_mut(), std::ptr::null_mut())),
+                        false => libc::pause(),
+                    };
+                }
+            }
+        }
+        assert!(pid > 0);
+        drop((listener, tells));
+        std::io::Read::read_exact(&mut listens, &mut [0]).unwrap();
+        Stranger(pid)
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        // SAFETY: plain system calls on our own child.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// A socket at an abstract address, at which nobody listens yet.
+fn listener_at(name: &str) -> std::os::fd::OwnedFd {
+    // SAFETY: plain system calls; the address is as long as is said.
+    unsafe {
+        let fd = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
+        assert!(fd >= 0);
+        let mut address: libc::sockaddr_un = std::mem::zeroed();
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        for (to, from) in address.sun_path.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        let length = (std::mem::offset_of!(libc::sockaddr_un, sun_path) + name.len()) as libc::socklen_t;
+        eventually("the address is free", || libc::bind(fd, (&raw const address).cast(), length) == 0);
+        std::os::fd::OwnedFd::from_raw_fd(fd)
+    }
+}
+
 impl World {
-    /// Listens where the daemon does, and ends when somebody has connected.
-    fn listen_once(&self) -> std::thread::JoinHandle<()> {
+    /// Where the daemon listens.
+    fn socket(&self) -> String {
         use std::os::unix::fs::MetadataExt;
         let meta = fs::metadata(&self.store).unwrap();
-        let name = format!("\0darner/{:x}/{:x}", meta.dev(), meta.ino());
-        // SAFETY: plain system calls; the address is as long as is said.
-        let listener = unsafe {
-            let fd = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
-            assert!(fd >= 0);
-            let mut address: libc::sockaddr_un = std::mem::zeroed();
-            address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-            for (to, from) in address.sun_path.iter_mut().zip(name.bytes()) {
-                *to = from as libc::c_char;
-            }
-            let length = (std::mem::offset_of!(libc::sockaddr_un, sun_path) + name.len()) as libc::socklen_t;
-            eventually("the address is free", || libc::bind(fd, (&raw const address).cast(), length) == 0);
-            assert_eq!(libc::listen(fd, 1), 0);
-            std::os::fd::OwnedFd::from_raw_fd(fd)
-        };
+        format!("\0darner/{:x}/{:x}", meta.dev(), meta.ino())
+    }
+
+    /// Listens where the daemon does, and ends when somebody has connected.
+    fn listen_once(&self) -> std::thread::JoinHandle<()> {
+        let listener = listener_at(&self.socket());
+        // SAFETY: a plain system call.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 1) }, 0);
         std::thread::spawn(move || {
             // SAFETY: a plain system call.
             let greeted = unsafe { libc::accept(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };

@@ -28,29 +28,23 @@ use crate::wire::{Announce, Got, Inlet, Outlet, Wire};
 /// Connections that are waiting to be accepted at most.
 const BACKLOG: i32 = 128;
 
-/// Connects to the service of that name (with its protocol's version). Whether the process that listens is to be
-/// believed is the caller's to decide: [`Link::peer`] says who it is.
+/// Connects to the service of that name (with its protocol's version), whoever listens: where that is not certain,
+/// [`reach`] tells it before anything is said.
 pub fn connect(addr: &SocketAddr, service: &str, config: &Config, own: Arc<dyn Service>) -> Result<Link, ConnectError> {
-    connect_over(connected(addr)?, service, config, own)
+    connect_over(reach(addr, Duration::from_nanos(config.handshake_ns))?.0, service, config, own)
 }
 
-/// As [`connect`], without a thread for the link, which costs more than a call: for those who call and go. While nobody
-/// waits for a reply, `own` answers nothing, and nobody notices that the peer is gone.
-pub fn connect_unattended(
-    addr: &SocketAddr,
-    service: &str,
-    config: &Config,
-    own: Arc<dyn Service>,
-) -> Result<Link, ConnectError> {
-    Ok(greeted(connected(addr)?.into(), service, config, own)?.unattended()?.owned())
-}
-
-fn connected(addr: &SocketAddr) -> io::Result<OwnedFd> {
+/// Connects, and says nothing yet; with whose process it is that listens. Where as many wait as may, for so long at most
+/// ([`io::ErrorKind::WouldBlock`]).
+pub fn reach(addr: &SocketAddr, patience: Duration) -> io::Result<(OwnedFd, Who)> {
     let socket = seqpacket()?;
     let (raw, len) = raw_address(addr)?;
+    set_time(&socket, libc::SO_SNDTIMEO, patience)?;
     // SAFETY: `raw` is an address of `len` bytes.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), len) })?;
-    Ok(socket)
+    set_time(&socket, libc::SO_SNDTIMEO, Duration::ZERO)?;
+    let who = peer_of(&socket)?;
+    Ok((socket, who))
 }
 
 /// What a link between two processes runs over.
@@ -67,7 +61,7 @@ impl From<OwnedFd> for Ends {
     }
 }
 
-/// As [`connect`], over an end of a socket pair of this kind whose other end has [`accept_over`].
+/// As [`connect`], over a socket that was [`reach`]ed, or an end of a pair of this kind whose other end has [`accept_over`].
 pub fn connect_over(
     ends: impl Into<Ends>,
     service: &str,
@@ -87,6 +81,17 @@ fn greeted(ends: Ends, service: &str, config: &Config, own: Arc<dyn Service>) ->
     wire.ring &= theirs.ring;
     rings.store(wire.ring, Ordering::Relaxed);
     Ok(Opened { engine, wire, peer, service: own })
+}
+
+/// As [`connect_over`], without a thread for the link, which costs more than a call: for those who call and go. While nobody
+/// waits for a reply, `own` answers nothing, and nobody notices that the peer is gone.
+pub fn connect_over_unattended(
+    ends: impl Into<Ends>,
+    service: &str,
+    config: &Config,
+    own: Arc<dyn Service>,
+) -> Result<Link, ConnectError> {
+    Ok(greeted(ends.into(), service, config, own)?.unattended()?.owned())
 }
 
 /// Accepts who has the other end of a socket pair of this kind, as [`Listener`] does. The link ends with its last clone.
@@ -275,14 +280,20 @@ fn peer_of(socket: &OwnedFd) -> io::Result<Who> {
     Ok(Who::Process { pid: peer.pid, uid: peer.uid, gid: peer.gid })
 }
 
+/// Sets how long a socket waits for something; zero: for ever.
+fn set_time(socket: &OwnedFd, option: libc::c_int, time: Duration) -> io::Result<()> {
+    let time = libc::timeval { tv_sec: time.as_secs() as libc::time_t, tv_usec: time.subsec_micros().into() };
+    let (at, len) = ((&raw const time).cast(), size_of::<libc::timeval>() as libc::socklen_t);
+    // SAFETY: the pointer is to what the length says.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, at, len) })?;
+    Ok(())
+}
+
 /// And whether the ring is used, which the hellos tell.
 fn wire(ends: Ends, config: &Config, connects: bool) -> io::Result<(Wire, Arc<AtomicBool>)> {
     let socket = Arc::new(ends.socket);
     let control = socket.as_raw_fd();
-    let second = libc::timeval { tv_sec: 1, tv_usec: 0 };
-    let (at, len) = ((&raw const second).cast(), size_of::<libc::timeval>() as libc::socklen_t);
-    // SAFETY: the pointer is to what the length says.
-    check(unsafe { libc::setsockopt(control, libc::SOL_SOCKET, libc::SO_RCVTIMEO, at, len) })?;
+    set_time(&socket, libc::SO_RCVTIMEO, Duration::from_secs(1))?;
     // One byte more than is accepted, so that what is longer is noticed.
     let stock = Arc::new(Mutex::new(Stock::default()));
     let buffer = vec![0; config.limits.message as usize + 1];

@@ -12,6 +12,20 @@ use crate::header::{HEADER, Head, Kind};
 use crate::message::Message;
 use crate::service::{Caller, Refuse, Reply};
 
+#[test]
+fn who_listens_is_known_before_anything_is_said_and_who_lets_nobody_in_is_not_waited_for_for_long() {
+    let addr = SocketAddr::from_abstract_name(format!("syslink-silent-{}", std::process::id())).unwrap();
+    let (listens, (raw, len)) = (seqpacket().unwrap(), raw_address(&addr).unwrap());
+    check(unsafe { libc::bind(listens.as_raw_fd(), (&raw const raw).cast(), len) }).unwrap();
+    check(unsafe { libc::listen(listens.as_raw_fd(), 0) }).unwrap();
+    let (_waits, who) = reach(&addr, Duration::from_secs(5)).unwrap();
+    let me = unsafe { libc::geteuid() };
+    assert!(matches!(who, Who::Process { pid, uid, .. } if uid == me && pid == std::process::id() as i32));
+    // There is room for one.
+    let no = reach(&addr, Duration::from_millis(30)).unwrap_err();
+    assert_eq!(no.kind(), io::ErrorKind::WouldBlock);
+}
+
 /// Echoes, and tells how links end.
 struct Witness(Mutex<Tell<Reason>>);
 

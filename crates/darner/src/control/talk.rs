@@ -35,6 +35,11 @@ const TOTAL: Tag = Tag(2);
 
 /// A daemon that says nothing for so long has hung.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A daemon in whose place so many wait to be let in for so long is none.
+pub(crate) const LETS_IN: Duration = Duration::from_secs(10);
+const AT_ONCE: Duration = Duration::from_millis(1);
+/// One that went away while it was greeted is followed by the next one, or nobody.
+const BEFORE_THE_NEXT: Duration = Duration::from_millis(5);
 /// Nobody who asked is waited for longer than this.
 const TELL_WITHIN: Duration = Duration::from_millis(200);
 const TELL_EVERY: Duration = Duration::from_millis(100);
@@ -58,7 +63,7 @@ pub(crate) struct Callee<'a> {
     /// For people.
     pub what: String,
     /// As whose process it may run, beside root's and ours.
-    pub owner: Option<u32>,
+    pub owners: Vec<u32>,
     /// One that says nothing for so long has hung.
     pub patience: Duration,
 }
@@ -70,12 +75,20 @@ pub(crate) enum At<'a> {
     Store(&'a Place),
 }
 
+impl At<'_> {
+    fn addresses(&self) -> Box<dyn Iterator<Item = SocketAddr> + '_> {
+        match self {
+            At::Socket(socket) => Box::new(std::iter::once(socket.clone())),
+            At::Store(place) => Box::new(place.sockets()),
+        }
+    }
+}
+
 impl Callee<'_> {
     /// The daemon of a store.
     fn daemon(place: &Place) -> Callee<'_> {
-        let owner = std::fs::metadata(&place.path).ok().map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
         let what = format!("the daemon of {}", place.path.display());
-        Callee { at: At::Store(place), what, owner, patience: PATIENCE }
+        Callee { at: At::Store(place), what, owners: place.owners(), patience: PATIENCE }
     }
 }
 
@@ -91,15 +104,18 @@ pub(crate) fn call_at(callee: &Callee<'_>, request: &Request) -> Result<Option<R
 
 /// As [`call`]; `progress` gets what is done and what there is to do. One that dies meanwhile is asked again, when it is back.
 fn call_with(callee: &Callee<'_>, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<Response>> {
-    let mut asked = false;
+    let (mut asked, began) = (false, Instant::now());
     loop {
         match call_once(callee, request, progress)? {
             Outcome::Answered(response) => return Ok(Some(*response)),
             // It has ended in between.
             Outcome::Nobody if asked => return Ok(Some(Response::Closing)),
             Outcome::Nobody => return Ok(None),
+            Outcome::NotAsked if began.elapsed() > LETS_IN => {
+                return Err(unreached(callee, &"it hangs up on whoever connects"));
+            }
             // (It may be that nobody is there, or the next one.)
-            Outcome::NotAsked => {}
+            Outcome::NotAsked => thread::sleep(BEFORE_THE_NEXT),
             Outcome::Died if !request.is_repeatable() => {
                 return Err(Failure::new(
                     "the daemon ended before it answered: see whether it was done, and try again if not",
@@ -146,22 +162,65 @@ enum Found {
 }
 
 fn connect(callee: &Callee<'_>, own: &Arc<Hears>) -> Result<Found> {
-    let addresses: Box<dyn Iterator<Item = SocketAddr>> = match &callee.at {
-        At::Socket(socket) => Box::new(std::iter::once(socket.clone())),
-        At::Store(place) => Box::new(place.sockets()),
-    };
-    for address in addresses {
-        match unix::connect_unattended(&address, SERVICE, &config(callee.patience), own.clone()) {
-            Ok(link) => return Ok(Found::Daemon(link)),
-            Err(ConnectError::Io(_)) => {}
-            Err(ConnectError::Ended(reason)) if reason.why == Why::Lost => return Ok(Found::Gone),
-            Err(ConnectError::Ended(reason)) if reason.why == Why::NotAdmitted => {
-                return Err(Failure::new(reason.detail));
+    let mut missed = None;
+    // (Where strangers see to it that nobody gets in, the daemon is found at its other addresses first.)
+    for patience in [AT_ONCE, LETS_IN] {
+        let mut is_full = false;
+        for address in callee.at.addresses() {
+            let socket = match reach(&address, patience, &callee.what, &callee.owners) {
+                Reached::Socket(socket) => socket,
+                Reached::Nobody => continue,
+                Reached::Full(e) => {
+                    (is_full, missed) = (true, missed.or(Some(e)));
+                    continue;
+                }
+                Reached::Stranger(e) => {
+                    missed = missed.or(Some(e));
+                    continue;
+                }
+            };
+            match unix::connect_over_unattended(socket, SERVICE, &config(callee.patience), own.clone()) {
+                Ok(link) => return Ok(Found::Daemon(link)),
+                Err(ConnectError::Io(_)) => {}
+                Err(ConnectError::Ended(reason)) if reason.why == Why::Lost => return Ok(Found::Gone),
+                Err(ConnectError::Ended(reason)) if reason.why == Why::NotAdmitted => {
+                    return Err(Failure::new(reason.detail));
+                }
+                Err(e) => return Err(unreached(callee, &e)),
             }
-            Err(e) => return Err(unreached(callee, &e)),
+        }
+        if !is_full {
+            break;
         }
     }
-    Ok(Found::Nobody)
+    missed.map_or(Ok(Found::Nobody), Err)
+}
+
+/// What is at an address.
+pub(crate) enum Reached {
+    /// A process that may be believed listens: connected to it, which has been told nothing yet.
+    Socket(OwnedFd),
+    Nobody,
+    /// A process that may not.
+    Stranger(Failure),
+    /// As many wait to be let in as may.
+    Full(Failure),
+}
+
+/// Connects to who listens in the place of `what`. Anybody may take an abstract name: one whose process is not root's, ours or one of
+/// `owners`' is not spoken to.
+pub(crate) fn reach(address: &SocketAddr, patience: Duration, what: &str, owners: &[u32]) -> Reached {
+    match unix::reach(address, patience) {
+        Ok((socket, who)) if is_trusted(&who) => Reached::Socket(socket),
+        Ok((socket, Who::Process { uid, .. })) if owners.contains(&uid) => Reached::Socket(socket),
+        Ok((_, Who::Process { pid, uid, .. })) => {
+            Reached::Stranger(Failure::new(format!("process {pid} of user {uid} listens in the place of {what}")))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+            Reached::Full(Failure::new(format!("who listens in the place of {what} lets nobody in")))
+        }
+        Ok(_) | Err(_) => Reached::Nobody,
+    }
 }
 
 fn unreached(callee: &Callee<'_>, why: &dyn std::fmt::Display) -> Failure {
@@ -175,12 +234,6 @@ fn call_once(callee: &Callee<'_>, request: &Request, progress: &mut dyn FnMut(u6
         Found::Gone => return Ok(Outcome::NotAsked),
         Found::Daemon(link) => link,
     };
-    // Anybody may take an abstract name: only root, we, and the store's owner are believed.
-    // SAFETY: this call can't fail.
-    let known = [Some(0), Some(unsafe { libc::geteuid() }), callee.owner];
-    if let Some(uid) = uid_of(link.peer()).filter(|uid| !known.contains(&Some(*uid))) {
-        return Err(Failure::new(format!("a process of user {uid} poses as {}", callee.what)));
-    }
     let message = encode(REQUEST, request)?;
     let mut heard_at = Instant::now();
     let answer = link.call_patiently(message, None, TELL_EVERY, &mut || {
@@ -287,14 +340,23 @@ fn serve(answers: &impl Answers, command: &Message, reply: Reply) {
 }
 
 /// Listens at an address that another process, which ends, may have a moment longer.
-pub(crate) fn when_free(bind: impl Fn() -> std::io::Result<unix::Listener>) -> std::io::Result<unix::Listener> {
+pub(crate) fn when_free(
+    address: &SocketAddr,
+    bind: impl Fn() -> std::io::Result<unix::Listener>,
+) -> Result<unix::Listener> {
     let start = Instant::now();
     loop {
         match bind() {
             Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) && start.elapsed() < IN_USE => {
                 thread::sleep(Duration::from_millis(10));
             }
-            outcome => return outcome,
+            Err(e) => {
+                return Err(match reach(address, AT_ONCE, "this daemon", &[]) {
+                    Reached::Stranger(who) => who,
+                    _ => e.into(),
+                });
+            }
+            Ok(listener) => return Ok(listener),
         }
     }
 }
@@ -325,7 +387,7 @@ impl Listener {
         };
         let listener = match kept(&name).map(over) {
             Some(Ok(listener)) => listener,
-            _ => when_free(|| listen_at(address, answers.clone())).cant(|| "listen for commands".into())?,
+            _ => when_free(address, || listen_at(address, answers.clone())).cant(|| "listen for commands".into())?,
         };
         keeper.keep(&key, "", listener.socket())?;
         Ok(Listener { _listener: listener, keeper: keeper.clone(), key })
@@ -367,11 +429,4 @@ pub(crate) fn is_trusted(who: &Who) -> bool {
     // SAFETY: this call can't fail.
     let own = unsafe { libc::geteuid() };
     matches!(who, Who::Process { uid, .. } if *uid == 0 || *uid == own)
-}
-
-fn uid_of(peer: &Peer) -> Option<u32> {
-    match peer.who {
-        Who::Process { uid, .. } => Some(uid),
-        _ => None,
-    }
 }
