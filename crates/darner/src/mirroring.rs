@@ -121,7 +121,7 @@ impl Follows {
     }
 
     /// Whether to wait for the source, as somebody does since `then`, is in vain.
-    fn is_in_vain(&self, then: Instant) -> bool {
+    pub(crate) fn is_in_vain(&self, then: Instant) -> bool {
         let tried = *self.unreached.lock();
         tried.is_some_and(|(hitch, since, last)| match hitch {
             _ if last < then => false,

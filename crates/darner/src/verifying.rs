@@ -100,7 +100,8 @@ impl Daemon {
             tell(0, 0);
             let line = self.follow_line()?;
             let waits = self.follows.verify.lock().is_some();
-            if waits && (line.state == "paused" || start.elapsed() > PATIENCE) {
+            let in_vain = line.state == "paused" || self.follows.is_in_vain(start) || start.elapsed() > PATIENCE;
+            if waits && in_vain {
                 *self.follows.verify.lock() = None;
                 return Err(Failure::new(format!("it was not compared: {}", why(&line))));
             }

@@ -232,6 +232,28 @@ fn who_waits_for_what_was_promoted_is_told_at_once() {
 }
 
 #[test]
+fn who_waits_for_a_comparison_is_told_within_seconds_that_the_source_or_its_fileset_is_gone() {
+    let Some(w) = World::new() else { return };
+    let (mnt, target) = (w.mnt.to_str().unwrap(), w.dir.join("mirror"));
+    let target = target.to_str().unwrap();
+    w.darner(&["fileset", "create", mnt, "home"]);
+    let home = w.path("home");
+    w.darner(&["mirror", "add", home.to_str().unwrap(), "copy", target]);
+    w.darner(&["mirror", "verify", mnt, "copy"]);
+    let told = |why: &str| {
+        let start = Instant::now();
+        let said = refused(&["mirror", "verify", target]);
+        assert!(said.contains("it was not compared") && said.contains(why), "{said}");
+        assert!(start.elapsed() < Duration::from_secs(12), "it took {:?}", start.elapsed());
+    };
+    w.darner(&["fileset", "remove", mnt, "home", "--force"]);
+    told("there is no such fileset");
+    w.unmount();
+    told("is not mounted");
+    w.darner(&["mirror", "pause", target]);
+}
+
+#[test]
 fn a_mirror_that_is_paused_pulls_once_when_it_is_told_to_and_stays_paused() {
     let Some(p) = Pair::new() else { return };
     let (a, target) = (p.w.path("a"), p.target.to_str().unwrap());
