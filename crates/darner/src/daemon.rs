@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use darner_fs::{FilesetId, Fs, Inode, NoMoment, ROOT, Tid};
 use darner_store::{OpenOptions, Pin, Progress, Shelter, Store};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::attachments;
 use crate::control::{Answers, LabelLine, Listener, LogLine, MountLine, MountRequest, Request, Response, Status, Tell};
@@ -25,9 +25,9 @@ use crate::frontend::now_ns;
 use crate::keeper::{self, Items, Keeper};
 use crate::memory::SharedMemory;
 use crate::mirroring::{self, Follows};
-use crate::mounts;
+use crate::mounts::{self, Mounted};
 use crate::nodes::Nodes;
-use crate::place::{self, Place};
+use crate::place::{self, KEPT, Place};
 use crate::reaper::Reaper;
 use crate::retention::{History, Wanted};
 use crate::s3;
@@ -61,6 +61,8 @@ pub(crate) struct Mount {
     /// What the kernel was told is mounted: the path of a volume.
     pub(crate) source: PathBuf,
     pub(crate) listener: Option<Listener>,
+    /// The kernel asks nothing more of it.
+    pub(crate) ended: bool,
     /// Keeps what a mount of the past shows.
     pub(crate) _pin: Option<Pin>,
 }
@@ -652,21 +654,44 @@ impl Daemon {
         })
     }
 
-    /// Ends a mount; returns when it is gone, and if it was the last, when the store is closed.
+    /// Ends a mount; returns when it is gone, and if it was the last, when the store is closed. An error where another mount namespace
+    /// has a copy of it.
     fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<()> {
         let mut state = self.state.lock();
         if !state.mounts.contains_key(mountpoint) {
             return Err(Failure::new(format!("{} is not mounted", mountpoint.display())));
         }
         drop(state);
+        let device = mounts::fuse_at(mountpoint)?.map(|m| m.device);
         self.errands.unmount(mountpoint, lazy)?;
+        let start = Instant::now();
         state = self.state.lock();
         while state.mounts.contains_key(mountpoint) && !lazy {
-            self.changed.wait(&mut state);
+            let timed_out = self.changed.wait_for(&mut state, KEPT).timed_out();
+            if timed_out && state.mounts.get(mountpoint).is_some_and(|m| !m.ended) {
+                let is_late = start.elapsed() > 3 * KEPT;
+                MutexGuard::unlocked(&mut state, || self.refuse_if_kept(mountpoint, device.as_ref(), is_late))?;
+            }
         }
         drop(state);
         self.end_if_over();
         Ok(())
+    }
+
+    /// Says why the kernel still has a mount that was taken away. `is_late`: so long that it must be something, seen or not.
+    fn refuse_if_kept(&self, mountpoint: &Path, device: Option<&String>, is_late: bool) -> Result<()> {
+        let is_it = |m: &Mounted| Some(&m.device) == device;
+        let why = match mounts::all()?.into_iter().find(is_it) {
+            Some(copy) => Some(format!("it is mounted on {} too", copy.mountpoint.display())),
+            None => mounts::kept_elsewhere(is_it),
+        };
+        let unseen = || is_late.then(|| "another mount namespace, which can't be looked at, seems to have it".into());
+        let Some(why) = why.or_else(unseen) else { return Ok(()) };
+        if !self.store().is_read_only() {
+            self.fs.sync()?;
+        }
+        let (at, store) = (mountpoint.display(), self.path());
+        Err(Failure::new(format!("{at} is unmounted, but {} stays open: {why}", store.display())))
     }
 
     fn end(&self) -> Result<()> {

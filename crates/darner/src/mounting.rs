@@ -234,7 +234,7 @@ impl Daemon {
         let listener = self.listen_at(&m.mountpoint);
         let listener = listener.inspect_err(|e| tracing::warn!("only volumes lead commands here: {e}")).ok();
         let (live, source) = (as_of.is_none(), kept.source.clone());
-        let mount = Mount { line, live, root, invalidator, nodes, source, listener, _pin: pin };
+        let mount = Mount { line, live, root, invalidator, nodes, source, listener, ended: false, _pin: pin };
         self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.clamp(2, THREADS_MAX), Duration::from_micros(m.poll_us));
@@ -242,6 +242,9 @@ impl Daemon {
             match session.run(threads, poll, &frontend) {
                 Ok(_) => tracing::info!(mountpoint = %mountpoint.display(), "unmounted"),
                 Err(e) => tracing::error!(mountpoint = %mountpoint.display(), "serving ended: {e}"),
+            }
+            if let Some(mount) = daemon.state.lock().mounts.get_mut(&mountpoint) {
+                mount.ended = true;
             }
             if !daemon.store().is_read_only()
                 && let Err(e) = daemon.fs.sync()

@@ -1,5 +1,6 @@
 //! Which mounts the kernel has, from /proc/self/mountinfo, which store is behind one, and what a path in one means.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
@@ -12,6 +13,9 @@ use darner_fs::{Tid, splits};
 use crate::control::{self, Request, Response, Spot};
 use crate::error::{Context, Failure, Result};
 use crate::place::Place;
+
+/// Processes of other namespaces that are named.
+const NAMED: usize = 5;
 
 /// One line of mountinfo.
 #[derive(Clone, Debug)]
@@ -56,11 +60,35 @@ pub fn is_dead(mountpoint: &Path) -> String {
 
 /// All mounts, in the order they were made.
 pub fn all() -> Result<Vec<Mounted>> {
+    table("/proc/self/mountinfo").cant(|| "read /proc/self/mountinfo".into())
+}
+
+fn table(path: &str) -> std::io::Result<Vec<Mounted>> {
     // (Its length is not known, and each read costs.)
     let mut text = Vec::with_capacity(16 << 10);
-    let read = File::open("/proc/self/mountinfo").and_then(|mut table| table.read_to_end(&mut text));
-    read.cant(|| "read /proc/self/mountinfo".into())?;
+    File::open(path)?.read_to_end(&mut text)?;
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
+}
+
+/// Who keeps what is not mounted here in another mount namespace, as far as those can be looked at: a copy of a mount stays there
+/// when ours is taken away.
+pub fn kept_elsewhere(is_it: impl Fn(&Mounted) -> bool) -> Option<String> {
+    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let mut known = HashMap::from([(space("self")?, false)]);
+    let mut pids: Vec<u32> =
+        std::fs::read_dir("/proc").ok()?.flatten().filter_map(|p| p.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids.retain(|pid| {
+        let has = || table(&format!("/proc/{pid}/mountinfo")).is_ok_and(|all| all.iter().any(&is_it));
+        space(&pid.to_string()).is_some_and(|space| *known.entry(space).or_insert_with(has))
+    });
+    let named = pids.iter().take(NAMED).map(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        format!("process {pid} ({})", name.trim_end())
+    });
+    let more = if pids.len() > NAMED { " and others" } else { "" };
+    let named = named.collect::<Vec<_>>().join(", ");
+    (!pids.is_empty()).then(|| format!("another mount namespace still has it: that of {named}{more}"))
 }
 
 /// Refuses where something is mounted at an absolute path or below it: what is done to a tree must not go on in another filesystem, nor take

@@ -26,8 +26,11 @@ use parking_lot::Mutex;
 use rustc_hash::FxHasher;
 
 use crate::error::{Context, Failure, Result};
-use crate::mounts::Mounted;
+use crate::mounts::{self, Mounted};
 use crate::{partition, reclaim, s3};
+
+/// After this long, an unmounted store that is not closed may be kept by another mount namespace.
+pub const KEPT: Duration = Duration::from_secs(3);
 
 /// A store's place: that of one of its volumes.
 #[derive(Clone, Debug)]
@@ -216,6 +219,7 @@ impl Place {
             return Ok(file);
         }
         let holder = fs::metadata(&self.path).ok().and_then(|meta| holder(&meta));
+        let holder = holder.map(|who| self.kept_elsewhere().map_or(who.clone(), |why| format!("{who}: {why}")));
         Err(Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder }))
     }
 
@@ -223,6 +227,19 @@ impl Place {
     pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let homes = std::iter::once_with(|| self.homes()).flatten();
         self.mount.clone().into_iter().chain(self.socket().ok()).chain(homes.filter_map(|place| place.socket().ok()))
+    }
+
+    /// Why it stays open though it is mounted nowhere here, as [`mounts::kept_elsewhere`] tells.
+    pub fn kept_elsewhere(&self) -> Option<String> {
+        let is_it = |m: &Mounted| m.kind.starts_with("fuse") && m.source == self.path;
+        let is_here = mounts::all().is_ok_and(|all| all.iter().any(is_it));
+        if is_here { None } else { mounts::kept_elsewhere(is_it) }
+    }
+
+    /// Who waits for it to be closed is told where that can't be.
+    pub fn refuse_if_kept_elsewhere(&self) -> Result<()> {
+        let refused = |why| Err(Failure::new(format!("{} stays open: {why}", self.path.display())));
+        self.kept_elsewhere().map_or(Ok(()), refused)
     }
 
     /// As whose process its daemon may run: that of who owns it, or of who mounted it.

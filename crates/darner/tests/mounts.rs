@@ -452,6 +452,36 @@ fn a_mount_in_use_stays_unless_it_is_unmounted_lazily() {
 }
 
 #[test]
+fn where_another_mount_namespace_keeps_a_copy_commands_name_who_is_in_it_within_seconds() {
+    let Some(w) = World::new() else { return };
+    fs::write(w.path("f"), "kept").unwrap();
+    // (Of the mounts of other tests it has none for long.)
+    let script =
+        "awk -v m=\"$0\" '$3 ~ /^fuse/ && $2 != m { print $2 }' /proc/mounts | xargs -rn1 umount -l; exec sleep 100";
+    let args = ["-m", "--propagation", "private", "bash", "-c", script];
+    let mut other = Command::new("unshare").args(args).arg(&w.mnt).spawn().unwrap();
+    let comm = format!("/proc/{}/comm", other.id());
+    eventually("it has a namespace of its own", || fs::read_to_string(&comm).unwrap() == "sleep\n");
+    let named = format!("process {} (sleep)", other.id());
+    let store = w.store.to_str().unwrap();
+    for command in
+        [&["unmount", w.mnt.to_str().unwrap()][..], &["mount", store, w.mnt.to_str().unwrap()], &["check", store]]
+    {
+        let out = Command::new("timeout").args(["20", DARNER]).args(command).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            out.status.code() == Some(1) && said.contains("another mount namespace") && said.contains(&named),
+            "{command:?}: {out:?}"
+        );
+        assert_eq!(mounted(&w.mnt), None);
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
+    w.mount();
+    assert_eq!(fs::read(w.path("f")).unwrap(), b"kept");
+}
+
+#[test]
 fn after_the_daemons_death_the_mount_is_removed_like_any_and_mounted_again() {
     let Some(w) = World::new() else { return };
     for how in ["umount $MNT", "fusermount3 -u $MNT", "$DARNER unmount $MNT"] {
@@ -668,7 +698,7 @@ fn an_ordinary_user_mounts_through_fusermount3() {
     fs::copy(DARNER, w.dir.join("darner")).unwrap();
     // Where only root may open the device (no udev), one for everybody, in a namespace of the test's.
     let script = format!(
-        "mknod -m 666 {dir}/fuse c 10 229; mount --bind {dir}/fuse /dev/fuse; chown -R nobody:nogroup {home}; cd {home}; {as_user} {dir}/darner mount --create {home}/store {home}/mnt
+        "umount -lat fuse.darner || true; mknod -m 666 {dir}/fuse c 10 229; mount --bind {dir}/fuse /dev/fuse; chown -R nobody:nogroup {home}; cd {home}; {as_user} {dir}/darner mount --create {home}/store {home}/mnt
         {as_user} sh -c 'cd mnt; echo mine > f; cat f@@-0s; mkdir d; chmod 700 d'
         ls mnt 2>/dev/null && echo root may look || echo root may not look
         {as_user} {dir}/darner status --json mnt | grep daemon_pid > /dev/null

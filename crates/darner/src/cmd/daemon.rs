@@ -127,8 +127,13 @@ pub fn start(command: &str, arguments: &[OsString]) -> Result<()> {
 /// it did.
 pub fn ask_or_start(place: &Place, request: &Request, start: &dyn Fn() -> Result<()>) -> Result<bool> {
     let began = Instant::now();
+    let mut looked = false;
     loop {
         match control::call(place, request)? {
+            Some(Response::Closing) if began.elapsed() > place::KEPT && !looked => {
+                looked = true;
+                place.refuse_if_kept_elsewhere()?;
+            }
             Some(Response::Closing) => {}
             Some(_) => return Ok(false),
             None => match start() {

@@ -7,7 +7,7 @@ use crate::attachments::{self, Attachment};
 use crate::cli::Unmount;
 use crate::control::{self, Request, Response};
 use crate::error::{Failure, Result};
-use crate::place::Place;
+use crate::place::{KEPT, Place};
 use crate::supervisor::ends_within;
 use crate::{mounts, users};
 
@@ -91,7 +91,11 @@ fn must_be_free(mountpoint: &Path, attached: &[Attachment]) -> Result<()> {
 /// The mount went another way just before; its daemon is about to give the store back.
 fn wait_until_closed(place: &Place) -> Result<()> {
     let start = Instant::now();
+    let mut looked = false;
     while place.lock(true).is_err() {
+        if start.elapsed() > KEPT && !std::mem::replace(&mut looked, true) {
+            place.refuse_if_kept_elsewhere()?;
+        }
         if start.elapsed() > PATIENCE {
             return Err(Failure::new(format!("the daemon of {} does not finish closing it", place.path.display())));
         }
