@@ -13,6 +13,7 @@ use darner_fs::{Tid, splits};
 use crate::control::{self, Request, Response, Spot};
 use crate::error::{Context, Failure, Result};
 use crate::place::Place;
+use crate::users;
 
 /// Processes of other namespaces that are named.
 const NAMED: usize = 5;
@@ -75,19 +76,14 @@ fn table(path: &str) -> std::io::Result<Vec<Mounted>> {
 pub fn kept_elsewhere(is_it: impl Fn(&Mounted) -> bool) -> Option<String> {
     let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let mut known = HashMap::from([(space("self")?, false)]);
-    let mut pids: Vec<u32> =
-        std::fs::read_dir("/proc").ok()?.flatten().filter_map(|p| p.file_name().to_str()?.parse().ok()).collect();
+    let mut pids: Vec<u32> = users::processes().collect();
     pids.sort_unstable();
     pids.retain(|pid| {
         let has = || table(&format!("/proc/{pid}/mountinfo")).is_ok_and(|all| all.iter().any(&is_it));
         space(&pid.to_string()).is_some_and(|space| *known.entry(space).or_insert_with(has))
     });
-    let named = pids.iter().take(NAMED).map(|pid| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        format!("process {pid} ({})", name.trim_end())
-    });
-    let more = if pids.len() > NAMED { " and others" } else { "" };
-    let named = named.collect::<Vec<_>>().join(", ");
+    let named: Vec<String> = pids.iter().take(NAMED).map(|pid| users::named(*pid)).collect();
+    let (named, more) = (named.join(", "), if pids.len() > NAMED { " and others" } else { "" });
     (!pids.is_empty()).then(|| format!("another mount namespace still has it: that of {named}{more}"))
 }
 

@@ -27,7 +27,7 @@ use rustc_hash::FxHasher;
 
 use crate::error::{Context, Failure, Result};
 use crate::mounts::{self, Mounted};
-use crate::{partition, reclaim, s3};
+use crate::{partition, reclaim, s3, users};
 
 /// After this long, an unmounted store that is not closed may be kept by another mount namespace.
 pub const KEPT: Duration = Duration::from_secs(3);
@@ -293,15 +293,30 @@ pub fn unlock(file: &File) {
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
-/// Who holds the lock of a file, as the kernel tells.
+/// Who holds the lock of a file, as far as the kernel tells.
 pub fn holder(meta: &fs::Metadata) -> Option<String> {
     let dev = meta.dev();
     let wanted = format!("{:02x}:{:02x}:{}", libc::major(dev), libc::minor(dev), meta.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let line = locks.lines().find(|l| l.contains("FLOCK") && l.split_whitespace().any(|w| w == wanted))?;
-    let pid = line.split_whitespace().nth(4)?;
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Some(format!("process {pid} ({})", name.trim()))
+    // That names who locked it first, who may have handed it on and ended.
+    let first = line.split_whitespace().nth(4).and_then(|pid| pid.parse().ok());
+    let holds = |pid: &u32| holds(*pid, &wanted);
+    let has_it = first.filter(|pid| holds(pid).unwrap_or(true));
+    let has_it = has_it.or_else(|| users::processes().filter(|pid| holds(pid).unwrap_or(false)).max());
+    Some(has_it.map_or_else(|| "another process".into(), users::named))
+}
+
+/// Whether a process has a file open with a lock, told by device and inode; `None` where it may not be looked at.
+fn holds(pid: u32, wanted: &str) -> Option<bool> {
+    match fs::read_dir(format!("/proc/{pid}/fdinfo")) {
+        Ok(open) => Some(open.flatten().any(|info| {
+            let info = fs::read_to_string(info.path()).unwrap_or_default();
+            info.lines().any(|l| l.contains("FLOCK") && l.split_whitespace().any(|w| w == wanted))
+        })),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => None,
+        Err(_) => Some(false),
+    }
 }
 
 /// Does something with a store that whoever has it open is about to close; gives up after `patience`.
@@ -591,6 +606,26 @@ mod tests {
             let refused = refuse_to_overwrite(&Place::at(&path).unwrap());
             assert_eq!(refused.is_err(), magic != b"some bytes");
         }
+    }
+
+    #[test]
+    fn a_lock_that_a_process_handed_on_and_ended_is_that_of_who_has_it_now() {
+        let file = tempfile::tempfile().unwrap();
+        // SAFETY: the child makes system calls only.
+        let child = unsafe {
+            match libc::fork() {
+                0 => libc::_exit(libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB)),
+                child => child,
+            }
+        };
+        let mut status = 0;
+        // SAFETY: our own child.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0);
+        let me = users::named(std::process::id());
+        assert_eq!(holder(&file.metadata().unwrap()), Some(me));
+        unlock(&file);
+        assert_eq!(holder(&file.metadata().unwrap()), None);
     }
 
     #[test]

@@ -19,15 +19,27 @@ pub struct User {
 
 /// One that has something of one of these mounts open or works in it, other than `but` and those that they started.
 pub fn user(mounts: &[Mounted], but: &[u32]) -> Option<User> {
-    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| !descends(*pid, but)).find_map(|pid: u32| {
+    processes().filter(|pid| !descends(*pid, but)).find_map(|pid| {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
         let links = ["cwd", "root", "exe"].map(|name| process.join(name)).into_iter().chain(open);
         let path = links.into_iter().find_map(|link| leads_to(&link, mounts))?;
-        let name = fs::read_to_string(process.join("comm")).unwrap_or_default().trim_end().to_string();
-        Some(User { pid, name, path })
+        Some(User { pid, name: name(pid), path })
     })
+}
+
+/// All processes.
+pub fn processes() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// A process, for people.
+pub fn named(pid: u32) -> String {
+    format!("process {pid} ({})", name(pid))
+}
+
+fn name(pid: u32) -> String {
+    darner_syslink::plain(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end())
 }
 
 /// What one of /proc's links leads to, if that is in one of the mounts. Nothing is asked of these.
