@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +25,7 @@ use crate::xattr;
 
 pub fn run(c: &Restore) -> Result<()> {
     let source = mounts::locate(&c.source)?;
-    if fs::symlink_metadata(&source.path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+    if fs::symlink_metadata(&source.path).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
         return Err(Failure::new(match &source.past {
             Some(past) => format!("{} did not exist at {}", past.live.display(), local(past.tid)),
             None => format!("{} does not exist", c.source.display()),
@@ -92,10 +93,7 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
             target.display()
         )));
     }
-    if !target.parent().is_some_and(Path::is_dir) {
-        let dir = target.parent().unwrap_or(&target).display();
-        return Err(Failure::new(format!("{dir} does not exist any more: restore that first, or use --to")));
-    }
+    must_be_there(target.parent().unwrap_or(&target))?;
     mounts::refuse_within(&target)?;
     let stays = what_stays(&mount, &within, &source.path, &target)?;
     let (dir, name) = parted(&target)?;
@@ -131,6 +129,17 @@ fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
         copy::remove(&copy.dir, &copy.name).map_err(left)?;
     }
     Ok(())
+}
+
+/// Refuses to restore in a directory that is gone, or that can't be looked at.
+fn must_be_there(dir: &Path) -> Result<()> {
+    match fs::metadata(dir) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(Failure::new(format!("can't look at {}: {e}", dir.display())))
+        }
+        _ => Err(Failure::new(format!("{} does not exist any more: restore that first, or use --to", dir.display()))),
+    }
 }
 
 /// What no history is kept of in what is to be replaced: paths below it. That stays as it is, since it could be had back from nowhere. An
@@ -270,5 +279,25 @@ fn heed_interrupts() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler only stores to an atomic.
         unsafe { libc::signal(signal, note as libc::sighandler_t) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_can_not_be_looked_at_is_not_said_to_be_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "").unwrap();
+        std::os::unix::fs::symlink("loop", path("loop")).unwrap();
+        let said = |name: &str| must_be_there(&path(name)).map_err(|e| e.to_string());
+        assert_eq!(said("."), Ok(()));
+        for gone in ["gone", "file", "file/below"] {
+            assert!(said(gone).unwrap_err().contains("does not exist any more"), "{gone}");
+        }
+        let said = said("loop").unwrap_err();
+        assert!(said.starts_with("can't look at ") && !said.contains("exist"), "{said}");
     }
 }
