@@ -232,6 +232,18 @@ fn who_waits_for_what_was_promoted_is_told_at_once() {
 }
 
 #[test]
+fn streams_and_logs_are_made_readable_to_their_owner_only() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside(
+        "umask 022; $DARNER mount --create --log log store mnt; $DARNER mirror export mnt --output stream 2>/dev/null",
+    );
+    for made in ["log", "stream"] {
+        assert_eq!(fs::metadata(w.dir.join(made)).unwrap().mode() & 0o777, 0o600, "{made}");
+    }
+    w.unmount();
+}
+
+#[test]
 fn who_waits_for_a_comparison_is_told_within_seconds_that_the_source_or_its_fileset_is_gone() {
     let Some(w) = World::new() else { return };
     let (mnt, target) = (w.mnt.to_str().unwrap(), w.dir.join("mirror"));

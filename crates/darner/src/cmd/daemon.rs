@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -194,7 +194,8 @@ pub fn start_log(path: Option<&Path>) -> Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     match path {
         Some(path) => {
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            // (It has names of files.)
+            let file = File::options().create(true).append(true).mode(0o600).open(path);
             log.with_writer(std::sync::Mutex::new(file.cant(|| format!("open the log {}", path.display()))?)).init();
         }
         // In the background: what nobody would see goes to the system's log.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -341,7 +342,11 @@ fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
     let name = name.ok_or_else(super::other_answer)?;
     let link = whereabouts::connect(&place)?;
     let mut out: Box<dyn std::io::Write> = match output {
-        Some(path) => Box::new(File::create(path).cant(|| format!("make {}", path.display()))?),
+        // (Whoever may read a stream can read everything in it.)
+        Some(path) => {
+            let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+            Box::new(file.cant(|| format!("make {}", path.display()))?)
+        }
         None if std::io::stdout().is_terminal() => {
             return Err(Failure::new("a stream is nothing for a terminal: use --output FILE, or a pipe"));
         }
