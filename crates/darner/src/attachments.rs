@@ -191,7 +191,9 @@ fn mount(c: &Attach, front: &Front, keeper: &Keeper, key: &str) -> Result<Sessio
         max_read: darner_vfs::SLOT as u32,
         ..MountOptions::default()
     };
+    let claimed = mounts::claim(&c.directory, |there| there.kind == KIND)?;
     let fd = darner_fuse::mount(&c.directory, &options)?;
+    drop(claimed);
     let config = Config { max_write: darner_vfs::SLOT as u32, ..Config::default() };
     // The contents of what is not remembered for long may change with its times.
     let config = match front.host().info().valid < Duration::from_secs(60) {

@@ -86,7 +86,9 @@ impl Daemon {
         options.allow_other = m.allow_other.unwrap_or(options.allow_other);
         let pin = self.fs.pin(top)?;
         let memory = MountMemory::new()?;
+        let claimed = mounts::claim(&m.mountpoint, |there| there.kind.starts_with("fuse"))?;
         let fd = darner_fuse::mount(&m.mountpoint, &options)?;
+        drop(claimed);
         let mut config = Config::default();
         if m.writeback && !read_only {
             config = config.with(abi::init::WRITEBACK_CACHE);

@@ -7,14 +7,17 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use darner_fs::{Tid, splits};
 
 use crate::control::{self, Request, Response, Spot};
 use crate::error::{Context, Failure, Result};
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::users;
 
+/// Whoever has a directory locked for longer than this does not mount there.
+const CLAIMED: Duration = Duration::from_secs(5);
 /// Processes of other namespaces that are named.
 const NAMED: usize = 5;
 
@@ -93,6 +96,21 @@ pub fn refuse_within(path: &Path) -> Result<()> {
     match all()?.into_iter().find(|m| m.mountpoint.starts_with(path)) {
         Some(m) => Err(Failure::new(format!("{} is mounted there: unmount it first", m.mountpoint.display()))),
         None => Ok(()),
+    }
+}
+
+/// Has a place to mount at for this process until that is dropped, unless such a mount is there. (Who may not open the directory
+/// does without.)
+pub fn claim(mountpoint: &Path, is_in_the_way: impl Fn(&Mounted) -> bool) -> Result<Option<File>> {
+    let start = Instant::now();
+    let dir = File::open(mountpoint).ok();
+    let waits = |dir: &File| !place::try_lock(dir, true).unwrap_or(true) && start.elapsed() < CLAIMED;
+    while dir.as_ref().is_some_and(waits) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    match all()?.iter().any(|m| m.mountpoint == mountpoint && is_in_the_way(m)) {
+        true => Err(Failure::new(format!("{} has something mounted on it already", mountpoint.display()))),
+        false => Ok(dir),
     }
 }
 

@@ -30,6 +30,18 @@ fn a_plug_in_is_attached_read_listed_and_detached() {
 }
 
 #[test]
+fn of_several_who_attach_in_one_directory_at_once_one_does() {
+    let Some(world) = World::new() else { return };
+    for n in 0..3 {
+        let script = format!(
+            "mkdir $MNT/{n}; for i in 1 2 3 4; do ($DARNER attach $MNT/{n} hello 2> /dev/null && echo attached) & done; wait
+            grep -c \" $MNT/{n} \" /proc/mounts"
+        );
+        assert_eq!(world.sh_outside(&script), "attached\n1");
+    }
+}
+
+#[test]
 fn unmounting_takes_along_what_is_attached() {
     let Some(world) = World::new() else { return };
     attach(&world, "a", &["hello"]);

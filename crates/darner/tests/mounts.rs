@@ -688,6 +688,27 @@ fn mount_8_finds_its_helper_and_changes_flags_later() {
 }
 
 #[test]
+fn of_several_who_mount_in_one_place_at_once_one_does() {
+    let Some(w) = World::new() else { return };
+    w.darner(&["snapshot", w.mnt.to_str().unwrap(), "then"]);
+    let other = w.dir.join("other");
+    w.darner(&["create", other.to_str().unwrap()]);
+    let at = w.dir.join("at");
+    fs::create_dir(&at).unwrap();
+    for _ in 0..5 {
+        let mount = |args: &[&std::ffi::OsStr]| Command::new(DARNER).arg("mount").args(args).arg(&at).spawn().unwrap();
+        let past: [&std::ffi::OsStr; 3] = ["--as-of".as_ref(), "then".as_ref(), w.store.as_os_str()];
+        let mut all: Vec<_> = (0..4).map(|_| mount(&past)).collect();
+        all.push(mount(&[other.as_os_str()]));
+        let done = all.iter_mut().filter_map(|child| child.wait().unwrap().success().then_some(())).count();
+        let table = fs::read_to_string("/proc/self/mounts").unwrap();
+        let there = table.lines().filter(|l| l.split(' ').nth(1) == at.to_str()).count();
+        assert_eq!((done, there), (1, 1));
+        w.darner(&["unmount", at.to_str().unwrap()]);
+    }
+}
+
+#[test]
 fn an_ordinary_user_mounts_through_fusermount3() {
     if !(has("fusermount3") && has("setpriv")) {
         return;
