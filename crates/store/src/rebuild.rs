@@ -291,8 +291,8 @@ impl Store {
         }
         let mut counts = self.count_records()?;
         // What a clone shows of its base is in no record of its own.
-        let clones = self.index.read().filesets.clones();
-        for clone in clones {
+        let filesets = self.index.read().filesets.clone();
+        for clone in filesets.clones().into_iter().filter(|clone| filesets.is_there(*clone, Tid::MAX)) {
             let found = match count_clone {
                 Some(count) => count(self, clone)?,
                 None => self.log.tail().counts.get(clone),
@@ -303,7 +303,7 @@ impl Store {
         Ok(())
     }
 
-    /// What filesets have records of.
+    /// What filesets that are there have records of.
     fn count_records(&self) -> Result<Counts> {
         let index = self.index.read();
         let runs = index.levels.live.iter().chain(&index.levels.history);
@@ -322,7 +322,7 @@ impl Store {
             last.clear();
             last.extend_from_slice(&e.key);
             let Some(value) = e.value else { continue };
-            match parse(&e.key) {
+            match parse(&e.key).filter(|(fileset, ..)| index.filesets.is_there(*fileset, Tid::MAX)) {
                 Some((fileset, object, Kind::ATTR, _)) => {
                     alive = Some((fileset, object));
                     counts.add(fileset, 1, 0);

@@ -10,7 +10,8 @@ use common::{FS, Run, Threads, create, new_disk, open};
 use darner_store::volume::sim::{Fault, SimDisk};
 use darner_store::volume::{DirVolume, Disk, RawVolume, Volume};
 use darner_store::{
-    CreateOptions, Error, Grid, IndexFrom, Key, Kind, ObjectId, OpenOptions, Progress, ScrubReport, Store, Tid, Workers,
+    CATALOGUE, Count, CreateOptions, Error, FilesetId, Grid, IndexFrom, Key, Kind, Lineage, ObjectId, OpenOptions,
+    Progress, ScrubReport, Store, Tid, Workers,
 };
 
 const TABLE: &[u8] = b"DARNTBL";
@@ -147,6 +148,43 @@ fn one_that_is_asked_for_shows_the_same_where_history_was_given_up() {
         run.compare(&store, Tid::MAX);
         store.close().unwrap();
     }
+}
+
+#[test]
+fn what_is_in_removed_filesets_is_not_counted_as_live() {
+    let disk = new_disk(256 << 20, 0);
+    create(&disk);
+    let store = open(&disk).unwrap();
+    store.retain(FS, 10, |r| r.with_grid(Grid::default())).unwrap();
+    let one = Count { objects: 1, live: 5000 };
+    let filesets = [(FilesetId(2), false), (FilesetId(3), true), (FilesetId(4), false), (FilesetId(5), true)];
+    for (fileset, is_clone) in filesets {
+        let mut tx = store.begin(fileset, 100).unwrap();
+        let mut value = Vec::new();
+        Lineage { created: tx.tid(), base: is_clone.then_some((FS, Tid(10))) }.encode(&mut value);
+        tx.put(ObjectId(9), Kind::ATTR, &[], b"attributes");
+        tx.write(ObjectId(9), 0, &[7; 5000]).unwrap();
+        tx.count(1, 5000);
+        tx.turn(CATALOGUE, 0, 0);
+        tx.put(ObjectId(0), Kind::FILESET, &fileset.0.to_be_bytes(), &value);
+        tx.commit().unwrap();
+    }
+    for gone in [FilesetId(2), FilesetId(3)] {
+        let mut tx = store.begin(CATALOGUE, 200).unwrap();
+        tx.delete(ObjectId(0), Kind::FILESET, &gone.0.to_be_bytes());
+        tx.turn(gone, -1, -5000);
+        tx.commit().unwrap();
+    }
+    let count_clone = Some((|_, _| Ok(Count { objects: 1, live: 5000 })) as darner_store::CountClone);
+    let counts = |store: &Store| filesets.map(|(fileset, _)| store.counted(fileset));
+    let there = [Count::default(), Count::default(), one, one];
+    assert_eq!(counts(&store), there);
+    store.close().unwrap();
+    drop(store);
+    let options = OpenOptions { index: IndexFrom::Segments, count_clone, ..OpenOptions::small() };
+    let store = Store::open(raw(&disk), &options).unwrap();
+    assert_eq!(counts(&store), there);
+    assert_eq!(store.usage().unwrap().live, 10_000);
 }
 
 #[test]
