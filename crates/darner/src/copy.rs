@@ -128,8 +128,10 @@ impl<'a> Copier<'a> {
             fs::OpenOptions::new().read(true).custom_flags(flags).open(&to).cant(|| format!("open {shown}"))?
         };
         let is = made.metadata().cant(|| format!("look at {shown}"))?;
+        // (Some filesystems say of everything that it is one user's. What is the owner's may become his.)
         // SAFETY: the call can't fail.
-        if is.mode() & libc::S_IFMT != meta.mode() & libc::S_IFMT || is.uid() != unsafe { libc::geteuid() } {
+        let owners = [unsafe { libc::geteuid() }, meta.uid()];
+        if is.mode() & libc::S_IFMT != meta.mode() & libc::S_IFMT || !owners.contains(&is.uid()) {
             return Err(meddled(&shown));
         }
         if !kind.is_dir() && meta.nlink() > 1 {
