@@ -27,7 +27,7 @@ pub(super) struct Files {
     pub path: PathBuf,
     /// Its path for as long as it is open.
     base: PathBuf,
-    _dir: Option<File>,
+    dir: Option<File>,
 }
 
 impl Files {
@@ -35,7 +35,7 @@ impl Files {
         // (Where it can't be opened, that shows when something in it is.)
         let dir = File::open(path).ok();
         let base = dir.as_ref().map_or_else(|| path.to_owned(), |d| format!("/proc/self/fd/{}", d.as_raw_fd()).into());
-        Files { path: path.to_owned(), base, _dir: dir }
+        Files { path: path.to_owned(), base, dir }
     }
 
     /// What system calls find a file by.
@@ -116,14 +116,11 @@ impl DirVolume {
 
     /// Bytes that are left of the disk that it is on.
     fn left(&self) -> Result<u64> {
-        let path = std::ffi::CString::new(self.files.base.as_os_str().as_encoded_bytes()).expect("paths have no NUL");
-        // SAFETY: zeroes are a valid statvfs; the call fills it.
-        let mut st: libc::statvfs = unsafe { std::mem::zeroed() };
-        // SAFETY: both pointers are valid for the call.
-        if unsafe { libc::statvfs(path.as_ptr(), &mut st) } != 0 {
-            return io("statfs", &self.files.path, Err(std::io::Error::last_os_error()));
-        }
-        Ok(st.f_bavail * st.f_frsize)
+        let left = match &self.files.dir {
+            Some(dir) => disk::left(dir),
+            None => File::open(&self.files.path).and_then(|dir| disk::left(&dir)),
+        };
+        io("statfs", &self.files.path, left)
     }
 
     fn region(&self, file: File, at: RegionRef) -> Arc<dyn Region> {
