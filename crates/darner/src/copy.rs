@@ -137,7 +137,7 @@ impl<'a> Copier<'a> {
         if !kind.is_dir() && meta.nlink() > 1 {
             self.links.insert((meta.dev(), meta.ino()), (dir.shown(name), (is.dev(), is.ino())));
         }
-        attributes(from, &made, &shown, &meta)
+        attributes(from, (&made, &is), &shown, &meta)
     }
 
     fn directory(&mut self, from: &Path, dir: &Dir, name: &OsStr) -> Result<File> {
@@ -231,8 +231,8 @@ fn special(to: &Path, meta: &Metadata) -> std::io::Result<()> {
 }
 
 /// Owner first (a chown drops set-id bits and capabilities), then xattrs (a read-only mode would refuse them), mode, times.
-fn attributes(from: &Path, made: &File, shown: &dyn Display, meta: &Metadata) -> Result<()> {
-    let (to, is) = (fd_path(made), made.metadata().cant(|| format!("look at {shown}"))?);
+fn attributes(from: &Path, made: (&File, &Metadata), shown: &dyn Display, meta: &Metadata) -> Result<()> {
+    let (to, is) = (fd_path(made.0), made.1);
     if (is.uid(), is.gid()) != (meta.uid(), meta.gid()) {
         chown(&to, Some(meta.uid()), Some(meta.gid()))
             .cant(|| format!("give {shown} to its owner {}:{}", meta.uid(), meta.gid()))?;

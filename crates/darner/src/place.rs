@@ -211,16 +211,22 @@ impl Place {
 
     /// Takes the store for this process, or says who has it.
     pub fn lock(&self, exclusive: bool) -> Result<File> {
-        if let Some(file) = inherited(&self.path) {
-            return Ok(file);
-        }
-        let file = File::open(&self.path).cant(|| format!("open {}", self.path.display()))?;
-        if try_lock(&file, exclusive).cant(|| format!("lock {}", self.path.display()))? {
+        if let Some(file) = self.lock_if_free(exclusive)? {
             return Ok(file);
         }
         let holder = fs::metadata(&self.path).ok().and_then(|meta| holder(&meta));
         let holder = holder.map(|who| self.kept_elsewhere().map_or(who.clone(), |why| format!("{who}: {why}")));
         Err(Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder }))
+    }
+
+    /// The same; `None`: somebody has it, and nobody is looked for.
+    pub fn lock_if_free(&self, exclusive: bool) -> Result<Option<File>> {
+        if let Some(file) = inherited(&self.path) {
+            return Ok(Some(file));
+        }
+        let file = File::open(&self.path).cant(|| format!("open {}", self.path.display()))?;
+        let is_ours = try_lock(&file, exclusive).cant(|| format!("lock {}", self.path.display()))?;
+        Ok(is_ours.then_some(file))
     }
 
     /// The addresses at which the daemon that has the store may listen. (The volume is only read where nobody answers at the first ones.)

@@ -92,7 +92,7 @@ fn must_be_free(mountpoint: &Path, attached: &[Attachment]) -> Result<()> {
 fn wait_until_closed(place: &Place) -> Result<()> {
     let start = Instant::now();
     let mut looked = false;
-    while place.lock(true).is_err() {
+    while !matches!(place.lock_if_free(true), Ok(Some(_))) {
         if start.elapsed() > KEPT && !std::mem::replace(&mut looked, true) {
             place.refuse_if_kept_elsewhere()?;
         }
