@@ -471,6 +471,11 @@ impl Daemon {
                     Duration::from_secs(1)
                 }
             };
+            if self.store().take_told_of_rot()
+                && let Err(e) = self.heal_index()
+            {
+                tracing::error!("the damaged index is not derived anew by itself: {e}");
+            }
             seen = self.store().tid();
             self.pause(pause);
         }
@@ -723,6 +728,7 @@ impl Daemon {
         warnings.extend(self::warnings(&usage));
         warnings.extend(clock_warning(store.tid()));
         warnings.extend(self.volume_warnings()?);
+        warnings.extend(self.rot_warning()?);
         let scrubbed = self.store().scrub_report()?;
         let damaged = scrubbed.damages.len() as u64 + scrubbed.more;
         if damaged > 0 {
@@ -743,7 +749,7 @@ impl Daemon {
             size_bytes: usage.size,
             used_bytes: usage.used,
             live_bytes: usage.live,
-            history_bytes: self.history_bytes(&usage, dead)?,
+            history_bytes: self.history_bytes(&usage, dead),
             dead_bytes: dead,
             free_bytes: if stopped.is_some() { 0 } else { usage.free },
             objects: usage.objects,

@@ -31,6 +31,7 @@ mod reaper;
 pub mod receipts;
 pub mod reclaim;
 mod retention;
+mod rot;
 pub mod s3;
 mod scrub;
 mod seek;

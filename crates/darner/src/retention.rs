@@ -204,17 +204,17 @@ impl Daemon {
     }
 
     /// What only the past needs. Where it would take long to find out, as `status --by-time` found it last or, where nobody asked, at least: for
-    /// all that is known, what is in use and no file holds.
-    pub(crate) fn history_bytes(&self, usage: &darner_store::Usage, dead: u64) -> Result<u64> {
+    /// all that is known, what is in use and no file holds. (So too where a part of the index can't be read: a status tells of that by itself.)
+    pub(crate) fn history_bytes(&self, usage: &darner_store::Usage, dead: u64) -> u64 {
         let mut known = self.history.lock();
         let is_fresh = known.is_some_and(|k| k.at.elapsed() < REST * k.took);
         if !is_fresh {
             let start = Instant::now();
-            if let Some(bytes) = self.store().history_bytes(now_ns(), INDEX_MAX)? {
+            if let Ok(Some(bytes)) = self.store().history_bytes(now_ns(), INDEX_MAX) {
                 *known = Some(History { bytes, at: Instant::now(), took: start.elapsed() });
             }
         }
-        Ok(known.map_or(usage.used.saturating_sub(usage.live + dead), |k| k.bytes.min(usage.used)))
+        known.map_or(usage.used.saturating_sub(usage.live + dead), |k| k.bytes.min(usage.used))
     }
 
     /// What is needed for what, by age.

@@ -162,7 +162,7 @@ pub(crate) fn damage_line(fs: &Fs, d: &Damage) -> DamageLine {
         Rot::Frame => {
             line.what = "a transaction's heads: what they say is in the index, and lost only with that".into()
         }
-        Rot::Table => line.what = "a table of the index: the next mount derives it anew".into(),
+        Rot::Table => line.what = "a table of the index: `darner upgrade` or the next mount derives it anew".into(),
         Rot::Data { fileset, object, offset, len, tid } => {
             let (path, live) = fs.damaged(fileset, object, offset, len, tid);
             line.what = if live { "bytes of a file" } else { "bytes of a file's past" }.into();

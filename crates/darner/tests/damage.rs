@@ -35,6 +35,32 @@ fn a_store_whose_index_is_lost_is_mounted_as_if_nothing_had_happened() {
 }
 
 #[test]
+fn a_damaged_index_is_derived_anew_while_the_store_stays_mounted() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir d; for i in $(seq 4000); do echo $i > d/a-file-of-the-many-$i; done");
+    let seen = "ls -l --time-style=full-iso d | sort";
+    let before = w.sh(seen);
+    w.unmount();
+    // In the middle of a table: the mount does not read it.
+    w.sh_outside(
+        "t=$(ls -S $(grep -l DARNTBL2 store/region-*) | head -1)
+        printf '\\252' | dd of=$t bs=1 seek=$(($(stat -c %s $t) * 2 / 5)) conv=notrunc status=none",
+    );
+    w.mount();
+    w.forgive_errors();
+    let daemon = w.daemon_pid();
+    assert!(!w.log().contains("is derived anew from the segments"), "{}", w.log());
+    assert!(!w.try_sh(seen).status.success(), "nothing reads what is damaged");
+    eventually("the index is derived anew", || w.log().contains("is derived anew from the segments"));
+    eventually("another daemon serves", || w.try_sh(seen).status.success());
+    assert_eq!(w.sh(seen), before);
+    assert_ne!(w.daemon_pid(), daemon);
+    assert!(!w.sh("$DARNER status $MNT").contains("damaged"));
+    w.unmount();
+    w.sh_outside("$DARNER check store");
+}
+
+#[test]
 fn a_scrub_names_the_file_whose_bytes_are_damaged() {
     let Some(w) = World::new() else { return };
     let json = |text: &str| -> Value { serde_json::from_str(text).unwrap() };

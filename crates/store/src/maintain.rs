@@ -182,21 +182,6 @@ impl Store {
         outcome
     }
 
-    /// Sees to it that an index in which rot was found is derived anew by the next open.
-    fn tell_of_rot(&self) -> Result<()> {
-        let _one = self.maintenance.lock();
-        let levels = self.index.read().levels.clone();
-        for t in levels.tables() {
-            if t.tell_of_rot()? {
-                let id = t.reference().region.id;
-                tracing::error!(
-                    "region {id:x}, a table of the index, is damaged: the next mount derives the index anew from the segments"
-                );
-            }
-        }
-        Ok(())
-    }
-
     fn step_urgent(&self) -> Result<Progress> {
         self.prepare_segment()?;
         let mut state = self.maintenance.lock();

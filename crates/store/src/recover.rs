@@ -451,6 +451,7 @@ pub(crate) fn open_with(
         is_cut: false,
         opened: Tid::default(),
         degraded: options.degraded,
+        rot_told: false.into(),
         log: Log::new(tail),
         index: RwLock::new(Index {
             active: Memtable::default(),

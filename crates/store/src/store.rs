@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -102,6 +102,8 @@ pub struct Store {
     pub(crate) opened: Tid,
     /// Whether it is better than nothing to be opened so.
     pub(crate) degraded: bool,
+    /// Whether the next open was told of rot in the index, and nobody here knows yet.
+    pub(crate) rot_told: AtomicBool,
     pub(crate) log: Log,
     pub(crate) index: RwLock<Index>,
     pub(crate) cache: BlockCache,

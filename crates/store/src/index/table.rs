@@ -247,9 +247,10 @@ pub struct Table {
     durable: AtomicBool,
 }
 
-/// Of a table's rot: none known, seen, and told to the next open.
+/// Of a table's rot: none known, seen, told to the next open, and told to this one, which could not help it.
 const SEEN: u8 = 1;
 const TOLD: u8 = 2;
+const MARKED: u8 = 3;
 
 impl Table {
     /// Opens a table, verifying footer, filter and block list.
@@ -271,9 +272,9 @@ impl Table {
             found: format!("{len} bytes that are none"),
         };
         let footer_at = len.checked_sub(FOOTER as u64).ok_or_else(|| corrupt("table footer"))?;
-        let footer = match read_sealed(&*region, footer_at, len, "table footer") {
-            Err(e) if marked => read_marked(&*region, footer_at).ok_or(e)?,
-            footer => footer?,
+        let (footer, rot) = match read_sealed(&*region, footer_at, len, "table footer") {
+            Err(e) if marked => (read_marked(&*region, footer_at).ok_or(e)?, MARKED),
+            footer => (footer?, 0),
         };
         let mut r = Reader::new(&footer);
         let first = match r.take(8) {
@@ -305,7 +306,7 @@ impl Table {
         }
         let mut marks = vec![filter_at, list_at, list_end, end, len];
         marks.dedup();
-        let (rot, durable) = (AtomicU8::new(0), AtomicBool::new(true));
+        let (rot, durable) = (rot.into(), AtomicBool::new(true));
         Ok(Table { region, len, blocks, filter, last_key, entries, tids, ghosts, marks, rot, durable })
     }
 
@@ -332,6 +333,16 @@ impl Table {
         self.region.write_at(&[0; MAGIC.len()], self.len - FOOTER as u64)?;
         self.region.flush()?;
         Ok(true)
+    }
+
+    /// Whether a block of it is known to be rotten.
+    pub fn is_rotten(&self) -> bool {
+        self.rot.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether that was known when it was opened ([`Table::open_marked`]).
+    pub fn was_marked(&self) -> bool {
+        self.rot.load(Ordering::Relaxed) == MARKED
     }
 
     /// The parts that have a checksum each.
