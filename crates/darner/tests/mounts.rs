@@ -317,6 +317,33 @@ fn a_disk_that_others_fill_has_room_for_what_gives_room_back() {
     done.unwrap();
 }
 
+#[test]
+fn a_disk_on_which_no_more_files_can_be_made_has_some_for_what_gives_room_back() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("mkdir disk; mount -t tmpfs -o size=300M,nr_inodes=200 none disk");
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        w.sh_outside("$DARNER mount --create disk/store $MNT; for i in $(seq 500); do seq $i 2000 > $MNT/f$i; done; sync $MNT/f1");
+        eventually("files are held", || w.dir.join("disk/store/held.7").exists());
+        w.sh_outside(
+            "i=0; while touch disk/hog$i; do i=$((i + 1)); done 2>/dev/null; test $(df --output=iavail disk | tail -1) = 0
+             for i in $(seq 250); do sha256sum $MNT/f$i >> sums; rm $MNT/f$((i + 250)); done
+             $DARNER retain $MNT none; $DARNER clean --wait $MNT; $DARNER forget $MNT/f1; $DARNER unmount $MNT; $DARNER check disk/store
+             $DARNER mount disk/store $MNT; tail -n +2 sums | sha256sum --quiet -c; rm $MNT/f2; $DARNER unmount $MNT",
+        );
+        // So it is after a crash.
+        w.sh_outside("$DARNER mount disk/store $MNT; rm $MNT/f3; sync $MNT/f4");
+        w.kill_all();
+        w.sh_outside(
+            "umount -l $MNT; $DARNER mount disk/store $MNT; test ! -e $MNT/f3; rm $MNT/f4; $DARNER unmount $MNT",
+        );
+        w.sh_outside("rm disk/hog*; $DARNER mount disk/store $MNT; tail -n +5 sums | sha256sum --quiet -c; echo more > $MNT/more");
+        eventually("files are held again", || w.dir.join("disk/store/held.7").exists());
+        w.sh_outside("$DARNER unmount $MNT; $DARNER check disk/store");
+    }));
+    w.sh_outside("$DARNER unmount $MNT 2>/dev/null || true; umount -l disk");
+    done.unwrap();
+}
+
 /// `rm` succeeded, was lost, and the store could not be mounted: what was held was no room for what was written before.
 #[test]
 fn a_quota_below_or_a_full_disk_that_copies_on_write_leaves_room_for_what_gives_room_back() {

@@ -1,7 +1,7 @@
 //! A directory volume: every region is a file. The embedded default. docs/format.md §Directory volume.
 //!
 //! `super.0`, `super.1` are the superblock slots, `region-<16 hex digits>` the regions. `held` takes room that regions get when other files
-//! have filled the disk, so that what gives room back has some to begin with. What root makes belongs to the directory's owner, who
+//! have filled the disk, and `held.0` and so on become regions where no more files can be made, so that what gives room back has some to begin with. What root makes belongs to the directory's owner, who
 //! may be the one that opens it next. The directory is the one that was opened, whatever its path leads to later: another disk may be mounted
 //! over it. And as its owner may have made them, symbolic links in it are not followed.
 
@@ -12,12 +12,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::disk::{self, Direct};
-use super::held::{HELD, Held};
+use super::held::{self, HELD, Held};
 use super::{Region, RegionRef, SLOT_SIZE, SUPER_SIZE, Volume, VolumeKind};
 use crate::{Error, Result};
 
@@ -28,6 +28,8 @@ pub(super) struct Files {
     /// Its path for as long as it is open.
     base: PathBuf,
     dir: Option<File>,
+    /// Whether all files that are held are there.
+    pub spares: AtomicBool,
 }
 
 impl Files {
@@ -35,7 +37,7 @@ impl Files {
         // (Where it can't be opened, that shows when something in it is.)
         let dir = File::open(path).ok();
         let base = dir.as_ref().map_or_else(|| path.to_owned(), |d| format!("/proc/self/fd/{}", d.as_raw_fd()).into());
-        Files { path: path.to_owned(), base, dir }
+        Files { path: path.to_owned(), base, dir, spares: false.into() }
     }
 
     /// What system calls find a file by.
@@ -53,12 +55,18 @@ impl Files {
         OpenOptions::new().read(true).write(write).custom_flags(libc::O_NOFOLLOW).open(self.at(name))
     }
 
-    /// Opens a file, which is made if it is not there.
+    /// Opens a file, which is made if it is not there, of one that is held if need be.
     pub fn make(&self, name: &str) -> std::io::Result<File> {
-        let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.at(name)) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return self.open(name, true),
-            file => file?,
-        };
+        match self.make_new(name) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => self.open(name, true),
+            Err(e) if disk::is_full(&e) => self.take_spare(name).ok_or(e),
+            made => made,
+        }
+    }
+
+    /// Makes a file that is not there.
+    pub fn make_new(&self, name: &str) -> std::io::Result<File> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.at(name))?;
         let dir = fs::metadata(&self.base)?;
         if file.metadata()?.uid() != dir.uid() {
             // Others than root can't, and need not.
@@ -169,7 +177,7 @@ impl Volume for DirVolume {
 
     fn read_super(&self, slot: usize) -> Result<Vec<u8>> {
         let name = format!("super.{slot}");
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(SLOT_SIZE);
         match self.files.open(&name, false).and_then(|f| f.take(SLOT_SIZE as u64).read_to_end(&mut bytes)) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             read => self.files.io("read", &name, read).map(drop)?,
@@ -193,10 +201,11 @@ impl Volume for DirVolume {
 
     fn wipe_super(&self) -> Result<()> {
         self.held.may(false);
-        for name in ["super.0", "super.1", HELD] {
-            match fs::remove_file(self.files.at(name)) {
+        let names = ["super.0", "super.1", HELD].map(String::from);
+        for name in names.into_iter().chain(held::spares()) {
+            match fs::remove_file(self.files.at(&name)) {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                removed => self.files.io("remove", name, removed)?,
+                removed => self.files.io("remove", &name, removed)?,
             }
         }
         self.files.sync()

@@ -1,11 +1,12 @@
 //! Room that a directory keeps for itself on the disk that it shares with others: the file `held`, which is made shorter when what
-//! gives room back finds no other.
+//! gives room back finds no other, and empty files, which get other names where no more can be made.
 //!
 //! Whether that disk is full can't be asked for: a quota, a limit of files or a copy-on-write filesystem below may refuse what `statfs`
 //! promises. So once it has refused, the volume counts as full, until all that is to be held is held again.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -15,10 +16,44 @@ use super::disk;
 
 /// Its file.
 pub(super) const HELD: &str = "held";
+/// Empty files that are held: a checkpoint makes three or four, and then removes as many.
+const SPARES: usize = 8;
 /// Of what is left, what is held is one part in so many at most.
 const LEFT_FOR_OTHERS: u64 = 4;
 /// It grows by so many bytes, and what is made durable gets so many at once.
 const STEP: u64 = 1 << 20;
+
+/// Names of the empty files.
+pub(super) fn spares() -> impl Iterator<Item = String> {
+    (0..SPARES).map(|n| format!("{HELD}.{n}"))
+}
+
+impl Files {
+    /// Gives a file that was held another name.
+    pub fn take_spare(&self, name: &str) -> Option<File> {
+        for spare in spares() {
+            let Ok(file) = self.open(&spare, true) else { continue };
+            // (Who owns the directory may have linked another file there.)
+            let is_ours = file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == 0 && meta.nlink() == 1);
+            if is_ours && fs::rename(self.at(&spare), self.at(name)).is_ok() {
+                self.spares.store(false, Ordering::Relaxed);
+                tracing::info!("no more files can be made in {}: one that was held is used", self.path.display());
+                return Some(file);
+            }
+        }
+        None
+    }
+
+    fn keep_spares(&self) {
+        let is_there = |name: &String| match self.make_new(name) {
+            Ok(_) => true,
+            Err(e) => e.kind() == std::io::ErrorKind::AlreadyExists,
+        };
+        if !self.spares.load(Ordering::Relaxed) && spares().all(|name| is_there(&name)) {
+            self.spares.store(true, Ordering::Relaxed);
+        }
+    }
+}
 
 /// The held room of a directory.
 pub(super) struct Held {
@@ -98,12 +133,19 @@ impl Held {
     /// could not be opened. `left`: bytes that are left of it, as it says.
     pub fn keep(&self, files: &Files, bytes: u64, left: impl FnOnce() -> crate::Result<u64>) -> crate::Result<()> {
         let mut held = self.bytes.lock();
-        if (*held >= bytes && self.most() == u64::MAX) || self.none.load(Ordering::Relaxed) {
+        if self.none.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        files.keep_spares();
+        if *held >= bytes && self.most() == u64::MAX {
             return Ok(());
         }
         let bytes = bytes.min((left()? + *held) / LEFT_FOR_OTHERS / STEP * STEP);
         if *held < bytes {
-            let file = match files.make(HELD) {
+            let file = match files.make_new(HELD) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    files.io("open", HELD, files.open(HELD, true))?
+                }
                 Err(e) if disk::is_full(&e) => return Ok(()),
                 file => files.io("create", HELD, file)?,
             };
