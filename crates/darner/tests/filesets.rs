@@ -285,6 +285,35 @@ fn what_no_moment_leads_to_of_a_removed_fileset_is_given_up_and_forgotten() {
     w.sh_outside("if grep -rlE 'secret-of-(one|two)' store; then exit 1; fi; $DARNER check store");
 }
 
+/// It was held for ever.
+#[test]
+fn what_a_removed_clone_showed_is_given_up_once_no_moment_leads_there() {
+    let Some(w) = World::new() else { return };
+    let used = || -> u64 {
+        w.sh("$DARNER clean $MNT --wait >/dev/null; $DARNER status $MNT --json | jq .used_bytes")
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    w.sh("$DARNER fileset create $MNT home; head -c 5M /dev/urandom > home/a; sha256sum < home/a > ../sum");
+    // A clone of a clone, of which only the first one is removed, shows it still.
+    w.sh(
+        "$DARNER clone home one; $DARNER clone one two; rm home/a; $DARNER retain home none; $DARNER retain $MNT none",
+    );
+    w.sh("$DARNER fileset remove $MNT two --force; $DARNER clean $MNT --wait; sha256sum < one/a | cmp - ../sum");
+    // As long as there is a moment of the whole that leads there, the past of a removed one shows it.
+    w.sh("$DARNER snapshot $MNT before; $DARNER fileset remove $MNT one --force");
+    let kept = used();
+    assert!(kept > 5 << 20, "{kept}");
+    w.sh("sha256sum < @@before/one/a | cmp - ../sum");
+    w.remount();
+    w.sh("sha256sum < @@before/one/a | cmp - ../sum; $DARNER snapshot remove $MNT before");
+    let left = used();
+    assert!(left < 2 << 20, "{left}");
+    w.unmount();
+    w.sh_outside("$DARNER check store");
+}
+
 #[test]
 fn what_is_not_forgotten_for_the_sake_of_a_clone_is_not_removed_either() {
     let Some(w) = World::new() else { return };

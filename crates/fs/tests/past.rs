@@ -456,16 +456,26 @@ impl Past<'_> {
     /// Moments of a fileset that somebody holds.
     fn pins(&self, fileset: FilesetId, labels: bool) -> BTreeSet<Tid> {
         let labels = self.labels.iter().filter(|((of, _), _)| labels && *of == fileset).map(|(_, tid)| *tid);
-        let bases = self.h.bases.values().filter(|(of, _)| *of == fileset).map(|(_, tid)| *tid);
-        labels.chain(bases).collect()
+        let bases = self.h.bases.iter().filter(|(clone, (of, _))| *of == fileset && self.is_shown(**clone));
+        labels.chain(bases.map(|(_, (_, tid))| *tid)).collect()
+    }
+
+    /// From when to when a fileset was there that was removed and to which no moment of the main one leads any more.
+    fn lost(&self, fileset: FilesetId) -> Option<(Tid, Tid)> {
+        let store = self.h.fs().store();
+        store.past_life(fileset).filter(|(from, to)| !store.retention(MAIN).unwrap().sees(*from, *to))
+    }
+
+    /// Whether a clone, or one of it, can be looked at.
+    fn is_shown(&self, clone: FilesetId) -> bool {
+        let mut of_it = self.h.bases.iter().filter(|(_, (of, _))| *of == clone);
+        self.lost(clone).is_none() || of_it.any(|(other, _)| self.is_shown(*other))
     }
 
     /// Whether the moment shown is the newest visible one not after the one asked for.
     fn check_shown(&mut self, fileset: FilesetId, at: Tid, shown: Option<Tid>) {
-        let store = self.h.fs().store().clone();
         // Of a removed one that no moment of the main one leads to only what clones show is left.
-        let is_lost = |(from, to): &(Tid, Tid)| !store.retention(MAIN).unwrap().sees(*from, *to);
-        let lost = store.past_life(fileset).filter(is_lost).map(|(_, removed)| removed);
+        let lost = self.lost(fileset).map(|(_, removed)| removed);
         let pins = self.pins(fileset, lost.is_none());
         let book = self.books.entry(fileset).or_default();
         let visible = |t: Tid| pins.contains(&t) || book.keeps(t) && lost.is_none_or(|removed| t >= removed);

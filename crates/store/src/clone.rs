@@ -25,12 +25,6 @@ use crate::{FilesetId, Key, Kind, ObjectId, Result, Tid};
 const BATCH: usize = 128;
 
 impl Store {
-    /// What clones show, as (fileset, tid): these moments must stay whole as long as the clones do, and, where the past of
-    /// a removed clone can still be looked at, longer.
-    pub fn bases(&self) -> Vec<(FilesetId, Tid)> {
-        self.index.read().filesets.bases().into_iter().collect()
-    }
-
     /// When a fileset was made, before which it shows nothing, though it be a clone; the main one was always there.
     pub fn made(&self, fileset: FilesetId) -> Tid {
         self.index.read().filesets.made(fileset)

@@ -74,8 +74,8 @@ impl Store {
         let mut keep = Keep { now_ns, ..Keep::default() };
         let filesets = self.index.read().filesets.clone();
         keep.clones = filesets.clones();
-        for (moments, removed) in keep.cloned.iter_mut().zip([false, true]) {
-            for (base, at) in filesets.shown_by(removed) {
+        for (moments, shown) in keep.cloned.iter_mut().zip([filesets.shown(), self.bases()?]) {
+            for (base, at) in shown {
                 moments.entry(base).or_default().push(at);
             }
         }

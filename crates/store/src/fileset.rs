@@ -117,17 +117,31 @@ impl Filesets {
         self.0.iter().filter(|(_, known)| known.base().is_some()).map(|(fileset, _)| *fileset).collect()
     }
 
-    /// What the clones show that are there now (or: that were removed), and what shows through that.
-    pub fn shown_by(&self, removed: bool) -> BTreeSet<(FilesetId, Tid)> {
-        let present =
-            self.0.iter().filter(|(_, known)| known.removed.is_some() == removed).map(|(fileset, _)| *fileset);
-        let layers = |clone| std::iter::successors(self.beneath(clone, Tid::MAX), |(f, at)| self.beneath(*f, *at));
-        present.flat_map(layers).collect()
+    /// What the clones show that are there now, and what shows through that.
+    pub fn shown(&self) -> BTreeSet<(FilesetId, Tid)> {
+        let present = self.0.iter().filter(|(_, known)| known.removed.is_none()).map(|(fileset, _)| *fileset);
+        present.flat_map(|clone| self.layers(clone)).collect()
     }
 
-    /// What clones show, present and removed ones (whose past can still be looked at).
-    pub fn bases(&self) -> BTreeSet<(FilesetId, Tid)> {
-        self.0.values().filter_map(Known::base).collect()
+    /// What shows through a fileset, and through that.
+    fn layers(&self, fileset: FilesetId) -> impl Iterator<Item = (FilesetId, Tid)> {
+        std::iter::successors(self.beneath(fileset, Tid::MAX), |(f, at)| self.beneath(*f, *at))
+    }
+
+    /// What clones show that are there, or that were removed and whose past can be looked at: a moment of the main fileset leads there,
+    /// one of its own (`leads`: from the first to before the second) or one that a clone holds.
+    pub fn bases(&self, leads: impl Fn(Tid, Tid) -> bool) -> BTreeSet<(FilesetId, Tid)> {
+        let mut bases = self.shown();
+        let past = |(fileset, known): (&FilesetId, &Known)| Some((known.lineage?.created, known.removed?, *fileset));
+        let mut gone: Vec<_> = self.0.iter().filter_map(past).collect();
+        // What a clone shows is older than itself, and so leads to older ones only.
+        gone.sort_unstable_by(|a, b| b.cmp(a));
+        for (created, removed, fileset) in gone {
+            if leads(created, removed) || bases.range((MAIN, created)..(MAIN, removed)).next().is_some() {
+                bases.extend(self.layers(fileset));
+            }
+        }
+        bases
     }
 }
 

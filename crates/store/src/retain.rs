@@ -12,7 +12,7 @@
 //! Tried and dropped: aligning record tids to points (HAMMER did; it broke every mirror), and a stored list of all points
 //! (a minute's grid kept for ever has half a million a year).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::codec::{Reader, put_varint};
@@ -386,6 +386,34 @@ impl Store {
     }
 
     fn load_retention(&self, fileset: FilesetId) -> Result<Retention> {
+        // To one that was removed only moments of the main one lead: where none is left, its own are given up, labelled ones too, and what
+        // it showed of others.
+        let main = self.own_retention(MAIN, None)?;
+        let bases = self.bases_beside(&main);
+        let past_life = self.past_life(fileset);
+        let shown = |of, from, until| bases.range((of, from)..(of, until)).map(|(_, tid)| *tid);
+        let is_lost =
+            |(from, until): &(Tid, Tid)| !main.sees(*from, *until) && shown(MAIN, *from, *until).next().is_none();
+        let lost = past_life.filter(is_lost).map(|(_, removed)| removed);
+        let mut retention = if fileset == MAIN { main } else { self.own_retention(fileset, lost)? };
+        retention.pins.extend(shown(fileset, Tid::ZERO, Tid::MAX));
+        retention.pins.sort_unstable();
+        retention.pins.dedup();
+        Ok(retention)
+    }
+
+    /// What clones show, as (fileset, tid): these moments must stay whole as long as the clones do, and, where the past of a removed clone
+    /// can still be looked at, longer.
+    pub fn bases(&self) -> Result<BTreeSet<(FilesetId, Tid)>> {
+        Ok(self.bases_beside(&self.own_retention(MAIN, None)?))
+    }
+
+    fn bases_beside(&self, main: &Retention) -> BTreeSet<(FilesetId, Tid)> {
+        self.index.read().filesets.bases(|from, until| main.sees(from, until))
+    }
+
+    /// The retention of a fileset, but for what clones show of it. `lost`: since when it is removed, if nothing leads there any more.
+    fn own_retention(&self, fileset: FilesetId, lost: Option<Tid>) -> Result<Retention> {
         let corrupt = |what| Error::Corrupt {
             place: format!("fileset {}", fileset.0),
             what,
@@ -402,20 +430,13 @@ impl Store {
             Some(value) => Retention::decode(&value).ok_or_else(|| corrupt("retention"))?,
             None => Retention::default(),
         };
-        // To one that was removed only moments of the main one lead: where none is left, its own are given up, labelled ones too.
-        let past_life = self.past_life(fileset);
-        let is_lost = match past_life {
-            Some((created, removed)) => !self.load_retention(MAIN)?.sees(created, removed),
-            None => false,
-        };
-        if let Some((_, removed)) = past_life.filter(|_| is_lost) {
+        if let Some(removed) = lost {
             retention = retention.raised(removed);
         }
         let pins = &mut retention.pins;
-        for label in newest(Kind::LABEL)?.into_iter().filter_map(|e| e.value).filter(|_| !is_lost) {
+        for label in newest(Kind::LABEL)?.into_iter().filter_map(|e| e.value).filter(|_| lost.is_none()) {
             pins.push(Reader::new(&label).varint().map(Tid).ok_or_else(|| corrupt("label"))?);
         }
-        pins.extend(self.bases().into_iter().filter(|(base, _)| *base == fileset).map(|(_, tid)| tid));
         let held = self.pins.lock();
         pins.extend(held.range((fileset, Tid::ZERO)..=(fileset, Tid::MAX)).map(|((_, tid), _)| *tid));
         drop(held);

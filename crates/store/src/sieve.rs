@@ -32,7 +32,7 @@ pub(crate) struct Keep {
     /// Filesets whose tombstones hide what shows through.
     pub clones: BTreeSet<FilesetId>,
     pub forgotten: Forgotten,
-    /// Moments that are part of what some clone is now, and of what a removed one was, ascending.
+    /// Moments that are part of what some clone is now, and besides of what a removed one was whose past can be looked at; ascending.
     pub cloned: [BTreeMap<FilesetId, Vec<Tid>>; 2],
     /// For the account.
     pub starts: Starts,

@@ -126,7 +126,7 @@ impl World {
         let created = tx.tid();
         catalogue(&mut tx, made, &Lineage { created, base: Some((base, at)) });
         tx.commit().unwrap();
-        assert!(self.store().bases().contains(&(base, at)));
+        assert!(self.store().bases().unwrap().contains(&(base, at)));
         self.model.insert(made, vec![(created, state)]);
     }
 
@@ -222,7 +222,7 @@ impl World {
             for fileset in self.model.keys() {
                 assert_eq!(anew.counted(*fileset), store.counted(*fileset));
             }
-            assert_eq!(anew.bases(), store.bases());
+            assert_eq!(anew.bases().unwrap(), store.bases().unwrap());
         }
         self.store = Some(store);
     }

@@ -168,7 +168,7 @@ fn shows_the_clone(store: &Store) {
     };
     assert!(read(Tid::MAX)[5..100_000] == text(100_000)[5..] && read(Tid::MAX).starts_with(b"clone"));
     assert_eq!(read(Tid(3_499)), vec![0; 200_003]);
-    assert_eq!(store.bases(), [(FS, Tid(2_000))]);
+    assert_eq!(store.beneath(OTHER), Some((FS, Tid(2_000))));
 }
 
 fn shows_every_moment(store: &Store) {
