@@ -50,14 +50,17 @@ impl Ahead {
 }
 
 impl Reading {
-    /// Reads bytes `from..to`, and some more for both ends to be at whole pages, past the caches.
-    pub fn run(self, region: &dyn Region, from: u64, to: u64) {
+    /// Reads from byte `from` on so many bytes that were not dropped, and some more for both ends to be at whole pages, past the caches.
+    pub fn run(self, region: &dyn Region, from: u64, mut left: u64) {
         let size = region.place().size;
         let mut at = from - from % PAGE as u64;
-        while at < to.min(size)
+        left += from - at;
+        while at < size
+            && left > 0
             && let Ok(mut buf) = self.free.recv()
         {
             let n = (PIECE as u64).min(size - at);
+            left = left.saturating_sub(region.kept_within(at, n));
             buf.clear();
             let read = region.read_fresh(buf.grow(n as usize), at);
             let failed = read.is_err();

@@ -20,7 +20,7 @@ use crate::{Error, Result, Tid};
 pub const HEADER: u64 = 4096;
 const MAGIC: &[u8; 8] = b"DARNPAK1";
 /// What has more bytes is not taken into memory as a whole.
-const IN_MEMORY_MAX: u64 = 32 << 20;
+const IN_MEMORY_MAX: u64 = if cfg!(test) { 2 << 20 } else { 32 << 20 };
 
 /// Which bytes of a segment are left, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -468,6 +468,10 @@ impl Region for Packed {
         self.part.get().map_or(self.at.size, |part| part.runs.len())
     }
 
+    fn kept_within(&self, offset: u64, len: u64) -> u64 {
+        self.stored(offset, len).map_or(0, |(_, bytes)| bytes)
+    }
+
     /// (Where that can't be read, whoever reads there is told.)
     fn next_kept(&self, offset: u64) -> u64 {
         self.part().map_or(offset, |part| part.runs.next(offset).unwrap_or(part.end))
@@ -519,6 +523,8 @@ mod tests {
                     packed.read_at(&mut buf, from as u64).unwrap();
                     let expected: Vec<u8> = model[from..from + n].iter().map(|b| b.unwrap_or(0)).collect();
                     assert!(buf == expected);
+                    let kept = model[from..from + n].iter().flatten().count();
+                    assert_eq!(packed.kept_within(from as u64, n as u64), kept as u64);
                     let next = (from..model.len()).find(|i| model[*i].is_some()).unwrap_or(model.len());
                     assert_eq!(packed.next_kept(from as u64), next as u64);
                 }

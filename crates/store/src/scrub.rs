@@ -439,8 +439,9 @@ impl Store {
                 let (ahead, reading) = ahead::ahead();
                 let mut window = Some(Window::of_ahead(region.clone(), at, ahead));
                 let mut outcome = Ok(at);
-                let to = (at + left + FRAME_MAX as u64).min(s.end);
-                let read: Job<'_> = Box::new(|| reading.run(&*region, at, to));
+                // (The last frame may end later.)
+                let left = (left + FRAME_MAX as u64).min(s.end - at);
+                let read: Job<'_> = Box::new(|| reading.run(&*region, at, left));
                 workers.beside(vec![read], &mut || {
                     let window = window.take().expect("it runs once");
                     outcome = self.scrub_frames(s, &region, window, None, at, until, report);

@@ -193,6 +193,10 @@ pub trait Region: Send + Sync {
     fn bytes_kept(&self) -> u64 {
         self.place().size
     }
+    /// Of so many bytes, how many were not dropped.
+    fn kept_within(&self, _offset: u64, len: u64) -> u64 {
+        len
+    }
     /// Whether it is only named: its volume is missing, or it is gone.
     fn is_absent(&self) -> bool {
         false
