@@ -4,7 +4,7 @@ mod common;
 
 use common::{SECOND, START, World};
 use darner_fs::{FilesetId, Limits, MAIN, Tid};
-use darner_store::Progress;
+use darner_store::{Grid, Progress};
 
 const MOST: u64 = 4 << 20;
 
@@ -140,4 +140,50 @@ fn what_a_removed_fileset_does_not_keep_gives_its_space_back() {
     // (The cleaner lets 8 MiB of waste be.)
     assert!(world.fs.store().usage().unwrap().used < 16 << 20, "{:?}", world.fs.store().usage());
     world.line("t=4001 ls home@@2026-11-22T00:01 => ENOENT");
+}
+
+/// Old versions of other files were given up for the sake of bytes that cost nothing.
+#[test]
+fn what_is_shared_counts_once_and_as_the_presents_if_that_has_it() {
+    let mut world = limited("main");
+    let mut rng = fastrand::Rng::with_seed(4);
+    let mut now = START + 10 * SECOND;
+    let mut data = vec![0; 100 << 10];
+    for n in 0..30 {
+        rng.fill(&mut data);
+        world.fs.write(now, world.node("b").unwrap(), Some(n * (100 << 10)), &data, false).unwrap();
+    }
+    for word in ["old", "new"] {
+        now += SECOND;
+        world.now = now;
+        world.line(&format!("write home/a '{word}'"));
+    }
+    for n in 0..6 {
+        now += 10 * SECOND;
+        world.now = now;
+        world.line("create x");
+        world.line(&format!("copy b 0 x 0 {0} => {0}", 30 * (100 << 10)));
+        world.line(&format!("hold b{n} b"));
+        if n % 2 == 0 {
+            world.line("unlink b");
+        }
+        world.line("rename x b");
+        world.line(&format!("forget #b{n}"));
+        keep_up(&world, now);
+        let account = world.fs.store().account(now, None).unwrap();
+        assert!(account.history < 100 << 10 && account.live.abs_diff(3 << 20) < 200 << 10, "{account:?}");
+        assert!(account.yielding.values().flat_map(|y| y.values()).sum::<u64>() < 100 << 10, "{account:?}");
+    }
+    assert_eq!(world.fs.retention(MAIN).unwrap().horizon(), Tid::ZERO, "nothing was given up");
+    // In the past it counts once, too, and so it does when that lapses.
+    for line in ["hold b b", "unlink b", "forget #b"] {
+        world.line(line);
+    }
+    keep_up(&world, now);
+    let held = history(&world, MAIN, now);
+    assert!(held.abs_diff(3 << 20) < 200 << 10, "{held}");
+    now += 100 * SECOND;
+    let none = world.fs.retention(MAIN).unwrap().with_grid(Grid::default()).advanced(Tid(now));
+    let lapsed = world.fs.store().account(now, Some((MAIN, &none))).unwrap().lapsed;
+    assert!(lapsed.abs_diff(3 << 20) < 200 << 10, "{lapsed}");
 }

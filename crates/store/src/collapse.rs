@@ -25,6 +25,7 @@ use crate::index::merge::{Merged, Source, run_source};
 use crate::maintain::{RunWriter, State, ghosts_of};
 use crate::retain::Retention;
 use crate::segment::Starts;
+use crate::sharing::Sharing;
 use crate::sieve::{Account, Fate, Keep, Lapses, Sieve, Tally};
 use crate::store::Store;
 use crate::{FilesetId, Result, Tid};
@@ -114,16 +115,25 @@ impl Store {
             let index = self.index.read();
             (index.levels.clone(), index.active.entries().collect::<Vec<_>>(), index.frozen.clone())
         };
-        let mut sources: Vec<Source> = levels.live.iter().chain(&levels.history).map(run_source).collect();
-        sources.push(Box::new(active.into_iter().map(Ok)));
-        sources.extend(frozen.iter().map(|f| Box::new(f.entries().map(Ok)) as Source));
-        let mut merged = Merged::new(sources)?;
-        let mut sieve = Sieve::telling_lapsed(keep);
-        while let Some(e) = merged.next()? {
-            sieve.pass(e, &mut |_, _| Ok(()))?;
-            sieve.ghosts.clear();
-        }
-        Ok(sieve.finish().account)
+        let through = |sharing| -> Result<(Account, Option<Sharing>)> {
+            let mut sources: Vec<Source> = levels.live.iter().chain(&levels.history).map(run_source).collect();
+            sources.push(Box::new(active.iter().cloned().map(Ok)));
+            sources.extend(frozen.iter().map(|f| Box::new(f.entries().map(Ok)) as Source));
+            let mut merged = Merged::new(sources)?;
+            let mut sieve = Sieve::telling(keep, sharing);
+            while let Some(e) = merged.next()? {
+                sieve.pass(e, &mut |_, _| Ok(()))?;
+                sieve.ghosts.clear();
+            }
+            let (account, sharing) = sieve.account();
+            Ok((account, sharing.and_then(Sharing::found)))
+        };
+        let versions = levels.tables().map(|t| t.entries()).sum::<u64>() + active.len() as u64;
+        let (account, shared) = through(Sharing::find(versions))?;
+        let Some(shared) = shared else { return Ok(account) };
+        let (mut account, shared) = through(shared)?;
+        shared.into_iter().for_each(|shared| shared.count(&mut account));
+        Ok(account)
     }
 
     /// Gives up, durably, what the filesets' grids don't keep at `now_ns`. Nothing is dropped yet.

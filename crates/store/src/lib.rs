@@ -56,6 +56,7 @@ mod rot;
 mod scatter;
 mod scrub;
 mod segment;
+mod sharing;
 mod shelter;
 mod sieve;
 mod store;

@@ -1,7 +1,8 @@
 //! Limits on history: where a fileset's comes to more than it may, the oldest gives way.
 //!
 //! How much there is was counted by the last collapse, and what became history since is noted as runs are merged. A fileset
-//! that seems to be over its limit has a collapse begun, which counts anew; one that is over it by a fresh count has its
+//! that seems to be over its limit has a collapse begun, which counts anew; one that is over it by a fresh count is counted once more,
+//! because a collapse counts what is shared with each that shares it. If it is over it then, it has its
 //! floor raised (`retain.rs`) so far that an eighth of the limit is free again, and the next collapse drops what is below.
 //! What labels, clones and mounts hold stays, and may be more than the limit.
 
@@ -27,7 +28,20 @@ impl Store {
             }
             return Ok(());
         }
-        let due: Vec<_> = limits.iter().filter_map(|(f, most)| Some((*f, excess(&state, *f, *most)?))).collect();
+        let all = |state: &State| -> Vec<_> {
+            limits.iter().filter_map(|(f, most)| Some((*f, excess(state, *f, *most)?))).collect()
+        };
+        let mut due = all(&state);
+        if due.iter().any(|(_, excess)| matches!(excess, Excess::Fresh { floor: Some(_) })) {
+            drop(state);
+            let exact = self.account(now_ns, None)?;
+            state = self.maintenance.lock();
+            if let Some(account) = &mut state.account {
+                (account.by_fileset, account.yielding) = (exact.by_fileset, exact.yielding);
+                state.grown.clear();
+            }
+            due = all(&state);
+        }
         drop(state);
         for (fileset, excess) in due {
             if let Excess::Fresh { floor: Some(floor) } = excess {

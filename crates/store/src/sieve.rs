@@ -17,6 +17,7 @@ use crate::index::ghost::Ghost;
 use crate::key::{KEY_HEAD, parse};
 use crate::retain::{FOREVER, Retention};
 use crate::segment::Starts;
+use crate::sharing::{By, Sharing};
 use crate::{FilesetId, Kind, Result, Tid};
 
 /// A record's share of what is around it in a segment, about.
@@ -102,6 +103,41 @@ pub struct Account {
     pub yielding: BTreeMap<FilesetId, BTreeMap<u64, u64>>,
 }
 
+/// What in an account a version of the past counts for.
+#[derive(Clone)]
+pub(crate) struct Past {
+    fileset: FilesetId,
+    /// Which of [`AGES`].
+    age: usize,
+    /// Until when it was the present.
+    pub until: Tid,
+    /// The step of how many that keeps it.
+    step: Option<(usize, usize)>,
+    /// The same as `until`, coarsely, if no pin holds it.
+    yields: Option<u64>,
+}
+
+impl Account {
+    pub(crate) fn add_history(&mut self, past: &Past, bytes: u64) {
+        self.history += bytes;
+        *self.by_fileset.entry(past.fileset).or_default() += bytes;
+        self.by_age[past.age] += bytes;
+        if let Some((step, steps)) = past.step {
+            self.by_step.entry(past.fileset).or_insert_with(|| vec![0; steps])[step] += bytes;
+        }
+        if let Some(until) = past.yields {
+            *self.yielding.entry(past.fileset).or_default().entry(until).or_default() += bytes;
+        }
+    }
+
+    pub(crate) fn add_lapsed(&mut self, fileset: FilesetId, versions: u64, bytes: u64) {
+        self.lapsed_versions += versions;
+        self.lapsed += bytes;
+        let of = self.lapsed_by_fileset.entry(fileset).or_default();
+        *of = (of.0 + versions, of.1 + bytes);
+    }
+}
+
 /// Ages in nanoseconds up to which history is counted together.
 pub const AGES: [u64; 7] = [
     3_600_000_000_000,
@@ -166,8 +202,9 @@ pub(crate) struct Sieve<'k> {
     tombstones: Vec<Entry>,
     /// Blocks of stored extents that versions of the key need so far.
     blocks: FxHashMap<(u64, u64), u32>,
-    /// The same, of dropped versions, for who asks what they come to.
+    /// The same, of dropped versions, and what is shared: for who asks what they come to.
     lapsed: Option<FxHashMap<(u64, u64), (Place, u32)>>,
+    sharing: Option<Sharing>,
     /// What is left of dropped tombstones.
     pub ghosts: Vec<Ghost>,
 }
@@ -192,13 +229,15 @@ impl<'k> Sieve<'k> {
             tombstones: Vec::new(),
             blocks: FxHashMap::default(),
             lapsed: None,
+            sharing: None,
             ghosts: Vec::new(),
         }
     }
 
-    /// One that tells the bytes of what lapsed, too.
-    pub fn telling_lapsed(keep: &'k Keep) -> Sieve<'k> {
-        Sieve { lapsed: Some(FxHashMap::default()), ..Sieve::new(keep, Tally::default()) }
+    /// One for an account alone: it tells the bytes of what lapsed, too, and finds what is shared, or counts that once.
+    pub fn telling(keep: &'k Keep, sharing: Sharing) -> Sieve<'k> {
+        let lapsed = Some(FxHashMap::default());
+        Sieve { lapsed, sharing: Some(sharing), ..Sieve::new(keep, Tally::default()) }
     }
 
     /// Whether an entry begins another object than the one before.
@@ -273,17 +312,25 @@ impl<'k> Sieve<'k> {
             self.ghosts.push(Ghost::of(&e.key, e.tid));
         }
         let Some(lapsed) = self.lapsed.as_mut().filter(|lapsed| !lapsed.is_empty()) else { return };
-        let known = |at: &(u64, u64)| self.blocks.get(at).copied().unwrap_or(0);
-        let bytes = lapsed.drain().map(|(at, (place, blocks))| block_bytes(&place, blocks & !known(&at))).sum();
+        let mut bytes = 0;
+        for (at, (place, blocks)) in lapsed.drain() {
+            let known = self.blocks.get(&at).copied();
+            let blocks = blocks & !known.unwrap_or(0);
+            if let Some(sharing) = &mut self.sharing {
+                if known.is_none() {
+                    sharing.meet(at);
+                }
+                if sharing.take(&place, blocks, &By::Lapsed(self.fileset)) {
+                    continue;
+                }
+            }
+            bytes += block_bytes(&place, blocks);
+        }
         self.count_lapsed(0, bytes);
     }
 
     fn count_lapsed(&mut self, versions: u64, bytes: u64) {
-        let account = &mut self.tally.account;
-        account.lapsed_versions += versions;
-        account.lapsed += bytes;
-        let of = account.lapsed_by_fileset.entry(self.fileset).or_default();
-        *of = (of.0 + versions, of.1 + bytes);
+        self.tally.account.add_lapsed(self.fileset, versions, bytes);
     }
 
     /// Passes an entry; `out` gets what stays, in order.
@@ -333,12 +380,12 @@ impl<'k> Sieve<'k> {
         if !live {
             let from = e.tid.max(self.kept_since);
             let when = if from < until { retention.expiry(from, until) } else { FOREVER };
-            let bytes = self.needs(&e);
+            let past = self.seen(&retention, &e, until);
+            let bytes = self.needs(&e, &By::Past(&past));
             self.tally.lapses.add(when, self.keep.now_ns, bytes);
-            self.count_history(&e, bytes);
-            self.count_seen(&retention, &e, until, bytes);
+            self.count_history(&past, bytes);
         } else {
-            let bytes = self.needs(&e);
+            let bytes = self.needs(&e, &By::Live);
             self.tally.account.live += bytes;
             self.tally.account.versions += 1;
         }
@@ -348,21 +395,24 @@ impl<'k> Sieve<'k> {
         out(e, if live { Fate::Live } else { Fate::History })
     }
 
-    fn count_seen(&mut self, retention: &Retention, e: &Entry, until: Tid, bytes: u64) {
-        let account = &mut self.tally.account;
-        let steps = account.by_step.entry(self.fileset).or_insert_with(|| vec![0; retention.grid.steps.len() + 1]);
-        steps[retention.step_that_sees(e.tid, until, Tid(self.keep.now_ns))] += bytes;
-        if !retention.is_pinned(e.tid, until) {
-            let yielding = account.yielding.entry(self.fileset).or_default();
-            let unit = (self.keep.now_ns.saturating_sub(until.0).max(1).next_power_of_two() / 16).max(1);
-            *yielding.entry(until.0.div_ceil(unit).saturating_mul(unit)).or_default() += bytes;
-        }
+    /// What a version counts for that some moment of the past sees.
+    fn seen(&self, retention: &Retention, e: &Entry, until: Tid) -> Past {
+        let step = retention.step_that_sees(e.tid, until, Tid(self.keep.now_ns));
+        let unit = (self.keep.now_ns.saturating_sub(until.0).max(1).next_power_of_two() / 16).max(1);
+        let yields = (!retention.is_pinned(e.tid, until)).then(|| until.0.div_ceil(unit).saturating_mul(unit));
+        Past { until, step: Some((step, retention.grid.steps.len() + 1)), yields, ..self.past(e) }
+    }
+
+    fn past(&self, e: &Entry) -> Past {
+        let age = self.keep.now_ns.saturating_sub(e.tid.0);
+        let age = AGES.iter().position(|a| age <= *a).unwrap_or(AGES.len() - 1);
+        Past { fileset: self.fileset, age, until: e.tid, step: None, yields: None }
     }
 
     fn keep_tombstone(&mut self, e: Entry, fate: Fate, out: &mut dyn FnMut(Entry, Fate) -> Result<()>) -> Result<()> {
         let bytes = record_bytes(&e);
         self.note_version(&e, bytes);
-        self.count_history(&e, bytes);
+        self.count_history(&self.past(&e), bytes);
         out(e, fate)
     }
 
@@ -372,18 +422,20 @@ impl<'k> Sieve<'k> {
         self.tally
     }
 
+    /// The same, of one for an account; and what was found to be shared, or is to be counted still.
+    pub fn account(mut self) -> (Account, Option<Sharing>) {
+        self.end_key();
+        (self.tally.account, self.sharing)
+    }
+
     /// Nothing more of the last key comes.
     pub fn end(&mut self) {
         self.end_key();
     }
 
-    fn count_history(&mut self, e: &Entry, bytes: u64) {
-        let account = &mut self.tally.account;
-        account.versions += 1;
-        account.history += bytes;
-        *account.by_fileset.entry(self.fileset).or_default() += bytes;
-        let age = self.keep.now_ns.saturating_sub(e.tid.0);
-        account.by_age[AGES.iter().position(|a| age <= *a).unwrap_or(AGES.len() - 1)] += bytes;
+    fn count_history(&mut self, past: &Past, bytes: u64) {
+        self.tally.account.versions += 1;
+        self.tally.account.add_history(past, bytes);
     }
 
     fn drop_entry(&mut self, e: &Entry) {
@@ -402,15 +454,25 @@ impl<'k> Sieve<'k> {
         }
     }
 
-    /// Bytes that an entry needs beyond what newer versions of its key do.
-    fn needs(&mut self, e: &Entry) -> u64 {
+    /// Bytes that an entry needs beyond what newer versions of its key do, and what is told apart as shared.
+    fn needs(&mut self, e: &Entry, by: &By<'_>) -> u64 {
         let mut sum = record_bytes(e);
         self.note_version(e, sum);
         each_span(&e.key, e.tid, e.value.as_deref(), |s| {
             let blocks = blocks_of(&s);
-            let known = self.blocks.entry((s.place.region, s.place.offset)).or_default();
-            let bytes = block_bytes(&s.place, blocks & !*known);
+            let at = (s.place.region, s.place.offset);
+            let known = self.blocks.entry(at).or_default();
+            let (is_first, more) = (*known == 0, blocks & !*known);
             *known |= blocks;
+            if let Some(sharing) = &mut self.sharing {
+                if is_first {
+                    sharing.meet(at);
+                }
+                if sharing.take(&s.place, more, by) {
+                    return;
+                }
+            }
+            let bytes = block_bytes(&s.place, more);
             self.tally.add_to_segment(s.place.region, bytes);
             if let Some(batch) = &mut self.tally.batch {
                 batch.needed.note_span(&s);
@@ -459,7 +521,7 @@ pub(crate) fn blocks_of(s: &Span) -> u32 {
 }
 
 /// Bytes of some blocks of a stored extent.
-fn block_bytes(place: &Place, blocks: u32) -> u64 {
+pub(crate) fn block_bytes(place: &Place, blocks: u32) -> u64 {
     match place.codec {
         extent::Codec::Lz4 => u64::from(place.stored) * u64::from(blocks & 1),
         extent::Codec::Raw => u64::from(blocks.count_ones()) * (extent::BLOCK as u64 + 4).min(place.stored.into()),
