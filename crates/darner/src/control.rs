@@ -332,6 +332,31 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether that is no wonder.
+    fn takes_long(&self) -> bool {
+        matches!(
+            self,
+            Request::Clean { .. }
+                | Request::Scrub { .. }
+                | Request::Retain { .. }
+                | Request::Usage
+                | Request::Forget { .. }
+                | Request::AddVolume { .. }
+                | Request::AddBucket { .. }
+                | Request::Push
+                | Request::MoveSegments { .. }
+                | Request::RemoveVolume { .. }
+                | Request::LoseVolume { .. }
+                | Request::Copies { .. }
+                | Request::ResizeVolume { .. }
+                | Request::AddMirror { .. }
+                | Request::FollowAt { .. }
+                | Request::Follow { .. }
+                | Request::VerifyMirror { .. }
+                | Request::Promote
+        )
+    }
+
     /// Whether to do it twice is to do it once.
     fn is_repeatable(&self) -> bool {
         !matches!(

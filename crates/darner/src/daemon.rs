@@ -26,6 +26,7 @@ use crate::keeper::{self, Items, Keeper};
 use crate::memory::SharedMemory;
 use crate::mirroring::{self, Follows};
 use crate::mounts::{self, Mounted};
+use crate::namespaces::Namespace;
 use crate::nodes::Nodes;
 use crate::place::{self, KEPT, Place};
 use crate::reaper::Reaper;
@@ -542,12 +543,11 @@ impl Daemon {
         }
         Ok(match request {
             Request::Mount(m) => {
-                if m.seen_in.zip(mounts::namespace()).is_some_and(|(wanted, ours)| wanted != ours) {
+                if m.seen_in.zip(Namespace::Mount.of("self")).is_some_and(|(wanted, ours)| wanted != ours) {
                     let pid = std::process::id();
-                    return Err(Failure::new(format!(
-                        "the store's daemon, process {pid}, is in another mount namespace (that of a container, or of a service with mounts \
-                         of its own), and what it mounts would not be seen here; to mount there: nsenter -t {pid} -m darner mount …"
-                    )));
+                    let who = format!("the store's daemon, process {pid},");
+                    let so = "what it mounts would not be seen here; to mount there";
+                    return Err(Failure::new(Namespace::Mount.is_another(&who, pid, so, "mount …")));
                 }
                 let _one_at_a_time = self.mounting.lock();
                 if self.state.lock().closing || self.one_is_leaving(&m)? {

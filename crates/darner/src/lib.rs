@@ -24,6 +24,7 @@ mod mirroring;
 mod mortal;
 mod mounting;
 pub mod mounts;
+mod namespaces;
 pub mod nodes;
 pub mod partition;
 pub mod place;

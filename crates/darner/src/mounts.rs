@@ -13,6 +13,7 @@ use darner_fs::{Tid, splits};
 
 use crate::control::{self, Request, Response, Spot};
 use crate::error::{Context, Failure, Result};
+use crate::namespaces::Namespace;
 use crate::place::{self, Place};
 use crate::users;
 
@@ -49,11 +50,6 @@ impl Mounted {
     }
 }
 
-/// The mount namespace of this process, by the kernel's number.
-pub fn namespace() -> Option<u64> {
-    std::fs::metadata("/proc/self/ns/mnt").ok().map(|meta| meta.ino())
-}
-
 /// What is said of a mount whose processes were killed at once.
 pub fn is_dead(mountpoint: &Path) -> String {
     let at = mountpoint.display();
@@ -77,13 +73,12 @@ fn table(path: &str) -> std::io::Result<Vec<Mounted>> {
 /// Who keeps what is not mounted here in another mount namespace, as far as those can be looked at: a copy of a mount stays there
 /// when ours is taken away.
 pub fn kept_elsewhere(is_it: impl Fn(&Mounted) -> bool) -> Option<String> {
-    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let mut known = HashMap::from([(space("self")?, false)]);
+    let mut known = HashMap::from([(Namespace::Mount.of("self")?, false)]);
     let mut pids: Vec<u32> = users::processes().collect();
     pids.sort_unstable();
     pids.retain(|pid| {
         let has = || table(&format!("/proc/{pid}/mountinfo")).is_ok_and(|all| all.iter().any(&is_it));
-        space(&pid.to_string()).is_some_and(|space| *known.entry(space).or_insert_with(has))
+        Namespace::Mount.of(pid).is_some_and(|space| *known.entry(space).or_insert_with(has))
     });
     let named: Vec<String> = pids.iter().take(NAMED).map(|pid| users::named(*pid)).collect();
     let (named, more) = (named.join(", "), if pids.len() > NAMED { " and others" } else { "" });

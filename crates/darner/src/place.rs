@@ -27,6 +27,7 @@ use rustc_hash::FxHasher;
 
 use crate::error::{Context, Failure, Result};
 use crate::mounts::{self, Mounted};
+use crate::namespaces::Namespace;
 use crate::{partition, reclaim, s3, users};
 
 /// After this long, an unmounted store that is not closed may be kept by another mount namespace.
@@ -214,9 +215,32 @@ impl Place {
         if let Some(file) = self.lock_if_free(exclusive)? {
             return Ok(file);
         }
-        let holder = fs::metadata(&self.path).ok().and_then(|meta| holder(&meta));
-        let holder = holder.map(|who| self.kept_elsewhere().map_or(who.clone(), |why| format!("{who}: {why}")));
+        let holder = self.holder().map(|who| self.kept_elsewhere().map_or(who.clone(), |why| format!("{who}: {why}")));
         Err(Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder }))
+    }
+
+    /// Who has it open, for people.
+    pub fn holder(&self) -> Option<String> {
+        fs::metadata(&self.path).ok().and_then(|meta| holder(&meta))
+    }
+
+    /// Which of the processes that have it open may be why nobody answers, for people.
+    pub fn who_keeps_waiting(&self) -> Option<String> {
+        let meta = fs::metadata(&self.path).ok()?;
+        let wanted = lock_of(&meta);
+        let mut holders = users::processes().filter(|pid| holds(*pid, &wanted).unwrap_or(false));
+        match holders.find(|pid| users::is_stopped(*pid)) {
+            Some(pid) => Some(format!("{}, which is stopped: kill -CONT {pid} has it go on", users::named(pid))),
+            None => holder(&meta),
+        }
+    }
+
+    /// Who has it open where commands do not reach it from here, and how they do.
+    pub fn open_beyond_reach(&self) -> Option<String> {
+        let pid = fs::metadata(&self.path).ok().and_then(|meta| holding(&meta))??;
+        let (here, there) = (Namespace::Network.of("self")?, Namespace::Network.of(pid)?);
+        let who = format!("{} is open, but {}", self.path.display(), users::named(pid));
+        (here != there).then(|| Namespace::Network.is_another(&who, pid, "is reached from there only", "…"))
     }
 
     /// The same; `None`: somebody has it, and nobody is looked for.
@@ -299,18 +323,27 @@ pub fn unlock(file: &File) {
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
-/// Who holds the lock of a file, as far as the kernel tells.
+/// Who holds the lock of a file, for people.
 pub fn holder(meta: &fs::Metadata) -> Option<String> {
-    let dev = meta.dev();
-    let wanted = format!("{:02x}:{:02x}:{}", libc::major(dev), libc::minor(dev), meta.ino());
+    Some(holding(meta)?.map_or_else(|| "another process".into(), users::named))
+}
+
+/// Whether somebody holds the lock of a file; who, as far as the kernel tells.
+fn holding(meta: &fs::Metadata) -> Option<Option<u32>> {
+    let wanted = lock_of(meta);
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let line = locks.lines().find(|l| l.contains("FLOCK") && l.split_whitespace().any(|w| w == wanted))?;
     // That names who locked it first, who may have handed it on and ended.
     let first = line.split_whitespace().nth(4).and_then(|pid| pid.parse().ok());
     let holds = |pid: &u32| holds(*pid, &wanted);
     let has_it = first.filter(|pid| holds(pid).unwrap_or(true));
-    let has_it = has_it.or_else(|| users::processes().filter(|pid| holds(pid).unwrap_or(false)).max());
-    Some(has_it.map_or_else(|| "another process".into(), users::named))
+    Some(has_it.or_else(|| users::processes().filter(|pid| holds(pid).unwrap_or(false)).max()))
+}
+
+/// How the kernel tells the lock of a file from others, by device and inode.
+fn lock_of(meta: &fs::Metadata) -> String {
+    let dev = meta.dev();
+    format!("{:02x}:{:02x}:{}", libc::major(dev), libc::minor(dev), meta.ino())
 }
 
 /// Whether a process has a file open with a lock, told by device and inode; `None` where it may not be looked at.

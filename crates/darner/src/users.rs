@@ -38,6 +38,11 @@ pub fn named(pid: u32) -> String {
     format!("process {pid} ({})", name(pid))
 }
 
+/// Whether a process does nothing until it is told to go on.
+pub fn is_stopped(pid: u32) -> bool {
+    stat(pid, 0).is_some_and(|state| ["T", "t"].contains(&&*state))
+}
+
 fn name(pid: u32) -> String {
     darner_syslink::plain(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end())
 }
@@ -64,7 +69,12 @@ fn descends(mut pid: u32, from: &[u32]) -> bool {
 }
 
 fn parent(pid: u32) -> Option<u32> {
+    stat(pid, 1)?.parse().ok()
+}
+
+/// The nth field behind the name of a process: its state, its parent, …
+fn stat(pid: u32, n: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // PID (NAME) STATE PARENT …; the name may have anything in it.
-    stat[stat.rfind(')')? + 1..].split_whitespace().nth(1)?.parse().ok()
+    // (The name may have anything in it.)
+    stat[stat.rfind(')')? + 1..].split_whitespace().nth(n).map(str::to_owned)
 }

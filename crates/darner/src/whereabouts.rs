@@ -24,7 +24,7 @@ use crate::error::{Context, Failure, Result};
 use crate::far::{Far, Hitch, Unreached};
 use crate::frontend::now_ns;
 use crate::mirroring::NEXT_STREAM;
-use crate::place::{self, Place};
+use crate::place::Place;
 use crate::{keeper, serving};
 
 /// Where mirrors are listened for, by the names of the sockets; `None`: that failed.
@@ -266,10 +266,10 @@ fn connect_with(place: &Place, own: Arc<dyn Service>) -> std::result::Result<Lin
         }
     }
     // Where somebody has the store, its daemon is about to answer.
-    let is_open = || std::fs::metadata(&place.path).is_ok_and(|meta| place::holder(&meta).is_some());
+    let is_open = || place.holder().is_some();
     let hitch = failed.as_ref().map_or(Hitch::Nobody, Hitch::of);
     let hitch = if hitch == Hitch::Nobody && is_open() { Hitch::Cut } else { hitch };
-    let why = stranger.map(|e| e.to_string()).or(failed.map(|e| e.to_string()));
+    let why = stranger.map(|e| e.to_string()).or(failed.map(|e| e.to_string())).or_else(|| place.open_beyond_reach());
     let why = why.map_or(String::new(), |why| format!(" ({why})"));
     let failure = Failure::new(format!("{} is not mounted, or does not answer{why}", place.path.display()));
     Err(Unreached { failure, hitch })

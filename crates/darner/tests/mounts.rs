@@ -3,8 +3,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{DARNER, World, c_string, eventually, has, sys};
@@ -228,6 +229,61 @@ fn what_is_mounted_in_another_namespace_is_told_and_nothing_is_mounted_over_it()
         "test -z \"$(ls $MNT)\"; nsenter -t {pid} -m sh -ec 'cd $DIR; echo two > $MNT/a; mkdir other; $DARNER mount --read-only store other; cat other/a; \
          $DARNER unmount other; $DARNER unmount $MNT'; $DARNER check store"
     ));
+}
+
+#[test]
+fn a_mount_whose_daemon_is_in_another_network_namespace_is_not_called_dead_nor_taken_away() {
+    if !has("unshare") || !has("nsenter") || !has("flock") {
+        return;
+    }
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("mkdir other; unshare -n $DARNER mount --create store $MNT; echo one > $MNT/a");
+    let holder = w.sh_outside("$DARNER check store 2>&1 && exit 9 || true");
+    let pid = holder.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_string();
+    for command in [
+        "status $MNT",
+        "status store",
+        "snapshot $MNT l",
+        "upgrade $MNT",
+        "mount --read-only store other",
+        "unmount $MNT",
+    ] {
+        let said = w.sh_outside(&format!("$DARNER {command} 2>&1 && exit 9 || true"));
+        let names = said.contains(&format!("process {pid} (darner) is in another network namespace"));
+        assert!(names && said.contains(&format!("nsenter -t {pid} -n darner")), "{command}: {said}");
+    }
+    w.sh_outside(&format!("cat $MNT/a; nsenter -t {pid} -n $DARNER unmount $MNT; $DARNER check store"));
+    let said = w.sh_outside("flock -s store $DARNER status store 2>&1 && exit 9 || true");
+    assert!(said.contains("is not mounted; process ") && said.contains("(flock) has it open"), "{said}");
+}
+
+#[test]
+fn who_waits_for_a_daemon_that_is_stopped_says_so_and_goes_on_waiting() {
+    let Some(w) = World::new() else { return };
+    let pid = w.daemon_pid();
+    let signal = |signal| {
+        // SAFETY: a plain system call.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    };
+    for command in [&["status"][..], &["snapshot", "l"]] {
+        signal(libc::SIGSTOP);
+        let start = Instant::now();
+        let mut darner = Command::new("timeout");
+        darner.args(["60", DARNER, command[0]]).arg(&w.mnt).args(&command[1..]);
+        let mut darner = darner.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(darner.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert!(start.elapsed() > Duration::from_secs(2), "{line}");
+        let stopped = format!("process {pid} (darner), which is stopped: kill -CONT {pid}");
+        assert!(line.contains(w.store.to_str().unwrap()) && line.contains(&stopped), "{line}");
+        assert!(darner.try_wait().unwrap().is_none());
+        signal(libc::SIGCONT);
+        assert!(darner.wait().unwrap().success());
+        line.clear();
+        assert_eq!(said.read_line(&mut line).unwrap(), 0, "{line}");
+    }
+    w.sh("ls @@l");
 }
 
 #[test]

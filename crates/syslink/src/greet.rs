@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::engine::{Action, Engine, Hello};
 use crate::error::{Reason, Why};
+use crate::link::Patience;
 use crate::poll::{self, now_ns};
 use crate::wire::{Got, Wire};
 
@@ -92,6 +93,17 @@ pub(crate) type Judge<'a> = dyn FnMut(&Hello) -> Result<Option<[u8; 16]>, String
 
 /// Returns what the peer said when the engine is open.
 pub(crate) fn greet(engine: &mut Engine, wire: &mut Wire, until: u64, judge: &mut Judge<'_>) -> Result<Hello, Reason> {
+    greet_patiently(engine, wire, until, judge, &mut Patience::endless())
+}
+
+/// The same; asks meanwhile whether it still shall.
+pub(crate) fn greet_patiently(
+    engine: &mut Engine,
+    wire: &mut Wire,
+    until: u64,
+    judge: &mut Judge<'_>,
+    patience: &mut Patience<'_>,
+) -> Result<Hello, Reason> {
     let mut heard = None;
     loop {
         while let Some(action) = engine.action() {
@@ -116,7 +128,10 @@ pub(crate) fn greet(engine: &mut Engine, wire: &mut Wire, until: u64, judge: &mu
             return Ok(hello);
         }
         heard = None;
-        hear(engine, wire, until);
+        hear(engine, wire, patience.until.map_or(until, |asks| asks.min(until)));
+        if !patience.holds() {
+            return Err(Reason::new(Why::Slow, "the peer does not greet"));
+        }
     }
 }
 

@@ -134,18 +134,22 @@ struct Reading {
 }
 
 /// Until when a caller waits without asking whether it still shall; see [`Link::call_patiently`].
-struct Patience<'a> {
-    until: Option<u64>,
+pub(crate) struct Patience<'a> {
+    pub until: Option<u64>,
     slow: Option<&'a mut dyn FnMut() -> Option<Duration>>,
 }
 
-impl Patience<'_> {
-    fn endless() -> Self {
+impl<'a> Patience<'a> {
+    pub fn endless() -> Self {
         Patience { until: None, slow: None }
     }
 
+    pub fn of(patience: Duration, slow: &'a mut dyn FnMut() -> Option<Duration>) -> Self {
+        Patience { until: deadline(Some(patience)), slow: Some(slow) }
+    }
+
     /// Asks when it is time to; false: the caller waits no longer.
-    fn holds(&mut self) -> bool {
+    pub fn holds(&mut self) -> bool {
         let Some(slow) = self.slow.as_mut().filter(|_| self.until.is_some_and(|t| t <= now_ns())) else { return true };
         let more = slow();
         self.until = deadline(more);
@@ -267,7 +271,7 @@ impl Link {
         patience: Duration,
         slow: &mut dyn FnMut() -> Option<Duration>,
     ) -> Result<Message, (CallError, Option<CallId>)> {
-        let mut patience = Patience { until: deadline(Some(patience)), slow: Some(slow) };
+        let mut patience = Patience::of(patience, slow);
         let call = self.shared.begin(command, deadline(timeout), &mut patience).map_err(|e| (e, None))?;
         self.shared.wait_for(call, &mut patience).map_err(|e| (e, Some(call)))
     }

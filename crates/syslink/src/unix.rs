@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use crate::admission::Admission;
 use crate::engine::{Config, Engine, Hello, Packet};
 use crate::error::{ConnectError, Reason, Why};
-use crate::greet::{Places, greet};
+use crate::greet::{Places, greet, greet_patiently};
 use crate::header;
-use crate::link::{Link, Opened};
+use crate::link::{Link, Opened, Patience};
 use crate::memfd::{self, Shared, Stock};
 use crate::poll::{self, Bell, check, now_ns};
 use crate::ring::{self, Reader, Writer};
@@ -68,16 +68,23 @@ pub fn connect_over(
     config: &Config,
     own: Arc<dyn Service>,
 ) -> Result<Link, ConnectError> {
-    Ok(greeted(ends.into(), service, config, own)?.start()?.owned())
+    Ok(greeted(ends.into(), service, config, own, &mut Patience::endless())?.start()?.owned())
 }
 
-fn greeted(ends: Ends, service: &str, config: &Config, own: Arc<dyn Service>) -> Result<Opened, ConnectError> {
+fn greeted(
+    ends: Ends,
+    service: &str,
+    config: &Config,
+    own: Arc<dyn Service>,
+    patience: &mut Patience<'_>,
+) -> Result<Opened, ConnectError> {
     let peer = Peer { who: peer_of(&ends.socket)?, service: service.into() };
     let hello = Hello { service: service.into(), ring: ends.ring.is_some(), ..Hello::default() };
     let mut engine = Engine::connect(config.clone(), hello, now_ns());
     let (mut wire, rings) = wire(ends, config, true)?;
     let until = now_ns() + config.handshake_ns;
-    let theirs = greet(&mut engine, &mut wire, until, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
+    let greeted = greet_patiently(&mut engine, &mut wire, until, &mut |_| Ok(None), patience);
+    let theirs = greeted.map_err(ConnectError::Ended)?;
     wire.ring &= theirs.ring;
     rings.store(wire.ring, Ordering::Relaxed);
     Ok(Opened { engine, wire, peer, service: own })
@@ -90,8 +97,10 @@ pub fn connect_over_unattended(
     service: &str,
     config: &Config,
     own: Arc<dyn Service>,
+    patience: Duration,
+    slow: &mut dyn FnMut() -> Option<Duration>,
 ) -> Result<Link, ConnectError> {
-    Ok(greeted(ends.into(), service, config, own)?.unattended()?.owned())
+    Ok(greeted(ends.into(), service, config, own, &mut Patience::of(patience, slow))?.unattended()?.owned())
 }
 
 /// Accepts who has the other end of a socket pair of this kind, as [`Listener`] does. The link ends with its last clone.

@@ -232,7 +232,9 @@ fn callers_of_an_unattended_link_do_all_that_its_thread_would() {
     let listener = unix::Listener::bind(&addr, Config::default(), admission, service).unwrap();
     let (ours, ours_told) = std::sync::mpsc::channel();
     let (socket, _) = unix::reach(&addr, long().unwrap()).unwrap();
-    let link = unix::connect_over_unattended(socket, "test", &Config::default(), Arc::new(Tells(ours.into()))).unwrap();
+    let own = Arc::new(Tells(ours.into()));
+    let endless = Duration::MAX;
+    let link = unix::connect_over_unattended(socket, "test", &Config::default(), own, endless, &mut || None).unwrap();
     // It is called back while it waits, by threads that read in turn, with bulk in between.
     thread::scope(|s| {
         for n in 0..4 {

@@ -10,6 +10,7 @@ use crate::cli::{self, Mount, size};
 use crate::control::{self, MirrorLine, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::mirroring::{LEFT, PROMOTED};
+use crate::namespaces::Namespace;
 use crate::place::{self, Make, Place};
 use crate::volumes::copies_of_new;
 use crate::{keeper, mounts, s3, supervisor, systemd, xattr};
@@ -65,7 +66,7 @@ pub fn run(c: Mount) -> Result<()> {
             false => format!("{} has something mounted on it already", mountpoint.display()),
         }));
     }
-    let request = MountRequest { mountpoint, seen_in: mounts::namespace(), ..request };
+    let request = MountRequest { mountpoint, seen_in: Namespace::Mount.of("self"), ..request };
     let start = || match c.foreground {
         true => daemon::in_foreground(&c, &place, &request),
         false => start_daemon(&c, &place, &request),

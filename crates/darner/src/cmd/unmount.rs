@@ -24,6 +24,10 @@ pub fn run(c: &Unmount) -> Result<()> {
         let (at, kind) = (mountpoint.display(), mounted.kind);
         return Err(Failure::new(format!("{at} is not a darner mount but one of type {kind}: `umount` is for that")));
     }
+    let place = Place::behind(&mounted);
+    if let Some(why) = place.open_beyond_reach().filter(|_| mounted.kind != attachments::KIND) {
+        return Err(Failure::new(why));
+    }
     // What is attached to directories in it goes first, the innermost before the others: all of it or, if the mount is in use,
     // nothing.
     let attached = attachments::below(&mountpoint)?;
@@ -38,7 +42,6 @@ pub fn run(c: &Unmount) -> Result<()> {
         return Ok(());
     }
     let request = Request::Unmount { mountpoint: mountpoint.clone(), lazy: c.lazy };
-    let place = Place::behind(&mounted);
     match control::call(&place, &request)? {
         Some(Response::Closing) => wait_until_closed(&place)?,
         Some(Response::Unmounted { ending, lost }) => {

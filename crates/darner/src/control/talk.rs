@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ const PROGRESS: Tag = Tag(3);
 const DONE: Tag = Tag(1);
 const TOTAL: Tag = Tag(2);
 
+/// Whoever waits for longer says for whom.
+const SLOW: Duration = Duration::from_secs(3);
 /// A daemon that says nothing for so long has hung.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A daemon in whose place so many wait to be let in for so long is none.
@@ -90,6 +93,26 @@ impl Callee<'_> {
         let what = format!("the daemon of {}", place.path.display());
         Callee { at: At::Store(place), what, owners: place.owners(), patience: PATIENCE }
     }
+
+    /// Says for which process the command waits, once.
+    fn is_waited_for(&self) {
+        static SAID: AtomicBool = AtomicBool::new(false);
+        if let At::Store(place) = self.at
+            && !SAID.swap(true, Ordering::Relaxed)
+        {
+            let who = place.who_keeps_waiting().map_or(String::new(), |who| format!(", {who}"));
+            eprintln!("darner: waits for {}{who}", self.what);
+        }
+    }
+
+    /// Nobody listens here: an error where somebody does elsewhere.
+    fn must_be_nowhere(&self) -> Result<()> {
+        let elsewhere = match self.at {
+            At::Store(place) => place.open_beyond_reach(),
+            At::Socket(_) => None,
+        };
+        elsewhere.map_or(Ok(()), |why| Err(Failure::new(why)))
+    }
 }
 
 /// Calls the daemon that has the store; `None` if there is none.
@@ -110,7 +133,7 @@ fn call_with(callee: &Callee<'_>, request: &Request, progress: &mut dyn FnMut(u6
             Outcome::Answered(response) => return Ok(Some(*response)),
             // It has ended in between.
             Outcome::Nobody if asked => return Ok(Some(Response::Closing)),
-            Outcome::Nobody => return Ok(None),
+            Outcome::Nobody => return callee.must_be_nowhere().map(|()| None),
             Outcome::NotAsked if began.elapsed() > LETS_IN => {
                 return Err(unreached(callee, &"it hangs up on whoever connects"));
             }
@@ -162,6 +185,10 @@ enum Found {
 }
 
 fn connect(callee: &Callee<'_>, own: &Arc<Hears>) -> Result<Found> {
+    let mut slow = || {
+        callee.is_waited_for();
+        Some(callee.patience)
+    };
     let mut missed = None;
     // (Where strangers see to it that nobody gets in, the daemon is found at its other addresses first.)
     for patience in [AT_ONCE, LETS_IN] {
@@ -179,7 +206,8 @@ fn connect(callee: &Callee<'_>, own: &Arc<Hears>) -> Result<Found> {
                     continue;
                 }
             };
-            match unix::connect_over_unattended(socket, SERVICE, &config(callee.patience), own.clone()) {
+            match unix::connect_over_unattended(socket, SERVICE, &config(callee.patience), own.clone(), SLOW, &mut slow)
+            {
                 Ok(link) => return Ok(Found::Daemon(link)),
                 Err(ConnectError::Io(_)) => {}
                 Err(ConnectError::Ended(reason)) if reason.why == Why::Lost => return Ok(Found::Gone),
@@ -240,6 +268,8 @@ fn call_once(callee: &Callee<'_>, request: &Request, progress: &mut dyn FnMut(u6
         if let Some((done, total)) = own.0.lock().take() {
             progress(done, total);
             heard_at = Instant::now();
+        } else if heard_at.elapsed() > SLOW && !request.takes_long() {
+            callee.is_waited_for();
         }
         (heard_at.elapsed() < callee.patience).then_some(TELL_EVERY)
     });
@@ -278,9 +308,11 @@ pub fn must_call_with(place: &Place, request: &Request, progress: &mut dyn FnMut
 pub fn nobody_has(place: &Place) -> Failure {
     let dead =
         mounts::all().ok().and_then(|all| all.into_iter().find(|m| m.is_ours() && Place::behind(m).path == place.path));
-    Failure::new(match dead {
-        Some(mount) => mounts::is_dead(&mount.mountpoint),
-        None => format!("{} is not mounted (no daemon has it open)", place.path.display()),
+    let path = place.path.display();
+    Failure::new(match (dead, place.holder()) {
+        (Some(mount), _) => mounts::is_dead(&mount.mountpoint),
+        (None, Some(who)) => format!("{path} is not mounted; {who} has it open"),
+        (None, None) => format!("{path} is not mounted (no daemon has it open)"),
     })
 }
 
