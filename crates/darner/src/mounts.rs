@@ -140,7 +140,7 @@ fn user(options: &[u8]) -> Option<u32> {
 }
 
 /// Undoes `\040` and the like.
-fn unescape(text: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut i = 0;
     while i < text.len() {

@@ -1,11 +1,13 @@
 //! Who keeps a mount from being taken away, as far as /proc tells. (It tells an ordinary user nothing of others' processes.)
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::mounts::Mounted;
+use crate::mounts::{Mounted, unescape};
 
 /// A process that uses something.
 #[derive(Debug)]
@@ -26,6 +28,24 @@ pub fn user(mounts: &[Mounted], but: &[u32]) -> Option<User> {
         let path = links.into_iter().find_map(|link| leads_to(&link, mounts))?;
         Some(User { pid, name: name(pid), path })
     })
+}
+
+/// What the kernel itself has open below a path: the file of a loop device or for swapping, for people.
+pub fn kernel_has(below: &Path) -> Option<String> {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let loops = devices.filter_map(|device| {
+        let file = fs::read(device.path().join("loop/backing_file")).ok()?;
+        let file = Path::new(OsStr::from_bytes(file.trim_ascii_end())).to_owned();
+        let name = Path::new("/dev").join(device.file_name());
+        Some((file, format!("the loop device {0}, which losetup -d {0} ends,", name.display())))
+    });
+    let swaps = fs::read("/proc/swaps").unwrap_or_default();
+    let swaps = swaps.split(|b| *b == b'\n').skip(1).filter_map(|line| {
+        let file = PathBuf::from(OsString::from_vec(unescape(line.split(|b| *b == b' ').next()?)));
+        Some((file, "the swap, which swapoff ends,".into()))
+    });
+    let (file, what) = loops.chain(swaps).find(|(file, _)| file.starts_with(below))?;
+    Some(format!("{what} has {}", file.display()))
 }
 
 /// All processes.

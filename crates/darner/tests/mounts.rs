@@ -522,6 +522,8 @@ fn a_mount_in_use_stays_unless_it_is_unmounted_lazily() {
     let open = fs::File::create(w.path("f")).unwrap();
     let said = Command::new(DARNER).arg("unmount").arg(&w.mnt).output().unwrap();
     assert!(!said.status.success() && String::from_utf8_lossy(&said.stderr).contains("in use"), "{said:?}");
+    let user = format!("process {} ", std::process::id());
+    assert!(String::from_utf8_lossy(&said.stderr).contains(&user), "{said:?}");
     std::io::Write::write_all(&mut &open, b"still works").unwrap();
     let pid = w.daemon_pid();
     let lazily = Command::new("timeout").args(["5", DARNER, "unmount", "--lazy"]).arg(&w.mnt).output().unwrap();
@@ -532,6 +534,25 @@ fn a_mount_in_use_stays_unless_it_is_unmounted_lazily() {
     eventually("the daemon ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
     w.mount();
     assert_eq!(fs::read(w.path("f")).unwrap(), b"still works, and now too");
+}
+
+#[test]
+fn what_keeps_a_mount_in_use_is_named_where_it_is_no_process_too() {
+    let Some(w) = World::new() else { return };
+    let refused = || w.sh_outside("$DARNER unmount $MNT 2>&1 && exit 9 || true");
+    w.sh_outside("mkdir $MNT/dir; mount -t tmpfs none $MNT/dir");
+    let said = refused();
+    w.sh_outside("umount $MNT/dir");
+    assert!(said.contains(&format!("something is mounted on {}", w.path("dir").display())), "{said}");
+    let device = w.sh_outside("truncate -s 1M $MNT/image; losetup -f --show $MNT/image 2>/dev/null || true");
+    if device.is_empty() {
+        return eprintln!("SKIPPED: no loop devices here");
+    }
+    let said = refused();
+    w.sh_outside(&format!("losetup -d {device}"));
+    let has = format!("the loop device {device}, which losetup -d {device} ends, has {}", w.path("image").display());
+    assert!(said.contains(&has), "{said}");
+    eventually("it is free", || Command::new(DARNER).arg("unmount").arg(&w.mnt).output().unwrap().status.success());
 }
 
 #[test]

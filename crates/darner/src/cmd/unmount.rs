@@ -42,7 +42,7 @@ pub fn run(c: &Unmount) -> Result<()> {
         return Ok(());
     }
     let request = Request::Unmount { mountpoint: mountpoint.clone(), lazy: c.lazy };
-    match control::call(&place, &request)? {
+    match control::call(&place, &request).map_err(|e| who_uses(&mountpoint, e))? {
         Some(Response::Closing) => wait_until_closed(&place)?,
         Some(Response::Unmounted { ending, lost }) => {
             // They may have what the store is on open a moment longer, and then that can't be unmounted.
@@ -59,7 +59,7 @@ pub fn run(c: &Unmount) -> Result<()> {
     }
     // Its daemon is gone; the mount may be left.
     match mounts::all()?.iter().any(|m| m.id == mounted.id) {
-        true => Ok(darner_fuse::unmount(&mountpoint, c.lazy)?),
+        true => darner_fuse::unmount(&mountpoint, c.lazy).map_err(|e| who_uses(&mountpoint, e.into())),
         false => wait_until_closed(&place),
     }
 }
@@ -67,28 +67,38 @@ pub fn run(c: &Unmount) -> Result<()> {
 /// Looks for what would keep the mount or something attached to it from being taken away, other than attachments. (What it does not
 /// see is told by the kernel, then.)
 fn must_be_free(mountpoint: &Path, attached: &[Attachment]) -> Result<()> {
-    let at = mountpoint.display();
-    let mut here = mounts::all()?;
-    here.retain(|m| m.mountpoint.starts_with(mountpoint));
-    let other = here.iter().find(|m| m.mountpoint != mountpoint && m.kind != attachments::KIND);
-    if let Some(other) = other {
-        return Err(Failure::new(format!("{at} is in use: something is mounted on {}", other.mountpoint.display())));
-    }
     let mut processes = Vec::new();
     for a in attached {
         // (The processes of one that does not answer are not known.)
         let Some(supervisor) = a.supervisor_pid else { return Ok(()) };
         processes.extend([a.host_pid, supervisor]);
     }
-    match users::user(&here, &processes) {
-        Some(user) => Err(Failure::new(format!(
-            "{at} is in use: process {} ({}) has {}; unmount lazily to detach it now",
-            user.pid,
-            user.name,
-            user.path.display()
-        ))),
+    match user(mountpoint, &processes)? {
+        Some(who) => Err(is_in_use(mountpoint, &who)),
         None => Ok(()),
     }
+}
+
+/// That a mount is in use is told with who uses it, where that is seen.
+fn who_uses(mountpoint: &Path, e: Failure) -> Failure {
+    let is_busy = e.to_string().contains("it is in use");
+    let who = if is_busy { user(mountpoint, &[]).ok().flatten() } else { None };
+    who.map_or(e, |who| is_in_use(mountpoint, &who))
+}
+
+fn is_in_use(mountpoint: &Path, who: &str) -> Failure {
+    Failure::new(format!("{} is in use: {who}; unmount lazily to detach it now", mountpoint.display()))
+}
+
+/// Who or what uses a mount, other than attachments and their processes.
+fn user(mountpoint: &Path, processes: &[u32]) -> Result<Option<String>> {
+    let mut here = mounts::all()?;
+    here.retain(|m| m.mountpoint.starts_with(mountpoint));
+    let other = here.iter().find(|m| m.mountpoint != mountpoint && m.kind != attachments::KIND);
+    let other = other.map(|other| format!("something is mounted on {}", other.mountpoint.display()));
+    let has = |user: users::User| format!("process {} ({}) has {}", user.pid, user.name, user.path.display());
+    let process = || users::user(&here, processes).map(has);
+    Ok(other.or_else(process).or_else(|| users::kernel_has(mountpoint)))
 }
 
 /// The mount went another way just before; its daemon is about to give the store back.
