@@ -4,6 +4,7 @@ mod common;
 
 use common::{SECOND, START, World, check};
 use darner_fs::{FsError, MAIN, Op, Reply};
+use darner_store::Grid;
 
 #[test]
 fn a_time_between_retained_points_rounds_down_and_says_so() {
@@ -143,6 +144,35 @@ fn a_pinned_moment_stays_until_the_pin_is_gone() {
     world.line("clean");
     assert_eq!(read(&world).map_err(|e| e.errno()), Err(libc::ESTALE));
     assert!(world.fs.pin(node).is_err(), "what is given up can't be pinned");
+}
+
+#[test]
+fn a_pinned_moment_of_a_removed_clone_keeps_what_it_shows_of_its_base() {
+    let mut world = World::new();
+    for line in [
+        "t=1 create-fileset home",
+        "t=2 create home/a",
+        "t=3 write home/a 'one*2000'",
+        "t=4 clone home c",
+        "t=5 create c/b",
+    ] {
+        world.line(line);
+    }
+    let node = world.node("c@@2026-11-22T00:00:05/a").unwrap();
+    let pin = world.fs.pin(node).unwrap();
+    for line in ["remove-fileset c force", "write home/a 'two*2000'", "t=10 retain none"] {
+        world.line(line);
+    }
+    let home = world.node("home").unwrap().inode().fileset;
+    world.fs.retain(home, Some(Grid::default()), None, world.now).unwrap();
+    world.line("clean");
+    assert_eq!(world.fs.read(node, 0, 10_000).unwrap(), b"one".repeat(2000));
+    let live = |world: &World| world.fs.store().account(world.now, None).unwrap();
+    assert!(live(&world).history > 6000, "{:?}", live(&world));
+    drop(pin);
+    world.line("clean");
+    assert_eq!(world.fs.read(node, 0, 100).map_err(|e| e.errno()), Err(libc::ESTALE));
+    assert!(live(&world).history < 1000, "{:?}", live(&world));
 }
 
 #[test]

@@ -128,16 +128,21 @@ impl Filesets {
         std::iter::successors(self.beneath(fileset, Tid::MAX), |(f, at)| self.beneath(*f, *at))
     }
 
-    /// What clones show that are there, or that were removed and whose past can be looked at: a moment of the main fileset leads there,
-    /// one of its own (`leads`: from the first to before the second) or one that a clone holds.
-    pub fn bases(&self, leads: impl Fn(Tid, Tid) -> bool) -> BTreeSet<(FilesetId, Tid)> {
+    /// What clones show that are there, or that were removed and whose past can be looked at: somebody does (`is_held`), or a moment of the
+    /// main fileset leads there, one of its own (`leads`: from the first to before the second) or one that a clone holds.
+    pub fn bases(
+        &self,
+        is_held: impl Fn(FilesetId) -> bool,
+        leads: impl Fn(Tid, Tid) -> bool,
+    ) -> BTreeSet<(FilesetId, Tid)> {
         let mut bases = self.shown();
         let past = |(fileset, known): (&FilesetId, &Known)| Some((known.lineage?.created, known.removed?, *fileset));
         let mut gone: Vec<_> = self.0.iter().filter_map(past).collect();
         // What a clone shows is older than itself, and so leads to older ones only.
         gone.sort_unstable_by(|a, b| b.cmp(a));
         for (created, removed, fileset) in gone {
-            if leads(created, removed) || bases.range((MAIN, created)..(MAIN, removed)).next().is_some() {
+            let by_clone = bases.range((MAIN, created)..(MAIN, removed)).next().is_some();
+            if by_clone || leads(created, removed) || is_held(fileset) {
                 bases.extend(self.layers(fileset));
             }
         }

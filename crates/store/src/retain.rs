@@ -409,7 +409,9 @@ impl Store {
     }
 
     fn bases_beside(&self, main: &Retention) -> BTreeSet<(FilesetId, Tid)> {
-        self.index.read().filesets.bases(|from, until| main.sees(from, until))
+        let held: BTreeSet<FilesetId> = self.pins.lock().keys().map(|(fileset, _)| *fileset).collect();
+        let filesets = &self.index.read().filesets;
+        filesets.bases(|fileset| held.contains(&fileset), |from, until| main.sees(from, until))
     }
 
     /// The retention of a fileset, but for what clones show of it. `lost`: since when it is removed, if nothing leads there any more.
@@ -453,10 +455,10 @@ impl Store {
     /// Labels, pins or the retention itself have changed.
     pub(crate) fn retention_changed(&self, fileset: FilesetId) {
         let mut all = self.retentions.write();
-        match fileset {
-            // A clone pins a moment of another fileset; and to removed ones the main one leads.
-            CATALOGUE | MAIN => all.clear(),
-            _ => drop(all.remove(&fileset)),
+        // A clone pins a moment of another fileset; and to removed ones the main one leads.
+        match matches!(fileset, CATALOGUE | MAIN) || self.beneath(fileset).is_some() {
+            true => all.clear(),
+            false => drop(all.remove(&fileset)),
         }
     }
 
