@@ -49,7 +49,20 @@ macro_rules! from {
         }
     )*};
 }
-from!(darner_store::Error, darner_fs::FsError, darner_fuse::Error, serde_json::Error, std::io::Error);
+from!(darner_store::Error, darner_fs::FsError, darner_fuse::Error, serde_json::Error);
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Failure {
+        // What only says that something ran out: what it is, and by what it is limited.
+        let what = match e.raw_os_error() {
+            Some(libc::EAGAIN) => "no more threads can be started (limits of processes and memory: ulimit -u, -v)",
+            Some(libc::ENOMEM) => "there is no more memory (limit: ulimit -v)",
+            Some(libc::EMFILE) => "no more files can be opened (limit: ulimit -n)",
+            _ => return Failure::new(e),
+        };
+        Failure::new(what)
+    }
+}
 
 /// Says what was being done when an I/O error came.
 pub trait Context<T> {

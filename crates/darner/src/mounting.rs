@@ -4,6 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -89,27 +90,37 @@ impl Daemon {
         let claimed = mounts::claim(&m.mountpoint, |there| there.kind.starts_with("fuse"))?;
         let fd = darner_fuse::mount(&m.mountpoint, &options)?;
         drop(claimed);
+        let (request, as_of, negotiated) = (m.clone(), as_of.map(|tid| tid.0), String::new());
+        let kept = Kept { request, root: root.number(), as_of, source, shared, read_only, negotiated };
+        self.take_up(kept, fd, pin, &memory).inspect_err(|_| self.give_up(&m.mountpoint))
+    }
+
+    /// Serves what was just mounted.
+    fn take_up(
+        self: &Arc<Daemon>,
+        mut kept: Kept,
+        fd: OwnedFd,
+        pin: Option<darner_store::Pin>,
+        memory: &MountMemory,
+    ) -> Result<()> {
+        let mountpoint = &kept.request.mountpoint;
         let mut config = Config::default();
-        if m.writeback && !read_only {
+        if kept.request.writeback && !kept.read_only {
             config = config.with(abi::init::WRITEBACK_CACHE);
         }
-        if shared {
+        if kept.shared {
             config = config.without(abi::init::EXPLICIT_INVAL_DATA).with(abi::init::AUTO_INVAL_DATA);
         }
-        let session = Session::init(fd, config).inspect_err(|_| {
-            let _ = darner_fuse::unmount(&m.mountpoint, true);
-        })?;
-        tracing::info!(mountpoint = %m.mountpoint.display(), negotiated = %session.negotiated(), "mounted");
-        let negotiated = session.negotiated().to_string();
-        let as_of = as_of.map(|tid| tid.0);
-        let kept = Kept { request: m.clone(), root: root.number(), as_of, source, shared, read_only, negotiated };
-        self.keep(&kept, &session, &memory)?;
-        let receipts = Receipts::new(&memory, Tid::ZERO);
-        let nodes = self.nodes_of(&kept, &memory);
+        let session = Session::init(fd, config)?;
+        tracing::info!(mountpoint = %mountpoint.display(), negotiated = %session.negotiated(), "mounted");
+        kept.negotiated = session.negotiated().to_string();
+        self.keep(&kept, &session, memory)?;
+        let receipts = Receipts::new(memory, Tid::ZERO);
+        let nodes = self.nodes_of(&kept, memory);
         self.serve_mount(session, &kept, pin, nodes, receipts)?;
         // SAFETY: this call can't fail.
         if unsafe { libc::geteuid() } == 0
-            && let Err(e) = darner_fuse::set_readahead(&m.mountpoint, READAHEAD)
+            && let Err(e) = darner_fuse::set_readahead(&kept.request.mountpoint, READAHEAD)
         {
             tracing::debug!("readahead stays as it is: {e}");
         }
@@ -125,6 +136,15 @@ impl Daemon {
         let at = kept.request.mountpoint.display();
         self.keeper.keep(&format!("{MEMORY}{at}"), "", memory.shared())?;
         self.keeper.keep(&format!("{MOUNT}{at}"), &serde_json::to_string(kept)?, &session.duplicate()?)
+    }
+
+    /// Ends a mount that nobody serves.
+    fn give_up(&self, mountpoint: &Path) {
+        self.state.lock().mounts.remove(mountpoint);
+        self.let_go(mountpoint);
+        if let Err(e) = darner_fuse::unmount(mountpoint, true) {
+            tracing::warn!("{e}");
+        }
     }
 
     fn let_go(&self, mountpoint: &Path) {
@@ -151,8 +171,7 @@ impl Daemon {
             let memory = items.remove(&format!("{MEMORY}{name}")).map(|item| item.fd);
             if let Err(e) = kept.and_then(|kept| self.adopt(&kept, pin, fd, memory, last, &mut unanswered)) {
                 tracing::error!("the mount {name} ends: {e}");
-                self.let_go(Path::new(&name));
-                let _ = darner_fuse::unmount(Path::new(&name), true);
+                self.give_up(Path::new(&name));
             }
         }
         // Whom a forgotten file was reported to may not have come to see to it. (One that was made without a name and not
@@ -201,7 +220,7 @@ impl Daemon {
         let invalidator = Invalidator::new(&self.errands, session.duplicate()?);
         let for_stale = invalidator.clone();
         // Not from a serving thread: invalidation may wait for requests that only those can answer.
-        let (stale, ids) = std::sync::mpsc::channel::<u64>();
+        let (stale, ids) = channel::<u64>();
         thread::Builder::new().name("invalidator".into()).spawn(move || {
             for id in ids {
                 for_stale.inval_inodes(&[id]);
@@ -240,8 +259,13 @@ impl Daemon {
         self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.clamp(2, THREADS_MAX), Duration::from_micros(m.poll_us));
-        thread::Builder::new().name("serve".into()).spawn(move || {
-            match session.run(threads, poll, &frontend) {
+        let (tell, told) = channel();
+        let serving = thread::Builder::new().name("serve".into()).spawn(move || {
+            let ended = session.run_then(threads, poll, &frontend, || {
+                let _ = tell.send(());
+            });
+            drop(tell);
+            match &ended {
                 Ok(_) => tracing::info!(mountpoint = %mountpoint.display(), "unmounted"),
                 Err(e) => tracing::error!(mountpoint = %mountpoint.display(), "serving ended: {e}"),
             }
@@ -260,8 +284,13 @@ impl Daemon {
             daemon.reaper.look_at(daemon.fs.orphans());
             daemon.let_go(&mountpoint);
             daemon.changed.notify_all();
+            ended
         })?;
-        Ok(())
+        if told.recv().is_ok() {
+            return Ok(());
+        }
+        let ended = serving.join().map_err(|_| Failure::new("a serving thread panicked"))?;
+        ended.map(drop).map_err(Failure::from)
     }
 
     /// The name of a fileset by now; `asked`, by which it was mounted, if it is gone.

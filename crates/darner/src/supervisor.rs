@@ -154,6 +154,9 @@ pub fn run(role: Role, arguments: Vec<OsString>, ready: Option<OwnedFd>) -> Resu
     loop {
         let status = supervisor.watch(&mut running)?;
         if let Some(code) = supervisor.is_over(&running, status) {
+            if !supervisor.ever_served {
+                supervisor.end_mounts();
+            }
             return Ok(code);
         }
         // (Since the last one that served.)
@@ -312,6 +315,16 @@ impl Supervisor {
         let code = status.and_then(|s| s.code()).unwrap_or(1);
         let over = matches!(r.next, Some(None)) || !self.ever_served || self.items.is_empty();
         over.then_some(code)
+    }
+
+    /// Takes away what a worker mounted that never came to serve.
+    fn end_mounts(&mut self) {
+        for (mountpoint, item) in keeper::take(&mut self.items, MOUNT) {
+            drop(item);
+            if let Err(e) = darner_fuse::unmount(Path::new(&mountpoint), true) {
+                tracing::warn!("{e}");
+            }
+        }
     }
 
     fn learn(&mut self, r: &Running, status: Option<ExitStatus>) {

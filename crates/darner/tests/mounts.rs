@@ -55,6 +55,42 @@ fn a_mount_that_fails_says_why_once_and_leaves_nothing_mounted() {
     w.mount();
 }
 
+/// Sets a process' limit of address space.
+fn limit_memory(pid: i32, most: u64) {
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a valid limit; the old one is not asked for.
+    sys(i64::from(unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) })).unwrap();
+}
+
+#[test]
+fn a_mount_for_which_memory_or_threads_do_not_suffice_says_so_and_leaves_nothing_mounted() {
+    let Some(w) = World::new() else { return };
+    fs::write(w.path("f"), "x").unwrap();
+    let (pid, second) = (w.daemon_pid(), w.dir.join("second"));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let in_use = status.lines().find_map(|l| l.strip_prefix("VmSize:")?.split_whitespace().next()?.parse::<u64>().ok());
+    // Each thread needs more than 1 MiB.
+    limit_memory(pid, (in_use.unwrap() << 10) + (30 << 20));
+    let said = w.mount_at("second", &["-o", "threads=64", "--read-only"]).unwrap_err();
+    let of_it = mounted(&second);
+    limit_memory(pid, libc::RLIM_INFINITY);
+    assert!(said.contains("ulimit") && said.lines().count() == 1, "{said}");
+    assert_eq!((of_it, w.daemon_pid()), (None, pid));
+    assert_eq!(fs::read(w.mount_at("second", &["--read-only"]).unwrap().join("f")).unwrap(), b"x");
+    w.darner(&["unmount", second.to_str().unwrap()]);
+    w.unmount();
+    for most in [150, 250, 350, 450, 550, 650, 750, 850] {
+        let command = format!("ulimit -v {}; exec $DARNER mount -o threads=64 $DIR/store $DIR/mnt", most << 10);
+        let out =
+            Command::new("bash").args(["-c", &command]).env("DIR", &w.dir).env("DARNER", DARNER).output().unwrap();
+        if out.status.success() {
+            common::clean_up(&w.dir);
+        }
+        assert_eq!(mounted(&w.mnt), None, "with {most} MiB: {out:?}");
+    }
+    w.forgive_errors();
+}
+
 #[test]
 fn the_subtype_can_be_left_away() {
     let Some(w) = World::unmounted() else { return };

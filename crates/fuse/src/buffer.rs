@@ -3,6 +3,7 @@
 //! A message starts 80 bytes (header and WRITE's arguments) before a page boundary, so that written data begins *on* the
 //! boundary: the kernel then copies page to page, and the data may go on to an O_DIRECT write as it is.
 
+use std::io;
 use std::ptr::NonNull;
 
 use crate::abi;
@@ -25,21 +26,23 @@ unsafe impl Send for Buffer {}
 
 impl Buffer {
     /// Room for writes of `max_write` bytes, and for xattrs (64 KiB and a name) in any case.
-    pub(crate) fn new(max_write: u32) -> Self {
+    pub(crate) fn new(max_write: u32) -> io::Result<Self> {
         let data = (max_write as usize).max(128 << 10).next_multiple_of(PAGE);
         let len = PAGE + data;
         let (rights, kind) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE);
         // SAFETY: a new mapping, wherever the kernel likes.
         let memory = unsafe { libc::mmap(std::ptr::null_mut(), len, rights, kind, -1, 0) };
-        assert_ne!(memory, libc::MAP_FAILED, "no memory for requests: {}", std::io::Error::last_os_error());
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
         // SAFETY: the mapping just made. (Kernels that know no such advice have no huge pages, or nothing that forks.)
         unsafe {
             libc::madvise(memory, len, libc::MADV_DONTFORK);
             libc::madvise(memory, len, libc::MADV_NOHUGEPAGE);
         }
         let memory = NonNull::new(memory.cast()).expect("a mapping is not at 0");
-        Self { memory, len }
+        Ok(Self { memory, len })
     }
 
     /// Where a message goes.
@@ -64,7 +67,7 @@ mod tests {
     /// A daemon that had just started another process and was killed once cost a WRITE its answer.
     #[test]
     fn a_fork_leaves_its_pages_writable() {
-        let mut buffer = Buffer::new(1 << 20);
+        let mut buffer = Buffer::new(1 << 20).unwrap();
         let at = buffer.space().as_ptr() as usize;
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut lines = maps.lines().skip_while(|line| {
@@ -79,7 +82,7 @@ mod tests {
 
     #[test]
     fn written_data_starts_on_a_page() {
-        let mut buffer = Buffer::new(1 << 20);
+        let mut buffer = Buffer::new(1 << 20).unwrap();
         let space = buffer.space();
         assert_eq!(space[BEFORE_DATA..].as_ptr() as usize % PAGE, 0);
         assert!(space.len() >= (1 << 20) + BEFORE_DATA);

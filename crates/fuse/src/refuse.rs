@@ -19,7 +19,7 @@ pub fn resend(fd: &OwnedFd) -> io::Result<()> {
 
 /// Answers all that waits on a (non-blocking) descriptor with a (positive) errno; `false`: the mount is gone.
 pub fn refuse_all(fd: &OwnedFd, errno: i32) -> io::Result<bool> {
-    let mut buffer = Buffer::new(1 << 20);
+    let mut buffer = Buffer::new(1 << 20)?;
     loop {
         let len = match read(fd, buffer.space()) {
             Ok(len) => len,

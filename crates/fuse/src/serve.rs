@@ -101,24 +101,29 @@ pub(crate) fn run<H: Handler + Sync>(
     threads: usize,
     poll: Duration,
     handler: &H,
+    started: impl FnOnce(),
 ) -> io::Result<Ended> {
     let token = Token::default();
     let awake = Awake::new(!poll.is_zero());
     let max_write = session.negotiated().max_write;
     let server = |thread| {
-        let (buffer, pace) = (Buffer::new(max_write), Pace::new(poll));
-        Server { session, handler, token: &token, buffer, pace, awake: &awake, thread }.serve()
+        let (buffer, pace) = (Buffer::new(max_write)?, Pace::new(poll));
+        Ok(Server { session, handler, token: &token, buffer, pace, awake: &awake, thread })
     };
+    let mut servers = (0..threads.max(1)).map(server).collect::<io::Result<Vec<_>>>()?;
     thread::scope(|scope| {
-        let spawn = |thread| {
-            let name = format!("fuse-{thread}");
-            let spawned = thread::Builder::new().name(name).spawn_scoped(scope, move || server(thread));
-            spawned.inspect_err(|_| token.finish())
-        };
-        let spawned = (0..threads.max(1)).map(spawn).collect::<io::Result<Vec<_>>>()?;
+        let mut spawned = Vec::new();
+        for server in servers.drain(1..) {
+            let builder = thread::Builder::new().name(format!("fuse-{}", server.thread));
+            // (Those that are there may be waiting for requests.)
+            spawned.push(builder.spawn_scoped(scope, || server.serve()).inspect_err(|_| session.stop.set())?);
+        }
+        started();
+        let mut outcomes: Vec<_> = servers.into_iter().map(Server::serve).collect();
+        outcomes.extend(spawned.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))));
         let mut result = Ok(None);
-        for thread in spawned {
-            match thread.join().unwrap_or_else(|panic| resume_unwind(panic)) {
+        for outcome in outcomes {
+            match outcome {
                 Ok(Some(ended)) => result = result.and(Ok(Some(ended))),
                 Ok(None) => {}
                 Err(error) => result = Err(error),

@@ -98,13 +98,25 @@ impl Session {
         Stopper(Arc::clone(&self.stop))
     }
 
-    /// Serves requests with `threads` threads until the unmount or [`Stopper::stop`]; returns when all of them are done.
+    /// Serves requests with `threads` threads, this one among them, until the unmount or [`Stopper::stop`]; returns when all of them
+    /// are done.
     ///
     /// `poll` is how long the reading thread polls before it sleeps, and whether CPUs are kept from halting while requests
     /// come in: 50 µs serve a machine with CPUs to spare; 0 does neither. If the handler panics, serving stops, the request stays unanswered (for a successor's resend) and
     /// the panic goes on in the caller.
     pub fn run(&self, threads: usize, poll: Duration, handler: &(impl Handler + Sync)) -> io::Result<Ended> {
-        serve::run(self, threads, poll, handler)
+        self.run_then(threads, poll, handler, || ())
+    }
+
+    /// As [`run`](Self::run); calls `started` once all threads and their memory are there. An error before that is of those.
+    pub fn run_then(
+        &self,
+        threads: usize,
+        poll: Duration,
+        handler: &(impl Handler + Sync),
+        started: impl FnOnce(),
+    ) -> io::Result<Ended> {
+        serve::run(self, threads, poll, handler, started)
     }
 }
 
