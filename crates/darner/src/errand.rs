@@ -202,9 +202,9 @@ impl Invalidator {
         nodes.chunks(NODES_MAX).map(start).collect()
     }
 
-    /// Has some bytes of a node written that are dirty in the cache, and dropped.
-    pub fn write_back(&self, node: u64, bytes: Range<u64>) {
-        self.tell(Errand::WriteBack(node, bytes));
+    /// Has some bytes of a node written that are dirty in the cache, and dropped; says whether that was done.
+    pub fn write_back(&self, node: u64, bytes: Range<u64>) -> bool {
+        self.tell(Errand::WriteBack(node, bytes))
     }
 
     /// Drops a cached name.
@@ -212,16 +212,17 @@ impl Invalidator {
         self.tell(Errand::InvalidateEntry(parent, name.to_vec()));
     }
 
-    fn tell(&self, errand: Errand) {
-        self.told(&errand, self.errands.run(&errand, Some(&self.fd)));
+    fn tell(&self, errand: Errand) -> bool {
+        self.told(&errand, self.errands.run(&errand, Some(&self.fd)))
     }
 
-    fn told(&self, errand: &Errand, outcome: io::Result<Answer>) {
+    fn told(&self, errand: &Errand, outcome: io::Result<Answer>) -> bool {
         match outcome {
-            Ok(answer) if answer.codes.iter().all(|code| *code == 0) => {}
+            Ok(answer) if answer.codes.iter().all(|code| *code == 0) => return true,
             Ok(answer) => tracing::debug!("{errand:?}: {:?}", answer.codes),
             Err(e) => tracing::warn!("the kernel was not told what changed: {e}"),
         }
+        false
     }
 
     /// Which of the nodes the kernel holds; where it can't be told, it does.
@@ -252,7 +253,7 @@ impl Underway {
             Some(answer) => invalidator.told(&errand, Ok(answer)),
             // One that was killed is replaced.
             None => invalidator.tell(errand),
-        }
+        };
     }
 }
 

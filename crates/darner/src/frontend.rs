@@ -25,7 +25,7 @@ use crate::mortal::MortalReply;
 use crate::nodes::Nodes;
 use crate::reaper::Reaper;
 use crate::receipts::Receipts;
-use crate::seek::{self, KernelCache, Sought};
+use crate::seek::{self, KernelCache, Sought, Uncached};
 
 /// How long the kernel may believe what it was told: only it changes the live tree, and the past never changes.
 const LONG: Duration = Duration::from_secs(24 * 3600);
@@ -50,6 +50,7 @@ pub struct Frontend {
     /// Directories of the past that are being listed, with entries that may go: the kernel is to forget them afterwards.
     passing: Mutex<HashSet<u64>>,
     kernel: KernelCache,
+    uncached: Arc<Uncached>,
 }
 
 thread_local! {
@@ -87,6 +88,7 @@ impl Frontend {
             healer,
             passing: Mutex::default(),
             kernel,
+            uncached: Arc::default(),
         })
     }
 
@@ -244,9 +246,7 @@ impl Frontend {
         }
         match self.fs.hole(sought.node, sought.offset, sought.what, self.kernel.beyond_the_end) {
             Ok(None) => seek::say(&self.fs, &sought, reply),
-            Ok(Some(hole)) => {
-                seek::answer(&self.fs, sought, hole, &self.kernel.write_back, MortalReply::new(pid, reply));
-            }
+            Ok(Some(hole)) => seek::answer(&self.fs, sought, hole, &self.kernel, &self.uncached, pid, reply),
             Err(e) => reply.error(e.errno()),
         }
     }
@@ -416,6 +416,14 @@ fn changes(op: &Operation<'_>) -> bool {
 
 impl Handler for Frontend {
     fn handle(&self, request: Request<'_>, reply: Reply<'_>, ctx: &Ctx<'_>) {
+        match request.op {
+            Operation::Read { offset, size, .. } => {
+                self.uncached.asked(request.nodeid, offset..offset.saturating_add(size.into()));
+            }
+            Operation::CopyFileRange { nodeid_out, .. } => self.uncached.changed(nodeid_out),
+            ref op if changes(op) => self.uncached.changed(request.nodeid),
+            _ => {}
+        }
         if request.resent {
             return self.receipts.again(|| self.handle_once(request, reply, ctx));
         }

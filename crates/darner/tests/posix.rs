@@ -286,6 +286,17 @@ fn what_is_in_the_cache_only_is_never_told_as_a_hole() {
                     _ => w.sh("tar -Scf - mapped | tar -xOf - | cmp - mapped"),
                 };
             }
+            // Where it had been looked for in vain before, in pages that had been read and in others.
+            for at in [5, 77, 200] {
+                w.sh("truncate -s 0 mapped; truncate -s 1M mapped");
+                for read in [false, true] {
+                    assert!(!read || map.cast::<u8>().add(at * 4096).read_volatile() == 0);
+                    assert_eq!([0, 4096].map(|from| seek(&file, from, libc::SEEK_DATA)), [Err(libc::ENXIO); 2]);
+                }
+                store(at * 4096, 1);
+                assert_eq!(seek(&file, 0, libc::SEEK_DATA), Ok(at as i64 * 4096));
+                assert_eq!(seek(&file, at as i64 * 4096, libc::SEEK_HOLE), Ok(at as i64 * 4096 + 4096));
+            }
             libc::munmap(map, len);
         }
         // Written, and with `writeback` not sent yet, also beyond the end that was known.
