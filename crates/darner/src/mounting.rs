@@ -21,6 +21,7 @@ use crate::frontend::{Frontend, nameless};
 use crate::keeper::{self, Items};
 use crate::mounts;
 use crate::nodes::Nodes;
+use crate::place;
 use crate::receipts::{MountMemory, Receipts, THREADS_MAX};
 use crate::seek::KernelCache;
 use crate::supervisor::MOUNT;
@@ -28,6 +29,8 @@ use crate::when::local;
 
 /// The kernel's readahead for a mount, bytes.
 const READAHEAD: u32 = 1 << 20;
+/// So many descriptors further mounts leave to segments, tables, volumes and commands; of a larger limit, an eighth.
+const DESCRIPTORS_LEFT: u64 = 128;
 /// What the name of a mount's memory begins with.
 const MEMORY: &str = "memory ";
 
@@ -71,6 +74,7 @@ impl Daemon {
         };
         let top = as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, tid));
         self.fs.getattr(top)?;
+        self.refuse_without_descriptors()?;
         let source = self.path();
         if self.volumes.lock().iter().any(|v| v.place().path.starts_with(&m.mountpoint)) {
             return Err(Failure::new("the store and the mount point must not lie within each other"));
@@ -311,6 +315,18 @@ impl Daemon {
         let tid = self.moment(labels, when)?;
         Ok((root(tid)?, Some(tid)))
     }
+    /// Refuses a further mount where it would take what the others need.
+    fn refuse_without_descriptors(&self) -> Result<()> {
+        let is_further = !self.state.lock().mounts.is_empty();
+        match place::files_left().filter(|_| is_further) {
+            Some((most, left)) if left < DESCRIPTORS_LEFT.max(most / 8) => Err(Failure::new(format!(
+                "the daemon may open {left} more files of {most} (limit: ulimit -n, as it is started), which are kept for what is \
+                 written and for commands: unmount another mount first"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
 
     /// Whether a mount that is in the way has been taken away already, and only we have not seen the end of it.
     pub(crate) fn one_is_leaving(&self, m: &MountRequest) -> Result<bool> {

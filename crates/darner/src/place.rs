@@ -319,6 +319,22 @@ pub fn try_lock(file: &File, exclusive: bool) -> std::io::Result<bool> {
 
 /// Ends a lock at once. Closing alone would leave it to processes that are being started, until they close what they inherit.
 pub fn unlock(file: &File) {
+/// How many files this process may have open, and how many it may open yet; `None` where that can't be told.
+pub fn files_left() -> Option<(u64, u64)> {
+    let open = match fs::read_dir("/proc/self/fd") {
+        Ok(open) => open.count() as u64,
+        Err(e) if e.raw_os_error() == Some(libc::EMFILE) => u64::MAX,
+        Err(_) => return None,
+    };
+    // SAFETY: zeroes are a valid rlimit, which the call fills.
+    let (most, known) = unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        let known = libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0;
+        (limit.rlim_cur, known)
+    };
+    known.then_some((most, most.saturating_sub(open)))
+}
+
     // SAFETY: a plain system call on an open descriptor.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }

@@ -55,11 +55,36 @@ fn a_mount_that_fails_says_why_once_and_leaves_nothing_mounted() {
     w.mount();
 }
 
-/// Sets a process' limit of address space.
-fn limit_memory(pid: i32, most: u64) {
-    let limit = libc::rlimit { rlim_cur: most, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: a valid limit; the old one is not asked for.
-    sys(i64::from(unsafe { libc::prlimit(pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) })).unwrap();
+/// Sets a limit of a process.
+fn limit(pid: i32, what: libc::__rlimit_resource_t, most: u64) {
+    // SAFETY: zeroes are a valid limit; the call fills and reads it.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        sys(i64::from(libc::prlimit(pid, what, std::ptr::null(), &mut limit))).unwrap();
+        limit.rlim_cur = most;
+        sys(i64::from(libc::prlimit(pid, what, &limit, std::ptr::null_mut()))).unwrap();
+    }
+}
+
+#[test]
+fn a_mount_that_would_leave_too_few_descriptors_is_refused_and_everything_else_goes_on() {
+    let Some(w) = World::new() else { return };
+    let pid = w.daemon_pid();
+    let open = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
+    limit(pid, libc::RLIMIT_NOFILE, open() + 160);
+    let mut mounts = Vec::new();
+    let said = loop {
+        match w.mount_at(&format!("further{}", mounts.len()), &["--as-of", "now"]) {
+            Ok(at) => mounts.push(at),
+            Err(said) => break said,
+        }
+    };
+    assert!(said.contains("ulimit -n") && said.lines().count() == 1 && (1..9).contains(&mounts.len()), "{said}");
+    assert_eq!(mounted(&w.dir.join(format!("further{}", mounts.len()))), None);
+    w.sh("head -c 40M /dev/urandom > f; sync f; $DARNER snapshot . label; $DARNER log f");
+    mounts.iter().for_each(|at| drop(w.darner(&["unmount", at.to_str().unwrap()])));
+    w.mount_at("further0", &["--as-of", "now"]).unwrap();
+    assert_eq!(w.daemon_pid(), pid);
 }
 
 #[test]
@@ -70,10 +95,10 @@ fn a_mount_for_which_memory_or_threads_do_not_suffice_says_so_and_leaves_nothing
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let in_use = status.lines().find_map(|l| l.strip_prefix("VmSize:")?.split_whitespace().next()?.parse::<u64>().ok());
     // Each thread needs more than 1 MiB.
-    limit_memory(pid, (in_use.unwrap() << 10) + (30 << 20));
+    limit(pid, libc::RLIMIT_AS, (in_use.unwrap() << 10) + (30 << 20));
     let said = w.mount_at("second", &["-o", "threads=64", "--read-only"]).unwrap_err();
     let of_it = mounted(&second);
-    limit_memory(pid, libc::RLIM_INFINITY);
+    limit(pid, libc::RLIMIT_AS, libc::RLIM_INFINITY);
     assert!(said.contains("ulimit") && said.lines().count() == 1, "{said}");
     assert_eq!((of_it, w.daemon_pid()), (None, pid));
     assert_eq!(fs::read(w.mount_at("second", &["--read-only"]).unwrap().join("f")).unwrap(), b"x");
