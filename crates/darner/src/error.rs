@@ -58,6 +58,9 @@ impl From<std::io::Error> for Failure {
             Some(libc::EAGAIN) => "no more threads can be started (limits of processes and memory: ulimit -u, -v)",
             Some(libc::ENOMEM) => "there is no more memory (limit: ulimit -v)",
             Some(libc::EMFILE) => "no more files can be opened (limit: ulimit -n)",
+            Some(libc::EFBIG) => {
+                "a file would be larger than may be (limit: ulimit -f, or the filesystem that it is on)"
+            }
             _ => return Failure::new(e),
         };
         Failure::new(what)

@@ -192,6 +192,19 @@ impl Place {
         Ok((lock, if self.is_dir { make.size.unwrap_or(0) } else { 0 }))
     }
 
+    /// Takes it to make a volume there; a directory that was there is as empty again if that fails.
+    fn fill(&self, make: &Make, exists: bool, then: impl FnOnce(u64) -> Result<()>) -> Result<()> {
+        let (lock, size_limit) = self.take(make, exists)?;
+        let made = then(size_limit);
+        if made.is_err() && exists && self.is_dir && !make.force {
+            // (A volume has no directories.)
+            let left = fs::read_dir(&self.path).into_iter().flatten().flatten();
+            left.for_each(|entry| drop(fs::remove_file(entry.path())));
+        }
+        unlock(&lock);
+        made
+    }
+
     /// Whether a store is there.
     pub fn holds_store(&self) -> Result<bool> {
         let volume = self.volume(false)?;
@@ -306,19 +319,6 @@ pub fn allow_many_files() {
     }
 }
 
-/// Locks an open file, as flock(2) does; `false`: somebody else has it.
-pub fn try_lock(file: &File, exclusive: bool) -> std::io::Result<bool> {
-    let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-    // SAFETY: a plain system call on an open descriptor.
-    if unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) } == 0 {
-        return Ok(true);
-    }
-    let error = std::io::Error::last_os_error();
-    if error.kind() == std::io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
-}
-
-/// Ends a lock at once. Closing alone would leave it to processes that are being started, until they close what they inherit.
-pub fn unlock(file: &File) {
 /// How many files this process may have open, and how many it may open yet; `None` where that can't be told.
 pub fn files_left() -> Option<(u64, u64)> {
     let open = match fs::read_dir("/proc/self/fd") {
@@ -335,6 +335,19 @@ pub fn files_left() -> Option<(u64, u64)> {
     known.then_some((most, most.saturating_sub(open)))
 }
 
+/// Locks an open file, as flock(2) does; `false`: somebody else has it.
+pub fn try_lock(file: &File, exclusive: bool) -> std::io::Result<bool> {
+    let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: a plain system call on an open descriptor.
+    if unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    let error = std::io::Error::last_os_error();
+    if error.kind() == std::io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
+}
+
+/// Ends a lock at once. Closing alone would leave it to processes that are being started, until they close what they inherit.
+pub fn unlock(file: &File) {
     // SAFETY: a plain system call on an open descriptor.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
@@ -530,7 +543,11 @@ pub fn prepare<T>(path: &Path, make: &Make, then: impl FnOnce(&Path, &Make, bool
     if !exists && make.image {
         let size = make.size.ok_or_else(|| Failure::new("an image file needs --size"))?;
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        file.and_then(|f| f.set_len(size)).cant(|| format!("make {}", path.display()))?;
+        let file = file.cant(|| format!("make {}", path.display()))?;
+        if let Err(e) = file.set_len(size) {
+            let _ = fs::remove_file(path);
+            return Err(Failure::from(e)).cant(|| format!("make {}", path.display()));
+        }
     } else if !exists {
         fs::DirBuilder::new().mode(0o700).create(path).cant(|| format!("make {}", path.display()))?;
     }
@@ -555,16 +572,16 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
     if exists && make.existing_is_fine && place.holds_store()? {
         return Ok(place);
     }
-    let (lock, size_limit) = place.take(make, exists)?;
-    let now_ns = make.born_ns.unwrap_or_else(crate::frontend::now_ns);
-    let volume = place.volume(true)?;
-    Store::create(
-        &*volume,
-        &CreateOptions { now_ns, size_limit, hash_key: make.hash_key, ..CreateOptions::default() },
-    )?;
-    let store = Arc::new(Store::open(volume, &options())?);
-    with_volumes(&store, &make.beside, make)?;
-    unlock(&lock);
+    place.fill(make, exists, |size_limit| {
+        let now_ns = make.born_ns.unwrap_or_else(crate::frontend::now_ns);
+        let volume = place.volume(true)?;
+        Store::create(
+            &*volume,
+            &CreateOptions { now_ns, size_limit, hash_key: make.hash_key, ..CreateOptions::default() },
+        )?;
+        let store = Arc::new(Store::open(volume, &options())?);
+        with_volumes(&store, &make.beside, make)
+    })?;
     Ok(place)
 }
 
@@ -588,11 +605,10 @@ fn with_volumes(store: &Arc<Store>, paths: &[PathBuf], make: &Make) -> Result<()
     };
     prepare(path, make, |path, make, exists| {
         let place = Place::at(path)?;
-        let (lock, size_limit) = place.take(make, exists)?;
-        store.add_volume(place.volume(true)?, size_limit)?;
-        with_volumes(store, others, make)?;
-        unlock(&lock);
-        Ok(())
+        place.fill(make, exists, |size_limit| {
+            store.add_volume(place.volume(true)?, size_limit)?;
+            with_volumes(store, others, make)
+        })
     })
 }
 

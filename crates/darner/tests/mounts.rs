@@ -117,6 +117,35 @@ fn a_mount_for_which_memory_or_threads_do_not_suffice_says_so_and_leaves_nothing
 }
 
 #[test]
+fn the_limit_of_a_file_s_size_is_told_and_nothing_is_left_half_made() {
+    let Some(w) = World::unmounted() else { return };
+    let limited = |kib: u32, command: &str| {
+        let script = format!("ulimit -f {kib}; exec $DARNER {command}");
+        let out =
+            Command::new("bash").args(["-c", &script]).env("DARNER", DARNER).current_dir(&w.dir).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(
+            out.status.code() == Some(1) && said.contains("ulimit -f") && said.lines().count() == 1,
+            "{command}: {out:?}"
+        );
+    };
+    fs::create_dir(w.dir.join("empty")).unwrap();
+    limited(256, "create new");
+    limited(256, "create --image --size 100M image");
+    limited(256, "create empty");
+    limited(256, "mount --create store mnt");
+    assert!(["new", "image", "store"].iter().all(|name| !w.dir.join(name).exists()));
+    assert_eq!(fs::read_dir(w.dir.join("empty")).unwrap().count(), 0);
+    w.mount();
+    fs::write(w.path("f"), "x").unwrap();
+    w.unmount();
+    limited(50 << 10, "mount store mnt");
+    assert_eq!(mounted(&w.mnt), None);
+    w.mount();
+    assert_eq!(fs::read(w.path("f")).unwrap(), b"x");
+}
+
+#[test]
 fn the_subtype_can_be_left_away() {
     let Some(w) = World::unmounted() else { return };
     w.mount_at("mnt", &["--create", "-o", "subtype="]).unwrap();

@@ -33,7 +33,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// The volume failed an operation.
-    #[error("{place}: {action} failed: {source}")]
+    #[error("{place}: {action} failed: {source}{}", limit(source))]
     Io {
         /// Volume object and byte offset.
         place: String,
@@ -98,6 +98,15 @@ pub enum Error {
     /// An earlier write to the log failed; nothing more is accepted, so that nothing synced is lost.
     #[error("the store stopped accepting writes after: {0}")]
     Stopped(Box<Error>),
+}
+
+/// What an error of the system does not say: which limit it was.
+fn limit(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => " (limit of files that are open: ulimit -n)",
+        Some(libc::EFBIG) => " (limit of a file's size: ulimit -f, or the filesystem's below)",
+        _ => "",
+    }
 }
 
 impl Error {

@@ -41,6 +41,9 @@ use crate::place::Place;
 /// Runs the command line; errors go to stderr, the exit code to scripts: 0 done, 1 failed, 2 wrong usage (`diff`:
 /// 0 the same, 1 different, 2 failed).
 pub fn main() -> ExitCode {
+    // A file that would be larger than may be is an error to be told (EFBIG), not the end.
+    // SAFETY: a plain system call, before there is any other thread.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let cli = Cli::of(arguments());
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
