@@ -194,7 +194,8 @@ fn mount(c: &Attach, front: &Front, keeper: &Keeper, key: &str) -> Result<Sessio
     let claimed = mounts::claim(&c.directory, |there| there.kind == KIND)?;
     let fd = darner_fuse::mount(&c.directory, &options)?;
     drop(claimed);
-    let config = Config { max_write: darner_vfs::SLOT as u32, ..Config::default() };
+    let slot = darner_vfs::SLOT as u32;
+    let config = Config { max_write: slot, max_read: slot, ..Config::default() };
     // The contents of what is not remembered for long may change with its times.
     let config = match front.host().info().valid < Duration::from_secs(60) {
         true => config.without(abi::init::EXPLICIT_INVAL_DATA).with(abi::init::AUTO_INVAL_DATA),

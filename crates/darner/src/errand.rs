@@ -183,8 +183,8 @@ pub struct Invalidator {
 
 impl Invalidator {
     /// For the mount of this connection.
-    pub fn new(errands: &Errands, fd: OwnedFd) -> Invalidator {
-        Invalidator { errands: errands.clone(), fd: Arc::new(fd) }
+    pub fn new(errands: &Errands, fd: Arc<OwnedFd>) -> Invalidator {
+        Invalidator { errands: errands.clone(), fd }
     }
 
     /// Drops the cached attributes and bytes of nodes. Dirty pages are written first.

@@ -18,7 +18,6 @@ use darner_store::volume::without_waiting;
 use parking_lot::Mutex;
 
 use crate::cold;
-use crate::error::Failure;
 use crate::healing::Healer;
 use crate::listing::Listing;
 use crate::mortal::MortalReply;
@@ -74,10 +73,10 @@ impl Frontend {
         shared: bool,
         read_only: bool,
         kernel: KernelCache,
-    ) -> Result<Frontend, Failure> {
+    ) -> Frontend {
         let valid = if shared { SHORT } else { LONG };
-        let healer = Healer::new(fs.clone())?;
-        Ok(Frontend {
+        let healer = Healer::new(fs.clone());
+        Frontend {
             fs,
             nodes,
             receipts,
@@ -89,7 +88,7 @@ impl Frontend {
             passing: Mutex::default(),
             kernel,
             uncached: Arc::default(),
-        })
+        }
     }
 
     fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {

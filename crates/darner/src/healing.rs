@@ -1,13 +1,10 @@
 //! Reads that meet damage wait for the other side of a mirror, on a thread of their own: those who serve requests go on.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
-use std::thread;
 
 use darner_fs::{Fs, Node};
-use parking_lot::Mutex;
 
-use crate::error::Result;
+use crate::aside::Aside;
 use crate::mortal::MortalReply;
 
 /// A read that could not be answered.
@@ -19,20 +16,18 @@ struct Wounded {
 }
 
 /// Heals what reads of a mount find damaged, and answers them; ends when it is dropped, and all are answered.
-pub struct Healer(Mutex<Sender<Wounded>>);
+pub struct Healer(Aside<Wounded>);
 
 impl Healer {
-    /// Starts the thread.
-    pub fn new(fs: Arc<Fs>) -> Result<Healer> {
-        let (sender, jobs) = channel::<Wounded>();
-        thread::Builder::new().name("healer".into()).spawn(move || jobs.into_iter().for_each(|job| heal(&fs, job)))?;
-        Ok(Healer(Mutex::new(sender)))
+    /// For the mounts of a filesystem.
+    pub fn new(fs: Arc<Fs>) -> Healer {
+        Healer(Aside::new("healer", move |job| heal(&fs, job)))
     }
 
     /// Sees to a read that failed because of damage.
     pub fn take(&self, node: Node, offset: u64, size: usize, reply: MortalReply) {
         // (Without its thread the reply is dropped, which answers.)
-        let _ = self.0.lock().send(Wounded { node, offset, size, reply });
+        self.0.take(Wounded { node, offset, size, reply });
     }
 }
 

@@ -1,5 +1,6 @@
 //! The `darner` command and daemon: thin edges around the store, the filesystem and FUSE. Decides nothing.
 
+mod aside;
 mod attachments;
 pub mod bench;
 mod buckets;

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use darner_fs::{Inode, Node, ROOT, Tid};
 use darner_fuse::{Config, MountOptions, Session, abi};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::aside::Aside;
 use crate::control::{MountLine, MountRequest};
 use crate::daemon::{Daemon, Mount, State};
 use crate::errand::Invalidator;
@@ -111,6 +111,10 @@ impl Daemon {
         let mut config = Config::default();
         if kept.request.writeback && !kept.read_only {
             config = config.with(abi::init::WRITEBACK_CACHE);
+        }
+        if kept.read_only {
+            // (Each serving thread has room for the largest write.)
+            config.max_write = 4096;
         }
         if kept.shared {
             config = config.without(abi::init::EXPLICIT_INVAL_DATA).with(abi::init::AUTO_INVAL_DATA);
@@ -221,21 +225,16 @@ impl Daemon {
         receipts: Receipts,
     ) -> Result<()> {
         let (m, root, as_of) = (&kept.request, Inode::from_number(kept.root), kept.as_of.map(Tid));
-        let invalidator = Invalidator::new(&self.errands, session.duplicate()?);
+        let invalidator = Invalidator::new(&self.errands, session.shared());
         let for_stale = invalidator.clone();
         // Not from a serving thread: invalidation may wait for requests that only those can answer.
-        let (stale, ids) = channel::<u64>();
-        thread::Builder::new().name("invalidator".into()).spawn(move || {
-            for id in ids {
-                for_stale.inval_inodes(&[id]);
-            }
-        })?;
-        let stale = Mutex::new(stale);
+        let stale = Aside::new("invalidator", move |id| for_stale.inval_inodes(&[id]));
+        if !kept.read_only {
+            stale.start()?;
+        }
         let for_holes = invalidator.clone();
         let kernel = KernelCache {
-            stale: Box::new(move |id| {
-                let _ = stale.lock().send(id);
-            }),
+            stale: Box::new(move |id| stale.take(id)),
             write_back: Arc::new(move |id, bytes| for_holes.write_back(id, bytes)),
             beyond_the_end: m.writeback,
         };
@@ -248,7 +247,7 @@ impl Daemon {
             kept.shared,
             kept.read_only,
             kernel,
-        )?;
+        );
         let line = MountLine {
             mountpoint: m.mountpoint.clone(),
             fileset: m.fileset.as_ref().filter(|_| root != ROOT).map(|asked| self.called(root, asked)),
@@ -315,6 +314,7 @@ impl Daemon {
         let tid = self.moment(labels, when)?;
         Ok((root(tid)?, Some(tid)))
     }
+
     /// Refuses a further mount where it would take what the others need.
     fn refuse_without_descriptors(&self) -> Result<()> {
         let is_further = !self.state.lock().mounts.is_empty();
@@ -326,7 +326,6 @@ impl Daemon {
             _ => Ok(()),
         }
     }
-
 
     /// Whether a mount that is in the way has been taken away already, and only we have not seen the end of it.
     pub(crate) fn one_is_leaving(&self, m: &MountRequest) -> Result<bool> {

@@ -117,6 +117,24 @@ fn a_mount_for_which_memory_or_threads_do_not_suffice_says_so_and_leaves_nothing
 }
 
 #[test]
+fn a_further_mount_costs_few_threads_and_descriptors_and_little_memory() {
+    let Some(w) = World::new() else { return };
+    fs::write(w.path("f"), vec![7; 3 << 20]).unwrap();
+    let pid = w.daemon_pid();
+    let count = |of: &str| fs::read_dir(format!("/proc/{pid}/{of}")).unwrap().count();
+    let resident = || w.status()["resident_bytes"].as_u64().unwrap() as usize;
+    let costs = || [count("task"), count("fd"), resident() >> 10];
+    let further = |n: u32| w.mount_at(&format!("further{n}"), &["--as-of", "now"]).unwrap();
+    further(0);
+    let before = costs();
+    let mounts: Vec<_> = (1..=10).map(further).collect();
+    let each: Vec<usize> =
+        before.iter().zip(costs()).map(|(before, after)| after.saturating_sub(*before) / 10).collect();
+    assert!(each[0] <= 6 && each[1] <= 11 && each[2] <= 1500, "threads, descriptors, KiB: {each:?}");
+    mounts.iter().for_each(|at| assert_eq!(fs::read(at.join("f")).unwrap(), vec![7; 3 << 20]));
+}
+
+#[test]
 fn the_limit_of_a_file_s_size_is_told_and_nothing_is_left_half_made() {
     let Some(w) = World::unmounted() else { return };
     let limited = |kib: u32, command: &str| {

@@ -20,8 +20,10 @@ use crate::{
 pub struct Config {
     /// [`abi::init`] bits; only those that the kernel offers are taken.
     pub flags: u64,
-    /// Largest write, bytes; also the largest read.
+    /// Largest write, bytes.
     pub max_write: u32,
+    /// Largest read, bytes.
+    pub max_read: u32,
     /// Readahead, bytes; the kernel's own limit (`read_ahead_kb` of the mount) holds as well.
     pub max_readahead: u32,
     /// Asynchronous requests (readahead, direct I/O, FORGET) under way at a time.
@@ -56,6 +58,7 @@ impl Default for Config {
                 | init::HAS_EXPIRE_ONLY
                 | init::HAS_RESEND,
             max_write: 1 << 20,
+            max_read: 1 << 20,
             max_readahead: 1 << 20,
             max_background: 64,
             congestion_threshold: 48,
@@ -126,6 +129,7 @@ impl Negotiated {
         }
         let wished = config.max_write.max(4096);
         let max_write = if flags & init::MAX_PAGES == 0 { wished.min(32 * 4096) } else { wished };
+        let largest = max_write.max(config.max_read);
         Ok(Self {
             major,
             minor: minor.min(abi::MINOR),
@@ -136,7 +140,7 @@ impl Negotiated {
             max_background: config.max_background.into(),
             congestion_threshold: config.congestion_threshold.into(),
             // One more than the bytes need: a direct write seldom starts on a page.
-            max_pages: if flags & init::MAX_PAGES == 0 { 32 } else { (max_write.div_ceil(4096) + 1).min(0xffff) },
+            max_pages: if flags & init::MAX_PAGES == 0 { 32 } else { (largest.div_ceil(4096) + 1).min(0xffff) },
             time_gran: config.time_gran,
         })
     }
@@ -217,6 +221,13 @@ mod tests {
         let got = Negotiated::agree(&Config::default(), 7, 31, 4096, init::ASYNC_READ).unwrap();
         assert_eq!((got.minor, got.max_write), (31, 128 << 10));
         assert!(Negotiated::agree(&Config::default(), 7, 30, 0, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_mount_that_is_only_read_has_no_room_for_writes_and_reads_as_much_at_a_time() {
+        let config = Config { max_write: 4096, ..Config::default() };
+        let got = Negotiated::agree(&config, 7, 45, 4096, init::MAX_PAGES).unwrap();
+        assert_eq!((got.max_write, got.max_pages), (4096, 257));
     }
 
     #[test]

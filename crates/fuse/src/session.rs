@@ -83,6 +83,11 @@ impl Session {
         self.fd.try_clone()
     }
 
+    /// The descriptor itself: who holds it keeps the mount alive.
+    pub fn shared(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
+    }
+
     /// See [`Notifier::resend`].
     pub fn resend(&self) -> io::Result<()> {
         self.notifier().resend()
