@@ -142,6 +142,10 @@ impl World {
             // SAFETY: plain system calls.
             pids.iter().for_each(|pid| assert_eq!(unsafe { libc::kill(*pid, signal) }, 0));
         }
+        // (Until then they have the store's locks.)
+        let is_gone =
+            |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+        eventually("who was killed is gone", || pids.iter().all(is_gone));
     }
 
     pub fn supervisor_pid(&self) -> i32 {
