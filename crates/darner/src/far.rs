@@ -185,6 +185,9 @@ impl Far {
                 let key = self.key.map_or("no key".into(), |key| key.to_string());
                 format!("who answers there does not have the key {key} (`darner serve MNT` there tells which it has)")
             }
+            ConnectError::Io(e) if tcp::is_something_else(e) => {
+                "what listens there is no darner (`darner serve MNT` there tells the address and port)".into()
+            }
             ConnectError::Ended(why) if why.why == Why::NotAdmitted => {
                 format!("{e} (`darner serve MNT --ticket` there prints a new ticket)")
             }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::SocketAddr;
@@ -307,7 +308,8 @@ pub fn start(
     for variable in [SOCKET, WORKER, crate::cmd::daemon::READY].iter().chain(&systemds) {
         process.env_remove(variable);
     }
-    process.stdin(Stdio::null()).stdout(Stdio::null());
+    let null = File::options().read(true).write(true).open("/dev/null").cant(|| "open /dev/null".into())?;
+    process.stdin(null.try_clone()?).stdout(null);
     // First: what `prepare` passes is taken out of it.
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe { process.pre_exec(keep_to_ourselves) };

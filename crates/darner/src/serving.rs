@@ -228,7 +228,11 @@ impl Daemon {
             if let Some(address) = listen.filter(|address| state.address.as_ref() != Some(address)) {
                 // (It may be the same port, at another address.)
                 state.open = None;
-                state.open = Some(open(&self.fs, &self.source, &address)?);
+                let opened = open(&self.fs, &self.source, &address);
+                if let (Err(_), Some(before)) = (&opened, &state.address) {
+                    state.open = open(&self.fs, &self.source, before).ok();
+                }
+                state.open = Some(opened?);
                 self.fs.listen_at(Some(&address), now_ns())?;
                 (state.address, state.failed) = (Some(address), None);
                 self.door.serves.store(true, Ordering::Relaxed);

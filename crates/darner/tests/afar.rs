@@ -157,6 +157,26 @@ fn a_store_on_another_machine_follows_over_links_that_are_cut_at_any_byte_and_da
 }
 
 #[test]
+fn who_is_no_darner_is_told_as_such_and_an_address_that_is_taken_leaves_the_one_before() {
+    let Some(f) = Far::new() else { return };
+    let web = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = web.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut client in web.incoming().flatten() {
+            let _ = client.read(&mut [0; 4096]);
+            let _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let url = format!("darner://127.0.0.1:{port}");
+    refused(&["mirror", "follow", &f.dir("x"), &url, "--key", &"ab".repeat(32)], "what listens there is no darner");
+    let taken = format!("127.0.0.1:{port}");
+    refused(&["serve", f.w.mnt.to_str().unwrap(), "--listen", &taken], "can't listen at");
+    let report: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
+    assert_eq!(report["listens"], true, "{report}");
+    assert!(report["address"].as_str().unwrap().ends_with(&format!(":{}", f.port)), "{report}");
+}
+
+#[test]
 fn nobody_is_admitted_but_by_key_or_ticket_and_that_lasts_until_it_is_taken_back() {
     let Some(f) = Far::new() else { return };
     let mnt = f.w.mnt.to_str().unwrap();

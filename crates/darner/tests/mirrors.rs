@@ -433,6 +433,8 @@ fn a_stream_through_a_pipe_makes_a_mirror_and_brings_it_on() {
     fs::create_dir(w.path("dir")).unwrap();
     fs::write(w.path("dir/a"), vec![5; 500_000]).unwrap();
     w.sh_outside("$DARNER mirror export $MNT --output $DIR/all 2>/dev/null; head -c -10 $DIR/all > $DIR/part");
+    let said = w.sh_outside("$DARNER mirror export $MNT 2>said >&- && exit 9; cat said");
+    assert!(said.contains("standard output is closed"), "{said}");
     let store = w.dir.join("again").to_str().unwrap().to_string();
     for cut in ["/dev/null", w.dir.join("part").to_str().unwrap()] {
         let said = refused(&["mirror", "import", &store, "--input", cut]);

@@ -340,6 +340,17 @@ fn what_is_mounted_in_another_namespace_is_told_and_nothing_is_mounted_over_it()
 }
 
 #[test]
+fn that_dev_null_is_missing_is_told() {
+    if !has("unshare") {
+        return;
+    }
+    let Some(w) = World::unmounted() else { return };
+    let mounts = "mount -t tmpfs none /dev; exec $DARNER mount --create store $MNT";
+    let said = w.sh_outside(&format!("unshare -m --propagation private sh -c '{mounts}' 2>&1 && exit 9 || true"));
+    assert!(said.contains("can't open /dev/null"), "{said}");
+}
+
+#[test]
 fn a_mount_whose_daemon_is_in_another_network_namespace_is_not_called_dead_nor_taken_away() {
     if !has("unshare") || !has("nsenter") || !has("flock") {
         return;

@@ -111,6 +111,19 @@ fn a_mount_of_the_past_keeps_what_it_shows_and_says_where_it_rounded_to() {
 }
 
 #[test]
+fn an_interrupted_forget_says_what_the_state_is_and_the_next_one_does_all() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir d; for i in $(seq 3000); do echo $i > d/$i; done; $DARNER snapshot $MNT l");
+    let said = w.sh("$DARNER forget d 2>$DIR/said & while [ $(ls d 2>/dev/null | wc -l) = 3000 ]; do :; done
+         kill -TERM $!; wait $! && exit 9; cat $DIR/said");
+    match said.contains("interrupted; some of d may be removed") {
+        true => assert_eq!(w.sh("ls @@l/d | wc -l"), "3000"),
+        false => assert!(said.contains("interrupted; d is removed, and its daemon goes on"), "{said}"),
+    }
+    w.sh("$DARNER forget d; ! test -e d; ! test -e @@l/d");
+}
+
+#[test]
 fn what_is_forgotten_is_gone_from_what_the_kernel_has_cached_too() {
     let Some(w) = World::new() else { return };
     w.sh("mkdir d; echo password > d/secret; echo harmless > d/other; $DARNER snapshot $MNT pinned");

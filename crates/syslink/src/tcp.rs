@@ -44,6 +44,11 @@ pub fn is_other_key(e: &io::Error) -> bool {
     tls::is_other_key(e)
 }
 
+/// Whether connecting failed because who answers is something else.
+pub fn is_something_else(e: &io::Error) -> bool {
+    tls::is_no_tls(e)
+}
+
 impl Remote {
     /// To join with a ticket.
     pub fn with_ticket(addr: SocketAddr, ticket: &Ticket) -> Remote {

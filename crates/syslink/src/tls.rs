@@ -129,6 +129,12 @@ pub(crate) fn is_other_key(e: &io::Error) -> bool {
     found == Some(&Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
 }
 
+/// Whether it failed because the other side speaks something else than TLS.
+pub(crate) fn is_no_tls(e: &io::Error) -> bool {
+    let found = e.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    matches!(found, Some(Error::InvalidMessage(_)))
+}
+
 fn other<E: std::error::Error + Send + Sync + 'static>(e: E) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, e)
 }

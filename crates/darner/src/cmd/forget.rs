@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{Named, printable};
@@ -10,6 +11,7 @@ use crate::control::{self, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::mounts;
 use crate::place::Place;
+use crate::supervisor::block_end_signals;
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -21,6 +23,7 @@ struct Line<'a> {
 }
 
 pub fn run(c: &Forget) -> Result<()> {
+    tell_if_interrupted();
     let mut left = 0;
     for path in &c.paths {
         left += forget(c, path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
@@ -29,6 +32,21 @@ pub fn run(c: &Forget) -> Result<()> {
         return Err(Failure::new(format!("{left} things could not be reached (see above)")));
     }
     Ok(())
+}
+
+/// What is said if it is interrupted now.
+static STATE: Mutex<String> = Mutex::new(String::new());
+
+fn tell_if_interrupted() {
+    *STATE.lock() = "nothing was changed".into();
+    let signals = block_end_signals();
+    std::thread::spawn(move || {
+        let mut signal = 0;
+        // SAFETY: a valid set, and room for the answer.
+        unsafe { libc::sigwait(&signals, &mut signal) };
+        eprintln!("darner: interrupted; {}", STATE.lock());
+        std::process::exit(1);
+    });
 }
 
 /// Removes what is there and destroys its past; returns how many things could not be reached.
@@ -43,6 +61,9 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
     // What is refused must not be removed for it.
     mounts::refuse_within(&target)?;
     control::must_call(&place, &Request::MayForget { at: at.clone() })?;
+    let shown = printable(path);
+    *STATE.lock() =
+        format!("some of {shown} may be removed, and is in the past still; the same command again does all");
     // The ordinary way, so that the kernel knows.
     match std::fs::symlink_metadata(&target) {
         Ok(m) if m.is_dir() => std::fs::remove_dir_all(&target).cant(|| "remove it".into())?,
@@ -50,7 +71,10 @@ fn forget(c: &Forget, path: &Path) -> Result<usize> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).cant(|| "look at it".into()),
     }
+    *STATE.lock() =
+        format!("{shown} is removed, and its daemon goes on destroying it; the same command again waits for that");
     let answer = super::call_showing_progress(&place, &Request::Forget { at })?;
+    *STATE.lock() = format!("{shown} is forgotten");
     let Response::Forgotten { objects, lapsed, left } = answer else { return Err(super::other_answer()) };
     if c.json {
         super::print_json(&Line { path: Named::of(path), objects, lapsed, left: &left })?;

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -350,11 +351,23 @@ fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
         None if std::io::stdout().is_terminal() => {
             return Err(Failure::new("a stream is nothing for a terminal: use --output FILE, or a pipe"));
         }
+        None if stdout_leads_nowhere() => {
+            return Err(Failure::new("standard output is closed: use --output FILE, or a pipe"));
+        }
         None => Box::new(std::io::stdout().lock()),
     };
     let done = export(&link, Which::Named(&name), Tid(since), mirroring::session(), &mut *out).map_err(Failure::new)?;
     eprintln!("darner: what changed in {name:?} after {} up to {}", done.since, done.at);
     Ok(())
+}
+
+/// Whether nobody reads what is printed: in the place of what was closed, every program has `/dev/null`, to read and to write.
+fn stdout_leads_nowhere() -> bool {
+    let is_null = |meta: std::fs::Metadata| meta.rdev() == libc::makedev(1, 3);
+    let out = std::io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    // SAFETY: a plain system call.
+    let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFL) };
+    flags & libc::O_ACCMODE == libc::O_RDWR && out.and_then(|out| out.metadata()).is_ok_and(is_null)
 }
 
 fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
