@@ -119,7 +119,8 @@ impl Frontend {
         let nodeid = self.nodes.looked_up(e.node, dir, through_time)?;
         let entry_valid = if e.steady { self.valid } else { Duration::ZERO };
         let attr = self.attr(e.node, &e.attr);
-        Some(fuse::Entry { nodeid, generation: 0, entry_valid, attr_valid: self.attr_valid(e.node), attr })
+        let generation = self.nodes.generation(nodeid);
+        Some(fuse::Entry { nodeid, generation, entry_valid, attr_valid: self.attr_valid(e.node), attr })
     }
 
     fn attr_valid(&self, node: Node) -> Duration {

@@ -4,7 +4,8 @@
 //! is 1, whichever it is. A past one is `1 << 63 | view << 44 | object`, where a *view* is a small number for one way into the
 //! past: a tid, the object that was named with it (or the fileset's root that was gone through), and the view from which.
 //! (A directory may have one place only in the kernel's tree; `src@@T` and `@@T/src` are two.) It is given back when the
-//! kernel has forgotten all of its nodes. The virtual `@@` directory is `1 << 62 | ` the live id.
+//! kernel has forgotten all of its nodes; the generation of a past node, which handles have beside its id, tells views that had the
+//! same number from one another. The virtual `@@` directory is `1 << 62 | ` the live id.
 //!
 //! Views are in memory that outlives the process. A process that is killed between a look-up and its answer may leave a lookup
 //! too many: then that view's number is not used again as long as the mount lasts. Live nodes are not counted: whether the kernel
@@ -169,6 +170,12 @@ impl Nodes {
         })
     }
 
+    /// What tells a node from others that had its id before, or in an earlier mount.
+    pub fn generation(&self, id: u64) -> u64 {
+        let way = if id & PAST == 0 { None } else { self.way((id & !PAST) >> OBJECT_BITS) };
+        way.map_or(0, |way| (way.tid.0 ^ way.object.number().rotate_left(24)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32)
+    }
+
     /// The node id to give to the kernel for what was found in directory `dir`, counted as one lookup of its view; `through_time`:
     /// by a name with a moment in it. `None` when there are too many moments in use.
     pub fn looked_up(&self, node: Node, dir: u64, through_time: bool) -> Option<u64> {
@@ -271,6 +278,20 @@ mod tests {
         assert_eq!(nodes.node(other), Some(Node::AsOf(Inode::main(9), Tid(78))));
         assert_eq!(nodes.looked_up(Node::Live(Inode::main(5)), 1, false), Some(5));
         assert_eq!(nodes.forget(5, 1), Some(Inode::main(5)));
+    }
+
+    #[test]
+    fn a_past_id_that_means_another_moment_than_before_has_another_generation() {
+        let generations: Vec<(u64, u64)> = [77, 78, 77]
+            .map(|tid| {
+                let nodes = new(ROOT, None);
+                let id = nodes.looked_up(Node::AsOf(Inode::main(9), Tid(tid)), 1, true).unwrap();
+                assert_eq!(nodes.generation(9), 0, "the present has one only");
+                (id, nodes.generation(id))
+            })
+            .into();
+        assert_eq!(generations[0], generations[2]);
+        assert!(generations[0].0 == generations[1].0 && generations[0].1 != generations[1].1, "{generations:?}");
     }
 
     #[test]

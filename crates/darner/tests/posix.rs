@@ -460,6 +460,21 @@ fn file_handles_survive_a_remount() {
     assert_eq!(open_handle(&root, &gone).map(|_| ()), Err(libc::ESTALE));
 }
 
+#[test]
+fn a_handle_of_the_past_is_stale_after_a_remount_and_leads_to_no_other_moment() {
+    let Some(w) = World::new() else { return };
+    w.sh("echo one > f; $DARNER snapshot $MNT l1; echo two > f; $DARNER snapshot $MNT l2");
+    let past = handle(&w.path("@@l1/f"));
+    let read = |root: &File| {
+        let mut text = String::new();
+        open_handle(root, &past).map(|mut f| f.read_to_string(&mut text).map(|_| text).unwrap())
+    };
+    assert_eq!(read(&File::open(&w.mnt).unwrap()), Ok("one\n".into()));
+    w.remount();
+    let _other = File::open(w.path("@@l2/f")).unwrap();
+    assert_eq!(read(&File::open(&w.mnt).unwrap()), Err(libc::ESTALE));
+}
+
 /// `struct file_handle` with its bytes.
 #[repr(C)]
 struct Handle {
