@@ -197,9 +197,9 @@ impl Place {
         let (lock, size_limit) = self.take(make, exists)?;
         let made = then(size_limit);
         if made.is_err() && exists && self.is_dir && !make.force {
-            // (A volume has no directories.)
-            let left = fs::read_dir(&self.path).into_iter().flatten().flatten();
-            left.for_each(|entry| drop(fs::remove_file(entry.path())));
+            // (What others put there meanwhile stays.)
+            let volume = self.volume(true)?;
+            let _ = volume.keep_only(&[], false).and_then(|()| volume.wipe_super());
         }
         unlock(&lock);
         made
