@@ -57,9 +57,16 @@ impl Files {
 
     /// Opens a file, which is made if it is not there, of one that is held if need be.
     pub fn make(&self, name: &str) -> std::io::Result<File> {
+        match self.make_or_open(name) {
+            Err(e) if disk::is_full(&e) => self.take_spare(name).ok_or(e),
+            made => made,
+        }
+    }
+
+    /// The same, but of none that is held.
+    pub fn make_or_open(&self, name: &str) -> std::io::Result<File> {
         match self.make_new(name) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => self.open(name, true),
-            Err(e) if disk::is_full(&e) => self.take_spare(name).ok_or(e),
             made => made,
         }
     }

@@ -142,10 +142,7 @@ impl Held {
         }
         let bytes = bytes.min((left()? + *held) / LEFT_FOR_OTHERS / STEP * STEP);
         if *held < bytes {
-            let file = match files.make_new(HELD) {
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                    files.io("open", HELD, files.open(HELD, true))?
-                }
+            let file = match files.make_or_open(HELD) {
                 Err(e) if disk::is_full(&e) => return Ok(()),
                 file => files.io("create", HELD, file)?,
             };
