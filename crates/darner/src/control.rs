@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::keeper::FailedUpgrade;
 
 pub use talk::{Answers, Tell, call, listen_over, must_call, must_call_with, nobody_has};
-pub(crate) use talk::{At, Callee, LETS_IN, Listener, Reached, call_at, is_trusted, reach, when_free};
+pub(crate) use talk::{At, Callee, LETS_IN, Listener, POLLS, Reached, call_at, is_trusted, reach, when_free};
 
 /// What of a store a command is about: a path in one of the daemon's mounts.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use darner_syslink::engine::Hello;
 use darner_syslink::{Config, Link, Refuse, Service, Who, unix};
 use parking_lot::Mutex;
 
-use crate::control::{self, Reached, Request};
+use crate::control::{self, POLLS, Reached, Request};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
 use crate::far::{Far, Hitch, Unreached};
@@ -260,7 +260,8 @@ fn connect_with(place: &Place, own: Arc<dyn Service>) -> std::result::Result<Lin
                 continue;
             }
         };
-        match unix::connect_over(socket, SERVICE, &crate::far::config(), own.clone()) {
+        let config = Config { poll_ns: POLLS.as_nanos() as u64, ..crate::far::config() };
+        match unix::connect_over(socket, SERVICE, &config, own.clone()) {
             Ok(link) => return Ok(link),
             Err(e) => failed = Some(e),
         }

@@ -299,7 +299,7 @@ impl Engine {
     /// Whether a command of this size would be accepted now, as far as the flow goes.
     pub fn has_room(&self, size: u64) -> bool {
         let fits = self.calls_bytes.saturating_add(size) <= self.send_limits.bytes;
-        self.calls.len() < self.send_limits.calls as usize && (fits || self.calls.is_empty())
+        self.is_open() && self.calls.len() < self.send_limits.calls as usize && (fits || self.calls.is_empty())
     }
 
     /// Sends a command. On `Ok`, one [`Action::Answer`] will follow; on `Err`, nothing was sent and none will; the
@@ -312,6 +312,8 @@ impl Engine {
     ) -> Result<CallId, (CallError, Option<Message>)> {
         match self.state {
             State::Open => {}
+            // The first one may go along with the hello, if any peer would take it.
+            State::Greeting if !self.accepts && self.calls.is_empty() && self.fits(&m).is_ok() => {}
             State::Closed => return Err((CallError::Broken(Reason::new(Why::Closed, "")), None)),
             _ => return Err((CallError::Busy, Some(m))),
         }
@@ -321,7 +323,7 @@ impl Engine {
         if deadline.is_some_and(|d| d <= now) {
             return Err((CallError::TooLate, None));
         }
-        if !self.has_room(m.size()) {
+        if self.is_open() && !self.has_room(m.size()) {
             return Err((CallError::Busy, Some(m)));
         }
         if self.calls.is_empty() {

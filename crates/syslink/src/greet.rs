@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
+use darner_pace::Pace;
 use parking_lot::Mutex;
 
 use crate::engine::{Action, Engine, Hello};
 use crate::error::{Reason, Why};
-use crate::link::Patience;
 use crate::poll::{self, now_ns};
 use crate::wire::{Got, Wire};
 
@@ -63,18 +63,21 @@ impl Places {
         from: Option<IpAddr>,
         work: impl FnOnce(S, Place) + Send + 'static,
     ) {
-        let Ok(connection) = socket.as_fd().try_clone_to_owned() else { return };
-        let place = {
-            let (strangers, number) = &mut *self.0.lock();
-            if strangers.len() >= STRANGERS_MAX {
-                show_one_out(strangers);
-            }
-            *number += 1;
-            strangers.push(Stranger { number: *number, connection, from, has_spoken: false });
-            Place { strangers: self.0.clone(), number: *number }
-        };
+        let Ok(place) = self.take(&socket, from) else { return };
         // Without a thread the place is given back as well.
         let _ = thread::Builder::new().name("syslink".into()).spawn(move || work(socket, place));
+    }
+
+    /// A place for somebody for whom there is a thread.
+    pub fn take(&self, socket: &impl AsFd, from: Option<IpAddr>) -> std::io::Result<Place> {
+        let connection = socket.as_fd().try_clone_to_owned()?;
+        let (strangers, number) = &mut *self.0.lock();
+        if strangers.len() >= STRANGERS_MAX {
+            show_one_out(strangers);
+        }
+        *number += 1;
+        strangers.push(Stranger { number: *number, connection, from, has_spoken: false });
+        Ok(Place { strangers: self.0.clone(), number: *number })
     }
 }
 
@@ -93,18 +96,8 @@ pub(crate) type Judge<'a> = dyn FnMut(&Hello) -> Result<Option<[u8; 16]>, String
 
 /// Returns what the peer said when the engine is open.
 pub(crate) fn greet(engine: &mut Engine, wire: &mut Wire, until: u64, judge: &mut Judge<'_>) -> Result<Hello, Reason> {
-    greet_patiently(engine, wire, until, judge, &mut Patience::endless())
-}
-
-/// The same; asks meanwhile whether it still shall.
-pub(crate) fn greet_patiently(
-    engine: &mut Engine,
-    wire: &mut Wire,
-    until: u64,
-    judge: &mut Judge<'_>,
-    patience: &mut Patience<'_>,
-) -> Result<Hello, Reason> {
     let mut heard = None;
+    let mut pace = Pace::new(wire.poll);
     loop {
         while let Some(action) = engine.action() {
             match action {
@@ -128,10 +121,7 @@ pub(crate) fn greet_patiently(
             return Ok(hello);
         }
         heard = None;
-        hear(engine, wire, patience.until.map_or(until, |asks| asks.min(until)));
-        if !patience.holds() {
-            return Err(Reason::new(Why::Slow, "the peer does not greet"));
-        }
+        hear(engine, wire, &mut pace, until);
     }
 }
 
@@ -152,11 +142,16 @@ fn send(wire: &mut Wire, packet: crate::engine::Packet, until: u64) -> Result<()
     }
 }
 
-fn hear(engine: &mut Engine, wire: &mut Wire, until: u64) {
-    if !wire.inlet.has_more() {
+fn hear(engine: &mut Engine, wire: &mut Wire, pace: &mut Pace, until: u64) {
+    let mut receive = || match wire.inlet.receive(false, &mut |bytes| engine.announce(now_ns(), bytes)) {
+        Ok(Got::Nothing) => None,
+        got => Some(got),
+    };
+    let got = receive().or_else(|| pace.poll(&mut receive)).or_else(|| {
         let _ = poll::wait(&[(wire.control, false)], Some(until));
-    }
-    match wire.inlet.receive(false, &mut |bytes| engine.announce(now_ns(), bytes)) {
+        receive()
+    });
+    match got.unwrap_or(Ok(Got::Nothing)) {
         Ok(Got::Message((announced, bulk))) => engine.arrive(now_ns(), announced, bulk),
         Ok(Got::Nothing | Got::Ended) => {}
         Err(reason) if reason.why == Why::Lost => engine.lost(reason),

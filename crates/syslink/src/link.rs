@@ -7,8 +7,8 @@
 //! or, while the peer has never commanded and no other reply is due, leaves that to the link's thread for when calls have paused. Who reads never
 //! blocks in a write: what the socket does not take stays in `outbox`, which [`Engine::waiting`] bounds, until epoll
 //! (or a reading caller) finds it writable; or, while the link's thread is deaf, until who wrote it finds room. Where the
-//! configuration says so, who reads polls before it sleeps ([`Pace`]), without any lock but `inlet`. An unattended link has
-//! no thread: callers do all of it.
+//! configuration says so, who reads polls before it sleeps ([`Pace`]), without any lock but `inlet`. A thread that is about to
+//! take long over a command leaves the link to a new one. An unattended link has no thread: callers do all of it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::ErrorKind;
@@ -89,6 +89,8 @@ struct State {
     followers: Vec<Arc<Condvar>>,
     /// Those of them that wait for room.
     room_wanted: Vec<Arc<Condvar>>,
+    /// The peer has let us in.
+    greeted: bool,
     closed: Option<Reason>,
     armed: bool,
     bulk_armed: bool,
@@ -163,7 +165,7 @@ pub struct Pending {
     call: CallId,
 }
 
-/// What a link is made of, when both sides have greeted.
+/// What a link is made of, when both sides have greeted; or, if it is unattended, not yet.
 pub(crate) struct Opened {
     pub engine: Engine,
     pub wire: Wire,
@@ -175,27 +177,29 @@ impl Opened {
     /// Starts the link's thread.
     pub fn start(self) -> std::io::Result<Link> {
         let shared = self.shared(true)?;
-        // A service that panics must not leave a link that nobody runs.
-        let runner = CloseOnDrop(shared.clone());
-        thread::Builder::new().name("syslink".into()).spawn(move || runner.0.run())?;
+        attend_elsewhere(&shared)?;
         Ok(Link { shared, _last: None })
     }
 
     /// Makes this thread the link's, until that is over.
     pub fn run(self) -> std::io::Result<()> {
-        CloseOnDrop(self.shared(true)?).0.run();
+        attend(self.shared(true)?);
         Ok(())
     }
 
     /// Leaves it without a thread.
     pub fn unattended(self) -> std::io::Result<Link> {
-        Ok(Link { shared: self.shared(false)?, _last: None })
+        let shared = self.shared(false)?;
+        // (What is said first goes out with the first call.)
+        shared.perform(&mut shared.state.lock());
+        Ok(Link { shared, _last: None })
     }
 
     fn shared(self, attended: bool) -> std::io::Result<Arc<Shared>> {
         let Opened { engine, wire, peer, service } = self;
         let attendant = attended.then(|| Attendant::new(&wire)).transpose()?;
         let state = State {
+            greeted: engine.is_open(),
             engine,
             outbox: VecDeque::new(),
             slots: HashMap::new(),
@@ -274,6 +278,31 @@ impl Link {
         let mut patience = Patience::of(patience, slow);
         let call = self.shared.begin(command, deadline(timeout), &mut patience).map_err(|e| (e, None))?;
         self.shared.wait_for(call, &mut patience).map_err(|e| (e, Some(call)))
+    }
+
+    /// Whether the peer has let us in: if not, it may have ended before it saw a command.
+    pub fn is_greeted(&self) -> bool {
+        self.shared.state.lock().greeted
+    }
+
+    /// Waits until the peer has let us in. If it takes longer than `patience`, `slow` is called, as in [`Link::call_patiently`].
+    pub fn greet_patiently(
+        &self,
+        patience: Duration,
+        slow: &mut dyn FnMut() -> Option<Duration>,
+    ) -> Result<(), Reason> {
+        let mut patience = Patience::of(patience, slow);
+        let let_in = |s: &mut State| s.closed.clone().map(Err).or(s.greeted.then_some(Ok(())));
+        self.shared.flush();
+        loop {
+            let (state, found) = self.shared.pump(self.shared.state.lock(), patience.until, None, let_in);
+            drop(state);
+            match found {
+                Some(found) => return found,
+                None if patience.holds() => {}
+                None => return Err(Reason::new(Why::Slow, "the peer does not greet")),
+            }
+        }
     }
 
     /// Whether the peer has not replied to a call yet: it may be at work on it, also when nobody waits any more.
@@ -471,6 +500,7 @@ impl Shared {
                 drop(reading);
                 if self.attendant.is_none() && !state.commands.is_empty() {
                     drop(state);
+                    // (None takes long here.)
                     self.serve();
                     state = self.state.lock();
                 }
@@ -679,8 +709,9 @@ impl Shared {
                 Action::Cancelled(call) => drop(state.cancelled.insert(call)),
                 Action::Answer(call, answer) => self.answered(state, call, answer),
                 Action::Closed(reason) => self.ended(state, reason),
-                // Both were over before this link began.
-                Action::Admit(_) | Action::Opened(_) => {}
+                Action::Opened(_) => state.greeted = true,
+                // (That was over before this link began.)
+                Action::Admit(_) => {}
             }
         }
     }
@@ -759,9 +790,9 @@ impl Shared {
         }
     }
 
-    /// The link's thread.
-    fn run(&self) {
-        let Some(Attendant { epoll, bell }) = &self.attendant else { return };
+    /// The link's thread, until it is over, or there is a command that takes long: it is returned.
+    fn run(&self) -> Option<(Message, Reply)> {
+        let Attendant { epoll, bell } = self.attendant.as_ref()?;
         loop {
             let until = self.plan();
             if !self.listen(until) {
@@ -770,10 +801,13 @@ impl Shared {
                     Err(e) => self.lose(Reason::lost(&e)),
                 }
             }
-            self.serve();
+            if let Some(long) = self.serve() {
+                return Some(long);
+            }
             let closed = self.state.lock().closed.clone();
             if let Some(reason) = closed {
-                return self.wind_up(&reason);
+                self.wind_up(&reason);
+                return None;
             }
         }
     }
@@ -872,11 +906,15 @@ impl Shared {
         }
     }
 
-    fn serve(&self) {
+    /// Answers what there is to answer, up to a command that takes long.
+    fn serve(&self) -> Option<(Message, Reply)> {
         loop {
-            let Some((call, command)) = self.state.lock().commands.pop_front() else { return };
-            let Some(sink) = self.me.upgrade() else { return };
-            self.service.call(&self.peer, command, Reply::new(sink, call));
+            let (call, command) = self.state.lock().commands.pop_front()?;
+            let reply = Reply::new(self.me.upgrade()?, call);
+            if self.attendant.is_some() && self.service.takes_long(&command) {
+                return Some((command, reply));
+            }
+            self.service.call(&self.peer, command, reply);
         }
     }
 
@@ -884,6 +922,37 @@ impl Shared {
         self.flush();
         self.outlet.lock().end();
         self.service.closed(&self.peer, reason);
+    }
+}
+
+/// Makes a new thread the link's.
+fn attend_elsewhere(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let shared = shared.clone();
+    thread::Builder::new().name("syslink".into()).spawn(move || attend(shared)).map(drop)
+}
+
+/// Makes this thread the link's, until the link is over, or there is a command that takes long: then it goes on with that, and a new
+/// one is the link's. (The other way round the command would wait until a thread has been woken, on another CPU.)
+fn attend(shared: Arc<Shared>) {
+    let guard = CloseOnPanic(&shared);
+    while let Some((command, reply)) = shared.run() {
+        if attend_elsewhere(&shared).is_ok() {
+            drop(guard);
+            return shared.service.call(&shared.peer, command, reply);
+        }
+        // (There is no thread: the link has to wait.)
+        shared.service.call(&shared.peer, command, reply);
+    }
+}
+
+/// A service that panics must not leave a link that nobody runs.
+struct CloseOnPanic<'a>(&'a Shared);
+
+impl Drop for CloseOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.close(Reason::new(Why::Closed, ""));
+        }
     }
 }
 

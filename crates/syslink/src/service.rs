@@ -38,12 +38,17 @@ pub struct Peer {
 /// Answers the commands of peers.
 ///
 /// `call` runs on the link's own thread, the only one that takes in what the peer sends while nobody waits for a reply.
-/// So it returns soon: what takes long takes `reply` along to another thread, or the service is put into a
+/// So it returns soon: what takes long says so, takes `reply` along to another thread, or the service is put into a
 /// [`crate::Pool`]. It may call back over the same link only commands that the peer answers without calling back in
 /// turn, and it holds no lock that somebody holds while waiting for a reply over this link.
 pub trait Service: Send + Sync {
     /// Answers a command, now or later; if `reply` is dropped, the caller gets [`Code::Forgotten`].
     fn call(&self, peer: &Peer, command: Message, reply: Reply);
+
+    /// Whether [`Service::call`] may block over this command, and call back as it likes: then another thread is the link's meanwhile.
+    fn takes_long(&self, _command: &Message) -> bool {
+        false
+    }
 
     /// The link is over. Replies that are still owed have no effect.
     fn closed(&self, _peer: &Peer, _reason: &Reason) {}
@@ -52,6 +57,10 @@ pub trait Service: Send + Sync {
 impl<S: Service + ?Sized> Service for Arc<S> {
     fn call(&self, peer: &Peer, command: Message, reply: Reply) {
         (**self).call(peer, command, reply);
+    }
+
+    fn takes_long(&self, command: &Message) -> bool {
+        (**self).takes_long(command)
     }
 
     fn closed(&self, peer: &Peer, reason: &Reason) {

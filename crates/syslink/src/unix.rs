@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use crate::admission::Admission;
 use crate::engine::{Config, Engine, Hello, Packet};
 use crate::error::{ConnectError, Reason, Why};
-use crate::greet::{Places, greet, greet_patiently};
+use crate::greet::{Places, greet};
 use crate::header;
-use crate::link::{Link, Opened, Patience};
+use crate::link::{Link, Opened};
 use crate::memfd::{self, Shared, Stock};
 use crate::poll::{self, Bell, check, now_ns};
 use crate::ring::{self, Reader, Writer};
@@ -68,39 +68,32 @@ pub fn connect_over(
     config: &Config,
     own: Arc<dyn Service>,
 ) -> Result<Link, ConnectError> {
-    Ok(greeted(ends.into(), service, config, own, &mut Patience::endless())?.start()?.owned())
-}
-
-fn greeted(
-    ends: Ends,
-    service: &str,
-    config: &Config,
-    own: Arc<dyn Service>,
-    patience: &mut Patience<'_>,
-) -> Result<Opened, ConnectError> {
+    let ends = ends.into();
     let peer = Peer { who: peer_of(&ends.socket)?, service: service.into() };
     let hello = Hello { service: service.into(), ring: ends.ring.is_some(), ..Hello::default() };
     let mut engine = Engine::connect(config.clone(), hello, now_ns());
     let (mut wire, rings) = wire(ends, config, true)?;
     let until = now_ns() + config.handshake_ns;
-    let greeted = greet_patiently(&mut engine, &mut wire, until, &mut |_| Ok(None), patience);
-    let theirs = greeted.map_err(ConnectError::Ended)?;
+    let theirs = greet(&mut engine, &mut wire, until, &mut |_| Ok(None)).map_err(ConnectError::Ended)?;
     wire.ring &= theirs.ring;
     rings.store(wire.ring, Ordering::Relaxed);
-    Ok(Opened { engine, wire, peer, service: own })
+    Ok(Opened { engine, wire, peer, service: own }.start()?.owned())
 }
 
-/// As [`connect_over`], without a thread for the link, which costs more than a call: for those who call and go. While nobody
-/// waits for a reply, `own` answers nothing, and nobody notices that the peer is gone.
+/// As [`connect_over`], without a thread for the link, which costs more than a call, and without waiting for the peer's hello: for those
+/// who call and go. The first call goes along with our hello; [`Link::greet_patiently`] waits before it. While nobody waits for a reply, `own`
+/// answers nothing, and nobody notices that the peer is gone.
 pub fn connect_over_unattended(
-    ends: impl Into<Ends>,
+    socket: OwnedFd,
     service: &str,
     config: &Config,
     own: Arc<dyn Service>,
-    patience: Duration,
-    slow: &mut dyn FnMut() -> Option<Duration>,
-) -> Result<Link, ConnectError> {
-    Ok(greeted(ends.into(), service, config, own, &mut Patience::of(patience, slow))?.unattended()?.owned())
+) -> io::Result<Link> {
+    let peer = Peer { who: peer_of(&socket)?, service: service.into() };
+    let hello = Hello { service: service.into(), ..Hello::default() };
+    let engine = Engine::connect(config.clone(), hello, now_ns());
+    let (wire, _) = wire(socket.into(), config, true)?;
+    Ok(Opened { engine, wire, peer, service: own }.unattended()?.owned())
 }
 
 /// Accepts who has the other end of a socket pair of this kind, as [`Listener`] does. The link ends with its last clone.
@@ -174,32 +167,68 @@ impl Listener {
         // (Who has it too may take a connection first.)
         // SAFETY: a plain system call.
         check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
-        let (accepting, stop) = (socket.clone(), Arc::new(Bell::new()?));
-        let stopped = stop.clone();
+        let stop = Arc::new(Bell::new()?);
         let places = Places::default();
-        thread::Builder::new().name("syslink-accept".into()).spawn(move || {
-            loop {
-                let waited = poll::wait_for_either(accepting.as_raw_fd(), stopped.fd());
-                match waited.and_then(|stop| if stop { Ok(None) } else { accept(&accepting).map(Some) }) {
-                    Ok(None) => return,
-                    Ok(Some(peer)) => places.give(peer, None, {
-                        let (config, admission, service) = (config.clone(), admission.clone(), service.clone());
-                        move |peer: OwnedFd, place| {
-                            if !place.hears(&peer, now_ns() + config.handshake_ns) {
-                                return;
-                            }
-                            let welcomed = welcome(peer.into(), &config, &*admission, service);
-                            drop(place);
-                            // (Who is not welcome was told so, and nobody else is to be.)
-                            let _ = welcomed.and_then(|link| Ok(link.run()?));
-                        }
-                    }),
-                    Err(e) if is_passing(&e) => {}
-                    Err(_) => return,
-                }
-            }
-        })?;
+        let house = Arc::new(House { config, admission, service, places });
+        Door { socket: socket.clone(), stop: stop.clone(), house }.watch_elsewhere()?;
         Ok(Listener { socket, stop, stays: false })
+    }
+}
+
+/// What whoever lets others in has.
+#[derive(Clone)]
+struct Door {
+    socket: Arc<OwnedFd>,
+    stop: Arc<Bell>,
+    house: Arc<House>,
+}
+
+/// What there is for those who are let in.
+struct House {
+    config: Config,
+    admission: Arc<dyn Admission>,
+    service: Arc<dyn Service>,
+    places: Places,
+}
+
+impl Door {
+    /// Has a new thread let people in.
+    fn watch_elsewhere(self) -> io::Result<()> {
+        thread::Builder::new().name("syslink-accept".into()).spawn(move || self.watch()).map(drop)
+    }
+
+    /// Waits for somebody, and is this one's thread from then on; a new one waits for the next. (The other way round whoever
+    /// came would wait until a thread has been woken, on another CPU.)
+    fn watch(self) {
+        loop {
+            let waited = poll::wait_for_either(self.socket.as_raw_fd(), self.stop.fd());
+            match waited.and_then(|stop| if stop { Ok(None) } else { accept(&self.socket).map(Some) }) {
+                Ok(None) => return,
+                // (Without a thread more, nobody is let in.)
+                Ok(Some(peer)) if self.clone().watch_elsewhere().is_ok() => {
+                    // (The address is free once nobody watches, whoever is still here.)
+                    let house = self.house.clone();
+                    drop(self);
+                    return house.let_in(peer);
+                }
+                Ok(Some(_)) => thread::sleep(Duration::from_millis(50)),
+                Err(e) if is_passing(&e) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl House {
+    fn let_in(&self, peer: OwnedFd) {
+        let Ok(place) = self.places.take(&peer, None) else { return };
+        if !place.hears(&peer, now_ns() + self.config.handshake_ns) {
+            return;
+        }
+        let welcomed = welcome(peer.into(), &self.config, &*self.admission, self.service.clone());
+        drop(place);
+        // (Who is not welcome was told so, and nobody else is to be.)
+        let _ = welcomed.and_then(|link| Ok(link.run()?));
     }
 }
 

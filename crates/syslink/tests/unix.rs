@@ -233,8 +233,8 @@ fn callers_of_an_unattended_link_do_all_that_its_thread_would() {
     let (ours, ours_told) = std::sync::mpsc::channel();
     let (socket, _) = unix::reach(&addr, long().unwrap()).unwrap();
     let own = Arc::new(Tells(ours.into()));
-    let endless = Duration::MAX;
-    let link = unix::connect_over_unattended(socket, "test", &Config::default(), own, endless, &mut || None).unwrap();
+    let link = unix::connect_over_unattended(socket, "test", &Config::default(), own).unwrap();
+    assert!(!link.is_greeted());
     // It is called back while it waits, by threads that read in turn, with bulk in between.
     thread::scope(|s| {
         for n in 0..4 {
@@ -257,6 +257,7 @@ fn callers_of_an_unattended_link_do_all_that_its_thread_would() {
     let waits = link.start_call(echo(7, &[]), long()).unwrap();
     assert_eq!(link.call(echo(8, &[]), long()).unwrap().root().uint(Tag(1)), Ok(8));
     assert_eq!(waits.wait().unwrap().root().uint(Tag(1)), Ok(7));
+    assert!(link.is_greeted());
     drop(link);
     assert_eq!((told(theirs_told), told(ours_told)), (Ok(()), Ok(())), "both sides learn that it is over");
     drop(listener);
@@ -266,4 +267,129 @@ fn callers_of_an_unattended_link_do_all_that_its_thread_would() {
 fn nobody_listening_is_an_io_error() {
     let outcome = unix::connect(&common::address(), "test", &Config::default(), Arc::new(Echo));
     assert!(matches!(outcome, Err(darner_syslink::ConnectError::Io(_))));
+}
+
+/// A service whose first command ends when a second one comes.
+#[derive(Default)]
+struct Meeting(std::sync::Mutex<Option<std::sync::mpsc::Sender<thread::ThreadId>>>);
+
+impl darner_syslink::Service for Meeting {
+    fn call(&self, _: &Peer, command: Message, reply: darner_syslink::Reply) {
+        let mut waits = self.0.lock().unwrap();
+        if let Some(waits) = waits.take() {
+            waits.send(thread::current().id()).unwrap();
+        } else {
+            let (tell, told) = std::sync::mpsc::channel();
+            *waits = Some(tell);
+            drop(waits);
+            // It calls back meanwhile, as it likes.
+            let n = reply.caller().call(echo(3, &[]), long()).unwrap().root().uint(Tag(1));
+            let other = told.recv_timeout(long().unwrap()).unwrap();
+            assert!(n == Ok(3) && other != thread::current().id());
+        }
+        reply.send(command);
+    }
+
+    fn takes_long(&self, _: &Message) -> bool {
+        true
+    }
+}
+
+#[test]
+fn while_a_thread_is_long_over_a_command_another_one_is_the_links() {
+    let addr = common::address();
+    let service = Arc::<Meeting>::default();
+    let listener = unix::Listener::bind(&addr, Config::default(), Arc::new(common::everybody), service).unwrap();
+    let link = unix::connect(&addr, "test", &Config::default(), Arc::new(Echo)).unwrap();
+    for n in 0..20 {
+        let calls = [2 * n, 2 * n + 1].map(|n| (n, link.start_call(echo(n, &[]), long()).unwrap()));
+        for (n, call) in calls {
+            assert_eq!(call.wait().unwrap().root().uint(Tag(1)), Ok(n));
+        }
+    }
+    let held = link.start_call(echo(9, &[]), long()).unwrap();
+    // A listener's address is free when it is gone, whoever is still in.
+    drop(listener);
+    let again = || {
+        let service = Arc::<Meeting>::default();
+        unix::Listener::bind(&addr, Config::default(), Arc::new(common::everybody), service)
+    };
+    let start = Instant::now();
+    while again().is_err() {
+        assert!(start.elapsed() < Duration::from_secs(5));
+        thread::sleep(Duration::from_millis(1));
+    }
+    link.call(echo(10, &[]), long()).unwrap();
+    assert_eq!(held.wait().unwrap().root().uint(Tag(1)), Ok(9));
+}
+
+#[test]
+fn a_command_that_goes_along_with_a_hello_is_answered_if_the_hello_is() {
+    let addr = common::address();
+    let served = Arc::new(AtomicUsize::new(0));
+    let counts = {
+        let served = served.clone();
+        Answering(move |_: &Peer, m: Message| {
+            served.fetch_add(1, Ordering::Relaxed);
+            Ok(m)
+        })
+    };
+    let only_one = |_: &Who, hello: &darner_syslink::engine::Hello, _: u64| match &*hello.service {
+        "test" => Ok(()),
+        _ => Err("it is not here".into()),
+    };
+    let _listener = unix::Listener::bind(&addr, Config::default(), Arc::new(only_one), Arc::new(counts)).unwrap();
+    let to = |service| {
+        let (socket, _) = unix::reach(&addr, long().unwrap()).unwrap();
+        unix::connect_over_unattended(socket, service, &Config::default(), Arc::new(Echo)).unwrap()
+    };
+    let link = to("test");
+    assert_eq!(link.call(echo(1, &[]), long()).unwrap().root().uint(Tag(1)), Ok(1));
+    assert!(link.is_greeted());
+    // What no stranger may send waits for the peer's hello.
+    let link = to("test");
+    let large = [vec![7; 100_000]];
+    assert_eq!(link.call(echo(2, &large), long()).unwrap().bulk(), large);
+    let link = to("another");
+    match link.call(echo(3, &[]), long()) {
+        Err(CallError::Broken(reason)) => {
+            assert_eq!((reason.why, &*reason.detail), (Why::NotAdmitted, "it is not here"))
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!link.is_greeted());
+    let link = to("another");
+    let refused = link.greet_patiently(long().unwrap(), &mut || None).unwrap_err();
+    assert_eq!((refused.why, served.load(Ordering::Relaxed)), (Why::NotAdmitted, 2), "nobody heard the others");
+    // And a peer that says nothing is waited for as long as one likes.
+    let silent = common::address();
+    let socket = silent_socket(&silent);
+    let (ours, _) = unix::reach(&silent, long().unwrap()).unwrap();
+    let link = unix::connect_over_unattended(ours, "test", &Config::default(), Arc::new(Echo)).unwrap();
+    let mut asked = 0;
+    let slow = link.greet_patiently(Duration::from_millis(1), &mut || {
+        asked += 1;
+        (asked < 3).then_some(Duration::from_millis(1))
+    });
+    assert_eq!((slow.unwrap_err().why, asked), (Why::Slow, 3));
+    drop(socket);
+}
+
+/// Listens, and lets nobody in.
+fn silent_socket(at: &std::os::unix::net::SocketAddr) -> OwnedFd {
+    use std::os::linux::net::SocketAddrExt;
+    let name = at.as_abstract_name().unwrap();
+    // SAFETY: all zeroes is an address; the descriptor is new and ours.
+    unsafe {
+        let mut raw: libc::sockaddr_un = std::mem::zeroed();
+        raw.sun_family = libc::AF_UNIX as _;
+        for (to, from) in raw.sun_path[1..].iter_mut().zip(name) {
+            *to = *from as _;
+        }
+        let socket = OwnedFd::from_raw_fd(libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0));
+        let len = (size_of::<libc::sa_family_t>() + 1 + name.len()) as u32;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
+        assert_eq!((libc::bind(fd, (&raw const raw).cast(), len), libc::listen(fd, 1)), (0, 0));
+        socket
+    }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use darner_syslink::engine::{Config, Hello};
 use darner_syslink::unix;
 use darner_syslink::{
-    CallError, Code, ConnectError, Limits, Link, Message, Peer, Refusal, Reply, Service, Tag, Who, Why,
+    CallError, Code, ConnectError, Limits, Link, Message, Peer, Reason, Refusal, Reply, Service, Tag, Who, Why,
 };
 use parking_lot::Mutex;
 
@@ -43,6 +43,8 @@ pub(crate) const LETS_IN: Duration = Duration::from_secs(10);
 const AT_ONCE: Duration = Duration::from_millis(1);
 /// One that went away while it was greeted is followed by the next one, or nobody.
 const BEFORE_THE_NEXT: Duration = Duration::from_millis(5);
+/// Whoever waits for an answer does not sleep for so long: to be woken takes as long, on a machine that is idle.
+pub(crate) const POLLS: Duration = Duration::from_micros(200);
 /// Nobody who asked is waited for longer than this.
 const TELL_WITHIN: Duration = Duration::from_millis(200);
 const TELL_EVERY: Duration = Duration::from_millis(100);
@@ -177,18 +179,8 @@ impl Service for Hears {
     }
 }
 
-/// Where a daemon is: nowhere, gone while it was greeted, or here.
-enum Found {
-    Nobody,
-    Gone,
-    Daemon(Link),
-}
-
-fn connect(callee: &Callee<'_>, own: &Arc<Hears>) -> Result<Found> {
-    let mut slow = || {
-        callee.is_waited_for();
-        Some(callee.patience)
-    };
+/// The link to whoever listens there, which is not greeted yet.
+fn connect(callee: &Callee<'_>, own: &Arc<Hears>) -> Result<Option<Link>> {
     let mut missed = None;
     // (Where strangers see to it that nobody gets in, the daemon is found at its other addresses first.)
     for patience in [AT_ONCE, LETS_IN] {
@@ -206,22 +198,15 @@ fn connect(callee: &Callee<'_>, own: &Arc<Hears>) -> Result<Found> {
                     continue;
                 }
             };
-            match unix::connect_over_unattended(socket, SERVICE, &config(callee.patience), own.clone(), SLOW, &mut slow)
-            {
-                Ok(link) => return Ok(Found::Daemon(link)),
-                Err(ConnectError::Io(_)) => {}
-                Err(ConnectError::Ended(reason)) if reason.why == Why::Lost => return Ok(Found::Gone),
-                Err(ConnectError::Ended(reason)) if reason.why == Why::NotAdmitted => {
-                    return Err(Failure::new(reason.detail));
-                }
-                Err(e) => return Err(unreached(callee, &e)),
-            }
+            let config = Config { poll_ns: POLLS.as_nanos() as u64, ..config(callee.patience) };
+            let link = unix::connect_over_unattended(socket, SERVICE, &config, own.clone());
+            return link.map(Some).cant(|| format!("speak to {}", callee.what));
         }
         if !is_full {
             break;
         }
     }
-    missed.map_or(Ok(Found::Nobody), Err)
+    missed.map_or(Ok(None), Err)
 }
 
 /// What is at an address.
@@ -257,18 +242,29 @@ fn unreached(callee: &Callee<'_>, why: &dyn std::fmt::Display) -> Failure {
 
 fn call_once(callee: &Callee<'_>, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Outcome> {
     let own = Arc::new(Hears::default());
-    let link = match connect(callee, &own)? {
-        Found::Nobody => return Ok(Outcome::Nobody),
-        Found::Gone => return Ok(Outcome::NotAsked),
-        Found::Daemon(link) => link,
-    };
+    let Some(link) = connect(callee, &own)? else { return Ok(Outcome::Nobody) };
     let message = encode(REQUEST, request)?;
+    let not_greeted = |reason: Reason| match reason.why {
+        Why::Lost => Ok(Outcome::NotAsked),
+        Why::NotAdmitted => Err(Failure::new(reason.detail)),
+        _ => Err(unreached(callee, &ConnectError::Ended(reason))),
+    };
+    // (What must not be done twice is not said before it is certain who hears it.)
+    if !request.is_repeatable() {
+        let greeted = link.greet_patiently(SLOW, &mut || {
+            callee.is_waited_for();
+            Some(callee.patience)
+        });
+        if let Err(reason) = greeted {
+            return not_greeted(reason);
+        }
+    }
     let mut heard_at = Instant::now();
     let answer = link.call_patiently(message, None, TELL_EVERY, &mut || {
         if let Some((done, total)) = own.0.lock().take() {
             progress(done, total);
             heard_at = Instant::now();
-        } else if heard_at.elapsed() > SLOW && !request.takes_long() {
+        } else if heard_at.elapsed() > SLOW && !(request.takes_long() && link.is_greeted()) {
             callee.is_waited_for();
         }
         (heard_at.elapsed() < callee.patience).then_some(TELL_EVERY)
@@ -276,6 +272,7 @@ fn call_once(callee: &Callee<'_>, request: &Request, progress: &mut dyn FnMut(u6
     let answer = match answer {
         Ok(message) => decode(&message)?,
         Err((CallError::Refused(no), _)) => return Err(Failure::new(no.why)),
+        Err((CallError::Broken(reason), _)) if !link.is_greeted() => return not_greeted(reason),
         Err((CallError::Broken(why), _)) if matches!(why.why, Why::Lost | Why::Closed) => return Ok(Outcome::Died),
         Err((CallError::Cancelled, _)) => {
             let silent = format!("it has said nothing for {} seconds", callee.patience.as_secs());
@@ -321,7 +318,7 @@ pub type Tell<'a> = dyn FnMut(u64, u64) + 'a;
 
 /// Answers requests.
 pub trait Answers: Clone + Send + Sync + 'static {
-    /// Answers one; each has a thread of its own.
+    /// Answers one, on a thread of its own: it may take its time.
     fn answer(&self, request: Request, tell: &mut Tell<'_>) -> Result<Response>;
 
     /// The answer to a request that succeeded is on its way.
@@ -332,12 +329,11 @@ struct Serves<A>(A);
 
 impl<A: Answers> Service for Serves<A> {
     fn call(&self, _: &Peer, command: Message, reply: Reply) {
-        let answers = self.0.clone();
-        let spawned = thread::Builder::new().name("command".into()).spawn(move || serve(&answers, &command, reply));
-        // (The reply is gone with it, which answers.)
-        if let Err(e) = spawned {
-            tracing::error!("can't serve a command: {e}");
-        }
+        serve(&self.0, &command, reply);
+    }
+
+    fn takes_long(&self, _: &Message) -> bool {
+        true
     }
 }
 
