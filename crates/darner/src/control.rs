@@ -59,6 +59,9 @@ pub enum Request {
         at: Spot,
         /// Up to this tid.
         to: Option<u64>,
+        /// How many names of the path are meant as they are now; those behind them are meant as of `to`.
+        #[serde(default)]
+        present: usize,
         /// Consecutive writes as one.
         coalesce: bool,
     },

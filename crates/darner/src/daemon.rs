@@ -65,7 +65,7 @@ pub(crate) struct Mount {
     /// The kernel asks nothing more of it.
     pub(crate) ended: bool,
     /// Keeps what a mount of the past shows.
-    pub(crate) _pin: Option<Pin>,
+    pub(crate) _pins: Vec<Pin>,
 }
 
 impl Mount {
@@ -582,9 +582,9 @@ impl Daemon {
                 self.fs.sync()?;
                 Response::Done
             }
-            Request::Log { at, to, coalesce } => {
+            Request::Log { at, to, present, coalesce } => {
                 let to = to.map_or(Tid::MAX, Tid);
-                let entries = self.fs.log(self.root_of(&at), &at.names(), to, coalesce)?;
+                let entries = self.fs.log(self.root_of(&at), &at.names(), to, present, coalesce)?;
                 Response::Log(entries.iter().map(log_line).collect())
             }
             Request::AddLabel { at, name, when } => {

@@ -91,7 +91,7 @@ impl Frontend {
         }
     }
 
-    fn attr(&self, node: Node, a: &Attr) -> fuse::Attr {
+    fn attr(&self, id: u64, node: Node, a: &Attr) -> fuse::Attr {
         let time = |t: Time| fuse::Time { secs: t.secs, nsec: t.nanos };
         // A file of no blocks counts as one hole (tar does not even look); what is in the kernel's cache only is none.
         let is_written_to = a.is_file() && !self.read_only && matches!(node, Node::Live(_));
@@ -99,7 +99,7 @@ impl Frontend {
         // The list of moments is made anew whenever it is asked for. The kernel keeps what it has of a directory as long as its time is the same.
         let now = matches!(node, Node::Points(_)).then(|| Time::from(darner_fs::Tid(now_ns())));
         fuse::Attr {
-            ino: self.nodes.shown_ino(node),
+            ino: self.nodes.shown_ino(node, id),
             size: a.size,
             blocks: if may_have { a.blocks().max(1) } else { a.blocks() },
             atime: time(a.atime),
@@ -116,9 +116,9 @@ impl Frontend {
 
     /// A name's entry, counted as a lookup.
     fn entry(&self, e: &Entry, dir: u64, through_time: bool) -> Option<fuse::Entry> {
-        let nodeid = self.nodes.looked_up(e.node, dir, through_time)?;
+        let nodeid = self.nodes.looked_up(e.node, e.attr.is_dir(), dir, through_time)?;
         let entry_valid = if e.steady { self.valid } else { Duration::ZERO };
-        let attr = self.attr(e.node, &e.attr);
+        let attr = self.attr(nodeid, e.node, &e.attr);
         let generation = self.nodes.generation(nodeid);
         Some(fuse::Entry { nodeid, generation, entry_valid, attr_valid: self.attr_valid(e.node), attr })
     }
@@ -163,7 +163,9 @@ impl Frontend {
                     reply,
                 );
             }
-            O::Setattr(_) => self.answer_attr(node, self.run(&caller, Op::GetAttr { node }), reply),
+            O::Setattr(_) => {
+                self.answer_attr(request.nodeid, node, self.run(&caller, Op::GetAttr { node }), reply);
+            }
             O::Write { .. } => {
                 reply.written(result as u32);
                 // It may have gone elsewhere than the kernel thought.
@@ -213,9 +215,9 @@ impl Frontend {
         }
     }
 
-    fn answer_attr(&self, node: Node, outcome: Outcome, reply: Reply<'_>) {
+    fn answer_attr(&self, id: u64, node: Node, outcome: Outcome, reply: Reply<'_>) {
         match outcome {
-            Ok(Answer::Attr(a)) => reply.attr(&self.attr(node, &a), self.attr_valid(node)),
+            Ok(Answer::Attr(a)) => reply.attr(&self.attr(id, node, &a), self.attr_valid(node)),
             Ok(other) => unexpected(&other, reply),
             Err(e) => reply.error(e.errno()),
         }
@@ -269,7 +271,7 @@ impl Frontend {
         }
         let mut out = DirBuffer::new(size);
         for e in &entries {
-            let ino = self.nodes.shown_ino(e.node);
+            let ino = self.nodes.listed_ino(e.node, id);
             let mode = u32::from(e.d_type) << 12;
             let added = match &e.attr {
                 Some(attr) if plus && e.name != b"." && e.name != b".." => {
@@ -489,12 +491,14 @@ impl Frontend {
                 Err(e) => reply.error(e.errno()),
             },
             O::Lookup { name } => self.lookup(id, node, name, &caller, reply),
-            O::Getattr { .. } => self.answer_attr(node, self.run(&caller, Op::GetAttr { node }), reply),
-            O::Setattr(s) => self.answer_attr(node, self.run(&caller, Op::SetAttr { node, set: set_attr(&s) }), reply),
+            O::Getattr { .. } => self.answer_attr(id, node, self.run(&caller, Op::GetAttr { node }), reply),
+            O::Setattr(s) => {
+                self.answer_attr(id, node, self.run(&caller, Op::SetAttr { node, set: set_attr(&s) }), reply)
+            }
             O::Statx { .. } => match self.run(&caller, Op::GetAttr { node }) {
                 Ok(Answer::Attr(a)) => {
                     let btime = fuse::Time { secs: a.btime.secs, nsec: a.btime.nanos };
-                    let attr = self.attr(node, &a);
+                    let attr = self.attr(id, node, &a);
                     let statx = fuse::Statx { attr, btime, mask: libc::STATX_BTIME, ..fuse::Statx::default() };
                     reply.statx(&statx, self.attr_valid(node));
                 }

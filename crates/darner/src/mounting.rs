@@ -8,8 +8,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use darner_fs::{Inode, Node, ROOT, Tid};
+use darner_fs::{FilesetId, Inode, Node, ROOT, Tid};
 use darner_fuse::{Config, MountOptions, Session, abi};
+use darner_store::Pin;
 use serde::{Deserialize, Serialize};
 
 use crate::aside::Aside;
@@ -47,12 +48,16 @@ struct Kept {
     read_only: bool,
     /// The outcome of the handshake.
     negotiated: String,
+    /// The moments of other filesets that it keeps.
+    #[serde(default)]
+    beside: Vec<(u32, u64)>,
 }
 
 impl Kept {
-    fn top(&self) -> Node {
-        let root = Inode::from_number(self.root);
-        self.as_of.map_or(Node::Live(root), |tid| Node::AsOf(root, Tid(tid)))
+    /// The moments that it keeps.
+    fn moments(&self) -> impl Iterator<Item = (FilesetId, Tid)> {
+        let own = self.as_of.map(|tid| (Inode::from_number(self.root).fileset, Tid(tid)));
+        own.into_iter().chain(self.beside.iter().map(|(fileset, tid)| (FilesetId(*fileset), Tid(*tid))))
     }
 }
 
@@ -89,24 +94,19 @@ impl Daemon {
             ..MountOptions::default()
         };
         options.allow_other = m.allow_other.unwrap_or(options.allow_other);
-        let pin = self.fs.pin(top)?;
+        let pins = self.fs.pin_all(top)?;
+        let beside = pins.iter().skip(1).map(Pin::moment).map(|(fileset, tid)| (fileset.0, tid.0)).collect();
         let memory = MountMemory::new()?;
         let claimed = mounts::claim(&m.mountpoint, |there| there.kind.starts_with("fuse"))?;
         let fd = darner_fuse::mount(&m.mountpoint, &options)?;
         drop(claimed);
         let (request, as_of, negotiated) = (m.clone(), as_of.map(|tid| tid.0), String::new());
-        let kept = Kept { request, root: root.number(), as_of, source, shared, read_only, negotiated };
-        self.take_up(kept, fd, pin, &memory).inspect_err(|_| self.give_up(&m.mountpoint))
+        let kept = Kept { request, root: root.number(), as_of, source, shared, read_only, negotiated, beside };
+        self.take_up(kept, fd, pins, &memory).inspect_err(|_| self.give_up(&m.mountpoint))
     }
 
     /// Serves what was just mounted.
-    fn take_up(
-        self: &Arc<Daemon>,
-        mut kept: Kept,
-        fd: OwnedFd,
-        pin: Option<darner_store::Pin>,
-        memory: &MountMemory,
-    ) -> Result<()> {
+    fn take_up(self: &Arc<Daemon>, mut kept: Kept, fd: OwnedFd, pins: Vec<Pin>, memory: &MountMemory) -> Result<()> {
         let mountpoint = &kept.request.mountpoint;
         let mut config = Config::default();
         if kept.request.writeback && !kept.read_only {
@@ -125,7 +125,7 @@ impl Daemon {
         self.keep(&kept, &session, memory)?;
         let receipts = Receipts::new(memory, Tid::ZERO);
         let nodes = self.nodes_of(&kept, memory);
-        self.serve_mount(session, &kept, pin, nodes, receipts)?;
+        self.serve_mount(session, &kept, pins, nodes, receipts)?;
         // SAFETY: this call can't fail.
         if unsafe { libc::geteuid() } == 0
             && let Err(e) = darner_fuse::set_readahead(&kept.request.mountpoint, READAHEAD)
@@ -171,13 +171,14 @@ impl Daemon {
             .into_iter()
             .map(|(name, item)| {
                 let kept = serde_json::from_str::<Kept>(&item.text).map_err(Failure::from);
-                let pin = kept.as_ref().ok().and_then(|kept| self.fs.hold(kept.top()));
-                (name, item.fd, kept, pin)
+                let moments = kept.iter().flat_map(Kept::moments);
+                let pins: Vec<Pin> = moments.map(|moment| self.fs.hold(moment)).collect();
+                (name, item.fd, kept, pins)
             })
             .collect();
-        for (name, fd, kept, pin) in mounts {
+        for (name, fd, kept, pins) in mounts {
             let memory = items.remove(&format!("{MEMORY}{name}")).map(|item| item.fd);
-            if let Err(e) = kept.and_then(|kept| self.adopt(&kept, pin, fd, memory, last, &mut unanswered)) {
+            if let Err(e) = kept.and_then(|kept| self.adopt(&kept, pins, fd, memory, last, &mut unanswered)) {
                 tracing::error!("the mount {name} ends: {e}");
                 self.give_up(Path::new(&name));
             }
@@ -193,7 +194,7 @@ impl Daemon {
     fn adopt(
         self: &Arc<Daemon>,
         kept: &Kept,
-        pin: Option<darner_store::Pin>,
+        pins: Vec<Pin>,
         fd: OwnedFd,
         memory: Option<OwnedFd>,
         last: Tid,
@@ -207,7 +208,7 @@ impl Daemon {
         // Before anything is read: what is read after that has not been read by this process before.
         session.resend()?;
         let nodes = self.nodes_of(kept, &memory).taken_over();
-        self.serve_mount(session, kept, pin, nodes, receipts)
+        self.serve_mount(session, kept, pins, nodes, receipts)
     }
 
     fn nodes_of(&self, kept: &Kept, memory: &MountMemory) -> Nodes {
@@ -220,7 +221,7 @@ impl Daemon {
         self: &Arc<Daemon>,
         session: Session,
         kept: &Kept,
-        pin: Option<darner_store::Pin>,
+        pins: Vec<Pin>,
         nodes: Nodes,
         receipts: Receipts,
     ) -> Result<()> {
@@ -258,7 +259,7 @@ impl Daemon {
         let listener = self.listen_at(&m.mountpoint);
         let listener = listener.inspect_err(|e| tracing::warn!("only volumes lead commands here: {e}")).ok();
         let (live, source) = (as_of.is_none(), kept.source.clone());
-        let mount = Mount { line, live, root, invalidator, nodes, source, listener, ended: false, _pin: pin };
+        let mount = Mount { line, live, root, invalidator, nodes, source, listener, ended: false, _pins: pins };
         self.state.lock().mounts.insert(m.mountpoint.clone(), mount);
         let (daemon, mountpoint) = (self.clone(), m.mountpoint.clone());
         let (threads, poll) = (m.threads.clamp(2, THREADS_MAX), Duration::from_micros(m.poll_us));

@@ -288,6 +288,8 @@ pub struct Located {
 pub struct Past {
     /// Where it is, or was, in the live tree.
     pub live: PathBuf,
+    /// The directory of the live tree whose past it is in.
+    pub dir: PathBuf,
     /// As of when.
     pub tid: Tid,
     /// The tid that was asked for, where that is not kept, and `tid` is what it was rounded to.
@@ -301,6 +303,7 @@ pub fn locate(path: &Path) -> Result<Located> {
     let whole = std::path::absolute(path).cant(|| format!("find {}", path.display()))?;
     let whole = name_the_directory_itself(&whole);
     let (mut out, mut live, mut at) = (PathBuf::new(), PathBuf::new(), None);
+    let mut into = None;
     let mut components = whole.components().peekable();
     while let Some(c) = components.next() {
         let name = c.as_os_str().as_bytes();
@@ -321,10 +324,13 @@ pub fn locate(path: &Path) -> Result<Located> {
                 name.push(format!("@@{found}"));
                 out = dir.clone().unwrap_or(out).join(name);
                 live = dir.unwrap_or(live);
-                match base.is_empty() {
+                if base.is_empty() {
                     // What the directory's name leads to, as the kernel has it.
-                    true => live = absolute(&live)?,
-                    false => live.push(base),
+                    live = absolute(&live)?;
+                }
+                into.get_or_insert_with(|| live.clone());
+                if !base.is_empty() {
+                    live.push(base);
                 }
                 at = Some((found, rounded));
             }
@@ -342,17 +348,20 @@ pub fn locate(path: &Path) -> Result<Located> {
         };
         return Ok(Located { path, past: None });
     };
-    if std::fs::symlink_metadata(&out).is_err() {
-        out = from_the_root(&live, tid).unwrap_or(out);
+    let mut dir = into.unwrap_or_default();
+    if std::fs::symlink_metadata(&out).is_err()
+        && let Some((root, path)) = from_the_root(&live, tid)
+    {
+        (dir, out) = (root, path);
     }
-    Ok(Located { path: out, past: Some(Past { live, tid, rounded }) })
+    Ok(Located { path: out, past: Some(Past { live, dir, tid, rounded }) })
 }
 
-/// What had a live path then, if the directories that it is in are gone, or others now.
-fn from_the_root(live: &Path, tid: Tid) -> Option<PathBuf> {
+/// What had a live path then, if the directories that it is in are gone, or others now; and the directory whose past that is in.
+fn from_the_root(live: &Path, tid: Tid) -> Option<(PathBuf, PathBuf)> {
     let (mount, within) = containing(live).ok()?;
     let path = mount.mountpoint.join(format!("@@{tid}")).join(within);
-    std::fs::symlink_metadata(&path).is_ok().then_some(path)
+    std::fs::symlink_metadata(&path).is_ok().then_some((mount.mountpoint, path))
 }
 
 /// What a symbolic link outside of all mounts leads to in one.

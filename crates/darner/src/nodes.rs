@@ -1,9 +1,11 @@
 //! Node ids: how the kernel addresses a [`Node`].
 //!
 //! A live object's node id is its [`Inode::number`], so it survives remounts (NFS handles) and the process; the root of the mount
-//! is 1, whichever it is. A past one is `1 << 63 | view << 44 | object`, where a *view* is a small number for one way into the
-//! past: a tid, the object that was named with it (or the fileset's root that was gone through), and the view from which.
-//! (A directory may have one place only in the kernel's tree; `src@@T` and `@@T/src` are two.) It is given back when the
+//! is 1, whichever it is. A past one is `1 << 63 | view << 44 | object'`, where a *view* is a small number for one way into the
+//! past: a tid, the directory that was named with it (or the fileset's root that was gone through), and the view from which.
+//! (A directory may have one place only in the kernel's tree; `src@@T` and `@@T/src` are two. Files named with a moment have one
+//! view for each moment and fileset.) `object'` is the object's number, moved on by the view: the kernel finds nodes by the low bits
+//! of their ids, and one object as of many moments would all be in the same few places. A view is given back when the
 //! kernel has forgotten all of its nodes; the generation of a past node, which handles have beside its id, tells views that had the
 //! same number from one another. The virtual `@@` directory is `1 << 62 | ` the live id.
 //!
@@ -14,7 +16,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use darner_fs::{Fs, Inode, Node, ObjectId, Tid};
+use darner_fs::{FilesetId, Fs, Inode, Node, ObjectId, Tid};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
@@ -24,6 +26,10 @@ const PAST: u64 = 1 << 63;
 const POINTS: u64 = 1 << 62;
 const OBJECT_BITS: u32 = 44;
 const OBJECT: u64 = (1 << OBJECT_BITS) - 1;
+/// How far a view moves objects on; odd, so that the low bits of any two views differ.
+const STRIDE: u64 = 0x779b_97f4_a7c1;
+/// In `from`, where views are kept: objects are moved on. (Views of processes before did not.)
+const MOVED: u64 = 1 << 63;
 /// The kernel's id of what a mount shows.
 const ROOT_ID: u64 = 1;
 
@@ -31,16 +37,25 @@ const ROOT_ID: u64 = 1;
 struct State {
     by_way: FxHashMap<Way, u64>,
     unused: Vec<u64>,
+    /// It was told that there are no more.
+    told: bool,
 }
 
 /// A way into the past.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Way {
     tid: Tid,
-    /// The object named with the moment; all that is seen this way is of its fileset.
+    /// The directory named with the moment; all that is seen this way is of its fileset.
     object: Inode,
     /// The directory's view and kind: what is above the object in its node id.
     from: u64,
+}
+
+impl Way {
+    /// To what is no directory, from wherever.
+    fn to_files(fileset: FilesetId, tid: Tid) -> Way {
+        Way { tid, object: Inode { fileset, object: ObjectId(0) }, from: 0 }
+    }
 }
 
 /// Which live nodes the kernel may know: a bit for many of them each, which stays once it was told of one.
@@ -137,7 +152,18 @@ impl Nodes {
             return None;
         }
         let (tid, object, from) = view.read();
-        Some(Way { tid: Tid(tid), object: Inode::from_number(object), from })
+        Some(Way { tid: Tid(tid), object: Inode::from_number(object), from: from & !MOVED })
+    }
+
+    /// How far a view, which is in use, moves objects on.
+    fn moves(&self, view: u64) -> u64 {
+        let (_, _, from) = self.views.view(view as usize).read();
+        if from & MOVED == 0 { 0 } else { view.wrapping_mul(STRIDE) }
+    }
+
+    /// The id of an object in a view.
+    fn past_id(&self, view: u64, object: ObjectId) -> u64 {
+        PAST | view << OBJECT_BITS | object.0.wrapping_add(self.moves(view)) & OBJECT
     }
 
     /// The id of an object that is live, or as of the mount's tid.
@@ -149,17 +175,25 @@ impl Nodes {
         if id == ROOT_ID { self.root } else { Inode::from_number(id) }
     }
 
-    /// The inode number that users see.
-    pub fn shown_ino(&self, node: Node) -> u64 {
-        let own_device = matches!(node, Node::AsOf(_, tid) if self.is_base(tid));
-        node.shown_ino(own_device)
+    /// The inode number that users see of a node with its id. (What a mount shows of itself is not what it shows of the same moment by name:
+    /// a mirror's moves on.)
+    pub fn shown_ino(&self, node: Node, id: u64) -> u64 {
+        node.shown_ino(id & PAST == 0)
+    }
+
+    /// The same of one that is listed in a directory, before it has an id.
+    pub fn listed_ino(&self, node: Node, dir: u64) -> u64 {
+        let is_own = matches!(node, Node::AsOf(_, tid) if self.is_base(tid));
+        node.shown_ino(is_own && dir & (PAST | POINTS) == 0)
     }
 
     /// What a node id stands for; `None` for one that was never given out.
     pub fn node(&self, id: u64) -> Option<Node> {
         if id & PAST != 0 {
-            let way = self.way((id & !PAST) >> OBJECT_BITS)?;
-            return Some(Node::AsOf(Inode { object: ObjectId(id & OBJECT), ..way.object }, way.tid));
+            let view = (id & !PAST) >> OBJECT_BITS;
+            let way = self.way(view)?;
+            let object = ObjectId(id.wrapping_sub(self.moves(view)) & OBJECT);
+            return Some(Node::AsOf(Inode { object, ..way.object }, way.tid));
         }
         if id & POINTS != 0 {
             return Some(Node::Points(self.inode(id & !POINTS)));
@@ -178,7 +212,7 @@ impl Nodes {
 
     /// The node id to give to the kernel for what was found in directory `dir`, counted as one lookup of its view; `through_time`:
     /// by a name with a moment in it. `None` when there are too many moments in use.
-    pub fn looked_up(&self, node: Node, dir: u64, through_time: bool) -> Option<u64> {
+    pub fn looked_up(&self, node: Node, is_dir: bool, dir: u64, through_time: bool) -> Option<u64> {
         let through_time = through_time || dir & POINTS != 0;
         match node {
             Node::Points(ino) => Some(POINTS | self.id(ino)),
@@ -187,10 +221,11 @@ impl Nodes {
                 let same = if through_time { None } else { self.view_of(dir, ino) };
                 let view = match same {
                     Some(view) => view,
-                    None => self.view(&mut s, Way { tid, object: ino, from: dir >> OBJECT_BITS })?,
+                    None if is_dir => self.view(&mut s, Way { tid, object: ino, from: dir >> OBJECT_BITS })?,
+                    None => self.view(&mut s, Way::to_files(ino.fileset, tid))?,
                 };
                 self.views.view(view as usize).lookups.fetch_add(1, Ordering::AcqRel);
-                Some(PAST | view << OBJECT_BITS | ino.object.0)
+                Some(self.past_id(view, ino.object))
             }
             Node::Live(ino) | Node::AsOf(ino, _) => {
                 let id = self.id(ino);
@@ -203,7 +238,7 @@ impl Nodes {
     /// The ids under which the kernel may know the past of an object.
     pub fn past_ids(&self, ino: Inode) -> Vec<u64> {
         let of_fileset = |view: &u64| self.way(*view).is_some_and(|way| way.object.fileset == ino.fileset);
-        let seen_by_name = (0..self.used()).filter(of_fileset).map(|view| PAST | view << OBJECT_BITS | ino.object.0);
+        let seen_by_name = (0..self.used()).filter(of_fileset).map(|view| self.past_id(view, ino.object));
         seen_by_name.chain(self.base().map(|_| self.id(ino))).collect()
     }
 
@@ -232,13 +267,19 @@ impl Nodes {
             None => {
                 let new = self.used();
                 if new >= VIEWS as u64 {
+                    if !std::mem::replace(&mut s.told, true) {
+                        tracing::warn!(
+                            "the kernel remembers directories and moments in {VIEWS} combinations: no more can be looked at until it forgets \
+                             some (echo 2 > /proc/sys/vm/drop_caches)"
+                        );
+                    }
                     return None;
                 }
                 self.views.views_used().store(new + 1, Ordering::Release);
                 new
             }
         };
-        self.views.view(view as usize).write(way.tid.0, way.object.number(), way.from);
+        self.views.view(view as usize).write(way.tid.0, way.object.number(), way.from | MOVED);
         s.by_way.insert(way, view);
         Some(view)
     }
@@ -257,7 +298,7 @@ impl Nodes {
 
 #[cfg(test)]
 mod tests {
-    use darner_fs::{FilesetId, ROOT};
+    use darner_fs::ROOT;
 
     use super::*;
 
@@ -269,14 +310,14 @@ mod tests {
     fn ids_lead_back_to_their_nodes_and_moments_are_given_back() {
         let nodes = new(ROOT, None);
         let past = Node::AsOf(Inode::main(9), Tid(77));
-        let id = nodes.looked_up(past, 1, true).unwrap();
+        let id = nodes.looked_up(past, true, 1, true).unwrap();
         assert_eq!(nodes.node(id), Some(past));
-        let again = nodes.looked_up(past, 1, true).unwrap();
+        let again = nodes.looked_up(past, true, 1, true).unwrap();
         assert_eq!(id, again);
         nodes.forget(id, 2);
-        let other = nodes.looked_up(Node::AsOf(Inode::main(9), Tid(78)), 1, true).unwrap();
+        let other = nodes.looked_up(Node::AsOf(Inode::main(9), Tid(78)), true, 1, true).unwrap();
         assert_eq!(nodes.node(other), Some(Node::AsOf(Inode::main(9), Tid(78))));
-        assert_eq!(nodes.looked_up(Node::Live(Inode::main(5)), 1, false), Some(5));
+        assert_eq!(nodes.looked_up(Node::Live(Inode::main(5)), true, 1, false), Some(5));
         assert_eq!(nodes.forget(5, 1), Some(Inode::main(5)));
     }
 
@@ -285,7 +326,7 @@ mod tests {
         let generations: Vec<(u64, u64)> = [77, 78, 77]
             .map(|tid| {
                 let nodes = new(ROOT, None);
-                let id = nodes.looked_up(Node::AsOf(Inode::main(9), Tid(tid)), 1, true).unwrap();
+                let id = nodes.looked_up(Node::AsOf(Inode::main(9), Tid(tid)), true, 1, true).unwrap();
                 assert_eq!(nodes.generation(9), 0, "the present has one only");
                 (id, nodes.generation(id))
             })
@@ -297,7 +338,7 @@ mod tests {
     #[test]
     fn the_kernel_may_know_what_it_was_told_of_and_anything_of_a_mount_that_another_process_served() {
         let nodes = new(ROOT, None);
-        let told = (2..2000).step_by(7).map(|n| nodes.looked_up(Node::Live(Inode::main(n)), 1, false).unwrap());
+        let told = (2..2000).step_by(7).map(|n| nodes.looked_up(Node::Live(Inode::main(n)), true, 1, false).unwrap());
         let told: Vec<u64> = told.collect();
         assert!(nodes.may_be_known(1) && told.iter().all(|id| nodes.may_be_known(*id)));
         let others = (2000..12_000).filter(|id| nodes.may_be_known(*id)).count();
@@ -310,15 +351,15 @@ mod tests {
     fn a_directory_reached_in_two_ways_is_two_nodes_and_never_its_own_parent() {
         let nodes = new(ROOT, None);
         let (dir, file) = (Node::AsOf(Inode::main(9), Tid(7)), Node::AsOf(Inode::main(10), Tid(7)));
-        let direct = nodes.looked_up(dir, 1, true).unwrap();
-        let root = nodes.looked_up(Node::AsOf(Inode::main(1), Tid(7)), 1, true).unwrap();
-        let below = nodes.looked_up(dir, root, false).unwrap();
-        let itself = nodes.looked_up(dir, direct, true).unwrap();
+        let direct = nodes.looked_up(dir, true, 1, true).unwrap();
+        let root = nodes.looked_up(Node::AsOf(Inode::main(1), Tid(7)), true, 1, true).unwrap();
+        let below = nodes.looked_up(dir, true, root, false).unwrap();
+        let itself = nodes.looked_up(dir, true, direct, true).unwrap();
         assert!(direct != below && direct != itself);
-        assert_eq!(nodes.looked_up(file, direct, false), nodes.looked_up(file, direct, false));
+        assert_eq!(nodes.looked_up(file, false, direct, false), nodes.looked_up(file, false, direct, false));
         let past = new(ROOT, Some(Tid(7)));
-        assert_eq!(past.looked_up(dir, 1, false), Some(9));
-        let again = past.looked_up(Node::AsOf(Inode::main(1), Tid(7)), 1, true).unwrap();
+        assert_eq!(past.looked_up(dir, true, 1, false), Some(9));
+        let again = past.looked_up(Node::AsOf(Inode::main(1), Tid(7)), true, 1, true).unwrap();
         assert_ne!(again, 1, "the root of a mount is not in itself");
         assert_eq!(past.node(again), Some(Node::AsOf(Inode::main(1), Tid(7))));
     }
@@ -326,17 +367,77 @@ mod tests {
     fn the_past_leads_into_another_fileset_and_each_mount_calls_its_root_1() {
         let other = |n| Inode { fileset: FilesetId(3), object: ObjectId(n) };
         let nodes = new(ROOT, None);
-        assert_eq!(nodes.looked_up(Node::Live(other(9)), 1, false), Some(3 << OBJECT_BITS | 9));
-        let root = nodes.looked_up(Node::AsOf(ROOT, Tid(7)), 1, true).unwrap();
-        let fileset = nodes.looked_up(Node::AsOf(other(9), Tid(7)), root, false).unwrap();
-        let file = nodes.looked_up(Node::AsOf(other(10), Tid(7)), fileset, false).unwrap();
+        assert_eq!(nodes.looked_up(Node::Live(other(9)), true, 1, false), Some(3 << OBJECT_BITS | 9));
+        let root = nodes.looked_up(Node::AsOf(ROOT, Tid(7)), true, 1, true).unwrap();
+        let fileset = nodes.looked_up(Node::AsOf(other(9), Tid(7)), true, root, false).unwrap();
+        let file = nodes.looked_up(Node::AsOf(other(10), Tid(7)), false, fileset, false).unwrap();
         assert_eq!(nodes.node(fileset), Some(Node::AsOf(other(9), Tid(7))));
         assert_eq!(nodes.node(file), Some(Node::AsOf(other(10), Tid(7))));
         assert_eq!(nodes.node(root), Some(Node::AsOf(ROOT, Tid(7))));
         let own = new(other(9), None);
         assert_eq!(own.node(1), Some(Node::Live(other(9))));
-        assert_eq!(own.looked_up(Node::Live(other(9)), 5, false), Some(1));
+        assert_eq!(own.looked_up(Node::Live(other(9)), true, 5, false), Some(1));
         assert_eq!(own.node(3 << OBJECT_BITS | 10), Some(Node::Live(other(10))));
+    }
+
+    #[test]
+    fn files_of_one_moment_need_one_view_however_many_are_named() {
+        let nodes = new(ROOT, None);
+        let named = |object, tid, dir| {
+            let node = Node::AsOf(Inode::main(object), Tid(tid));
+            let id = nodes.looked_up(node, false, dir, true).unwrap();
+            assert_eq!(nodes.node(id), Some(node));
+            id
+        };
+        let ids: Vec<u64> = (2..300_000).map(|object| named(object, 7 + object % 3, object % 100)).collect();
+        assert_eq!(nodes.used(), 3);
+        let other = Node::AsOf(Inode { fileset: FilesetId(3), object: ObjectId(9) }, Tid(7));
+        let elsewhere = nodes.looked_up(other, false, 1, true).unwrap();
+        assert_eq!((nodes.node(elsewhere), nodes.used()), (Some(other), 4));
+        assert_eq!(named(9, 7, 5), ids[7], "whichever of its names it was");
+        for id in &ids {
+            nodes.forget(*id, 1);
+        }
+        assert!(nodes.node(ids[7]).is_some() && nodes.node(ids[8]).is_none());
+    }
+
+    #[test]
+    fn the_ids_of_one_object_as_of_many_moments_differ_in_their_low_bits() {
+        let nodes = new(ROOT, None);
+        let id = |tid| nodes.looked_up(Node::AsOf(Inode::main(9), Tid(tid)), true, 1, true).unwrap();
+        let low: std::collections::HashSet<u64> = (1..=1 << 14).map(|tid| id(tid) & 0xffff).collect();
+        assert_eq!(low.len(), 1 << 14);
+    }
+
+    #[test]
+    fn ids_that_a_process_gave_out_which_did_not_move_objects_on_mean_what_they_meant() {
+        let memory = MountMemory::new().unwrap();
+        for (view, tid) in [(0, 7), (1, 8)] {
+            memory.view(view).write(tid, Inode::main(9).number(), 0);
+            memory.view(view).lookups.store(1, Ordering::Relaxed);
+        }
+        memory.views_used().store(2, Ordering::Relaxed);
+        let nodes = Nodes::new(ROOT, None, &memory);
+        let id = PAST | 1 << OBJECT_BITS | 9;
+        assert_eq!(nodes.node(id), Some(Node::AsOf(Inode::main(9), Tid(8))));
+        assert_eq!(nodes.looked_up(Node::AsOf(Inode::main(9), Tid(8)), true, 1, true), Some(id));
+        assert_eq!(nodes.past_ids(Inode::main(5)), [PAST | 5, PAST | 1 << OBJECT_BITS | 5]);
+        nodes.forget(id, 2);
+        let moved = nodes.looked_up(Node::AsOf(Inode::main(9), Tid(10)), true, 1, true).unwrap();
+        assert!(moved != id && moved >> OBJECT_BITS == id >> OBJECT_BITS);
+        assert_eq!(nodes.node(moved), Some(Node::AsOf(Inode::main(9), Tid(10))));
+    }
+
+    #[test]
+    fn what_a_mount_shows_of_its_own_moment_by_name_has_other_numbers() {
+        let nodes = new(ROOT, Some(Tid(7)));
+        let node = Node::AsOf(Inode::main(9), Tid(7));
+        let (own, named) =
+            (nodes.looked_up(node, false, 1, false).unwrap(), nodes.looked_up(node, false, 1, true).unwrap());
+        assert_eq!((nodes.shown_ino(node, own), nodes.listed_ino(node, 1)), (9, 9));
+        assert!(nodes.shown_ino(node, named) >> 63 == 1);
+        let dir = nodes.looked_up(Node::AsOf(ROOT, Tid(7)), true, 1, true).unwrap();
+        assert_eq!(nodes.listed_ino(node, dir), nodes.shown_ino(node, named));
     }
 
     #[test]
@@ -344,12 +445,12 @@ mod tests {
         let memory = MountMemory::new().unwrap();
         let nodes = Nodes::new(ROOT, None, &memory);
         let past = |tid| Node::AsOf(Inode::main(9), Tid(tid));
-        let ids: Vec<u64> = (1..=3).map(|tid| nodes.looked_up(past(tid), 1, true).unwrap()).collect();
+        let ids: Vec<u64> = (1..=3).map(|tid| nodes.looked_up(past(tid), true, 1, true).unwrap()).collect();
         nodes.forget(ids[1], 1);
         let next = Nodes::new(ROOT, None, &memory);
         assert_eq!((next.node(ids[0]), next.node(ids[1]), next.node(ids[2])), (Some(past(1)), None, Some(past(3))));
-        assert_eq!(next.looked_up(past(3), 1, true), Some(ids[2]));
-        let fourth = next.looked_up(past(4), 1, true).unwrap();
+        assert_eq!(next.looked_up(past(3), true, 1, true), Some(ids[2]));
+        let fourth = next.looked_up(past(4), true, 1, true).unwrap();
         assert_eq!((fourth, next.node(fourth)), (ids[1], Some(past(4))), "the number that was free");
         next.forget(ids[2], 2);
         assert_eq!(next.node(ids[2]), None);

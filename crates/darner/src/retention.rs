@@ -27,6 +27,8 @@ const REST: u32 = 20;
 #[derive(Clone, Copy)]
 pub(crate) struct History {
     bytes: u64,
+    /// What was in use then and no file held.
+    loose: u64,
     at: Instant,
     took: Duration,
 }
@@ -203,25 +205,29 @@ impl Daemon {
         }
     }
 
-    /// What only the past needs. Where it would take long to find out, as `status --by-time` found it last or, where nobody asked, at least: for
-    /// all that is known, what is in use and no file holds. (So too where a part of the index can't be read: a status tells of that by itself.)
+    /// What only the past needs. Where it would take long to find out, as it was found last, here or by `status --by-time`, and as much more or
+    /// less as is by now in use and held by no file; which is all that is known where it never was. (So too where a part of the index can't be
+    /// read: a status tells of that by itself.)
     pub(crate) fn history_bytes(&self, usage: &darner_store::Usage, dead: u64) -> u64 {
+        let loose = usage.used.saturating_sub(usage.live + dead);
         let mut known = self.history.lock();
         let is_fresh = known.is_some_and(|k| k.at.elapsed() < REST * k.took);
         if !is_fresh {
             let start = Instant::now();
             if let Ok(Some(bytes)) = self.store().history_bytes(now_ns(), INDEX_MAX) {
-                *known = Some(History { bytes, at: Instant::now(), took: start.elapsed() });
+                *known = Some(History { bytes, loose, at: Instant::now(), took: start.elapsed() });
             }
         }
-        known.map_or(usage.used.saturating_sub(usage.live + dead), |k| k.bytes.min(usage.used))
+        known.map_or(loose, |k| (k.bytes + loose).saturating_sub(k.loose).min(usage.used))
     }
 
     /// What is needed for what, by age.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let start = Instant::now();
         let a = self.store().account(now_ns(), None)?;
-        *self.history.lock() = Some(History { bytes: a.history, at: Instant::now(), took: start.elapsed() });
+        let (usage, dead) = (self.store().usage()?, self.store().dead_bytes());
+        let loose = usage.used.saturating_sub(usage.live + dead);
+        *self.history.lock() = Some(History { bytes: a.history, loose, at: Instant::now(), took: start.elapsed() });
         let ages = AGE_NAMES.iter().zip(a.by_age);
         Ok(Usage {
             live_bytes: a.live,

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use common::{LOSE_INDEX, World, rename};
+use common::{LOSE_INDEX, World, rename, signal};
 use serde_json::{Value, json};
 
 fn filesets(w: &World) -> Vec<Value> {
@@ -431,4 +431,43 @@ fn what_is_mounted_within_a_mount_stays_whatever_becomes_of_filesets_and_is_neve
     both();
     assert_eq!(w.sh("cat a/f; umount a/b; umount home/m; ls a/b home/m"), "1\na/b:\n\nhome/m:");
     w.sh("$DARNER forget a; $DARNER fileset rename $MNT home other; ls other");
+}
+
+#[test]
+fn a_mount_of_the_whole_past_keeps_what_it_shows_of_all_filesets_and_is_what_clones_of_it_are() {
+    let Some(w) = World::new() else { return };
+    w.sh("$DARNER fileset create $MNT home; echo november > f; echo november > home/f; echo gone > home/g; sleep 0.1");
+    let then = w.now();
+    w.sh("sleep 0.1; echo december > f; echo december > home/f; rm home/g");
+    let past = w.mount_at("past", &["--as-of", &then]).unwrap();
+    w.sh("$DARNER retain $MNT none; $DARNER retain home none; $DARNER clean --wait $MNT");
+    let shows = |w: &World| w.sh(&format!("cd {}; cat f home/f home/g", past.display()));
+    assert_eq!(shows(&w), "november\nnovember\ngone");
+    signal(w.status()["daemon_pid"].as_i64().unwrap() as i32, libc::SIGKILL);
+    w.sh("echo 1 > new; $DARNER clean --wait $MNT; echo 2 > /proc/sys/vm/drop_caches");
+    assert_eq!(shows(&w), "november\nnovember\ngone");
+    let clones = format!("$DARNER clone {0} one; $DARNER clone {0}/home two; cat one/f two/f two/g", past.display());
+    assert_eq!(w.sh(&clones), "november\nnovember\ngone");
+    w.darner(&["unmount", past.to_str().unwrap()]);
+    w.sh("$DARNER fileset remove $MNT one --force; $DARNER fileset remove $MNT two --force; $DARNER clean --wait $MNT");
+    assert!(refused(&w, &format!("cat home@@{then}/g")).contains("No such file"));
+}
+
+#[test]
+fn the_log_of_a_path_in_the_past_follows_links_and_names_as_they_were() {
+    let Some(w) = World::new() else { return };
+    w.sh("mkdir t e; echo 'e: some text' > e/a; echo 1 > t/a; echo 22 > t/a; echo n > t/b; ln -s t k; sleep 0.05; $DARNER snapshot . L");
+    w.sh("rm -r t k; ln -s e t; mkdir k; echo other > k/a");
+    let log = |path: &str| {
+        let lines: serde_json::Value =
+            serde_json::from_str(&w.sh(&format!("$DARNER log --json --all {path}"))).unwrap();
+        let inodes: Vec<u64> = lines.as_array().unwrap().iter().map(|l| l["inode"].as_u64().unwrap()).collect();
+        (lines.as_array().unwrap().last().unwrap()["size"].as_u64().unwrap(), inodes)
+    };
+    let (size, then) = log("@@L/t/a");
+    assert!(size == 3 && then.iter().all(|ino| *ino == then[0]), "{size} {then:?}");
+    for same in ["t@@L/a", "@@L/k/a"] {
+        assert_eq!(log(same), (3, then.clone()), "{same}");
+    }
+    assert_eq!((log("@@L/t/b").0, log("@@L/e/a").0, log("k/a").0), (2, 13, 6));
 }

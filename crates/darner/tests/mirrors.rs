@@ -125,6 +125,24 @@ fn the_log_of_a_mirror_tells_moments_that_show_what_it_lists() {
 }
 
 #[test]
+fn commands_see_the_moment_in_a_name_in_a_mirrors_mount() {
+    let Some(p) = Pair::new() else { return };
+    fs::write(p.w.path("a"), "one").unwrap();
+    p.sync();
+    let (copy, then) = (p.copy.to_str().unwrap(), p.copy.join("a@@then"));
+    p.w.darner(&["snapshot", copy, "then"]);
+    fs::write(p.w.path("a"), "second").unwrap();
+    p.sync();
+    let ino = |path: &Path| fs::metadata(path).unwrap().ino();
+    assert_ne!(ino(&p.copy.join("a")), ino(&then), "a file at two moments is no hard link");
+    let then = then.to_str().unwrap();
+    let log: Value = serde_json::from_str(&p.w.darner(&["log", "--json", then])).unwrap();
+    assert_eq!(log.as_array().unwrap().iter().map(|l| l["size"].as_u64().unwrap()).collect::<Vec<_>>(), [3]);
+    let no = refused(&["restore", then]);
+    assert!(no.contains("mirror") && !no.contains("as of when"), "{no}");
+}
+
+#[test]
 fn a_mirror_within_its_own_source_is_refused() {
     let Some(w) = World::new() else { return };
     let said = refused(&["mirror", "add", w.mnt.to_str().unwrap(), "copy", w.path("copy").to_str().unwrap()]);

@@ -73,15 +73,15 @@ impl Fs {
     pub fn clone_fileset(&self, now_ns: u64, of: Inode, at: Option<Tid>, name: &str) -> Result<Fileset> {
         let marked = self.live.read().marked;
         let walked = match at {
-            Some(at) if at != self.store.tid() => Some(self.walk(of, at)?),
+            Some(at) if at < self.store.tid() => Some(self.walk(of, at)?),
             _ => None,
         };
         let mut plan = self.plan(MAIN, SMALL)?;
         plan.check_fileset_name(name, now_ns)?;
-        let at = at.unwrap_or(plan.newest);
-        if at > plan.newest {
+        if at.is_some_and(|at| !self.store.has_reached(at)) {
             return refuse(libc::EINVAL, "a clone needs a moment that has been");
         }
+        let at = at.map_or(plan.newest, |at| at.min(plan.newest));
         let root = self.root_at(of, at)?;
         let walked = match walked.filter(|_| plan.live.marked == marked) {
             Some(walked) => walked,

@@ -72,6 +72,18 @@ impl Tenure {
         Tenure { ino, from: Tid::ZERO, until: None, only_now: false, came: false, left: false }
     }
 
+    /// As it was seen then: if it had begun, and lasted, its end is not known.
+    fn seen_at(self, then: Tid) -> Option<Tenure> {
+        let lasted = self.until.is_none_or(|until| until > then);
+        let (until, left) = if lasted { (None, false) } else { (self.until, self.left) };
+        (self.from <= then).then_some(Tenure { until, left, ..self })
+    }
+
+    /// If the past of what has the name now is meant: whether this is that.
+    fn of_now(self, to: Tid) -> Option<Tenure> {
+        (to == Tid::MAX || self.until.is_none()).then_some(self)
+    }
+
     /// What of it lies within that of a directory, in which it is. (Of one that is there now all can be looked at by its path, wherever it
     /// was then: DIR/NAME@@WHEN.)
     fn within(self, dir: &Tenure) -> Option<Tenure> {
@@ -87,10 +99,11 @@ const RUN_NANOS: u64 = 1_000_000_000;
 
 impl Fs {
     /// The versions of the objects at a path (names from `root` down), oldest first; of its directories too, all that ever
-    /// had their names are looked into, for the time that they had them. Only those up to `to`. With `coalesce`, of writes that
+    /// had their names are looked into, for the time that they had them. Only those up to `to`; which objects are meant, the first
+    /// `present` names say as they are now, those behind them as they were then. With `coalesce`, of writes that
     /// follow one another within a second only the last is told, and the last before a label. ENOENT if nothing ever had this name.
-    pub fn log(&self, root: Inode, path: &[&[u8]], to: Tid, coalesce: bool) -> Result<Vec<LogEntry>> {
-        let mut log = self.whole_log(root, path)?;
+    pub fn log(&self, root: Inode, path: &[&[u8]], to: Tid, present: usize, coalesce: bool) -> Result<Vec<LogEntry>> {
+        let mut log = self.whole_log(root, path, to, present)?;
         log.retain(|e| e.tid <= to);
         if coalesce {
             self.coalesce(&mut log)?;
@@ -98,16 +111,18 @@ impl Fs {
         Ok(log)
     }
 
-    fn whole_log(&self, root: Inode, path: &[&[u8]]) -> Result<Vec<LogEntry>> {
+    fn whole_log(&self, root: Inode, path: &[&[u8]], to: Tid, present: usize) -> Result<Vec<LogEntry>> {
         let Some((name, dirs)) = path.split_last() else {
             return self.tell(&[Tenure::of_root(root)]);
         };
         let mut within = vec![Tenure::of_root(root)];
-        for name in dirs {
+        for (n, name) in dirs.iter().enumerate() {
             let mut next = Vec::new();
             for dir in &within {
                 next.extend(self.tenures_below(dir, name)?);
             }
+            let next_is = |dir: Tenure| if n >= present { dir.seen_at(to) } else { dir.of_now(to) };
+            next = next.into_iter().filter_map(next_is).collect();
             // (What is there now is looked into as a whole.)
             let now: Vec<Inode> = next.iter().filter(|dir| dir.until.is_none()).map(|dir| dir.ino).collect();
             next.retain(|dir| dir.until.is_none() || !now.contains(&dir.ino));
@@ -120,7 +135,8 @@ impl Fs {
                 all.retain(|tenure| tenure.until.is_none());
                 all.iter_mut().for_each(|tenure| tenure.only_now = true);
             }
-            tenures.extend(all);
+            let is = |tenure: Tenure| if dirs.len() >= present { tenure.seen_at(to) } else { tenure.of_now(to) };
+            tenures.extend(all.into_iter().filter_map(is));
         }
         tenures.sort_by_key(|t| t.from);
         if tenures.is_empty() {

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
-use crate::node::Node;
+use crate::node::{MAIN, Node, ROOT};
 use crate::when;
 
 const SECOND: u64 = 1_000_000_000;
@@ -160,12 +160,27 @@ impl Fs {
         }
     }
 
-    /// As [`Fs::pin`], for what the process before this one had pinned until it ended; before anything can be given up.
-    pub fn hold(&self, node: Node) -> Option<Pin> {
-        match node {
-            Node::AsOf(ino, tid) => Some(self.store.hold(ino.fileset, tid)),
-            _ => None,
+    /// Keeps what is seen from a node of the past while the pins live: with its own moment, if it is the main root, those of the other
+    /// filesets to which that leads. None for the present.
+    pub fn pin_all(&self, node: Node) -> Result<Vec<Pin>> {
+        let mut pins: Vec<Pin> = self.pin(node)?.into_iter().collect();
+        let Node::AsOf(ROOT, tid) = node else { return Ok(pins) };
+        // (What is of removed ones, the main one's pin keeps.)
+        for (other, _) in self.filesets().into_iter().filter(|(f, _)| f.id != MAIN) {
+            // What is given up in between is looked for again.
+            while let Some(shown) = self.shown(other.id, tid)? {
+                if let Some(pin) = self.store.pin(other.id, shown)? {
+                    pins.push(pin);
+                    break;
+                }
+            }
         }
+        Ok(pins)
+    }
+
+    /// As [`Fs::pin`], for what the process before this one had pinned until it ended; before anything can be given up.
+    pub fn hold(&self, (fileset, tid): (FilesetId, Tid)) -> Pin {
+        self.store.hold(fileset, tid)
     }
 }
 

@@ -95,8 +95,12 @@ impl Fs {
         if asked > newest.max(Tid(now_ns)) {
             return Ok(Err(NoMoment::InTheFuture));
         }
-        let steady = !when.moves && asked <= newest;
-        let shown = self.shown(fileset, asked.min(newest))?;
+        // (What a mirror shows as of a moment behind its head, the next pull says.)
+        let steady = !when.moves && (asked <= newest || fileset != MAIN || self.head().is_none());
+        if steady && asked > newest {
+            self.store.reach(asked);
+        }
+        let shown = self.shown(fileset, if steady { asked } else { asked.min(newest) })?;
         Ok(shown.map(|tid| Moment { tid, steady }).ok_or(NoMoment::GivenUp(asked)))
     }
 

@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::{SECOND, START, World, check, tid};
-use darner_fs::{Inode, MAIN, Node};
+use darner_fs::{Inode, MAIN, Node, ROOT};
 
 #[test]
 fn any_name_can_be_looked_at_as_of_any_moment() {
@@ -333,7 +333,9 @@ fn what_a_moment_shows_never_changes_even_if_the_clock_goes_back() {
     world.line("t=100 hold p @@2026-11-22T00:01");
     world.line("t=20 create b");
     world.line("ls #p => a");
-    world.line("t=200 ls @@2026-11-22T00:00:50 => a b");
+    // What comes after a look is after the moment that was looked at.
+    world.line("t=200 ls @@2026-11-22T00:00:50 => a");
+    world.line("ls @@2026-11-22T00:01:00.1 => a b");
 }
 
 #[test]
@@ -393,13 +395,25 @@ fn only_texts_that_stay_may_be_cached_for_long() {
     assert!(steady("a") && steady("a@@2026-11-22T00:00:05") && steady("@@"));
     assert!(!steady("a@@-5s") && !steady("a@@l") && !steady("a@@now"));
     let later = world.now + 100 * SECOND;
-    let newest = world.fs.lookup(world.fs.root(), b"a@@2026-11-22T00:02:30", later).unwrap();
-    assert_eq!(
-        (newest.node, newest.steady),
-        (Node::AsOf(world.node("a").unwrap().inode(), tid(100)), false),
-        "commits may still come before it"
-    );
     assert_eq!(world.fs.resolve_when(MAIN, "now", later).unwrap(), Some(tid(100)));
+}
+
+#[test]
+fn a_time_since_which_nothing_was_written_is_the_same_moment_when_something_is() {
+    let mut world = World::new();
+    world.line("t=1 create a");
+    world.line("t=2 write a 'one'");
+    let time = b"a@@2026-11-22T00:02:30";
+    let look = |world: &World| world.fs.lookup(world.fs.root(), time, START + 200 * SECOND).unwrap();
+    let before = look(&world);
+    assert_eq!((before.node, before.steady), (Node::AsOf(world.node("a").unwrap().inode(), tid(150)), true));
+    // A clock that lags behind that of whoever has looked.
+    world.line("t=149 write a 'two'");
+    let after = look(&world);
+    assert_eq!((after.node, after.steady), (before.node, true));
+    assert!(world.fs.store().tid() > tid(150));
+    world.line("read a@@2026-11-22T00:02:30 => one");
+    world.line("read a => two");
 }
 
 #[test]
@@ -506,4 +520,32 @@ fn the_log_finds_what_is_in_deleted_directories() {
         log d => 1:Created:0 2:Written:1 10:Written:0 20:Removed:0
         ",
     );
+}
+
+#[test]
+fn the_log_of_a_path_in_the_past_is_of_what_it_led_to_then() {
+    let mut world = World::new();
+    for line in [
+        "t=1 mkdir a",
+        "t=2 mkdir b",
+        "t=3 create a/f",
+        "t=4 write a/f 'what was there'",
+        "t=5 create b/f",
+        "t=20 rename a c",
+        "t=21 rename b a",
+        "t=22 write a/f 'another'",
+        "t=23 write c/f 'more'",
+    ] {
+        world.line(line);
+    }
+    let log = |path: &[&[u8]], to, present| {
+        let entries = world.fs.log(ROOT, path, tid(to), present, false).unwrap();
+        entries.into_iter().map(|e| (e.tid, e.attr.size)).collect::<Vec<_>>()
+    };
+    let then = vec![(tid(3), 0), (tid(4), 14)];
+    assert_eq!(log(&[b"a", b"f"], 10, 0), then);
+    assert_eq!(log(&[b"c", b"f"], 10, 1), then, "c is a directory of now, whose past is looked into");
+    assert!(world.fs.log(ROOT, &[b"c", b"f"], tid(10), 0, false).is_err(), "nothing had that name then");
+    assert_eq!(log(&[b"a", b"f"], 10, 1), [(tid(5), 0)]);
+    assert_eq!(log(&[b"a", b"f"], 22, 0).last(), Some(&(tid(22), 7)));
 }

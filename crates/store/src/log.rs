@@ -61,6 +61,8 @@ pub struct Tail {
     pub chain: u32,
     /// The newest transaction.
     pub last: Tid,
+    /// No transaction to come is at this moment or before.
+    pub reached: Tid,
     /// Live objects and bytes.
     pub counts: Counts,
     /// Bytes appended since the store was opened.
@@ -85,6 +87,7 @@ impl Tail {
             buf: Buffer::Own(fresh()),
             chain: at.chain,
             last,
+            reached: last,
             counts,
             appended: 0,
             queue: VecDeque::new(),

@@ -355,6 +355,13 @@ pub struct Pin {
     tid: Tid,
 }
 
+impl Pin {
+    /// The moment of which fileset that is.
+    pub fn moment(&self) -> (FilesetId, Tid) {
+        (self.fileset, self.tid)
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut pins = self.store.pins.lock();

@@ -283,8 +283,20 @@ impl Store {
                 outcome => outcome?,
             }
         }
-        let tid = tail.last.next(now_ns);
+        let tid = tail.last.max(tail.reached).next(now_ns);
         Ok(Tx::new(self, tail, fileset, tid))
+    }
+
+    /// Has no transaction to come be at a moment or before it, though none may have been since: what is there as of it stays.
+    pub fn reach(&self, moment: Tid) {
+        let mut tail = self.log.tail();
+        tail.reached = tail.reached.max(moment);
+    }
+
+    /// Whether no transaction to come is at a moment or before it.
+    pub fn has_reached(&self, moment: Tid) -> bool {
+        let tail = self.log.tail();
+        moment <= tail.last.max(tail.reached)
     }
 
     /// Seals the open segment and goes on in a new one, of `least` bytes at least.

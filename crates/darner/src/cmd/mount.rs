@@ -66,6 +66,10 @@ pub fn run(c: Mount) -> Result<()> {
             false => format!("{} has something mounted on it already", mountpoint.display()),
         }));
     }
+    if c.foreground {
+        // Whoever sees the mount may end it: this process must know by then what that means.
+        supervisor::block_end_signals();
+    }
     let request = MountRequest { mountpoint, seen_in: Namespace::Mount.of("self"), ..request };
     let start = || match c.foreground {
         true => daemon::in_foreground(&c, &place, &request),

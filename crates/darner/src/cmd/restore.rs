@@ -18,6 +18,7 @@ use crate::cli::Restore;
 use crate::control::{self, Request, Response, Status};
 use crate::copy::{self, Copier, Dir};
 use crate::error::{Failure, Result};
+use crate::mirroring::PROMOTED;
 use crate::mounts::{self, Located, Mounted, Past};
 use crate::place::Place;
 use crate::when::local;
@@ -31,7 +32,7 @@ pub fn run(c: &Restore) -> Result<()> {
             None => format!("{} does not exist", c.source.display()),
         }));
     }
-    if let Some(Past { live, tid, rounded: Some(asked) }) = &source.past {
+    if let Some(Past { live, tid, rounded: Some(asked), .. }) = &source.past {
         return Err(Failure::new(format!(
             "{asked} is not kept; the last moment before it that is, is {tid}, {}: darner restore {}",
             local(*tid),
@@ -68,13 +69,8 @@ fn restore_to(source: &Located, dest: &Path) -> Result<()> {
 
 fn restore_in_place(source: &Located, c: &Restore) -> Result<()> {
     let live = source.past.as_ref().map_or(&source.path, |past| &past.live);
-    if let Ok((mount, _)) = mounts::containing(live)
-        && let Some(when) = as_of(&mount)
-    {
-        return Err(Failure::new(format!(
-            "the mount on {} is of the past, as of {when}, and can't be changed: restore in one of the present, or use --to",
-            mount.mountpoint.display()
-        )));
+    if let Ok((mount, _)) = mounts::containing(live) {
+        may_be_changed(&mount)?;
     }
     let Some(past) = &source.past else {
         return Err(Failure::new(format!("say as of when to restore {0}, as in {0}@@-10m", c.source.display())));
@@ -209,10 +205,25 @@ fn newest(mount: &Mounted) -> Option<String> {
     status(mount).map(|s| s.tid)
 }
 
-/// As of when a mount is, if it is one of the past.
-fn as_of(mount: &Mounted) -> Option<String> {
-    let at = mounts::spot(mount, Path::new("")).ok()?.mountpoint;
-    status(mount)?.mounts.into_iter().find(|line| line.mountpoint == at)?.as_of_time
+/// Refuses where a mount is of the past, a mirror's, or read-only.
+fn may_be_changed(mount: &Mounted) -> Result<()> {
+    let at = mounts::spot(mount, Path::new(""))?.mountpoint;
+    let lines = status(mount).map(|s| s.mounts).unwrap_or_default();
+    let Some(line) = lines.into_iter().find(|line| line.mountpoint == at) else { return Ok(()) };
+    let is_mirror = || {
+        let asked = control::call(&Place::behind(mount), &Request::Following);
+        matches!(asked, Ok(Some(Response::Following(f))) if f.state != PROMOTED)
+    };
+    let what = match line.as_of_time {
+        Some(when) => format!("is of the past, as of {when},"),
+        None if line.fileset.is_none() && is_mirror() => "is a mirror's, which changes only with its source,".into(),
+        None if line.read_only => "is read-only".into(),
+        None => return Ok(()),
+    };
+    Err(Failure::new(format!(
+        "the mount on {} {what} and can't be changed: restore in one that can, or use --to",
+        mount.mountpoint.display()
+    )))
 }
 
 fn status(mount: &Mounted) -> Option<Box<Status>> {

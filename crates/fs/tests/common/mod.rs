@@ -428,7 +428,7 @@ impl World {
 
     fn log(&self, path: &str, coalesce: bool) -> Answer {
         let names: Vec<&[u8]> = path.split('/').filter(|name| !name.is_empty()).map(str::as_bytes).collect();
-        let entries = self.fs.log(ROOT, &names, Tid::MAX, coalesce)?;
+        let entries = self.fs.log(ROOT, &names, Tid::MAX, names.len(), coalesce)?;
         let text = entries.iter().map(|e| {
             let shown = if e.shown == e.tid { String::new() } else { format!("@{}", seconds(e.shown.into())) };
             format!("{}{shown}:{:?}:{}", seconds(e.tid.into()), e.what, e.attr.size)
