@@ -5,7 +5,6 @@
 //! has something to do without a mount: it follows another one, or is followed from other machines.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,7 +35,7 @@ use crate::scrub::Scrubbing;
 use crate::serving::{Door, Followed};
 use crate::supervisor::{LISTENER, block_end_signals};
 use crate::verifying::Others;
-use crate::volumes::{LOCK, Member};
+use crate::volumes::{self, Member};
 use crate::when::local;
 use crate::whereabouts::Doors;
 
@@ -258,13 +257,12 @@ pub fn run(
 /// Where the volumes are of which a process before this had the locks, if there was one; the locks are ours then.
 fn take_locks(items: &mut Items) -> Result<Option<(Place, Vec<PathBuf>)>> {
     let mut found = Vec::new();
-    let locks = keeper::take(items, LOCK);
-    let Some((_, first)) = locks.first() else { return Ok(None) };
-    let gone = Failure::new(format!("{} is no longer the volume that was opened there", first.text));
-    for (_, item) in locks {
+    let locks = volumes::take_locks(items);
+    let Some((first, _)) = locks.first() else { return Ok(None) };
+    let gone = Failure::new(format!("{} is no longer the volume that was opened there", first.display()));
+    for (path, lock) in locks {
         // One that has failed meanwhile must not keep the others.
-        let (path, lock) = (PathBuf::from(item.text), File::from(item.fd));
-        match place::path_now(&lock, &path).filter(|now| Place::at(now).is_ok_and(|p| p.is_volume())) {
+        match place::path_now(&lock.file, &path).filter(|now| Place::at(now).is_ok_and(|p| p.is_volume())) {
             Some(now) => found.push(now),
             None => tracing::error!("{} is no longer the volume that was opened there", path.display()),
         }

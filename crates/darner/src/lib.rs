@@ -5,6 +5,7 @@ mod attachments;
 pub mod bench;
 mod buckets;
 mod chatter;
+mod claims;
 pub mod cli;
 pub mod cmd;
 mod cold;

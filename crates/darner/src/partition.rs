@@ -2,12 +2,12 @@
 //! for an empty one.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,16 +34,14 @@ const BLKSSZGET: libc::Ioctl = 0x1268;
 /// How long the kernel and udev may take to make the partition's node.
 const NODE_WAIT: Duration = Duration::from_secs(3);
 
-/// Writes a table with one partition to a device or image file; what was there is lost.
-pub fn make(path: &Path) -> Result<()> {
+/// Writes a table with one partition to a device or image file; what was there is lost. `claim`: of the device.
+pub fn make(path: &Path, claim: Option<&File>) -> Result<()> {
     let meta = fs::metadata(path).cant(|| format!("look at {}", path.display()))?;
     let is_device = meta.file_type().is_block_device();
     if !is_device && !meta.is_file() {
         return Err(Failure::new(format!("{}: only a device or an image file has partitions", path.display())));
     }
-    // (The kernel refuses a device that is in use.)
-    let exclusive = if is_device { libc::O_EXCL } else { 0 };
-    let file = OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(path);
+    let file = OpenOptions::new().read(true).write(true).open(path);
     let mut file = file.cant(|| format!("open {}", path.display()))?;
     let len = file.seek(SeekFrom::End(0)).cant(|| format!("look at {}", path.display()))?;
     let (sector, size) = sector(&file, is_device)?;
@@ -60,7 +58,8 @@ pub fn make(path: &Path) -> Result<()> {
     table.add_partition_at("darner", 1, bytes.start / size, count, kind(), 0).cant(cant)?;
     let file = table.write().cant(cant)?;
     file.sync_all().cant(cant)?;
-    if is_device { tell_kernel(&file, path, bytes.start) } else { Ok(()) }
+    // (The kernel lets nobody else do that.)
+    if is_device { tell_kernel(claim.unwrap_or(&file), path, bytes.start) } else { Ok(()) }
 }
 
 fn kind() -> Type {
@@ -134,10 +133,15 @@ fn ours(file: &File, at: u64, sector: u64) -> Option<Range<u64>> {
     Some(long(entry, 32).checked_mul(sector)?..end)
 }
 
+/// Where sysfs tells of a device.
+pub fn sys(device: &Metadata) -> PathBuf {
+    let number = device.rdev();
+    format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number)).into()
+}
+
 /// The device that the kernel has for a device's partition which begins there.
 pub fn node(device: &Path, start: u64) -> Option<PathBuf> {
-    let number = fs::metadata(device).ok()?.rdev();
-    let sys = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
+    let sys = sys(&fs::metadata(device).ok()?);
     let is_it = |dir: &PathBuf| {
         let first = fs::read_to_string(dir.join("start")).ok().and_then(|s| s.trim().parse::<u64>().ok());
         dir.join("partition").exists() && first == Some(start / 512)
@@ -148,9 +152,8 @@ pub fn node(device: &Path, start: u64) -> Option<PathBuf> {
 
 /// The file behind a loop device, or behind a partition of one.
 pub fn behind(device: &Path) -> Option<PathBuf> {
-    let number = fs::metadata(device).ok().filter(|meta| meta.file_type().is_block_device())?.rdev();
-    let sys = format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number));
-    let told = ["loop", "../loop"].iter().find_map(|dir| fs::read(format!("{sys}/{dir}/backing_file")).ok())?;
+    let sys = sys(&fs::metadata(device).ok().filter(|meta| meta.file_type().is_block_device())?);
+    let told = ["loop", "../loop"].iter().find_map(|dir| fs::read(sys.join(dir).join("backing_file")).ok())?;
     Some(PathBuf::from(OsStr::from_bytes(told.trim_ascii_end())))
 }
 
@@ -164,7 +167,7 @@ mod tests {
         let path = dir.path().join("image");
         File::create(&path).unwrap().set_len(8 << 20).unwrap();
         assert_eq!(find(&path), None);
-        make(&path).unwrap();
+        make(&path, None).unwrap();
         assert_eq!(find(&path), Some(1 << 20..7 << 20));
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let mut good = vec![0; 4096];
@@ -189,7 +192,7 @@ mod tests {
         file.set_len(1 << 20).unwrap();
         assert_eq!(find(&path), None);
         file.set_len(8 << 20).unwrap();
-        make(&path).unwrap();
+        make(&path, None).unwrap();
         // The copy at the end is as good.
         file.write_all_at(&[0; 4096], 0).unwrap();
         assert_eq!(find(&path), Some(1 << 20..7 << 20));

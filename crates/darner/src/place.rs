@@ -25,6 +25,7 @@ use darner_store::{Advance, CreateOptions, Identity, OpenOptions, Progress, Stor
 use parking_lot::Mutex;
 use rustc_hash::FxHasher;
 
+use crate::claims::{self, Claims, Use};
 use crate::error::{Context, Failure, Result};
 use crate::mounts::{self, Mounted};
 use crate::namespaces::Namespace;
@@ -66,7 +67,23 @@ pub struct Held {
     /// Its number.
     pub number: u16,
     /// Ends with it.
-    pub lock: File,
+    pub lock: Lock,
+}
+
+/// That this process alone has a volume, or that nobody writes to it.
+pub struct Lock {
+    /// On what it is on.
+    pub file: File,
+    /// On its bytes.
+    pub claims: Claims,
+}
+
+impl Lock {
+    /// Ends it at once. Closing alone would leave it to processes that are being started, until they close what they inherit.
+    pub fn end(&mut self) {
+        self.claims.end();
+        unlock(&self.file);
+    }
 }
 
 impl Place {
@@ -181,7 +198,7 @@ impl Place {
     }
 
     /// Takes it to make a volume of it, if nothing is on it; returns how many bytes may be used of it (0: all).
-    pub fn take(&self, make: &Make, exists: bool) -> Result<(File, u64)> {
+    pub fn take(&self, make: &Make, exists: bool) -> Result<(Lock, u64)> {
         if make.size == Some(0) {
             return Err(Failure::new("a size of 0 has room for nothing (without --size: all the room there is)"));
         }
@@ -194,14 +211,14 @@ impl Place {
 
     /// Takes it to make a volume there; a directory that was there is as empty again if that fails.
     fn fill(&self, make: &Make, exists: bool, then: impl FnOnce(u64) -> Result<()>) -> Result<()> {
-        let (lock, size_limit) = self.take(make, exists)?;
+        let (mut lock, size_limit) = self.take(make, exists)?;
         let made = then(size_limit);
         if made.is_err() && exists && self.is_dir && !make.force {
             // (What others put there meanwhile stays.)
             let volume = self.volume(true)?;
             let _ = volume.keep_only(&[], false).and_then(|()| volume.wipe_super());
         }
-        unlock(&lock);
+        lock.end();
         made
     }
 
@@ -224,12 +241,26 @@ impl Place {
     }
 
     /// Takes the store for this process, or says who has it.
-    pub fn lock(&self, exclusive: bool) -> Result<File> {
-        if let Some(file) = self.lock_if_free(exclusive)? {
-            return Ok(file);
+    pub fn lock(&self, exclusive: bool) -> Result<Lock> {
+        let began = Instant::now();
+        let busy = |holder| Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder });
+        let in_use = |why: &str| Failure::new(format!("{} is in use: {why}", self.path.display()));
+        if let Some(lock) = inherited(&self.path, exclusive) {
+            return Ok(lock);
+        }
+        while let Some(file) = self.locked(exclusive)? {
+            if let Some(lock) = self.claimed(file, exclusive) {
+                return Ok(lock);
+            }
+            match claims::used(&self.path) {
+                Some(Use::Open(who)) => return Err(busy(Some(who))),
+                Some(Use::Other(what)) => return Err(in_use(&what)),
+                None if began.elapsed() < claims::LINGERS => std::thread::sleep(Duration::from_millis(20)),
+                None => return Err(in_use("something else has it, or a part of it, for itself")),
+            }
         }
         let holder = self.holder().map(|who| self.kept_elsewhere().map_or(who.clone(), |why| format!("{who}: {why}")));
-        Err(Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder }))
+        Err(busy(holder))
     }
 
     /// Who has it open, for people.
@@ -257,13 +288,27 @@ impl Place {
     }
 
     /// The same; `None`: somebody has it, and nobody is looked for.
-    pub fn lock_if_free(&self, exclusive: bool) -> Result<Option<File>> {
-        if let Some(file) = inherited(&self.path) {
-            return Ok(Some(file));
+    pub fn lock_if_free(&self, exclusive: bool) -> Result<Option<Lock>> {
+        if let Some(lock) = inherited(&self.path, exclusive) {
+            return Ok(Some(lock));
         }
+        Ok(self.locked(exclusive)?.and_then(|file| self.claimed(file, exclusive)))
+    }
+
+    /// What it is on, locked, but not claimed.
+    fn locked(&self, exclusive: bool) -> Result<Option<File>> {
         let file = File::open(&self.path).cant(|| format!("open {}", self.path.display()))?;
         let is_ours = try_lock(&file, exclusive).cant(|| format!("lock {}", self.path.display()))?;
         Ok(is_ours.then_some(file))
+    }
+
+    fn claimed(&self, file: File, exclusive: bool) -> Option<Lock> {
+        let mut lock = Lock { file, claims: Claims::default() };
+        if lock.claims.complete(&self.path, exclusive) {
+            return Some(lock);
+        }
+        lock.end();
+        None
     }
 
     /// The addresses at which the daemon that has the store may listen. (The volume is only read where nobody answers at the first ones.)
@@ -346,8 +391,7 @@ pub fn try_lock(file: &File, exclusive: bool) -> std::io::Result<bool> {
     if error.kind() == std::io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
 }
 
-/// Ends a lock at once. Closing alone would leave it to processes that are being started, until they close what they inherit.
-pub fn unlock(file: &File) {
+fn unlock(file: &File) {
     // SAFETY: a plain system call on an open descriptor.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
@@ -419,12 +463,12 @@ pub fn take_over(name: &str, local: &Path, memory: u64, each: &mut dyn FnMut(Adv
     prepare(local, &Make::default(), |path, make, exists| {
         let place = Place::at(path)?;
         // (Regions without a superblock are what an interrupted try has left.)
-        let lock = match exists && place.is_dir && !place.holds_store()? && place.has_only_regions()? {
+        let mut lock = match exists && place.is_dir && !place.holds_store()? && place.has_only_regions()? {
             true => place.lock(true)?,
             false => place.take(make, exists)?.0,
         };
         Store::take_over(name, place.volume(true)?, &options, each)?.close()?;
-        unlock(&lock);
+        lock.end();
         Ok(())
     })
 }
@@ -454,13 +498,13 @@ pub fn devices() -> Vec<PathBuf> {
     listed.lines().skip(2).filter_map(name).collect()
 }
 
-/// Locks that another process held for this one, by device and number of what is locked.
-static INHERITED: Mutex<BTreeMap<(u64, u64), File>> = Mutex::new(BTreeMap::new());
+/// Locks that another process held for this one, by what is locked.
+static INHERITED: Mutex<BTreeMap<(u64, u64), Lock>> = Mutex::new(BTreeMap::new());
 
 /// From now on this lock is ours, to be had as any.
-pub fn inherit(lock: File) {
-    if let Ok(meta) = lock.metadata() {
-        INHERITED.lock().insert((meta.dev(), meta.ino()), lock);
+pub fn inherit(lock: Lock) {
+    if let Ok(meta) = lock.file.metadata() {
+        INHERITED.lock().insert(file_id(&meta), lock);
     }
 }
 
@@ -473,14 +517,19 @@ pub fn path_now(lock: &File, path: &Path) -> Option<PathBuf> {
 }
 
 /// What tells a volume's file or directory from others; of a device whose node is made anew, the same.
-fn file_id(meta: &fs::Metadata) -> (u64, u64) {
+pub fn file_id(meta: &fs::Metadata) -> (u64, u64) {
     if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev(), meta.ino()) }
 }
 
-fn inherited(path: &Path) -> Option<File> {
+fn inherited(path: &Path, exclusive: bool) -> Option<Lock> {
     let mut locks = INHERITED.lock();
     let wanted = fs::metadata(path).ok().filter(|_| !locks.is_empty())?;
-    locks.remove(&(wanted.dev(), wanted.ino()))
+    let mut lock = locks.remove(&file_id(&wanted))?;
+    // (One of an earlier version handed on the lock alone.)
+    if !lock.claims.complete(path, exclusive) {
+        tracing::error!("{} is in use by something else, too: what either writes may be lost", path.display());
+    }
+    Some(lock)
 }
 
 /// Whether a volume of a store is at a path.
@@ -564,7 +613,11 @@ fn make_partition(path: &Path, make: &Make, exists: bool) -> Result<()> {
     if exists && !make.force {
         refuse_to_overwrite(&Place::at(path)?)?;
     }
-    partition::make(path)
+    let whole = Place { path: fs::canonicalize(path)?, is_dir: false, part: None, mount: None, user: None };
+    let mut lock = whole.lock(true)?;
+    let made = partition::make(&whole.path, lock.claims.device.as_ref());
+    lock.end();
+    made
 }
 
 fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
@@ -697,6 +750,30 @@ mod tests {
         assert_eq!(holder(&file.metadata().unwrap()), Some(me));
         unlock(&file);
         assert_eq!(holder(&file.metadata().unwrap()), None);
+    }
+
+    #[test]
+    fn a_lock_that_was_handed_on_without_claims_gets_them_if_nobody_else_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        fs::write(&path, b"bytes").unwrap();
+        let place = Place::at(&path).unwrap();
+        let hand_on = |lock: &Lock| {
+            let file = lock.file.try_clone().unwrap();
+            inherit(Lock { file, claims: Claims::default() });
+            place.lock(true).unwrap()
+        };
+        let first = place.lock(true).unwrap();
+        assert!(first.claims.file.is_some());
+        // (The first one's claim is still there.)
+        assert!(hand_on(&first).claims.file.is_none());
+        let Lock { file, claims } = first;
+        drop(claims);
+        let mut next = hand_on(&Lock { file, claims: Claims::default() });
+        assert!(next.claims.file.is_some());
+        assert!(place.lock_if_free(true).unwrap().is_none());
+        next.end();
+        assert!(place.lock_if_free(true).unwrap().is_some());
     }
 
     #[test]

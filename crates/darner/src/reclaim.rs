@@ -1,7 +1,7 @@
 //! Volumes whose beginning something has overwritten: told by the label at their end, and taken back on request.
 
-use std::fs;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,16 +16,12 @@ use crate::place::{Place, devices, is_volume_at};
 pub fn reclaim(path: &Path, of: Option<&Path>, force: bool) -> Result<Identity> {
     let place = Place::at(path)?;
     let path = place.path.display();
+    let _lock = place.lock(true)?;
     if place.is_dir() {
-        let _lock = place.lock(true)?;
         let of = of.map(|of| Place::at(of)?.volume(false)).transpose()?;
         return Ok(darner_store::reclaim(&*place.volume(true)?, of.as_deref())?);
     }
-    let _lock = place.lock(true)?;
-    // (Of a device that something else uses, a mounted filesystem for instance, the kernel says so.)
-    let exclusive = if fs::metadata(&place.path)?.file_type().is_block_device() { libc::O_EXCL } else { 0 };
-    let file = fs::OpenOptions::new().read(true).custom_flags(exclusive).open(&place.path);
-    let file = file.cant(|| format!("take {path}"))?;
+    let file = File::open(&place.path).cant(|| format!("open {path}"))?;
     let mut beginning = vec![0; 128 << 10];
     let n = file.read_at(&mut beginning, 0).cant(|| format!("read {path}"))?;
     beginning.truncate(n);

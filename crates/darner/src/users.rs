@@ -39,13 +39,17 @@ pub fn kernel_has(below: &Path) -> Option<String> {
         let name = Path::new("/dev").join(device.file_name());
         Some((file, format!("the loop device {0}, which losetup -d {0} ends,", name.display())))
     });
-    let swaps = fs::read("/proc/swaps").unwrap_or_default();
-    let swaps = swaps.split(|b| *b == b'\n').skip(1).filter_map(|line| {
-        let file = PathBuf::from(OsString::from_vec(unescape(line.split(|b| *b == b' ').next()?)));
-        Some((file, "the swap, which swapoff ends,".into()))
-    });
+    let swaps = swaps().into_iter().map(|file| (file, "the swap, which swapoff ends,".into()));
     let (file, what) = loops.chain(swaps).find(|(file, _)| file.starts_with(below))?;
     Some(format!("{what} has {}", file.display()))
+}
+
+/// The files and devices for swapping.
+pub fn swaps() -> Vec<PathBuf> {
+    let swaps = fs::read("/proc/swaps").unwrap_or_default();
+    let lines = swaps.split(|b| *b == b'\n').skip(1).filter(|line| !line.is_empty());
+    let file = |line: &[u8]| line.split(|b| *b == b' ').next().map(unescape);
+    lines.filter_map(file).map(|file| PathBuf::from(OsString::from_vec(file))).collect()
 }
 
 /// All processes.

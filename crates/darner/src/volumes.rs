@@ -1,6 +1,7 @@
 //! What the daemon does about volumes: adds, empties, resizes them and moves what is on them, and goes on with that after a
 //! crash. And where it listens: at every volume, so that each leads to it, and at every mount, whichever volumes have left.
 
+use std::fs::File;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,13 +11,14 @@ use std::time::{Duration, Instant};
 use darner_store::volume::{Copies, Tier, VolumeKind};
 use darner_store::{BucketState, Move, Progress, Tid, VolumeUsage};
 
+use crate::claims::{self, Claims};
 use crate::control::{CopyLine, Listener, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
 use crate::error::{Context, Failure, Result};
-use crate::keeper::Keeper;
+use crate::keeper::{self, Items, Keeper};
 use crate::mounts;
 use crate::partition;
-use crate::place::{self, Held, Make, Place};
+use crate::place::{self, Held, Lock, Make, Place};
 use crate::supervisor::LISTENER;
 
 /// Bytes that are moved in one go.
@@ -47,7 +49,12 @@ impl Member {
             false => None,
         };
         let keeper = daemon.keeper.clone();
-        keeper.keep(&lock_key(&held), &held.place.path.to_string_lossy(), &held.lock)?;
+        let Lock { file, claims } = &held.lock;
+        let kept = [(LOCK, Some(file)), (DEVICE, claims.device.as_ref()), (LOCKED, claims.file.as_ref())];
+        let path = held.place.path.to_string_lossy();
+        for (kind, file) in kept.into_iter().filter_map(|(kind, file)| Some((kind, file?))) {
+            keeper.keep(&lock_key(kind, &held), &path, file)?;
+        }
         Ok(Member { held, keeper, listener })
     }
 
@@ -64,16 +71,32 @@ impl Member {
 impl Drop for Member {
     fn drop(&mut self) {
         // (Whoever keeps the lock for us has it a moment longer.)
-        place::unlock(&self.held.lock);
-        self.keeper.drop(&lock_key(&self.held));
+        self.held.lock.end();
+        for kind in [LOCK, LOCKED, DEVICE] {
+            self.keeper.drop(&lock_key(kind, &self.held));
+        }
+        claims::wait_until_free(&self.held.place.path);
     }
 }
 
 /// What names of locks that are kept begin with.
-pub(crate) const LOCK: &str = "lock ";
+const LOCK: &str = "lock ";
+/// The same of claims that go with them: of devices, and of files' bytes.
+const DEVICE: &str = "device ";
+const LOCKED: &str = "locked ";
 
-fn lock_key(held: &Held) -> String {
-    format!("{LOCK}{}", held.number)
+fn lock_key(kind: &str, held: &Held) -> String {
+    format!("{kind}{}", held.number)
+}
+
+/// The locks that were kept, with where they were.
+pub(crate) fn take_locks(items: &mut Items) -> Vec<(PathBuf, Lock)> {
+    let locks = keeper::take(items, LOCK).into_iter().map(|(number, item)| {
+        let mut claimed = |kind| items.remove(&format!("{kind}{number}")).map(|item| File::from(item.fd));
+        let claims = Claims { device: claimed(DEVICE), file: claimed(LOCKED) };
+        (item.text.into(), Lock { file: item.fd.into(), claims })
+    });
+    locks.collect()
 }
 
 impl Daemon {

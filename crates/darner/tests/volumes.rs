@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -662,4 +663,123 @@ fn a_loop_device_of_a_file_in_a_mount_of_the_store_is_no_volume_of_it() {
     w.sh_outside(&format!("losetup --detach {device}"));
     done.unwrap();
     w.sh_outside("$DARNER volume add $MNT beside; $DARNER unmount $MNT");
+}
+
+/// Loop devices of an image, each with options; they end with it.
+struct Loops(Vec<String>);
+
+impl Loops {
+    fn of(w: &World, image: &str, options: &[&str]) -> Option<Loops> {
+        let script = |options: &str| format!("losetup -f --show {options} {image} 2>/dev/null || true");
+        let attached = options.iter().map(|options| w.sh_outside(&script(options)).trim().to_string());
+        let loops = Loops(attached.filter(|device| !device.is_empty()).collect());
+        if loops.0.len() == options.len() {
+            return Some(loops);
+        }
+        println!("SKIPPED: no loop devices");
+        None
+    }
+}
+
+impl Drop for Loops {
+    fn drop(&mut self) {
+        for device in &self.0 {
+            let _ = Command::new("losetup").args(["-d", device]).status();
+        }
+    }
+}
+
+const KILL: &str = "kill -9 $($DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9)";
+
+/// Opens a device as mkfs does, or a mount.
+fn is_in_use(device: &str) -> bool {
+    let opened = File::options().read(true).custom_flags(libc::O_EXCL).open(device);
+    opened.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+}
+
+#[test]
+fn a_device_of_a_store_is_in_use_to_everybody_across_kills_and_upgrades_and_free_afterwards() {
+    let Some(w) = World::new() else { return };
+    w.sh_outside("truncate -s 200M one two");
+    let (Some(one), Some(two)) = (Loops::of(&w, "one", &[""]), Loops::of(&w, "two", &[""])) else { return };
+    let (one, two) = (&one.0[0], &two.0[0]);
+    w.sh_outside(&format!(
+        "$DARNER volume add $MNT {one}; $DARNER volume add $MNT {two}; $DARNER volume remove $MNT 0"
+    ));
+    assert!(is_in_use(one) && is_in_use(two));
+    w.sh_outside(KILL);
+    assert!(is_in_use(one) && is_in_use(two));
+    w.sh("echo words > a");
+    w.sh_outside("$DARNER upgrade $MNT");
+    assert!(is_in_use(one) && is_in_use(two));
+    refused(&w, &format!("$DARNER create --force {one}"), "is already open in process");
+    w.sh_outside("$DARNER volume remove $MNT 1");
+    assert!(!is_in_use(one) && is_in_use(two));
+    w.kill_all();
+    assert!(!is_in_use(two));
+    w.detach();
+    w.sh_outside(&format!("$DARNER mount {two} $MNT"));
+    assert!(is_in_use(two));
+    w.sh_outside("grep words $MNT/a; $DARNER unmount $MNT");
+    assert!(!is_in_use(two));
+}
+
+#[test]
+fn what_is_in_use_whole_or_in_part_or_by_another_node_is_no_store_s_to_take_whatever_is_forced() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("mkdir $MNT; truncate -s 200M image; $DARNER create --gpt image");
+    let Some(loops) = Loops::of(&w, "image", &["--partscan"]) else { return };
+    let disk = &loops.0[0];
+    w.sh_outside(&format!("mknod node b $(stat -c '%Hr %Lr' {disk}); $DARNER mount {disk} $MNT; echo words > $MNT/a"));
+    // (Where the kernel made no partition, the store is on the device, by the bytes.)
+    refused(&w, &format!("$DARNER create --force --gpt {disk}"), "is already open in process");
+    for way in ["node", "image", disk] {
+        refused(&w, &format!("$DARNER create --force {way}"), "is already open in process");
+        refused(&w, &format!("$DARNER volume add $MNT {way} --force"), "");
+    }
+    w.sh_outside("$DARNER scrub $MNT; grep words $MNT/a; $DARNER unmount $MNT");
+    // Somebody else has it, of whom nothing is known but that.
+    let other = File::options().read(true).custom_flags(libc::O_EXCL).open(disk).unwrap();
+    refused(&w, &format!("$DARNER mount {disk} $MNT"), "is in use: something else has it");
+    w.sh_outside(&format!("$DARNER check {disk}"));
+    drop(other);
+    if has("mkfs.ext4") {
+        w.sh_outside(&format!("mkfs.ext4 -q -F {disk}; mount {disk} $MNT"));
+        refused(&w, &format!("$DARNER create --force {disk}"), &format!("is mounted on {}", w.mnt.display()));
+        w.sh_outside("umount $MNT");
+    }
+    w.sh_outside(&format!("$DARNER create --force {disk}; rm node"));
+}
+
+#[test]
+fn an_image_is_open_once_by_its_path_or_by_a_loop_device_and_parts_of_it_as_often_as_they_are_apart() {
+    let Some(w) = World::unmounted() else { return };
+    w.sh_outside("mkdir $MNT other; truncate -s 400M image");
+    let half = "--sizelimit 200M";
+    let options = ["", "", half, "--offset 200M", "--offset 100M --sizelimit 200M"];
+    let Some(loops) = Loops::of(&w, "image", &options) else { return };
+    let [all, again, first, second, middle] = &loops.0[..] else { panic!("{:?}", loops.0) };
+    w.sh_outside("$DARNER create image; $DARNER mount image $MNT; echo words > $MNT/a");
+    let as_the_image = &format!("as {}", w.dir.join("image").display());
+    refused(&w, &format!("$DARNER mount {all} other"), as_the_image);
+    w.sh_outside(&format!("$DARNER unmount $MNT; $DARNER mount {all} $MNT; grep words $MNT/a"));
+    let way = &format!(", as {all}");
+    for other in ["image", again] {
+        refused(&w, &format!("$DARNER mount {other} other"), way);
+    }
+    w.sh_outside(KILL);
+    refused(&w, "$DARNER create --force image", way);
+    w.sh_outside("grep words $MNT/a; $DARNER upgrade $MNT");
+    refused(&w, &format!("$DARNER create --force {second}"), way);
+    refused(&w, "$DARNER volume add $MNT image --force", way);
+    w.sh_outside("grep words $MNT/a; $DARNER unmount $MNT");
+    // Those who only read are in nobody's way but that of those who write.
+    w.sh_outside(&format!("$DARNER mount --read-only image $MNT; $DARNER check {all}"));
+    refused(&w, &format!("$DARNER mount {all} other"), as_the_image);
+    w.sh_outside(&format!(
+        "$DARNER unmount $MNT; $DARNER create --force {first}; $DARNER create --force {second}; $DARNER mount {first} $MNT"
+    ));
+    w.sh_outside(&format!("$DARNER mount {second} other"));
+    refused(&w, &format!("$DARNER create --force {middle}"), "is already open in process");
+    w.sh_outside("$DARNER unmount other; $DARNER unmount $MNT");
 }
