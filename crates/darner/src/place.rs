@@ -589,6 +589,9 @@ pub fn create(path: &Path, make: &Make) -> Result<Place> {
 /// there. Nothing is left of it if that fails.
 pub fn prepare<T>(path: &Path, make: &Make, then: impl FnOnce(&Path, &Make, bool) -> Result<T>) -> Result<T> {
     let exists = path.exists();
+    if !exists {
+        refuse_where_nothing_is_kept(path)?;
+    }
     if !exists && make.image {
         let size = make.size.ok_or_else(|| Failure::new("an image file needs --size"))?;
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
@@ -618,6 +621,24 @@ fn make_partition(path: &Path, make: &Make, exists: bool) -> Result<()> {
     let made = partition::make(&whole.path, lock.claims.device.as_ref());
     lock.end();
     made
+}
+
+/// Refuses to make something where there is no device, or where nothing is kept.
+fn refuse_where_nothing_is_kept(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let dir = fs::canonicalize(parent.unwrap_or(Path::new("."))).cant(|| format!("make {}", path.display()))?;
+    let of = fs::metadata(&dir)?.dev();
+    // (Where that is a filesystem of another kind, too.)
+    let is_for_devices = dir.starts_with("/dev") && fs::metadata("/dev").is_ok_and(|dev| dev.dev() == of);
+    let number = format!("{}:{}", libc::major(of), libc::minor(of));
+    let is_kept = |m: &Mounted| !["devtmpfs", "sysfs", "proc"].contains(&m.kind.as_str());
+    if is_for_devices || mounts::all()?.iter().any(|m| m.device == number && !is_kept(m)) {
+        let (path, dir) = (path.display(), dir.display());
+        return Err(Failure::new(format!(
+            "there is no device {path}, and in {dir} nothing else is made: it would not be kept"
+        )));
+    }
+    Ok(())
 }
 
 fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
@@ -750,6 +771,27 @@ mod tests {
         assert_eq!(holder(&file.metadata().unwrap()), Some(me));
         unlock(&file);
         assert_eq!(holder(&file.metadata().unwrap()), None);
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_not_made_a_directory_nor_anything_where_nothing_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev", dir.path().join("link")).unwrap();
+        let through_a_link = dir.path().join("link/no-such-device");
+        let not_kept = ["/dev/no-such-device", "/dev/../dev/no-such-device", "/proc/store", "/sys/kernel/store"];
+        for path in not_kept.map(Path::new).into_iter().chain([&*through_a_link]) {
+            for image in [false, true] {
+                let make = Make { image, size: Some(64 << 20), existing_is_fine: true, ..Make::default() };
+                let refused = create(path, &make).unwrap_err().to_string();
+                assert!(refused.starts_with("there is no device "), "{refused}");
+                assert!(!path.exists());
+            }
+        }
+        let beside = vec!["/dev/no-such-device".into()];
+        let make = Make { beside, ..Make::default() };
+        assert!(create(&dir.path().join("store"), &make).unwrap_err().to_string().contains("there is no device"));
+        assert!(!dir.path().join("store").exists());
+        create(&dir.path().join("store"), &Make::default()).unwrap();
     }
 
     #[test]
