@@ -4,7 +4,7 @@
 //! From any one volume the others are found: where they were last; where they are now if all have moved together; where
 //! the user says; devices under whatever name they have now, by what is written on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::Hasher;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use darner_store::volume::{Copies, DirVolume, Disk, FileDisk, Part, RawVolume, Volume, VolumeEntry, VolumeKind};
-use darner_store::{Advance, CreateOptions, Identity, OpenOptions, Progress, Store, identify};
+use darner_store::{Advance, CreateOptions, Identity, OpenOptions, Progress, SIZE_MIN, Store, identify};
 
 use parking_lot::Mutex;
 use rustc_hash::FxHasher;
@@ -199,9 +199,6 @@ impl Place {
 
     /// Takes it to make a volume of it, if nothing is on it; returns how many bytes may be used of it (0: all).
     pub fn take(&self, make: &Make, exists: bool) -> Result<(Lock, u64)> {
-        if make.size == Some(0) {
-            return Err(Failure::new("a size of 0 has room for nothing (without --size: all the room there is)"));
-        }
         let lock = self.lock(true)?;
         if exists && !make.force {
             refuse_to_overwrite(self)?;
@@ -582,12 +579,22 @@ pub struct Make {
 
 /// Makes an empty store with a root directory owned by the caller.
 pub fn create(path: &Path, make: &Make) -> Result<Place> {
+    if make.existing_is_fine && path.exists() {
+        let place = Place::at(path)?;
+        if place.holds_store()? {
+            return Ok(place);
+        }
+    }
+    refuse_twice(path, make)?;
     prepare(path, make, create_at)
 }
 
 /// Makes room for a volume: a directory, an image file, or what is there if nothing is on it; `then` is told whether it was
 /// there. Nothing is left of it if that fails.
 pub fn prepare<T>(path: &Path, make: &Make, then: impl FnOnce(&Path, &Make, bool) -> Result<T>) -> Result<T> {
+    if make.size == Some(0) {
+        return Err(Failure::new("a size of 0 has room for nothing (without --size: all the room there is)"));
+    }
     let exists = path.exists();
     if !exists {
         refuse_where_nothing_is_kept(path)?;
@@ -603,22 +610,32 @@ pub fn prepare<T>(path: &Path, make: &Make, then: impl FnOnce(&Path, &Make, bool
     } else if !exists {
         fs::DirBuilder::new().mode(0o700).create(path).cant(|| format!("make {}", path.display()))?;
     }
-    let partitioned = if make.gpt { make_partition(path, make, exists) } else { Ok(()) };
+    let shaped = if make.gpt || exists && make.image { shape(path, make, exists) } else { Ok(()) };
     // (What was there, it has looked at.)
-    let made = partitioned.and_then(|()| then(path, make, exists && !make.gpt));
+    let made = shaped.and_then(|()| then(path, make, exists && !make.gpt));
     if made.is_err() && !exists {
         let _ = if make.image { fs::remove_file(path) } else { fs::remove_dir_all(path) };
     }
     made
 }
 
-fn make_partition(path: &Path, make: &Make, exists: bool) -> Result<()> {
+/// Has an image be as long as is wanted, and a device or image have its partition.
+fn shape(path: &Path, make: &Make, exists: bool) -> Result<()> {
     if exists && !make.force {
         refuse_to_overwrite(&Place::at(path)?)?;
     }
     let whole = Place { path: fs::canonicalize(path)?, is_dir: false, part: None, mount: None, user: None };
     let mut lock = whole.lock(true)?;
-    let made = partition::make(&whole.path, lock.claims.device.as_ref());
+    let cut = match make.size.filter(|_| make.image && whole.path.is_file()) {
+        Some(size) if size < SIZE_MIN => {
+            Err(Failure::new(format!("{size} bytes are too few: {SIZE_MIN} is the least")))
+        }
+        Some(size) => fs::OpenOptions::new().write(true).open(&whole.path)?.set_len(size).map_err(Failure::from),
+        None => Ok(()),
+    };
+    let cut = cut.cant(|| format!("have {} be so long", path.display()));
+    let claim = lock.claims.device.as_ref();
+    let made = cut.and_then(|()| if make.gpt { partition::make(&whole.path, claim) } else { Ok(()) });
     lock.end();
     made
 }
@@ -643,9 +660,6 @@ fn refuse_where_nothing_is_kept(path: &Path) -> Result<()> {
 
 fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
     let place = Place::at(path)?;
-    if exists && make.existing_is_fine && place.holds_store()? {
-        return Ok(place);
-    }
     place.fill(make, exists, |size_limit| {
         let now_ns = make.born_ns.unwrap_or_else(crate::frontend::now_ns);
         let volume = place.volume(true)?;
@@ -657,6 +671,26 @@ fn create_at(path: &Path, make: &Make, exists: bool) -> Result<Place> {
         with_volumes(&store, &make.beside, make)
     })?;
     Ok(place)
+}
+
+/// Each of a new store's volumes is to be another one.
+fn refuse_twice(path: &Path, make: &Make) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for path in std::iter::once(path).chain(make.beside.iter().map(PathBuf::as_path)) {
+        if !seen.insert(to_be(path)?) {
+            return Err(Failure::new(format!("{} is named twice: each volume has a place of its own", path.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a path leads, or will when something is made there.
+pub fn to_be(path: &Path) -> Result<PathBuf> {
+    let real = fs::canonicalize(path).or_else(|_| {
+        let parent = std::path::absolute(path)?.parent().map(fs::canonicalize).transpose()?.unwrap_or_default();
+        Ok::<_, std::io::Error>(parent.join(path.file_name().unwrap_or_default()))
+    });
+    real.cant(|| format!("find {}", path.display()))
 }
 
 /// Makes the root directory, and ends what was opened for that.
@@ -792,6 +826,34 @@ mod tests {
         assert!(create(&dir.path().join("store"), &make).unwrap_err().to_string().contains("there is no device"));
         assert!(!dir.path().join("store").exists());
         create(&dir.path().join("store"), &Make::default()).unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_is_named_twice_is_told_and_nothing_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, other, again) = (dir.path().join("store"), dir.path().join("other"), dir.path().join("./other"));
+        for beside in [vec![other.clone(), again], vec![other.clone(), store.clone()]] {
+            let refused = create(&store, &Make { beside, ..Make::default() }).unwrap_err();
+            assert!(refused.to_string().contains("is named twice"), "{refused}");
+            assert!(!store.exists() && !other.exists());
+        }
+    }
+
+    #[test]
+    fn an_image_that_is_overwritten_is_as_long_as_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let make = |mib: u64, gpt| {
+            let make = Make { size: Some(mib << 20), image: true, force: true, gpt, ..Make::default() };
+            create(&path, &make).map(|_| fs::metadata(&path).unwrap().len() >> 20)
+        };
+        for (mib, gpt) in [(300, false), (100, false), (200, true), (90, true), (300, false)] {
+            assert_eq!(make(mib, gpt).unwrap(), mib);
+            assert!(Place::at(&path).unwrap().is_volume());
+        }
+        assert!(make(1, false).is_err() && make(0, false).is_err());
+        assert_eq!(fs::metadata(&path).unwrap().len() >> 20, 300);
+        assert!(Place::at(&path).unwrap().is_volume());
     }
 
     #[test]

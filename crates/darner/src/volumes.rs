@@ -14,7 +14,7 @@ use darner_store::{BucketState, Move, Progress, Tid, VolumeUsage};
 use crate::claims::{self, Claims};
 use crate::control::{CopyLine, Listener, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
-use crate::error::{Context, Failure, Result};
+use crate::error::{Failure, Result};
 use crate::keeper::{self, Items, Keeper};
 use crate::mounts;
 use crate::partition;
@@ -184,12 +184,7 @@ impl Daemon {
     /// either would wait for the other.
     pub(crate) fn outside(&self, path: &Path) -> Result<PathBuf> {
         let mountpoints: Vec<PathBuf> = self.state.lock().mounts.keys().cloned().collect();
-        let real = std::fs::canonicalize(path).or_else(|_| {
-            // It is to be made.
-            let parent = path.parent().map(std::fs::canonicalize).transpose()?.unwrap_or_default();
-            Ok::<_, std::io::Error>(parent.join(path.file_name().unwrap_or_default()))
-        });
-        let real = real.cant(|| format!("find {}", path.display()))?;
+        let real = place::to_be(path)?;
         let mut files = std::iter::successors(Some(real.clone()), |file| partition::behind(file)).take(LOOPS_MAX);
         match files.find_map(|file| mountpoints.iter().find(|at| file.starts_with(at))) {
             Some(at) => {

@@ -68,7 +68,8 @@ fn a_store_is_made_on_several_volumes_with_two_copies_of_all() {
     let Some(w) = World::new() else { return };
     w.sh_outside("$DARNER unmount $MNT; rm -r store");
     refused(&w, "$DARNER create store --copies 2", "two copies need two volumes");
-    refused(&w, "$DARNER create store --volume b --volume store --copies 2", "already open");
+    refused(&w, "$DARNER create store --volume b --volume store --copies 2", "store is named twice");
+    refused(&w, "mkdir full; touch full/file; $DARNER create store --volume b --volume full", "full is not empty");
     w.sh_outside("test ! -e store; test ! -e b");
     w.sh_outside("$DARNER create store --image --size 200M --volume b --volume c --copies 2");
     w.sh_outside("test -f store; test -f b; test -f c; $DARNER mount store $MNT");
