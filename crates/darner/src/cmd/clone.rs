@@ -1,6 +1,6 @@
 //! `darner clone`
 
-use super::fileset;
+use super::{fileset, printable};
 use crate::cli::CloneOf;
 use crate::control::Request;
 use crate::error::{Failure, Result};
@@ -15,5 +15,5 @@ pub fn run(c: &CloneOf) -> Result<()> {
     let (place, of) = mounts::spot_then(path)?;
     let request = Request::CloneFileset { of, tid, name: c.name.clone() };
     let made = fileset::ask(&place, &request);
-    made.map_err(|e| Failure::new(format!("{} as {:?}: {e}", c.source.display(), c.name))).map(drop)
+    made.map_err(|e| Failure::new(format!("{} as {:?}: {e}", printable(&c.source), c.name))).map(drop)
 }
