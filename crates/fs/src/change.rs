@@ -63,6 +63,7 @@ impl Fs {
     /// Starts a change of a fileset that takes about `grows` bytes (0 for what gives space back); waits for the one before.
     pub(crate) fn plan(&self, fileset: FilesetId, grows: u64) -> Result<Plan<'_>> {
         self.check_not_following(fileset)?;
+        self.note_doing()?;
         self.plan_own(fileset, grows)
     }
 

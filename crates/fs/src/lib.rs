@@ -61,7 +61,9 @@ pub use keepless::Marked;
 pub use label::Label;
 pub use log::{LogEntry, What};
 pub use lookup::Entry;
-pub use mirror::{Damaged, Digest, Digesting, Digests, Following, Part, Sent, UNREADABLE, Upstream, Wanted, Was};
+pub use mirror::{
+    Damaged, Digest, Digesting, Digests, Following, Opening, Part, Sent, UNREADABLE, Upstream, Wanted, Was,
+};
 pub use name::NAME_MAX;
 pub use node::{Inode, MAIN, Node, ROOT};
 pub use op::{Caller, Op, Reply};

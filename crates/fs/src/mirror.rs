@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use darner_store::{FilesetId, Kind, ObjectId, Pin, Tid, split_tail};
 
 pub use back::Was;
+pub use openings::Opening;
 pub use source::{Part, Sent, Wanted};
 pub use verify::{Damaged, Digest, Digesting, Digests, UNREADABLE};
 
@@ -242,7 +243,9 @@ pub(crate) struct Mirror {
     /// The store's last transaction when it was opened.
     opened: AtomicU64,
     /// Whether there is a record of this opening.
-    is_noted: std::sync::atomic::AtomicBool,
+    is_noted: parking_lot::Mutex<bool>,
+    /// Whether there is to be one before anything is done.
+    is_due: std::sync::atomic::AtomicBool,
 }
 
 impl Fs {
@@ -379,7 +382,7 @@ impl Fs {
 
     /// Reads what the store says of being a mirror.
     pub(crate) fn load_mirror(&self) -> Result<()> {
-        self.mirror.opened.store(self.store.tid().0, Ordering::Release);
+        self.load_openings();
         let Some(found) = self.books_at(Tid::MAX)? else { return Ok(()) };
         self.mirror.ever.store(true, Ordering::Release);
         if !found.promoted {

@@ -21,8 +21,9 @@ const COMPARE_EVERY: u8 = 5;
 /// Where the store is that this one follows, and (with a name) where a mirror is: `whereabouts.rs`.
 pub(crate) const SOURCE_AT: u8 = 6;
 pub(crate) const MIRROR_AT: u8 = 7;
-/// By which openings what was done: `mirror/openings.rs`.
+/// By which openings what was done, as former versions noted it, and now: `mirror/openings.rs`.
 pub(crate) const OPENINGS: u8 = 8;
+pub(crate) const OPENING: u8 = 9;
 const COMPARED_VERSION: u8 = 1;
 /// Seconds between comparisons where nothing else was said.
 const COMPARE_EVERY_DEFAULT: u64 = 24 * 3600;

@@ -1,5 +1,6 @@
 //! Commands and tags. docs/mirror.md §Protocol.
 
+use darner_fs::{Opening, Tid};
 use darner_syslink::Tag;
 
 /// The service's name, with the version of the protocol.
@@ -29,6 +30,9 @@ pub(crate) const NO_FILESET: u32 = 257;
 pub(crate) const NO_NEXT: u32 = 258;
 /// What the mirror has has never been here: this is an older copy of its source.
 pub(crate) const NEVER_BEEN: u32 = 259;
+/// What that is for people.
+pub(crate) const OTHER_PAST: &str = "the mirror has what never was here: an older copy of its source was put back; promote the mirror (darner \
+                                     mirror promote), or make a new one";
 
 pub(crate) const NAME: Tag = Tag(1);
 pub(crate) const UUID: Tag = Tag(2);
@@ -69,3 +73,20 @@ pub(crate) const WAS: Tag = Tag(33);
 /// The newest moment of which the mirror has anything, and by which opening of its source that came to be.
 pub(crate) const HAS: Tag = Tag(34);
 pub(crate) const OPENING: Tag = Tag(35);
+/// Asks by which openings all moments since one came to be ...
+pub(crate) const OPENINGS_SINCE: Tag = Tag(36);
+/// ... and tells: [`encode_openings`].
+pub(crate) const OPENINGS: Tag = Tag(37);
+
+pub(crate) fn encode_openings(all: &[Opening]) -> Vec<u8> {
+    all.iter().flat_map(|o| [o.id.to_le_bytes(), o.after.0.to_le_bytes()]).flatten().collect()
+}
+
+pub(crate) fn decode_openings(bytes: &[u8]) -> Option<Vec<Opening>> {
+    let (all, rest) = bytes.as_chunks::<16>();
+    let decode = |one: &[u8; 16]| {
+        let one = u128::from_le_bytes(*one);
+        Opening { id: one as u64, after: Tid((one >> 64) as u64) }
+    };
+    rest.is_empty().then(|| all.iter().map(decode).collect())
+}

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Following, Fs, FsError, Inode, ObjectId, Part, Tid, Upstream, Wanted, Was};
+use darner_fs::{FilesetId, Following, Fs, FsError, Inode, ObjectId, Opening, Part, Tid, Upstream, Wanted, Was};
 use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
 use crate::parts::{Parts, taken};
 use crate::places;
 use crate::protocol::{
-    AT, AWAY, FILESET, HAS, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, OPENING, POINT, ROOM, SESSION,
-    SINCE, UUID, WAS, WAS_SHOWN,
+    AT, AWAY, FILESET, HAS, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, OPENING, OPENINGS, POINT,
+    ROOM, SESSION, SINCE, UUID, WAS, WAS_SHOWN, decode_openings,
 };
 
 /// How long one answer may take.
@@ -101,6 +101,8 @@ pub struct Looked {
     pub first: Option<Part>,
     /// Paths at which the store is, if it is on this machine.
     pub places: Vec<PathBuf>,
+    /// By which openings its moments came to be, if that was asked for.
+    pub openings: Option<Vec<Opening>>,
 }
 
 /// What a pull did.
@@ -206,7 +208,7 @@ impl Puller {
         Ok(looked)
     }
 
-    fn ask(source: &dyn Caller, ask: Message) -> Result<Looked, Failure> {
+    pub(crate) fn ask(source: &dyn Caller, ask: Message) -> Result<Looked, Failure> {
         let begins = ask.root().find(SESSION).is_some();
         let reply = source.call(ask, Some(PATIENCE))?;
         let told = reply.root();
@@ -222,6 +224,11 @@ impl Puller {
         });
         let of = of.collect::<Result<Vec<_>, _>>()?;
         let was = told.uint_opt(WAS_SHOWN)?.map(|shown| Was { shown: Tid(shown), of });
+        let openings = told.find(OPENINGS).map(|_| {
+            decode_openings(reply.buffer(OPENINGS)?)
+                .ok_or_else(|| Failure::Answer("its openings are in no known form".into()))
+        });
+        let openings = openings.transpose()?;
         let looked = Looked {
             was,
             uuid: told.array(UUID)?,
@@ -234,6 +241,7 @@ impl Puller {
             now: told.uint_opt(NOW)?,
             first: None,
             places: places::told(&told)?,
+            openings,
         };
         let first = begins.then(|| taken(reply)).transpose()?;
         Ok(Looked { first: first.filter(|(from, _)| from.is_empty()).map(|(_, part)| part), ..looked })
@@ -310,7 +318,7 @@ impl Puller {
     }
 }
 
-fn question(which: Which<'_>, since: Option<Tid>) -> Message {
+pub(crate) fn question(which: Which<'_>, since: Option<Tid>) -> Message {
     let mut ask = Message::new(LOOK);
     match which {
         Which::Named(name) => ask.text(NAME, name),

@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 use crate::places::{self, Places};
 use crate::protocol::{
     AT, ATTEMPT, AWAY, DATA, DIGEST, END, FILESET, FOUND, FROM, HAS, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEVER_BEEN,
-    NEWEST, NEXT, NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, OPENING, POINT, PROVE, PULL, READ, ROOM,
-    RUN, SESSION, SINCE, TID, TO, UUID, VERSIONS, WAS, WAS_SHOWN,
+    NEWEST, NEXT, NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, OPENING, OPENINGS, OPENINGS_SINCE,
+    OTHER_PAST, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE, TID, TO, UUID, VERSIONS, WAS, WAS_SHOWN,
+    encode_openings,
 };
 
 /// Who is silent for so long has to begin his pull anew (where he was cut).
@@ -211,15 +212,10 @@ impl Source {
         if let Some((at, opening)) = has
             && !self.fs.has_been(Tid(at), opening).map_err(|e| failed(&e))?
         {
-            return Err(Refusal::new(
-                Code::Other(NEVER_BEEN),
-                "the mirror has what never was here: an older copy of its source was put back; promote the mirror (darner mirror promote), or \
-                 make a new one",
-            ));
+            return Err(Refusal::new(Code::Other(NEVER_BEEN), OTHER_PAST));
         }
         // (Without room for that, nobody is told of which opening it is.)
-        let noted = self.fs.note_opening(self.clock.map_or(0, |clock| clock()));
-        noted.unwrap_or_else(|e| {
+        self.fs.note_opening().unwrap_or_else(|e| {
             tracing::warn!("those who follow can't be told which opening of the store this is: {e}")
         });
         // What a power failure could take back must not be followed.
@@ -248,6 +244,10 @@ impl Source {
                     of.uint(AT, up.at.0).uint(OPENING, up.opening);
                 });
             }
+        }
+        if let Some(since) = asked.uint_opt(OPENINGS_SINCE)? {
+            let openings = self.fs.openings(Tid(since), newest).map_err(|e| failed(&e))?;
+            reply.attach(OPENINGS, encode_openings(&openings));
         }
         if let Some(since) = since.filter(|since| *since < newest) {
             let mut between = false;

@@ -61,6 +61,7 @@ impl Fs {
         if !acts.iter().all(|(tail, _)| end.is_none_or(|end| &tail[..] < end)) {
             return Err(FsError::new(libc::EINVAL, "the source sent more than what was asked for"));
         }
+        self.note_doing()?;
         let mut changed = BTreeSet::new();
         let mut acts = acts.into_iter().peekable();
         let early = self.before(f.aim);
@@ -186,6 +187,7 @@ impl Fs {
 
     /// Makes everything again what it was as of a moment that is kept.
     pub(super) fn rewind(&self, to: Tid, now_ns: u64) -> Result<()> {
+        self.note_doing()?;
         let mut pos = Some(Vec::new());
         let mut alive: Option<(ObjectId, bool)> = None;
         let now = self.store.tid();

@@ -1,28 +1,51 @@
 //! Between which openings a store's moments came to be, by which those who follow it notice that an older copy of it was put back: its
 //! transactions have other tids than those that were lost, and so nothing else tells. docs/format.md §Peers.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
-use darner_store::Tid;
+use darner_store::{CATALOGUE, Kind, ObjectId, Tid};
 
-use crate::codec::{Reader, put_varint};
+use crate::codec::Reader;
 use crate::error::{FsError, Result};
 use crate::fs::Fs;
-use crate::peer::OPENINGS;
-
-/// Openings that are remembered, at most; who was away for more is believed.
-const OPENINGS_MAX: usize = 64;
+use crate::node::Inode;
+use crate::peer::{OPENING, OPENINGS};
 
 /// A number for an opening of which nothing is known.
 pub const UNKNOWN: u64 = 0;
 
-/// An opening by which something was done.
+/// An opening by which something was done, once somebody had looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Opening {
+pub struct Opening {
     /// Drawn at random.
-    id: u64,
+    pub id: u64,
     /// The store's last transaction before it.
-    after: Tid,
+    pub after: Tid,
+}
+
+impl Opening {
+    /// By which of these (ascending) a moment came to be; [`UNKNOWN`].
+    fn of(at: Tid, all: &[Opening]) -> u64 {
+        all.iter().rev().find(|opening| at > opening.after).map_or(UNKNOWN, |opening| opening.id)
+    }
+
+    /// Whether a moment that somebody has, by `opening`, is of a store with these, as far as he knows by which it is.
+    pub fn is_of(at: Tid, opening: u64, all: &[Opening]) -> bool {
+        opening == UNKNOWN || Opening::of(at, all) == opening
+    }
+}
+
+/// The key's suffix: the newest come first.
+fn suffix_of(after: Tid) -> [u8; 9] {
+    let mut suffix = [OPENING; 9];
+    suffix[1..].copy_from_slice(&(!after.0).to_be_bytes());
+    suffix
+}
+
+fn decode_one(suffix: &[u8], value: &[u8]) -> Option<Opening> {
+    let after = Tid(!u64::from_be_bytes(suffix.get(1..)?.try_into().ok()?));
+    Some(Opening { id: u64::from_le_bytes(value.try_into().ok()?), after })
 }
 
 fn decode(value: &[u8]) -> Option<Vec<Opening>> {
@@ -35,62 +58,92 @@ fn decode(value: &[u8]) -> Option<Vec<Opening>> {
 }
 
 impl Fs {
-    fn openings(&self) -> Result<Vec<Opening>> {
-        let found = self.peer_record(&[OPENINGS])?.unwrap_or_default();
-        decode(&found).ok_or_else(|| FsError::malformed("the record of openings is in no known form"))
+    /// By which openings the moments from `since` to `at` came to be, ascending.
+    pub fn openings(&self, since: Tid, at: Tid) -> Result<Vec<Opening>> {
+        let malformed = || FsError::malformed("the record of an opening is in no known form");
+        let Some(before) = at.0.checked_sub(1) else { return Ok(Vec::new()) };
+        // Former versions kept the last ones in one record.
+        let former = decode(&self.peer_record(&[OPENINGS])?.unwrap_or_default()).ok_or_else(malformed)?;
+        let mut all: Vec<Opening> = former.into_iter().filter(|opening| opening.after < at).collect();
+        let mut is_known = true;
+        self.each(Inode::meta(CATALOGUE), Kind::PEER, &suffix_of(Tid(before)), Tid::MAX, |suffix, _, value| {
+            if suffix.first() != Some(&OPENING) {
+                return ControlFlow::Break(());
+            }
+            let found = decode_one(suffix, value);
+            is_known &= found.is_some();
+            all.extend(found);
+            match found {
+                Some(found) if found.after >= since => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
+        })?;
+        if !is_known {
+            return Err(malformed());
+        }
+        all.sort_by_key(|opening| opening.after);
+        let first = all.iter().rposition(|opening| opening.after < since).unwrap_or(0);
+        Ok(all.split_off(first))
     }
 
     fn opened_at(&self) -> Tid {
         Tid(self.mirror.opened.load(Ordering::Acquire))
     }
 
-    /// Sees to it that what was done since the store was opened can be told from what another copy of it did: before somebody who follows
+    /// Reads whether anything was noted, when the store was opened.
+    pub(super) fn load_openings(&self) {
+        let opened = self.store.tid();
+        self.mirror.opened.store(opened.0, Ordering::Release);
+        // (A damaged record keeps nobody from opening the store.)
+        let is_looked_at = || self.openings(opened, Tid::MAX).map_or(true, |all| !all.is_empty());
+        let due = !self.store.is_read_only() && is_looked_at();
+        self.mirror.is_due.store(due, Ordering::Release);
+    }
+
+    /// Sees to it that what is done since the store was opened can be told from what another copy of it does: before somebody who follows
     /// is told of a moment.
-    pub fn note_opening(&self, now_ns: u64) -> Result<()> {
-        if self.mirror.is_noted.load(Ordering::Acquire) || self.store.is_read_only() {
+    pub fn note_opening(&self) -> Result<()> {
+        let nothing_done = || self.store.tid() == self.opened_at();
+        if self.store.is_read_only() || self.mirror.is_due.load(Ordering::Acquire) && nothing_done() {
             return Ok(());
         }
-        let mut all = self.openings()?;
-        if !all.is_empty() && self.store.tid() == self.opened_at() {
+        self.note()
+    }
+
+    /// The same before something is done, where somebody has looked before.
+    pub(crate) fn note_doing(&self) -> Result<()> {
+        match self.mirror.is_due.load(Ordering::Acquire) {
+            true => self.note(),
+            false => Ok(()),
+        }
+    }
+
+    fn note(&self) -> Result<()> {
+        let mut is_noted = self.mirror.is_noted.lock();
+        if *is_noted {
             return Ok(());
         }
         let random = getrandom::u64().map_err(|e| FsError::told(libc::EIO, format!("no random numbers: {e}")))?;
-        all.push(Opening { id: random.max(UNKNOWN + 1), after: self.opened_at() });
-        let mut value = Vec::new();
-        for opening in &all[all.len().saturating_sub(OPENINGS_MAX)..] {
-            value.extend_from_slice(&opening.id.to_le_bytes());
-            put_varint(&mut value, opening.after.0);
-        }
-        // (Two at once note two: the later record has both, or the first is unknown to who asks for it again.)
-        if self.mirror.is_noted.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let put = self.put_peer(&[OPENINGS], Some(&value), self.dated(now_ns));
-        put.inspect_err(|_| self.mirror.is_noted.store(false, Ordering::Release))
+        let id = random.max(UNKNOWN + 1).to_le_bytes();
+        // (In what room there is: what gives room back may be waiting for it. And no receipt names it: it is not what was asked for.)
+        self.store.admit(0)?;
+        let _live = self.live.write();
+        let mut tx = self.store.begin_for(CATALOGUE, 0, Some(0))?;
+        tx.put(ObjectId(0), Kind::PEER, &suffix_of(self.opened_at()), &id);
+        tx.commit()?;
+        *is_noted = true;
+        self.mirror.is_due.store(false, Ordering::Release);
+        Ok(())
     }
 
     /// By which opening a moment came to be; [`UNKNOWN`].
     pub(super) fn opening_of(&self, at: Tid) -> Result<u64> {
-        if at > self.opened_at() && !self.mirror.is_noted.load(Ordering::Acquire) {
-            return Ok(UNKNOWN);
-        }
-        let all = self.openings()?;
-        Ok(all.iter().rev().find(|opening| at > opening.after).map_or(UNKNOWN, |opening| opening.id))
+        Ok(Opening::of(at, &self.openings(at, at)?))
     }
 
-    /// Whether a moment that somebody has is one of this store, if that can be told: it came to be by `opening`.
+    /// Whether a moment that somebody has is one of this store: it came to be by `opening`.
     pub fn has_been(&self, at: Tid, opening: u64) -> Result<bool> {
-        if opening == UNKNOWN {
-            return Ok(true);
-        }
-        let all = self.openings()?;
-        let Some(i) = all.iter().position(|o| o.id == opening) else {
-            return Ok(all.len() == OPENINGS_MAX && at <= all[0].after);
-        };
-        let is_noted = self.mirror.is_noted.load(Ordering::Acquire);
-        let end = all.get(i + 1).map(|next| next.after);
-        let end = end.unwrap_or_else(|| if is_noted { self.store.tid() } else { self.opened_at() });
-        Ok(at > all[i].after && at <= end)
+        Ok(opening == UNKNOWN || at <= self.store.tid() && Opening::is_of(at, opening, &self.openings(at, at)?))
     }
 }
 
@@ -104,6 +157,7 @@ mod tests {
         for _ in 0..10_000 {
             let bytes: Vec<u8> = (0..rng.usize(..40)).map(|_| rng.u8(..)).collect();
             decode(&bytes);
+            decode_one(&bytes, &bytes[bytes.len().min(9)..]);
         }
     }
 }

@@ -273,6 +273,7 @@ impl Fs {
         if !f.is_whole() || f.at != wanted.at {
             return refuse(libc::EAGAIN, "it shows another moment by now");
         }
+        self.note_doing()?;
         self.store.admit(part.items.len() as u64 + (1 << 20))?;
         let _live = self.live.write();
         f.paused = self.following().is_some_and(|f| f.paused);
