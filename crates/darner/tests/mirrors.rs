@@ -485,6 +485,30 @@ fn a_stream_through_a_pipe_makes_a_mirror_and_brings_it_on() {
 }
 
 #[test]
+fn streams_behind_one_another_are_all_read_and_one_that_begins_later_makes_no_mirror() {
+    let Some(w) = World::new() else { return };
+    let dir = |name: &str| w.dir.join(name).to_str().unwrap().to_string();
+    let mut since = String::from("0x0");
+    for n in 1..4 {
+        fs::write(w.path(&n.to_string()), "new").unwrap();
+        w.sh_outside(&format!("$DARNER mirror export $MNT --since {since} --output $DIR/{n} 2>/dev/null"));
+        let said = w.sh_outside(&format!("$DARNER mirror import $DIR/first --input $DIR/{n}"));
+        since = said.split_whitespace().find(|word| word.starts_with("0x")).unwrap().into();
+    }
+    let said = refused(&["mirror", "import", &dir("second"), "--input", &dir("2")]);
+    assert!(said.contains("export without --since") && !w.dir.join("second").exists(), "{said}");
+    let said =
+        w.sh_outside("cd $DIR; cat 1 2 3 | $DARNER mirror import second; cat 1 2 3 | $DARNER mirror import second");
+    assert_eq!((said.lines().count(), said.matches("which it did before").count()), (6, 3), "{said}");
+    w.sh_outside("mkdir $DIR/copy; $DARNER mount --log $DIR/log $DIR/second $DIR/copy");
+    assert!((1..4).all(|n| w.dir.join(format!("copy/{n}")).exists()));
+    w.sh_outside("$DARNER unmount $DIR/copy");
+    // What follows and is none is told, and what came before it stays.
+    let said = w.sh_outside("cd $DIR; (cat 1; echo what is this) | $DARNER mirror import third 2>&1 || true");
+    assert!(said.contains("shows moment") && said.contains("this is no stream"), "{said}");
+}
+
+#[test]
 fn an_import_that_is_killed_leaves_a_mirror_that_the_next_one_takes() {
     let Some(w) = World::new() else { return };
     fs::write(w.path("a"), "one").unwrap();

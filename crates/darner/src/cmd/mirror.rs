@@ -377,6 +377,14 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
     };
     let header = Header::read(&mut *from).map_err(Failure::new)?;
     let new = !target.exists();
+    if new && header.since != Tid::ZERO {
+        return Err(Failure::new(format!(
+            "{} does not exist, and the stream has only what changed after {}: a mirror begins with one of all there is, of darner mirror \
+             export without --since",
+            target.display(),
+            header.since
+        )));
+    }
     if new {
         let born_ns = Some(header.at.0);
         place::create(target, &Make { hash_key: Some(header.hash_key), born_ns, ..Make::default() })?;
@@ -388,13 +396,24 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
         // Whatever comes of the rest, the next stream finds a mirror.
         store.sync()?;
     }
-    let outcome = import(&fs, &header, &mut *from);
+    let outcome = import_all(target, &fs, header, &mut *from);
     // What of it was read stays, and need not be read again.
     store.close()?;
-    let more = outcome.map_err(|e| Failure::new(format!("{}: {e}", target.display())))?;
-    let at = fs.following().map_or(header.at, |f| f.at);
-    let news = if more { "" } else { " (which it did before)" };
-    super::print(&format!("{} shows moment {at} of {:?}{news}\n", printable(target), header.name))
+    outcome
+}
+
+/// Does what a stream says, and those that follow it.
+fn import_all(target: &Path, fs: &Fs, first: Header, from: &mut dyn std::io::Read) -> Result<()> {
+    let told = |e| Failure::new(format!("{}: {e}", target.display()));
+    let mut next = Some(first);
+    while let Some(header) = next {
+        let more = import(fs, &header, from).map_err(told)?;
+        let at = fs.following().map_or(header.at, |f| f.at);
+        let news = if more { "" } else { " (which it did before)" };
+        super::print(&format!("{} shows moment {at} of {:?}{news}\n", printable(target), header.name))?;
+        next = Header::read_next(from).map_err(told)?;
+    }
+    Ok(())
 }
 
 fn promote(target: &Path) -> Result<()> {
