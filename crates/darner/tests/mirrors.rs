@@ -115,13 +115,15 @@ fn the_log_of_a_mirror_tells_moments_that_show_what_it_lists() {
     let log = p.w.darner(&["log", "--json", p.copy.join("a").to_str().unwrap()]);
     let log: Value = serde_json::from_str(&log).unwrap();
     let log = log.as_array().unwrap();
-    let shown = |line: &Value| {
-        let at = p.copy.join(format!("a@@{}", line["shown"].as_str().unwrap()));
-        (line["what"].as_str().unwrap().to_string(), fs::read_to_string(at).unwrap())
-    };
     let what = |n: usize| if n == 0 { "created" } else { "written" };
     let expected: Vec<_> = texts.iter().enumerate().map(|(n, text)| (what(n).to_string(), text.to_string())).collect();
-    assert_eq!(log.iter().map(shown).collect::<Vec<_>>(), expected);
+    for when in ["shown", "tid", "when"] {
+        let shown = |line: &Value| {
+            let at = p.copy.join(format!("a@@{}", line[when].as_str().unwrap()));
+            (line["what"].as_str().unwrap().to_string(), fs::read_to_string(at).unwrap())
+        };
+        assert_eq!(log.iter().map(shown).collect::<Vec<_>>(), expected, "{when}");
+    }
 }
 
 #[test]

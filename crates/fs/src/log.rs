@@ -41,7 +41,7 @@ pub enum What {
 /// A version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LogEntry {
-    /// When.
+    /// When; on a mirror, when the pull that brought it was whole.
     pub tid: Tid,
     /// `NAME@@0x<shown>` shows it (unless it lost the name then): when or, where that moment was given up or (of a clone) is from
     /// before there was the fileset, the first one since that is kept.
@@ -104,6 +104,9 @@ impl Fs {
     /// follow one another within a second only the last is told, and the last before a label. ENOENT if nothing ever had this name.
     pub fn log(&self, root: Inode, path: &[&[u8]], to: Tid, present: usize, coalesce: bool) -> Result<Vec<LogEntry>> {
         let mut log = self.whole_log(root, path, to, present)?;
+        for e in &mut log {
+            e.tid = self.whole_since(e.ino.fileset, e.tid)?.unwrap_or(e.tid);
+        }
         log.retain(|e| e.tid <= to);
         if coalesce {
             self.coalesce(&mut log)?;

@@ -65,6 +65,16 @@ fn a_mirror_whose_clock_is_wrong_by_a_year_dates_what_it_pulls_by_its_source() {
             let label = copy.resolve_when(MAIN, &format!("label {n}"), now).unwrap().expect("it is kept");
             assert_eq!(file(&copy, label), n.to_string().as_bytes(), "with a clock off by {skew} ns, label {n}");
         }
+        let log = copy.log(ROOT, &[b"a"], Tid::MAX, 1, false).unwrap();
+        assert_eq!(log.len(), 9);
+        for (n, entry) in (1..).zip(log) {
+            let at = copy.resolve_when(MAIN, &format!("{:#x}", entry.tid.0), now).unwrap().expect("it is kept");
+            assert_eq!(
+                (at, file(&copy, at)),
+                (entry.shown, n.to_string().into_bytes()),
+                "the times of the log lead to what it lists"
+            );
+        }
         // From then on it is its own master, with a clock of its own.
         copy.promote(now).unwrap();
         copy.write(now + SECOND, Node::Live(a.inode()), Some(0), b"mine", false).unwrap();
