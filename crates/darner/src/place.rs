@@ -151,12 +151,10 @@ impl Place {
         own: Option<&VolumeEntry>,
         write: bool,
     ) -> Option<(Place, Arc<dyn Volume>)> {
-        let path = |e: &VolumeEntry| PathBuf::from(OsStr::from_bytes(&e.hint));
-        let was = path(entry);
-        let own = own.map(path).filter(|own| own.is_absolute());
-        let own = own.filter(|own| *own != self.path);
+        let was = last_place(entry);
+        let from = own.map(last_place).filter(|from| from.is_absolute() && *from != self.path);
         // Where all were moved, or copied, together.
-        let beside = own.as_ref().map(|own| along(&self.path, own, &was));
+        let beside = from.map(|from| along(&self.path, &from, &was));
         let at = |path: PathBuf| {
             let place = Place::at(&path).ok()?;
             let volume = place.volume(write).ok()?;
@@ -164,10 +162,23 @@ impl Place {
         };
         // A device may have another name by now.
         let devices = || if entry.kind == VolumeKind::Raw { devices() } else { Vec::new() };
-        // Where this one was, the original still may be, of which this is a copy: then what is in the old places is the original's.
-        let is_original = |own: &PathBuf| is_volume_at(own, store.uuid, store.number);
-        let elsewhere = || std::iter::once(was.clone()).chain(devices()).find_map(at);
-        beside.and_then(at).or_else(|| if own.as_ref().is_some_and(is_original) { None } else { elsewhere() })
+        // What is in the old places is the original's where this is a copy of that, by what this one says or, once it has been opened
+        // here without the others, by what those say.
+        let is_copy = |says: Option<&VolumeEntry>| says.is_some_and(|e| self.original(store.uuid, e).is_some());
+        let is_free = |(_, volume): &(Place, Arc<dyn Volume>)| {
+            let id = identify(&**volume).ok();
+            !is_copy(id.as_ref().zip(own).and_then(|(id, own)| id.entry(own.number)))
+        };
+        let elsewhere = || std::iter::once(was.clone()).chain(devices()).find_map(|path| at(path).filter(is_free));
+        beside.and_then(at).or_else(|| if is_copy(own) { None } else { elsewhere() })
+    }
+
+    /// Where the original is, if this is a copy of it: another volume of the same store and number, at the place that `says` has for it.
+    pub fn original(&self, store: [u8; 16], says: &VolumeEntry) -> Option<PathBuf> {
+        let it = last_place(says);
+        let id = |path: &Path| fs::metadata(path).ok().map(|meta| file_id(&meta));
+        let place = Place::at(&it).ok().filter(|place| it.is_absolute() && id(&place.path) != id(&self.path))?;
+        is_volume_at(&place.path, store, says.number).then_some(it)
     }
 
     /// Opens the store; it is this process's as long as the locks last. `others`: as for [`Place::find`]. `each` is told how far
@@ -527,6 +538,11 @@ fn inherited(path: &Path, exclusive: bool) -> Option<Lock> {
         tracing::error!("{} is in use by something else, too: what either writes may be lost", path.display());
     }
     Some(lock)
+}
+
+/// Where a volume was last, as its store says.
+fn last_place(entry: &VolumeEntry) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(&entry.hint))
 }
 
 /// Whether a volume of a store is at a path.

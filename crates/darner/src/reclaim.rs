@@ -59,10 +59,12 @@ pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure
         let label = volume.and_then(|v| identify_by_label(&*v).ok().flatten());
         label.is_some_and(|id| id.uuid == uuid && id.number == *number)
     };
-    if is_volume_at(Path::new(place), uuid, *number) && !affected.contains(place.as_str()) {
+    let is_there = is_volume_at(Path::new(place), uuid, *number) && !affected.contains(place.as_str());
+    if let Some(original) = original_of(&*found[0], Path::new(place)).filter(|_| is_there) {
         return Failure::new(format!(
-            "{e}. {place} is there, but so is the store that this one is a copy of, and it is that one's: --volume {place} takes it for \
-             this one all the same"
+            "{e}. {place} is there, but so is the store that this one is a copy of, with {}, and it is that one's: --volume {place} takes it \
+             for this one all the same",
+            original.display()
         ));
     }
     let there = Place::at(Path::new(place)).ok().and_then(|p| p.volume(false).ok());
@@ -82,4 +84,12 @@ pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure
         }
         None => Failure::new(&e),
     }
+}
+
+/// Where the volume is of which this one is a copy, by what it says or another one of the store, at `other`.
+fn original_of(copy: &dyn Volume, other: &Path) -> Option<PathBuf> {
+    let place = Place::at(Path::new(&copy.name())).ok()?;
+    let own = identify(copy).ok()?;
+    let other = identify(&*Place::at(other).ok()?.volume(false).ok()?).ok()?;
+    [&own, &other].into_iter().filter_map(|id| id.entry(own.number)).find_map(|says| place.original(own.uuid, says))
 }

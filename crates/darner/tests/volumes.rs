@@ -336,6 +336,36 @@ fn a_copy_of_a_store_never_has_a_volume_of_the_original() {
 }
 
 #[test]
+fn a_copy_of_one_volume_takes_no_other_of_the_original_however_often_it_was_mounted_without() {
+    let Some(w) = World::unmounted() else { return };
+    fs::create_dir(&w.mnt).unwrap();
+    for image in ["--image", ""] {
+        w.sh_outside(&format!(
+            "mkdir o cp; $DARNER create o/a {image} --size 200M --volume o/b --copies 2; $DARNER mount o/a $MNT"
+        ));
+        w.sh("echo original > x");
+        w.sh_outside("$DARNER unmount $MNT; cp -a o/b cp/b");
+        let sums = "cd o; find . -type f ! -name 'held*' | sort | xargs md5sum";
+        let before = w.sh_outside(sums);
+        for n in 0..3 {
+            refused(
+                &w,
+                "$DARNER mount cp/b $MNT",
+                "o/a is there, but so is the store that this one is a copy of, with ",
+            );
+            refused(&w, "$DARNER mount cp/b $MNT", "/o/b, and it is that one's");
+            w.sh_outside("$DARNER mount --degraded cp/b $MNT");
+            w.sh(&format!("echo {n} >> x"));
+            w.sh_outside("$DARNER unmount $MNT");
+        }
+        assert_eq!(w.sh_outside(sums), before);
+        w.sh_outside("$DARNER mount o/b $MNT");
+        assert_eq!(w.sh("cat x"), "original");
+        w.sh_outside("$DARNER unmount $MNT; rm -r o cp");
+    }
+}
+
+#[test]
 fn a_hundred_volumes_are_made_found_from_any_one_and_lead_to_the_daemon_and_homes_leave() {
     let Some(w) = World::new() else { return };
     w.sh_outside("$DARNER unmount $MNT; rm -r store; mkdir v");
