@@ -498,7 +498,7 @@ fn a_disk_on_which_no_more_files_can_be_made_has_some_for_what_gives_room_back()
     w.sh_outside("mkdir disk; mount -t tmpfs -o size=300M,nr_inodes=200 none disk");
     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         w.sh_outside("$DARNER mount --create disk/store $MNT; for i in $(seq 500); do seq $i 2000 > $MNT/f$i; done; sync $MNT/f1");
-        eventually("files are held", || w.dir.join("disk/store/held.7").exists());
+        eventually("files are held", || w.dir.join("disk/store/held.15").exists());
         w.sh_outside(
             "i=0; while touch disk/hog$i; do i=$((i + 1)); done 2>/dev/null; test $(df --output=iavail disk | tail -1) = 0
              for i in $(seq 250); do sha256sum $MNT/f$i >> sums; rm $MNT/f$((i + 250)); done
@@ -512,7 +512,7 @@ fn a_disk_on_which_no_more_files_can_be_made_has_some_for_what_gives_room_back()
             "umount -l $MNT; $DARNER mount disk/store $MNT; test ! -e $MNT/f3; rm $MNT/f4; $DARNER unmount $MNT",
         );
         w.sh_outside("rm disk/hog*; $DARNER mount disk/store $MNT; tail -n +5 sums | sha256sum --quiet -c; echo more > $MNT/more");
-        eventually("files are held again", || w.dir.join("disk/store/held.7").exists());
+        eventually("files are held again", || w.dir.join("disk/store/held.15").exists());
         w.sh_outside("$DARNER unmount $MNT; $DARNER check disk/store");
     }));
     w.sh_outside("$DARNER unmount $MNT 2>/dev/null || true; umount -l disk");

@@ -16,8 +16,9 @@ use super::disk;
 
 /// Its file.
 pub(super) const HELD: &str = "held";
-/// Empty files that are held: a checkpoint makes three or four, and then removes as many.
-const SPARES: usize = 8;
+/// Empty files that are held: a checkpoint makes three or four, and then removes as many. A crash may come amid some of them, and the mount
+/// after it makes more.
+const SPARES: usize = 16;
 /// Of what is left, what is held is one part in so many at most.
 const LEFT_FOR_OTHERS: u64 = 4;
 /// It grows by so many bytes, and what is made durable gets so many at once.
