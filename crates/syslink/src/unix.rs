@@ -340,7 +340,9 @@ fn wire(ends: Ends, config: &Config, connects: bool) -> io::Result<(Wire, Arc<At
     let has_ring = ring.is_some();
     let (writer, reader) = ring.map(|(w, r)| ((w, rings.clone()), (r, rings.clone()))).unzip();
     let received = Received { most: config.limits.message as usize, next: 1, ring: None, packet: None };
-    let inlet = Box::new(Receiver { socket: socket.clone(), stock: stock.clone(), buffer, ring: reader, received });
+    let (socket_in, stock_in) = (socket.clone(), stock.clone());
+    let inlet = Receiver { socket: socket_in, stock: stock_in, buffer, ring: reader, received, was_reset: false };
+    let inlet = Box::new(inlet);
     let poll = Duration::from_nanos(config.poll_ns);
     let outlet = Box::new(Sender { socket, stock, ring: writer });
     Ok((Wire { outlet, inlet, control, bulk: None, poll, ring: has_ring }, rings))
@@ -436,6 +438,7 @@ struct Receiver {
     /// And whether it is used.
     ring: Option<(Reader, Arc<AtomicBool>)>,
     received: Received,
+    was_reset: bool,
 }
 
 /// A message and the descriptors beside it.
@@ -496,6 +499,11 @@ impl Receiver {
             n if n >= 0 => Ok(Some((n as usize, descriptors(&message)))),
             _ => match io::Error::last_os_error() {
                 e if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+                // The peer left without having read all: that is told once, and before what it said last.
+                e if e.kind() == io::ErrorKind::ConnectionReset && !self.was_reset => {
+                    self.was_reset = true;
+                    self.packet(wait)
+                }
                 e => Err(e),
             },
         }
