@@ -44,8 +44,10 @@ impl Daemon {
             Request::CloneFileset { of, tid, name } => {
                 names.push(name.clone());
                 // (Of a mount of the past, what it shows.)
-                let shown = || self.as_of(&of).map(|when| self.moment(self.fileset_of(&of)?, &when)).transpose();
-                let tid = tid.map(Tid).map_or_else(shown, |tid| Ok(Some(tid)))?;
+                let tid = match tid {
+                    Some(tid) => Some(Tid(tid)),
+                    None => self.as_of(&of).map(|when| self.moment(self.fileset_of(&of)?, &when)).transpose()?,
+                };
                 self.fs.clone_fileset(now, self.fileset_at(&of, tid.unwrap_or(Tid::MAX))?, tid, &name)?
             }
             Request::RemoveFileset { name, force } => {

@@ -118,14 +118,14 @@ impl Fs {
         let Some((name, dirs)) = path.split_last() else {
             return self.tell(&[Tenure::of_root(root)]);
         };
+        let meant = |n: usize, t: Tenure| if n >= present { t.seen_at(to) } else { t.of_now(to) };
         let mut within = vec![Tenure::of_root(root)];
         for (n, name) in dirs.iter().enumerate() {
             let mut next = Vec::new();
             for dir in &within {
                 next.extend(self.tenures_below(dir, name)?);
             }
-            let next_is = |dir: Tenure| if n >= present { dir.seen_at(to) } else { dir.of_now(to) };
-            next = next.into_iter().filter_map(next_is).collect();
+            next = next.into_iter().filter_map(|dir| meant(n, dir)).collect();
             // (What is there now is looked into as a whole.)
             let now: Vec<Inode> = next.iter().filter(|dir| dir.until.is_none()).map(|dir| dir.ino).collect();
             next.retain(|dir| dir.until.is_none() || !now.contains(&dir.ino));
@@ -138,8 +138,7 @@ impl Fs {
                 all.retain(|tenure| tenure.until.is_none());
                 all.iter_mut().for_each(|tenure| tenure.only_now = true);
             }
-            let is = |tenure: Tenure| if dirs.len() >= present { tenure.seen_at(to) } else { tenure.of_now(to) };
-            tenures.extend(all.into_iter().filter_map(is));
+            tenures.extend(all.into_iter().filter_map(|tenure| meant(dirs.len(), tenure)));
         }
         tenures.sort_by_key(|t| t.from);
         if tenures.is_empty() {
