@@ -214,6 +214,12 @@ impl Place {
         if exists && !make.force {
             refuse_to_overwrite(self)?;
         }
+        // (Of an image that is mounted as something else by a loop device, the lock is free.)
+        if make.force
+            && let Some(Use::Other(what)) = claims::used(&self.path)
+        {
+            return Err(self.in_use(&what));
+        }
         Ok((lock, if self.is_dir { make.size.unwrap_or(0) } else { 0 }))
     }
 
@@ -252,7 +258,6 @@ impl Place {
     pub fn lock(&self, exclusive: bool) -> Result<Lock> {
         let began = Instant::now();
         let busy = |holder| Failure::new(darner_store::Error::Busy { store: self.path.display().to_string(), holder });
-        let in_use = |why: &str| Failure::new(format!("{} is in use: {why}", self.path.display()));
         if let Some(lock) = inherited(&self.path, exclusive) {
             return Ok(lock);
         }
@@ -262,13 +267,17 @@ impl Place {
             }
             match claims::used(&self.path) {
                 Some(Use::Open(who)) => return Err(busy(Some(who))),
-                Some(Use::Other(what)) => return Err(in_use(&what)),
+                Some(Use::Other(what)) => return Err(self.in_use(&what)),
                 None if began.elapsed() < claims::LINGERS => std::thread::sleep(Duration::from_millis(20)),
-                None => return Err(in_use("something else has it, or a part of it, for itself")),
+                None => return Err(self.in_use("something else has it, or a part of it, for itself")),
             }
         }
         let holder = self.holder().map(|who| self.kept_elsewhere().map_or(who.clone(), |why| format!("{who}: {why}")));
         Err(busy(holder))
+    }
+
+    fn in_use(&self, why: &str) -> Failure {
+        Failure::new(format!("{} is in use: {why}", self.path.display()))
     }
 
     /// Who has it open, for people.

@@ -776,8 +776,13 @@ fn what_is_in_use_whole_or_in_part_or_by_another_node_is_no_store_s_to_take_what
     drop(other);
     if has("mkfs.ext4") {
         w.sh_outside(&format!("mkfs.ext4 -q -F {disk}; mount {disk} $MNT"));
-        refused(&w, &format!("$DARNER create --force {disk}"), &format!("is mounted on {}", w.mnt.display()));
-        w.sh_outside("umount $MNT");
+        let mounted = &format!("is mounted on {}", w.mnt.display());
+        for way in [disk, "image"] {
+            refused(&w, &format!("$DARNER create --force {way}"), mounted);
+        }
+        w.sh_outside("$DARNER create other; mkdir elsewhere; $DARNER mount other elsewhere");
+        refused(&w, "$DARNER volume add elsewhere image --force", mounted);
+        w.sh_outside("$DARNER unmount elsewhere; umount $MNT");
     }
     w.sh_outside(&format!("$DARNER create --force {disk}; rm node"));
 }

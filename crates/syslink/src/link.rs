@@ -293,7 +293,6 @@ impl Link {
     ) -> Result<(), Reason> {
         let mut patience = Patience::of(patience, slow);
         let let_in = |s: &mut State| s.closed.clone().map(Err).or(s.greeted.then_some(Ok(())));
-        self.shared.flush();
         loop {
             let (state, found) = self.shared.pump(self.shared.state.lock(), patience.until, None, let_in);
             drop(state);
@@ -528,6 +527,12 @@ impl Shared {
                 // The link's thread shall see to arming it again.
                 self.ring_bell();
             }
+        }
+        if !state.outbox.is_empty() && !state.stuck {
+            // Who waits has said all that there is to say: the hello, where a call can't go along with it.
+            drop(state);
+            self.flush();
+            state = self.state.lock();
         }
         let stuck = state.stuck;
         let until = [until, state.engine.next_timeout(), inlet.late_at()].into_iter().flatten().min();
