@@ -70,7 +70,8 @@ pub fn wait_until_free(path: &Path) {
     }
 }
 
-fn is_device(path: &Path) -> bool {
+/// Whether a block device is there.
+pub fn is_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
 }
 

@@ -274,7 +274,7 @@ pub struct Upgrade {
 /// it harms nothing but its own directory. Nothing is changed in it, or in the files, without --writable.
 ///
 /// Plug-ins in this program: hello; archive FILE (tar, tar.gz, zip); iso9660 IMAGE; msdosfs IMAGE (FAT12, 16, 32). The file
-/// may be one of the past: image.iso@@-1h. docs/vfs.md tells how to write others.
+/// may be one of the past, image.iso@@-1h, or a block device. docs/vfs.md tells how to write others.
 #[derive(Args, Debug, Clone)]
 pub struct Attach {
     /// Let it be changed, if the plug-in can, and the files too

@@ -1,12 +1,14 @@
 //! The files that are handed over to a plug-in.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::attachments;
+use crate::claims::{self, Use};
 use crate::cli::Attach;
 use crate::error::{Context, Failure, Result};
 use crate::keeper::{Items, Keeper};
@@ -39,8 +41,7 @@ pub fn open(c: &Attach, keeper: &Keeper, items: &mut Items) -> Result<(Vec<File>
                 (File::from(item.fd), handed)
             }
             None => {
-                let file = File::options().read(true).write(c.writable).open(path);
-                let file = file.cant(|| format!("open {}", path.display()))?;
+                let file = if c.writable { open_to_write(path)? } else { opened(File::open(path), path)? };
                 if c.writable || is_image {
                     lock(&file, path, c.writable)?;
                 }
@@ -54,6 +55,24 @@ pub fn open(c: &Attach, keeper: &Keeper, items: &mut Items) -> Result<(Vec<File>
         all.1.push(handed);
     }
     Ok(all)
+}
+
+/// Opens a file, or a device so that the kernel keeps it from mkfs and mounts, and from stores by another node.
+fn open_to_write(path: &Path) -> Result<File> {
+    let is_device = claims::is_device(path);
+    let only_we = if is_device { libc::O_EXCL } else { 0 };
+    let file = File::options().read(true).write(true).custom_flags(only_we).open(path);
+    let is_busy = file.as_ref().is_err_and(|e| is_device && claims::is_busy(e));
+    let in_use = |what: &str| Err(Failure::new(format!("{} is in use: {what}", path.display())));
+    match claims::used(path) {
+        Some(Use::Open(what) | Use::Other(what)) => in_use(&what),
+        None if is_busy => in_use("something else has it, or a part of it, for itself"),
+        None => opened(file, path),
+    }
+}
+
+fn opened(file: io::Result<File>, path: &Path) -> Result<File> {
+    file.cant(|| format!("open {}", path.display()))
 }
 
 fn lock(file: &File, path: &Path, writable: bool) -> Result<()> {

@@ -480,6 +480,43 @@ fn an_image_that_is_attached_writable_is_not_attached_a_second_time() {
 }
 
 #[test]
+fn a_device_is_attached_as_an_image_is_and_in_use_while_it_may_be_written() {
+    let Some(world) = World::new() else { return };
+    if !common::has("mkfs.fat") {
+        return;
+    }
+    world.sh_outside("truncate -s 40M stick; mkfs.fat -F 16 stick >/dev/null");
+    let Some(loops) = common::Loops::of(&world, "stick", &["", ""]) else { return };
+    let [device, again] = &loops.0[..] else { panic!("{:?}", loops.0) };
+    let image = world.dir.join("stick");
+    let image = image.to_str().unwrap();
+    let at = attach(&world, "stick", &["--writable", "msdosfs", device]);
+    world.sh_outside("echo words > mnt/stick/a; test $(stat -f -c %b mnt/stick) -gt 1000");
+    assert!(common::is_in_use(device));
+    for way in [&**device, again, image] {
+        try_attach(&world, "again", &["--writable", "msdosfs", way]).unwrap_err();
+    }
+    // It stays so whoever is killed.
+    common::signal(status(&world, "stick")["host_pid"].as_i64().unwrap() as i32, libc::SIGKILL);
+    world.sh_outside("grep words mnt/stick/a; echo more >> mnt/stick/a");
+    assert!(common::is_in_use(device));
+    world.darner(&["detach", at.to_str().unwrap()]);
+    assert!(!common::is_in_use(device));
+    let at = attach(&world, "stick", &["msdosfs", again]);
+    world.sh_outside("test \"$(cat mnt/stick/a)\" = \"$(printf 'words\\nmore')\"");
+    assert!(!common::is_in_use(again));
+    world.darner(&["detach", at.to_str().unwrap()]);
+    if common::has("mkfs.ext4") {
+        world.sh_outside(&format!("mkfs.ext4 -q -F {device}; mkdir ext4; mount {device} ext4"));
+        for way in [&**device, again, image] {
+            let why = try_attach(&world, "again", &["--writable", "msdosfs", way]).unwrap_err();
+            assert!(why.contains("is in use: ") && why.contains("is mounted on"), "{why}");
+        }
+        world.sh_outside("umount ext4");
+    }
+}
+
+#[test]
 fn what_a_plug_in_says_of_itself_forges_no_lines() {
     let Some(world) = World::new() else { return };
     let forged = r#"

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{DARNER, World, eventually, has};
+use common::{DARNER, Loops, World, eventually, has, is_in_use};
 use darner::place::{self, Make, Place};
 use serde_json::Value;
 
@@ -696,37 +696,7 @@ fn a_loop_device_of_a_file_in_a_mount_of_the_store_is_no_volume_of_it() {
     w.sh_outside("$DARNER volume add $MNT beside; $DARNER unmount $MNT");
 }
 
-/// Loop devices of an image, each with options; they end with it.
-struct Loops(Vec<String>);
-
-impl Loops {
-    fn of(w: &World, image: &str, options: &[&str]) -> Option<Loops> {
-        let script = |options: &str| format!("losetup -f --show {options} {image} 2>/dev/null || true");
-        let attached = options.iter().map(|options| w.sh_outside(&script(options)).trim().to_string());
-        let loops = Loops(attached.filter(|device| !device.is_empty()).collect());
-        if loops.0.len() == options.len() {
-            return Some(loops);
-        }
-        println!("SKIPPED: no loop devices");
-        None
-    }
-}
-
-impl Drop for Loops {
-    fn drop(&mut self) {
-        for device in &self.0 {
-            let _ = Command::new("losetup").args(["-d", device]).status();
-        }
-    }
-}
-
 const KILL: &str = "kill -9 $($DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9)";
-
-/// Opens a device as mkfs does, or a mount.
-fn is_in_use(device: &str) -> bool {
-    let opened = File::options().read(true).custom_flags(libc::O_EXCL).open(device);
-    opened.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
-}
 
 #[test]
 fn a_device_of_a_store_is_in_use_to_everybody_across_kills_and_upgrades_and_free_afterwards() {

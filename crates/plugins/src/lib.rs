@@ -7,6 +7,7 @@ mod iso9660;
 mod msdosfs;
 
 use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 
 use darner_vfs::{ServeError, refuse, serve};
 
@@ -33,6 +34,12 @@ pub fn run(name: &str) -> Result<(), ServeError> {
         Ok(None) => refuse("no file was handed over"),
         Ok(Some(file)) => show(name, file),
     }
+}
+
+/// Bytes of an image. (Of a block device, its metadata tells none.)
+fn len_of(mut image: &File) -> io::Result<u64> {
+    let meta = image.metadata()?;
+    if meta.is_file() { Ok(meta.len()) } else { image.seek(SeekFrom::End(0)) }
 }
 
 fn show(name: &str, file: File) -> Result<(), ServeError> {

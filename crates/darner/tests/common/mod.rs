@@ -7,9 +7,11 @@
 pub mod attached;
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -359,4 +361,34 @@ pub fn in_child(check: impl FnOnce() -> i32) -> i32 {
             }
         }
     }
+}
+
+/// Loop devices of an image, each with options; they end with it.
+pub struct Loops(pub Vec<String>);
+
+impl Loops {
+    pub fn of(w: &World, image: &str, options: &[&str]) -> Option<Loops> {
+        let script = |options: &str| format!("losetup -f --show {options} {image} 2>/dev/null || true");
+        let attached = options.iter().map(|options| w.sh_outside(&script(options)).trim().to_string());
+        let loops = Loops(attached.filter(|device| !device.is_empty()).collect());
+        if loops.0.len() == options.len() {
+            return Some(loops);
+        }
+        println!("SKIPPED: no loop devices");
+        None
+    }
+}
+
+impl Drop for Loops {
+    fn drop(&mut self) {
+        for device in &self.0 {
+            let _ = Command::new("losetup").args(["-d", device]).status();
+        }
+    }
+}
+
+/// Opens a device as mkfs does, or a mount.
+pub fn is_in_use(device: &str) -> bool {
+    let opened = File::options().read(true).custom_flags(libc::O_EXCL).open(device);
+    opened.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
 }

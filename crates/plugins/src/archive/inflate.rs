@@ -60,7 +60,7 @@ fn damaged(what: &str) -> Error {
 impl Inflated {
     /// A whole gzip file.
     pub fn gzip(file: File) -> io::Result<Inflated> {
-        let end = file.metadata()?.len();
+        let end = crate::len_of(&file)?;
         Ok(Inflated::new(file, 0, end, Format::Gzip))
     }
 

@@ -126,7 +126,7 @@ impl Vfs for Archive {
     }
 
     fn statfs(&self) -> Result<Space> {
-        let blocks = self.file.metadata()?.len().div_ceil(4096);
+        let blocks = crate::len_of(&self.file)?.div_ceil(4096);
         Ok(Space { block: 4096, blocks, files: self.tree.len(), name_max: 255, ..Space::default() })
     }
 }

@@ -56,7 +56,7 @@ impl Shared {
 
 impl Disk {
     pub fn new(image: File) -> io::Result<Disk> {
-        let len = image.metadata()?.len();
+        let len = crate::len_of(&image)?;
         let shared = Arc::new(Shared { len, ..Shared::default() });
         shared.begin();
         Ok(Disk { image, len, at: 0, shared, blocks: HashMap::new(), order: VecDeque::new() })
