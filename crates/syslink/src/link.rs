@@ -293,15 +293,8 @@ impl Link {
     ) -> Result<(), Reason> {
         let mut patience = Patience::of(patience, slow);
         let let_in = |s: &mut State| s.closed.clone().map(Err).or(s.greeted.then_some(Ok(())));
-        loop {
-            let (state, found) = self.shared.pump(self.shared.state.lock(), patience.until, None, let_in);
-            drop(state);
-            match found {
-                Some(found) => return found,
-                None if patience.holds() => {}
-                None => return Err(Reason::new(Why::Slow, "the peer does not greet")),
-            }
-        }
+        let found = self.shared.wait_until(None, None, &mut patience, let_in);
+        found.unwrap_or_else(|| Err(Reason::new(Why::Slow, "the peer does not greet")))
     }
 
     /// Whether the peer has not replied to a call yet: it may be at work on it, also when nobody waits any more.
@@ -387,34 +380,27 @@ impl Shared {
     }
 
     /// Sends a command; waits for room.
-    fn begin(&self, command: Message, until: Option<u64>, patience: &mut Patience<'_>) -> Result<CallId, CallError> {
-        let mut command = Some(command);
-        let size = command.as_ref().map_or(0, Message::size);
-        let mut state = self.state.lock();
+    fn begin(
+        &self,
+        mut command: Message,
+        until: Option<u64>,
+        patience: &mut Patience<'_>,
+    ) -> Result<CallId, CallError> {
+        let size = command.size();
         loop {
-            let Some(m) = command.take() else { return Err(CallError::Busy) };
-            match self.try_begin(&mut state, m, until) {
+            let begun = self.try_begin(&mut self.state.lock(), command, until);
+            match begun {
                 Ok(call) => {
-                    drop(state);
                     self.flush();
                     return Ok(call);
                 }
-                Err((CallError::Busy, back)) => command = back,
+                Err((CallError::Busy, Some(back))) => command = back,
                 Err((e, _)) => return Err(e),
             }
             let room = |s: &mut State| (s.closed.is_some() || s.engine.has_room(size)).then_some(());
-            let next = [until, patience.until].into_iter().flatten().min();
-            let found;
-            (state, found) = self.pump(state, next, None, room);
-            if found.is_none() {
-                drop(state);
-                if until.is_some_and(|t| t <= now_ns()) {
-                    return Err(CallError::TooLate);
-                }
-                if !patience.holds() {
-                    return Err(CallError::Cancelled);
-                }
-                state = self.state.lock();
+            if self.wait_until(None, until, patience, room).is_none() {
+                let too_late = until.is_some_and(|t| t <= now_ns());
+                return Err(if too_late { CallError::TooLate } else { CallError::Cancelled });
             }
         }
     }
@@ -424,17 +410,26 @@ impl Shared {
             None => Some(Err(CallError::Cancelled)),
             Some(slot) => slot.0.take().inspect(|_| drop(s.slots.remove(&call))),
         };
+        // (The engine has the deadline.)
+        self.wait_until(Some(call), None, patience, done).unwrap_or_else(|| {
+            self.give_up(call);
+            Err(CallError::Cancelled)
+        })
+    }
+
+    /// Reads, or waits for one who does, until something is so (`ready`), or `until`, or there is no more patience. `call`: what is waited for.
+    fn wait_until<T>(
+        &self,
+        call: Option<CallId>,
+        until: Option<u64>,
+        patience: &mut Patience<'_>,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<T> {
         loop {
-            // The engine has the deadline.
-            let (state, answer) = self.pump(self.state.lock(), patience.until, Some(call), done);
-            drop(state);
-            match answer {
-                Some(answer) => return answer,
-                None if patience.holds() => {}
-                None => {
-                    self.give_up(call);
-                    return Err(CallError::Cancelled);
-                }
+            let next = [until, patience.until].into_iter().flatten().min();
+            let found = self.pump(next, call, &mut ready);
+            if found.is_some() || until.is_some_and(|t| t <= now_ns()) || !patience.holds() {
+                return found;
             }
         }
     }
@@ -480,13 +475,13 @@ impl Shared {
     }
 
     /// Reads, or waits for those who do, until `ready` has something, or the time has come.
-    fn pump<'a, T>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
+    fn pump<T>(
+        &self,
         until: Option<u64>,
         call: Option<CallId>,
-        mut ready: impl FnMut(&mut State) -> Option<T>,
-    ) -> (MutexGuard<'a, State>, Option<T>) {
+        ready: &mut impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<T> {
+        let mut state = self.state.lock();
         let found = loop {
             if let Some(t) = ready(&mut state) {
                 break Some(t);
@@ -508,7 +503,7 @@ impl Shared {
             }
         };
         self.pass_on(&mut state);
-        (state, found)
+        found
     }
 
     /// Reads once, as the one who has the right to.
