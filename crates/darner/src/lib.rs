@@ -21,6 +21,7 @@ mod handed;
 mod healing;
 pub mod keeper;
 pub mod listing;
+pub mod making;
 pub mod memory;
 mod mirroring;
 mod mortal;

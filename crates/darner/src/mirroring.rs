@@ -21,8 +21,9 @@ use crate::errand::{Invalidator, Underway};
 use crate::error::{Failure, Result};
 use crate::far::{self, Far, Hitch, Unreached};
 use crate::frontend::now_ns;
+use crate::making::{self, Make};
 use crate::nodes::Nodes;
-use crate::place::{self, Make, Place};
+use crate::place::{self, Place};
 use crate::serving::{self, Followed};
 use crate::verifying::{Asked, Comparing};
 use crate::when::local;
@@ -506,7 +507,7 @@ impl Daemon {
             )));
         }
         let make = Make { hash_key: Some(self.store().hash_key()), ..Make::default() };
-        let place = place::create(target, &make)?;
+        let place = making::create(target, &make)?;
         let (store, _held) = place.open(&[], &place::options(), &mut |_| ())?;
         let fs = Fs::open(store.clone())?;
         fs.follow(self.store().uuid(), of.id, &of.name, &origin.to_string_lossy(), now_ns())?;

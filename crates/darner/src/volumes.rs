@@ -16,9 +16,10 @@ use crate::control::{CopyLine, Listener, Request, Response, Tell, VolumeLine};
 use crate::daemon::Daemon;
 use crate::error::{Failure, Result};
 use crate::keeper::{self, Items, Keeper};
+use crate::making::{self, Make};
 use crate::mounts;
 use crate::partition;
-use crate::place::{self, Held, Lock, Make, Place};
+use crate::place::{self, Held, Lock, Place};
 use crate::supervisor::LISTENER;
 
 /// Bytes that are moved in one go.
@@ -184,7 +185,7 @@ impl Daemon {
     /// either would wait for the other.
     pub(crate) fn outside(&self, path: &Path) -> Result<PathBuf> {
         let mountpoints: Vec<PathBuf> = self.state.lock().mounts.keys().cloned().collect();
-        let real = place::to_be(path)?;
+        let real = making::to_be(path)?;
         let mut files = std::iter::successors(Some(real.clone()), |file| partition::behind(file)).take(LOOPS_MAX);
         match files.find_map(|file| mountpoints.iter().find(|at| file.starts_with(at))) {
             Some(at) => {
@@ -200,7 +201,7 @@ impl Daemon {
         if self.volumes.lock().iter().any(|m| m.place().path == real) {
             return Err(Failure::new(format!("{} is a volume of the store already", path.display())));
         }
-        place::prepare(path, make, |path, make, exists| {
+        making::prepare(path, make, |path, make, exists| {
             let place = Place::at(path)?;
             let (lock, size_limit) = place.take(make, exists)?;
             let number = self.store().add_volume_for(place.volume(true)?, size_limit, tier)?;

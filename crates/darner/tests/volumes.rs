@@ -11,7 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{DARNER, Loops, World, eventually, has, is_in_use};
-use darner::place::{self, Make, Place};
+use darner::making::{self, Make};
+use darner::place::{self, Place};
 use serde_json::Value;
 
 fn volumes(w: &World) -> Vec<Value> {
@@ -673,7 +674,7 @@ fn what_was_made_can_be_opened_at_once_whatever_processes_are_started_meanwhile(
     thread::scope(|scope| {
         (0..2).for_each(|_| drop(scope.spawn(load)));
         let is_free = |place: Place| File::open(&place.path).is_ok_and(|file| place::try_lock(&file, true).unwrap());
-        let made = |n: u32| place::create(&dir.path().join(n.to_string()), &Make::default());
+        let made = |n: u32| making::create(&dir.path().join(n.to_string()), &Make::default());
         let free = (0..25).filter(|n| made(*n).is_ok_and(is_free)).count();
         done.store(true, Ordering::Relaxed);
         assert_eq!(free, 25);

@@ -2,7 +2,7 @@
 
 use crate::cli::Create;
 use crate::error::Result;
-use crate::place::{self, Make};
+use crate::making::{self, Make};
 use crate::volumes::copies_of_new;
 
 pub fn run(c: &Create) -> Result<()> {
@@ -15,6 +15,6 @@ pub fn run(c: &Create) -> Result<()> {
         copies: copies_of_new(c.copies.as_deref(), &c.volumes)?,
         ..Make::default()
     };
-    let place = place::create(&c.store, &make)?;
+    let place = making::create(&c.store, &make)?;
     super::print(&format!("made an empty store in {}\n", place.path.display()))
 }

@@ -19,8 +19,9 @@ use crate::control::{self, FollowLine, MirrorLine, Request, Response};
 use crate::error::{Context, Failure, Result};
 use crate::far::{Far, Hitch, expecting};
 use crate::frontend::now_ns;
+use crate::making::{self, Make};
 use crate::mirroring::{LEFT, PROMOTED};
-use crate::place::{self, Make, Place};
+use crate::place::{self, Place};
 use crate::verifying::VerifyReport;
 use crate::{mirroring, mounts, serving, whereabouts};
 
@@ -231,7 +232,7 @@ fn follow(store: &Path, far: Far, ticket: Option<&str>, key: Option<&str>, limit
         looked.map_err(|e| Failure::new(format!("{}: {name:?}: {e}", far.host)))
     });
     let make = |hash_key, born: u64| -> Result<Place> {
-        let place = place::create(&store, &Make { hash_key, born_ns: Some(born), force: known, ..Make::default() })?;
+        let place = making::create(&store, &Make { hash_key, born_ns: Some(born), force: known, ..Make::default() })?;
         opened(&place, |fs| Ok(fs.set_identity(identity.to_bytes(), born)?))?;
         Ok(place)
     };
@@ -387,7 +388,7 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
     }
     if new {
         let born_ns = Some(header.at.0);
-        place::create(target, &Make { hash_key: Some(header.hash_key), born_ns, ..Make::default() })?;
+        making::create(target, &Make { hash_key: Some(header.hash_key), born_ns, ..Make::default() })?;
     }
     let (store, _held) = Place::at(target)?.open(&[], &place::options(), &mut |_| ())?;
     let fs = Fs::open(store.clone())?;

@@ -9,9 +9,10 @@ use darner_fuse::MountOptions;
 use crate::cli::{self, Mount, size};
 use crate::control::{self, MirrorLine, MountRequest, Request, Response};
 use crate::error::{Context, Failure, Result};
+use crate::making::{self, Make};
 use crate::mirroring::{LEFT, PROMOTED};
 use crate::namespaces::Namespace;
-use crate::place::{self, Make, Place};
+use crate::place::{self, Place};
 use crate::volumes::copies_of_new;
 use crate::{keeper, mounts, s3, supervisor, systemd, xattr};
 
@@ -38,7 +39,7 @@ pub fn run(c: Mount) -> Result<()> {
             copies: copies_of_new(c.copies.as_deref(), &c.volumes)?,
             ..Make::default()
         };
-        let place = place::create(&c.store, &make)?;
+        let place = making::create(&c.store, &make)?;
         if !c.mountpoint.exists() {
             std::fs::create_dir(&c.mountpoint).cant(|| format!("make {}", c.mountpoint.display()))?;
         }
@@ -135,7 +136,7 @@ fn from_bucket(name: &str, c: &Mount) -> Result<std::path::PathBuf> {
     }
     s3::must_be_fine(&s3::variables())?;
     let bar = super::progress_bar("{bar:40} {percent}% eta {eta} ({elapsed})");
-    place::take_over(name, &local, c.memory, &mut |a| {
+    making::take_over(name, &local, c.memory, &mut |a| {
         bar.set_length(a.total);
         bar.set_position(a.done);
     })?;
