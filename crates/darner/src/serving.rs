@@ -226,11 +226,16 @@ impl Daemon {
         let report = {
             let mut state = self.door.state.lock();
             if let Some(address) = listen.filter(|address| state.address.as_ref() != Some(address)) {
-                // (It may be the same port, at another address.)
-                state.open = None;
-                let opened = open(&self.fs, &self.source, &address);
-                if let (Err(_), Some(before)) = (&opened, &state.address) {
-                    state.open = open(&self.fs, &self.source, before).ok();
+                let mut opened = open(&self.fs, &self.source, &address);
+                let port = |address: &str| address.rsplit(':').next().map(str::to_string);
+                let before = state.address.clone().filter(|before| opened.is_err() && port(before) == port(&address));
+                if let Some(before) = before {
+                    // It may be our own, at another address, that is in its way.
+                    state.open = None;
+                    opened = open(&self.fs, &self.source, &address);
+                    if opened.is_err() {
+                        state.open = open(&self.fs, &self.source, &before).ok();
+                    }
                 }
                 state.open = Some(opened?);
                 self.fs.listen_at(Some(&address), now_ns())?;

@@ -174,6 +174,12 @@ fn who_is_no_darner_is_told_as_such_and_an_address_that_is_taken_leaves_the_one_
     let report: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
     assert_eq!(report["listens"], true, "{report}");
     assert!(report["address"].as_str().unwrap().ends_with(&format!(":{}", f.port)), "{report}");
+    // Its own port is not taken by others.
+    for address in ["0.0.0.0", "127.0.0.2", "127.0.0.1"] {
+        let at = format!("{address}:{}", f.port);
+        let report: Value = serde_json::from_str(&f.serve(&["--listen", &at, "--json"])).unwrap();
+        assert_eq!((&report["listens"], &report["address"]), (&true.into(), &at.into()));
+    }
 }
 
 #[test]
