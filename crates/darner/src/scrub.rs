@@ -136,7 +136,9 @@ impl Daemon {
 
     fn scrub_line(&self, report: &ScrubReport) -> ScrubLine {
         let time = |ns: u64| (ns > 0).then(|| local(Tid(ns)));
-        let (total_bytes, all) = (self.store().scrub_total(report.bucket), self.store().scrub_total(true));
+        // (There may be less by now than was read.)
+        let total_bytes = self.store().scrub_total(report.bucket).max(report.bytes);
+        let all = self.store().scrub_total(true);
         ScrubLine {
             begun: time(report.begun),
             ended: time(report.ended),

@@ -31,7 +31,7 @@ fn text(r: &ScrubLine) -> String {
     let mut out = match (&r.begun, &r.ended) {
         (None, _) => "never scrubbed\n".to_string(),
         (Some(begun), None) => {
-            format!("under way since {begun}: {} of {} read\n", human(r.bytes), human(r.total_bytes.max(r.bytes)))
+            format!("under way since {begun}: {} of {} read\n", human(r.bytes), human(r.total_bytes))
         }
         (Some(begun), Some(ended)) => format!("from {begun} to {ended}: {} read\n", human(r.bytes)),
     };
