@@ -18,6 +18,8 @@ const EVERY: Duration = Duration::from_secs(300);
 const EVERY_VARIABLE: &str = "DARNER_BUCKET_SECONDS";
 /// How often to look whether something is due.
 const LOOK: Duration = Duration::from_millis(200);
+/// The same while there is neither a bucket nor any tier.
+const LOOK_FOR_ONE: Duration = Duration::from_secs(1);
 /// After a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a command waits for a bucket that can't be reached.
@@ -32,11 +34,12 @@ impl Daemon {
         let mut said = String::new();
         while !self.is_closing() {
             let pause = match self.step_bucket(every) {
-                Ok(true) => {
+                Ok(Some(true)) => {
                     said.clear();
                     Duration::ZERO
                 }
-                Ok(false) => LOOK,
+                Ok(None) => LOOK_FOR_ONE,
+                Ok(Some(false)) => LOOK,
                 Err(e) => {
                     let e = e.to_string();
                     if e != said && !self.is_closing() {
@@ -51,19 +54,19 @@ impl Daemon {
         self.store().attend_push(false);
     }
 
-    /// Says whether there was anything to do.
-    fn step_bucket(&self, every: u64) -> Result<bool> {
+    /// Says whether there was anything to do; `None`: there is neither a bucket nor a tier.
+    fn step_bucket(&self, every: u64) -> Result<Option<bool>> {
         let store = self.store();
         if store.bucket().is_none() {
-            return Ok(store.has_tiers() && store.step_tier()? == Progress::Worked);
+            return store.has_tiers().then(|| Ok(store.step_tier()? == Progress::Worked)).transpose();
         }
         if self.go_on_leaving(true)? {
-            return Ok(true);
+            return Ok(Some(true));
         }
         // What gives way waits for nothing, and goes first.
         let tier = store.step_tier();
         let pushed = store.step_push(now_ns(), every)?;
-        Ok(tier? == Progress::Worked || pushed == Progress::Worked)
+        Ok(Some(tier? == Progress::Worked || pushed == Progress::Worked))
     }
 
     /// Adds one, or reaches the one that there is anew.

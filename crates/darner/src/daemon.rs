@@ -46,6 +46,8 @@ const FORGET_AGAIN: Duration = Duration::from_secs(20);
 
 /// After this long, what was written survives the death of the daemon.
 const WRITE_EVERY: Duration = Duration::from_millis(20);
+/// How often upkeep looks for work while there is none: at first, and when nothing has been written for a while.
+const IDLE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// What the memory for the log's tail is kept as.
 const SHELTER: &str = "shelter";
@@ -392,6 +394,11 @@ impl Daemon {
         }
     }
 
+    /// The same, whatever changes, until the daemon ends.
+    pub(crate) fn rest(&self, time: Duration) {
+        self.changed.wait_while_for(&mut self.state.lock(), |state| !state.closing, time);
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         self.state.lock().closing
     }
@@ -444,6 +451,7 @@ impl Daemon {
 
     fn keep_up(self: &Arc<Daemon>) {
         let mut seen = self.store().tid();
+        let mut idle = IDLE.0;
         while !self.state.lock().closing {
             if let Err(e) = self.finish_forgetting() {
                 tracing::error!("what was to be forgotten is still there in part: {e}");
@@ -459,7 +467,10 @@ impl Daemon {
                 Ok((Progress::Worked, true)) => Duration::ZERO,
                 Ok((Progress::Idle, _)) => match self.fs.gather(now_ns()) {
                     Ok(true) => start.elapsed(),
-                    Ok(false) => Duration::from_millis(100),
+                    Ok(false) => {
+                        idle = if self.store().tid() == seen { IDLE.1.min(2 * idle) } else { IDLE.0 };
+                        idle
+                    }
                     Err(e) => {
                         tracing::warn!("a scattered file stays as it is: {e}");
                         Duration::from_secs(1)

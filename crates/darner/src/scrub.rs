@@ -1,6 +1,5 @@
 //! Scrubbing: at once when somebody asks, and by itself, slowly, every thirty days.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_fs::Fs;
@@ -84,12 +83,7 @@ impl Daemon {
 
     /// Does what is due until the daemon ends.
     pub(crate) fn scrub_by_itself(&self) {
-        let pause = || {
-            let start = Instant::now();
-            while !self.is_closing() && start.elapsed() < Duration::from_secs(1) {
-                thread::sleep(Duration::from_millis(50));
-            }
-        };
+        let pause = || self.rest(Duration::from_secs(1));
         let mut complained = false;
         while !self.is_closing() {
             pause();

@@ -25,6 +25,8 @@ use crate::when::local;
 
 /// How often to try to listen where that failed: another process may still have the port, or the network is not there yet.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often to see whether that is so.
+const LOOK: Duration = Duration::from_secs(5);
 /// Threads that answer.
 const THREADS: usize = 2;
 /// How long a ticket is good for at most.
@@ -192,7 +194,7 @@ impl Daemon {
     /// Listens, as soon and as long as it is to.
     pub(crate) fn keep_the_door(&self) {
         while !self.is_closing() {
-            {
+            let waits = {
                 let mut state = self.door.state.lock();
                 if let (Some(address), None) = (state.address.clone(), &state.open) {
                     match open(&self.fs, &self.source, &address) {
@@ -205,8 +207,9 @@ impl Daemon {
                         }
                     }
                 }
-            }
-            self.pause(RETRY);
+                state.address.is_some() && state.open.is_none()
+            };
+            self.pause(if waits { RETRY } else { LOOK });
         }
         self.door.state.lock().open = None;
     }

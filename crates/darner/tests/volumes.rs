@@ -718,7 +718,8 @@ fn a_device_of_a_store_is_in_use_to_everybody_across_kills_and_upgrades_and_free
     w.sh_outside("$DARNER volume remove $MNT 1");
     assert!(!is_in_use(one) && is_in_use(two));
     w.kill_all();
-    assert!(!is_in_use(two));
+    // (The last of their threads may close it.)
+    eventually("it is free", || !is_in_use(two));
     w.detach();
     w.sh_outside(&format!("$DARNER mount {two} $MNT"));
     assert!(is_in_use(two));
