@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,7 @@ const FORGET_AGAIN: Duration = Duration::from_secs(20);
 
 /// After this long, what was written survives the death of the daemon.
 const WRITE_EVERY: Duration = Duration::from_millis(20);
-/// How often upkeep looks for work while there is none: at first, and when nothing has been written for a while.
+/// How often upkeep looks for work while there is none: at first, and when nothing has been written for a while (a write ends that).
 const IDLE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// What the memory for the log's tail is kept as.
@@ -123,6 +124,8 @@ pub struct Daemon {
     pub(crate) scrubbing: Scrubbing,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
+    /// Upkeep has had nothing to do for a while.
+    dozes: AtomicBool,
     /// How it follows another store, if it is a mirror.
     pub(crate) follows: Arc<Follows>,
     /// How others follow it, who they are, and from where.
@@ -195,6 +198,7 @@ pub fn run(
         scrubbing: Scrubbing::default(),
         state: Mutex::default(),
         changed: Condvar::new(),
+        dozes: AtomicBool::new(false),
         follows: Arc::default(),
         source,
         followed,
@@ -426,6 +430,9 @@ impl Daemon {
             let last = self.store().wait_for_work(seen, SYNC_EVERY);
             let mut outcome = self.store().write_out();
             if last != seen {
+                if self.dozes.swap(false, Ordering::Relaxed) {
+                    self.changed.notify_all();
+                }
                 // Full buffers go at once: those in memory that was used lately are filled at half the cost.
                 let until = Instant::now() + WRITE_EVERY;
                 while outcome.is_ok() && self.store().wait_for_full(until.saturating_duration_since(Instant::now())) {
@@ -469,6 +476,7 @@ impl Daemon {
                     Ok(true) => start.elapsed(),
                     Ok(false) => {
                         idle = if self.store().tid() == seen { IDLE.1.min(2 * idle) } else { IDLE.0 };
+                        self.dozes.store(idle > IDLE.0, Ordering::Relaxed);
                         idle
                     }
                     Err(e) => {

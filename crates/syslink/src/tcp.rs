@@ -7,7 +7,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender as Hand, channel};
 use std::thread;
 use std::time::Duration;
@@ -114,7 +113,7 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
 /// Listens until it is dropped.
 pub struct Listener {
     addr: SocketAddr,
-    ends: Arc<AtomicBool>,
+    socket: Arc<TcpListener>,
 }
 
 /// Bytes of what tells which link a bulk connection is for.
@@ -143,20 +142,15 @@ impl Listener {
         admission: Arc<dyn Admission>,
         service: Arc<dyn Service>,
     ) -> io::Result<Listener> {
-        let listener = TcpListener::bind(addr)?;
-        let addr = listener.local_addr()?;
+        let socket = Arc::new(TcpListener::bind(addr)?);
+        let addr = socket.local_addr()?;
         let tls = tls::server(identity)?;
         let house = Arc::new(House { tls, config, admission, service, expected: Mutex::default() });
-        let ends = Arc::new(AtomicBool::new(false));
-        let told = ends.clone();
+        let listener = socket.clone();
         thread::Builder::new().name("syslink-accept".into()).spawn(move || {
             let places = Places::default();
             loop {
-                let accepted = listener.accept();
-                if told.load(Ordering::Acquire) {
-                    return;
-                }
-                match accepted {
+                match listener.accept() {
                     Ok((socket, from)) => {
                         let house = house.clone();
                         places.give(socket, Some(from.ip()), move |socket, place| drop(house.welcome(socket, &place)));
@@ -166,7 +160,7 @@ impl Listener {
                 }
             }
         })?;
-        Ok(Listener { addr, ends })
+        Ok(Listener { addr, socket })
     }
 
     /// Where.
@@ -177,9 +171,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.ends.store(true, Ordering::Release);
-        // Ends the accept of the thread.
-        let _ = TcpStream::connect_timeout(&self.addr, Duration::from_secs(1));
+        // SAFETY: a plain system call. It ends the accept of the thread, and the port is free at once.
+        unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
     }
 }
 

@@ -182,6 +182,27 @@ fn strangers_who_say_nothing_keep_nobody_out_however_many_they_are() {
     link.call(echo(1, &[]), long()).unwrap();
 }
 
+/// Its thread had it for a little longer.
+#[test]
+fn a_listener_that_is_dropped_leaves_its_port_at_once_to_another_address_too() {
+    let (me, host) = (Identity::generate(), Identity::generate());
+    let mut listener = listen(&host, Arc::new(common::everybody));
+    let port = listener.addr().port();
+    let mut links = Vec::new();
+    for n in 0..60 {
+        let (at, addr) = [("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("127.0.0.1", "127.0.0.1")][n % 3];
+        drop(listener);
+        let at = format!("{at}:{port}").parse().unwrap();
+        listener = Listener::bind(at, &host, Config::default(), Arc::new(common::everybody), Arc::new(Echo)).unwrap();
+        if n % 10 < 3 {
+            let addr = format!("{addr}:{port}").parse().unwrap();
+            links.push(go(&Remote { addr, key: host.fingerprint(), ticket: None }, &me).unwrap());
+        }
+    }
+    // Who is in stays.
+    links.iter().for_each(|link| drop(link.call(echo(1, &[]), long()).unwrap()));
+}
+
 /// Passes connections on, and records what the connecting side says.
 fn tap(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
     let listener = TcpListener::bind(any()).unwrap();
