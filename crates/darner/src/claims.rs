@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::error::Failure;
 use crate::partition;
 use crate::place::{devices, file_id, holder};
 use crate::{mounts, users};
@@ -168,6 +169,14 @@ pub enum Use {
     Open(String),
     /// Something else is done with it, or a part of it, for people.
     Other(String),
+}
+
+/// What is told of what somebody has for themselves, of whom nothing else is known.
+pub const ITSELF: &str = "something else has it, or a part of it, for itself";
+
+/// What is told of what can't be taken.
+pub fn in_use(path: &Path, why: &str) -> Failure {
+    Failure::new(format!("{} is in use: {why}", path.display()))
 }
 
 /// Who else has bytes of what is at a path, as far as that is known.

@@ -1,7 +1,6 @@
 //! The files that are handed over to a plug-in.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +40,13 @@ pub fn open(c: &Attach, keeper: &Keeper, items: &mut Items) -> Result<(Vec<File>
                 (File::from(item.fd), handed)
             }
             None => {
-                let file = if c.writable { open_to_write(path)? } else { opened(File::open(path), path)? };
+                // (Then the kernel keeps a device from mkfs and mounts, and from stores by another node.)
+                let only_we = if c.writable && claims::is_device(path) { libc::O_EXCL } else { 0 };
+                let file = File::options().read(true).write(c.writable).custom_flags(only_we).open(path);
+                if c.writable {
+                    refuse_if_in_use(path, file.as_ref().is_err_and(claims::is_busy))?;
+                }
+                let file = file.cant(|| format!("open {}", path.display()))?;
                 if c.writable || is_image {
                     lock(&file, path, c.writable)?;
                 }
@@ -57,22 +62,13 @@ pub fn open(c: &Attach, keeper: &Keeper, items: &mut Items) -> Result<(Vec<File>
     Ok(all)
 }
 
-/// Opens a file, or a device so that the kernel keeps it from mkfs and mounts, and from stores by another node.
-fn open_to_write(path: &Path) -> Result<File> {
-    let is_device = claims::is_device(path);
-    let only_we = if is_device { libc::O_EXCL } else { 0 };
-    let file = File::options().read(true).write(true).custom_flags(only_we).open(path);
-    let is_busy = file.as_ref().is_err_and(|e| is_device && claims::is_busy(e));
-    let in_use = |what: &str| Err(Failure::new(format!("{} is in use: {what}", path.display())));
+/// What others have is not handed over to be written. `is_busy`: to the kernel it is.
+fn refuse_if_in_use(path: &Path, is_busy: bool) -> Result<()> {
     match claims::used(path) {
-        Some(Use::Open(what) | Use::Other(what)) => in_use(&what),
-        None if is_busy => in_use("something else has it, or a part of it, for itself"),
-        None => opened(file, path),
+        Some(Use::Open(what) | Use::Other(what)) => Err(claims::in_use(path, &what)),
+        None if is_busy => Err(claims::in_use(path, claims::ITSELF)),
+        None => Ok(()),
     }
-}
-
-fn opened(file: io::Result<File>, path: &Path) -> Result<File> {
-    file.cant(|| format!("open {}", path.display()))
 }
 
 fn lock(file: &File, path: &Path, writable: bool) -> Result<()> {

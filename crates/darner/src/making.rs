@@ -43,17 +43,24 @@ pub struct Make {
 impl Place {
     /// Takes it to make a volume of it, if nothing is on it; returns how many bytes may be used of it (0: all).
     pub fn take(&self, make: &Make, exists: bool) -> Result<(Lock, u64)> {
-        let lock = self.lock(true)?;
+        let lock = self.lock_to_make(make)?;
         if exists && !make.force {
             refuse_to_overwrite(self)?;
         }
-        // (Of an image that is mounted as something else by a loop device, the lock is free.)
+        Ok((lock, if self.is_dir() { make.size.unwrap_or(0) } else { 0 }))
+    }
+
+    /// Locks what something is to be written to, whatever is on it. (Of an image that is mounted as something else by a loop device, the
+    /// lock is free.)
+    fn lock_to_make(&self, make: &Make) -> Result<Lock> {
+        let mut lock = self.lock(true)?;
         if make.force
             && let Some(Use::Other(what)) = claims::used(&self.path)
         {
-            return Err(self.in_use(&what));
+            lock.end();
+            return Err(claims::in_use(&self.path, &what));
         }
-        Ok((lock, if self.is_dir() { make.size.unwrap_or(0) } else { 0 }))
+        Ok(lock)
     }
 
     /// Takes it to make a volume there; a directory that was there is as empty again if that fails.
@@ -125,7 +132,7 @@ fn shape(path: &Path, make: &Make, exists: bool) -> Result<()> {
         refuse_to_overwrite(&Place::at(path)?)?;
     }
     let whole = Place::whole(path)?;
-    let mut lock = whole.lock(true)?;
+    let mut lock = whole.lock_to_make(make)?;
     let cut = match make.size.filter(|_| make.image && whole.path.is_file()) {
         Some(size) if size < SIZE_MIN => {
             Err(Failure::new(format!("{size} bytes are too few: {SIZE_MIN} is the least")))

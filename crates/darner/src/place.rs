@@ -240,17 +240,13 @@ impl Place {
             }
             match claims::used(&self.path) {
                 Some(Use::Open(who)) => return Err(busy(Some(who))),
-                Some(Use::Other(what)) => return Err(self.in_use(&what)),
+                Some(Use::Other(what)) => return Err(claims::in_use(&self.path, &what)),
                 None if began.elapsed() < claims::LINGERS => std::thread::sleep(Duration::from_millis(20)),
-                None => return Err(self.in_use("something else has it, or a part of it, for itself")),
+                None => return Err(claims::in_use(&self.path, claims::ITSELF)),
             }
         }
         let holder = self.holder().map(|who| self.kept_elsewhere().map_or(who.clone(), |why| format!("{who}: {why}")));
         Err(busy(holder))
-    }
-
-    pub(crate) fn in_use(&self, why: &str) -> Failure {
-        Failure::new(format!("{} is in use: {why}", self.path.display()))
     }
 
     /// Who has it open, for people.

@@ -83,12 +83,11 @@ impl Daemon {
 
     /// Does what is due until the daemon ends.
     pub(crate) fn scrub_by_itself(&self) {
-        let pause = || self.rest(Duration::from_secs(1));
         let mut complained = false;
         while !self.is_closing() {
-            pause();
+            self.rest(Duration::from_secs(1));
             let Some(_one) = self.scrubbing.one.try_lock() else { continue };
-            if let Err(e) = self.scrub_if_due(&pause)
+            if let Err(e) = self.scrub_if_due()
                 && !std::mem::replace(&mut complained, true)
             {
                 tracing::error!("scrubbing failed: {e}");
@@ -96,7 +95,7 @@ impl Daemon {
         }
     }
 
-    fn scrub_if_due(&self, pause: &dyn Fn()) -> Result<()> {
+    fn scrub_if_due(&self) -> Result<()> {
         let last = self.store().scrub_report()?;
         let asked = self.scrubbing.wanted.lock().take();
         let wanted = asked.is_some();
@@ -119,7 +118,7 @@ impl Daemon {
             }
             // Whoever asked gets it soon.
             if !wanted {
-                (0..step.div_ceil(rate)).for_each(|_| pause());
+                self.rest(Duration::from_secs(step.div_ceil(rate)));
             }
         }
         match report.ended {

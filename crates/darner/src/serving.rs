@@ -146,6 +146,10 @@ pub(crate) fn identity(fs: &Fs, now_ns: u64) -> Result<Identity> {
     }
 }
 
+fn port(address: &str) -> Option<&str> {
+    address.rsplit(':').next()
+}
+
 fn open(fs: &Arc<Fs>, source: &Arc<Source>, address: &str) -> Result<Open> {
     let identity = identity(fs, now_ns())?;
     let addr = address.to_socket_addrs().cant(|| format!("find {address}"))?.next();
@@ -230,7 +234,6 @@ impl Daemon {
             let mut state = self.door.state.lock();
             if let Some(address) = listen.filter(|address| state.address.as_ref() != Some(address)) {
                 let mut opened = open(&self.fs, &self.source, &address);
-                let port = |address: &str| address.rsplit(':').next().map(str::to_string);
                 let before = state.address.clone().filter(|before| opened.is_err() && port(before) == port(&address));
                 if let Some(before) = before {
                     // It may be our own, at another address, that is in its way.
