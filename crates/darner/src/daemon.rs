@@ -247,6 +247,7 @@ pub fn run(
         store.wake();
         daemon.reaper.wake();
         daemon.follows.wake(true);
+        daemon.source.end();
         daemon.changed.notify_all();
         if worker.join().is_err() {
             tracing::error!("a worker thread panicked");
@@ -412,7 +413,7 @@ impl Daemon {
             return Ok(Vec::new());
         }
         let (writer, upkeep, reaper, scrubber) = (self.clone(), self.clone(), self.clone(), self.clone());
-        let (door, bucket) = (self.clone(), self.clone());
+        let (door, bucket, source) = (self.clone(), self.clone(), self.source.clone());
         Ok(vec![
             thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap())?,
             thread::Builder::new().name("log-writer".into()).spawn(move || writer.write_log())?,
@@ -420,6 +421,7 @@ impl Daemon {
             thread::Builder::new().name("scrubber".into()).spawn(move || scrubber.scrub_by_itself())?,
             thread::Builder::new().name("bucket".into()).spawn(move || bucket.keep_bucket())?,
             thread::Builder::new().name("door".into()).spawn(move || door.keep_the_door())?,
+            thread::Builder::new().name("news".into()).spawn(move || source.tell_news())?,
         ])
     }
 
@@ -439,6 +441,7 @@ impl Daemon {
                     outcome = self.store().write_out();
                 }
                 outcome = outcome.and_then(|()| self.store().write_all());
+                self.source.changed(false);
             } else {
                 self.store().cool();
             }

@@ -4,15 +4,15 @@
 //! in the mirror's own records. How the two find each other: `whereabouts.rs`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use darner_fs::{Following, Fs, Tid, Was, Whereabouts};
 use darner_mirror::{Failure as Cut, Memory, Pulled, Puller, ROOM_WANTED, Source, Which};
 use darner_store::OpenOptions;
-use darner_syslink::{Link, Pool, Service};
+use darner_syslink::{CallError, Link, Pool, Service, now_ns as clock};
 use parking_lot::{Condvar, Mutex};
 
 use crate::control::{self, FollowLine, MirrorLine, Request, Response};
@@ -40,8 +40,10 @@ const WHILE_LOOKED_AT: Duration = Duration::from_secs(1);
 pub(crate) const PROMOTED: &str = "promoted";
 /// And of one that this store followed after that, until it was promoted itself.
 pub(crate) const LEFT: &str = "left behind";
-/// How often a mirror looks for something new.
+/// How often a mirror looks for something new, at most.
 const EVERY: Duration = Duration::from_millis(200);
+/// And at least, while its source is to tell when there is something.
+const UNTOLD: Duration = Duration::from_secs(60);
 /// And after something went wrong.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// And of a source that is far away, at most, after it went wrong again and again.
@@ -71,9 +73,12 @@ pub(crate) struct Follows {
     pulls: Mutex<(u64, u64)>,
     /// Up to this one, pulls were asked for: they are made though the mirror is paused.
     asked: AtomicU64,
-    /// Whether to look at once.
-    now: Mutex<bool>,
+    woken: Mutex<Woken>,
     wake: Condvar,
+    /// The link over which the source is to tell when there is something new.
+    told_over: Mutex<Weak<Link>>,
+    /// The source can't tell.
+    is_untold: AtomicBool,
     /// A comparison that somebody waits for.
     pub(crate) verify: Mutex<Option<Asked>>,
     /// The daemon is about to end: a pull is cut where it is.
@@ -88,6 +93,15 @@ pub(crate) struct Follows {
     pub(crate) hint: Mutex<Option<PathBuf>>,
 }
 
+/// Why to look.
+#[derive(Default)]
+struct Woken {
+    /// Somebody here wants that, at once.
+    now: bool,
+    /// There may be something new.
+    news: bool,
+}
+
 impl Default for Follows {
     fn default() -> Follows {
         Follows {
@@ -96,8 +110,10 @@ impl Default for Follows {
             room: AtomicU64::new(ROOM_WANTED),
             pulls: Mutex::default(),
             asked: AtomicU64::new(0),
-            now: Mutex::default(),
+            woken: Mutex::default(),
             wake: Condvar::new(),
+            told_over: Mutex::default(),
+            is_untold: AtomicBool::new(false),
             verify: Mutex::default(),
             ends: AtomicBool::new(false),
             memory: Mutex::default(),
@@ -135,8 +151,38 @@ impl Follows {
     /// Has the one who follows look, or see that it is over.
     pub(crate) fn wake(&self, ends: bool) {
         self.ends.fetch_or(ends, Ordering::Relaxed);
-        *self.now.lock() = true;
+        self.woken.lock().now = true;
         self.wake.notify_all();
+    }
+
+    /// What the source says when it is asked to tell of something new.
+    fn told(&self, answer: &std::result::Result<darner_syslink::Message, CallError>) {
+        *self.told_over.lock() = Weak::new();
+        // (What it refuses otherwise, it tells whoever looks.)
+        self.is_untold.fetch_or(matches!(answer, Err(CallError::Refused(_))), Ordering::Relaxed);
+        self.woken.lock().news = true;
+        self.wake.notify_all();
+    }
+
+    /// Waits for a reason to look. What is new waits for a while, too: more may follow.
+    fn rest(&self, pause: Duration) {
+        let begun = Instant::now();
+        let mut woken = self.woken.lock();
+        loop {
+            let whole = if woken.news { pause.min(EVERY) } else { pause };
+            let left = whole.saturating_sub(begun.elapsed());
+            if woken.now || left.is_zero() {
+                break;
+            }
+            self.wake.wait_for(&mut woken, left);
+        }
+        *woken = Woken::default();
+    }
+
+    /// When (ns since 1970) the source was there last and had nothing new, as far as it tells.
+    fn nothing_new_at(&self) -> Option<u64> {
+        let link = self.told_over.lock().clone().upgrade().filter(|link| link.closed().is_none())?;
+        Some(now_ns().saturating_sub(clock().saturating_sub(link.was_there())))
     }
 }
 
@@ -188,31 +234,34 @@ impl Daemon {
                 let began = Instant::now();
                 let outcome = match link.clone().filter(|link| link.closed().is_none()) {
                     Some(link) => Ok(link),
-                    None => self.connect_to(&f).map(Arc::new),
+                    None => {
+                        self.follows.is_untold.store(false, Ordering::Relaxed);
+                        self.connect_to(&f).map(Arc::new)
+                    }
                 };
                 match outcome {
                     Ok(connected) => {
                         link = Some(connected.clone());
-                        let went_well = self.pull(connected.clone(), session);
-                        if !went_well {
+                        let pulled = self.pull(connected.clone(), session);
+                        if pulled.is_none() {
                             // Whether whoever is there still lets us in, and why not, a new one tells.
                             link = None;
                         }
-                        pause = match went_well {
-                            true if f.paused => EVERY,
-                            true => {
+                        pause = match &pulled {
+                            Some(_) if f.paused => EVERY,
+                            Some(done) => {
                                 self.verify_if_asked(&connected, session);
-                                self.verify_by_itself(&connected, session, &mut comparing);
-                                EVERY
+                                let due = self.verify_by_itself(&connected, session, &mut comparing);
+                                if done.moments == 0 { due.clamp(EVERY, self.have_it_tell(&connected)) } else { EVERY }
                             }
                             // (What is asked for in vain is not asked for all the time.)
-                            false if self.follows.line.lock().is_full => {
+                            None if self.follows.line.lock().is_full => {
                                 for_room = (2 * for_room).min(FOR_ROOM);
                                 for_room
                             }
-                            false => AFTER_FAILURE,
+                            None => AFTER_FAILURE,
                         };
-                        if pause == EVERY {
+                        if pulled.is_some() {
                             for_room = AFTER_FAILURE;
                         }
                         after_failure = AFTER_FAILURE;
@@ -234,12 +283,26 @@ impl Daemon {
                     }
                 }
             }
-            let mut now = self.follows.now.lock();
-            if !*now {
-                self.follows.wake.wait_for(&mut now, pause);
-            }
-            *now = false;
+            self.follows.rest(pause);
         }
+    }
+
+    /// Has the source tell when there is something new; says after what time to look unless it does.
+    fn have_it_tell(&self, link: &Arc<Link>) -> Duration {
+        let (follows, Some(f)) = (self.follows.clone(), self.fs.following()) else { return EVERY };
+        if follows.is_untold.load(Ordering::Relaxed) {
+            return EVERY;
+        }
+        let over = Arc::downgrade(link);
+        let before = std::mem::replace(&mut *follows.told_over.lock(), over.clone());
+        if !before.ptr_eq(&over) {
+            let told = move |answer| follows.told(&answer);
+            // (If it can't be asked, the link is over: the next look tells.)
+            if link.call_then(Puller::wait(f.fileset, f.at), Some(UNTOLD), told).is_err() {
+                return EVERY;
+            }
+        }
+        UNTOLD
     }
 
     /// Connects to a source, which may ask for what it lost.
@@ -269,9 +332,9 @@ impl Daemon {
         Ok(())
     }
 
-    /// Pulls; says whether that went well.
-    fn pull(&self, link: Arc<Link>, session: u64) -> bool {
-        let Some(f) = self.fs.following() else { return false };
+    /// Pulls; `None`: that did not go well.
+    fn pull(&self, link: Arc<Link>, session: u64) -> Option<Pulled> {
+        let f = self.fs.following()?;
         let at = f.at;
         let (begun, started) = (now_ns(), Instant::now());
         let number = {
@@ -340,7 +403,7 @@ impl Daemon {
                         line.clock_ahead_seconds = Some(ahead / 1e9);
                     }
                 });
-                true
+                Some(done)
             }
             Err(e) => {
                 tracing::warn!("the pull was cut: {e}");
@@ -365,7 +428,7 @@ impl Daemon {
                     (line.state, line.waits_for) = ("waits".into(), Some(waits.into()));
                     line.last_error = Some(e.to_string());
                 });
-                false
+                None
             }
         }
     }
@@ -397,7 +460,9 @@ impl Daemon {
     pub(crate) fn follow_line(&self) -> Result<FollowLine> {
         let f = self.fs.following().ok_or_else(no_mirror)?;
         let line = self.follows.line.lock().clone();
+        let up_to_date = self.follows.nothing_new_at().map_or(line.up_to_date, |at| at.max(line.up_to_date));
         Ok(FollowLine {
+            up_to_date,
             origin: whereabouts::origin(&self.fs, &f),
             at: f.at.0,
             compared: self.compared_line()?,

@@ -157,22 +157,28 @@ pub(crate) struct Comparing {
 }
 
 impl Daemon {
-    /// Goes on comparing, if it is time.
-    pub(crate) fn verify_by_itself(&self, link: &Arc<Link>, session: u64, comparing: &mut Comparing) {
-        if comparing.not_before.is_some_and(|at| Instant::now() < at) {
-            return;
+    /// Goes on comparing, if it is time; says after what time there is more of that to do.
+    pub(crate) fn verify_by_itself(&self, link: &Arc<Link>, session: u64, comparing: &mut Comparing) -> Duration {
+        if let Some(rest) = comparing.not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
+            return rest;
         }
         let begun = Instant::now();
-        if let Err(e) = self.compare_some(link, session, comparing) {
+        let due = self.compare_some(link, session, comparing).unwrap_or_else(|e| {
             // The moment may be given up by now: the next pull leads to another one.
             tracing::info!("comparing with the source goes on later: {e}");
-        }
-        comparing.not_before = Some(Instant::now() + (SHARE * begun.elapsed()).max(PAUSE));
+            Duration::ZERO
+        });
+        let pause = (SHARE * begun.elapsed()).max(PAUSE);
+        comparing.not_before = Some(Instant::now() + pause);
+        due.max(pause)
     }
 
-    fn compare_some(&self, link: &Arc<Link>, session: u64, comparing: &mut Comparing) -> Result<()> {
-        if comparing.walk.is_none() && !self.is_comparing_due()? {
-            return Ok(());
+    fn compare_some(&self, link: &Arc<Link>, session: u64, comparing: &mut Comparing) -> Result<Duration> {
+        if comparing.walk.is_none() {
+            let due = self.comparing_due_in()?;
+            if !due.is_zero() {
+                return Ok(due);
+            }
         }
         let walk = comparing.walk.get_or_insert_default();
         let puller = Puller::new(self.fs.clone(), link.clone(), session);
@@ -181,14 +187,15 @@ impl Daemon {
         if !more && let Some(walk) = comparing.walk.take() {
             self.keep_compared(&walk.found)?;
         }
-        Ok(())
+        Ok(Duration::ZERO)
     }
 
-    fn is_comparing_due(&self) -> Result<bool> {
+    fn comparing_due_in(&self) -> Result<Duration> {
         let every = self.fs.compares_every()?.saturating_mul(1_000_000_000);
         let last = self.fs.compared()?.ended.max(self.store().birth().0);
         // (A clock that was set back must not put it off for long.)
-        Ok(every > 0 && now_ns().abs_diff(last) >= every)
+        let left = every.saturating_sub(now_ns().abs_diff(last));
+        Ok(if every == 0 { Duration::MAX } else { Duration::from_nanos(left) })
     }
 
     /// Keeps what comparing found, for those who ask how the mirror is.

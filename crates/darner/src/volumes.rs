@@ -171,6 +171,7 @@ impl Daemon {
             }
             _ => return Err(Failure::new("this daemon does not know the request: it is of another version")),
         };
+        self.tell_places();
         let bucket = self.store().bucket();
         let lines = self.store().volume(changed)?.map(|v| line(&v, bucket.as_ref()));
         Ok(Response::Volumes(lines.into_iter().collect()))
@@ -398,10 +399,15 @@ impl Daemon {
         drop(volumes);
         if have_left {
             self.listen_for_mirrors();
-            // (The source of a mirror is to know.)
-            self.follows.wake(false);
+            self.tell_places();
         }
         Ok(())
+    }
+
+    /// The source of a mirror, and the mirrors of a source, are to know where this store is by now.
+    fn tell_places(&self) {
+        self.follows.wake(false);
+        self.source.changed(true);
     }
 
     fn resize_volume(&self, id: u16, size: u64, tell: &mut Tell<'_>) -> Result<()> {

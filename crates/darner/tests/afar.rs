@@ -435,6 +435,37 @@ fn who_waits_for_a_pull_is_told_soon_that_the_source_can_not_be_reached_and_it_f
 }
 
 #[test]
+fn a_mirror_that_has_everything_asks_for_nothing_until_it_is_told_and_knows_how_long_the_source_has_been_silent() {
+    let Some(f) = Far::new() else { return };
+    let (store, url) = (f.dir("far"), format!("darner://127.0.0.1:{}", f.port));
+    f.w.darner(&["mirror", "follow", &store, &url, "--ticket", &f.serve(&["--ticket"])]);
+    f.w.darner(&["mirror", "sync", "--wait", &store]);
+    let asked = || {
+        let report: Value = serde_json::from_str(&f.serve(&["--json"])).unwrap();
+        report["peers"][0]["asked_seconds_ago"].as_f64().unwrap()
+    };
+    let lag = || f.own_line(&store)["lag_seconds"].as_f64().unwrap();
+    eventually("nothing is asked for", || asked() > 8.0);
+    assert!(lag() < 7.0, "it knows that there is nothing new");
+    let copy = PathBuf::from(f.dir("copy"));
+    fs::create_dir(&copy).unwrap();
+    f.w.darner(&["mount", &store, copy.to_str().unwrap()]);
+    fs::write(f.w.path("new"), "words").unwrap();
+    eventually("it is told of what is new", || fs::read(copy.join("new")).is_ok_and(|read| read == b"words"));
+    f.w.darner(&["unmount", copy.to_str().unwrap()]);
+    let pid = f.w.sh_outside("$DARNER status $MNT --json | grep daemon_pid | tr -dc 0-9");
+    f.w.sh_outside(&format!("kill -STOP {pid}"));
+    eventually("the source is known to be silent", || lag() > 7.0);
+    eventually("it waits for the source", || f.own_line(&store)["state"] == "waits");
+    f.w.sh_outside(&format!("kill -CONT {pid}"));
+    eventually("it goes on", || f.own_line(&store)["state"] == "follows");
+    let is_refused = || f.own_line(&store)["last_error"].as_str().is_some_and(|e| e.contains("nobody"));
+    assert!(!is_refused());
+    f.serve(&["--stop"]);
+    eventually("it learns at once that nobody serves it any more", is_refused);
+}
+
+#[test]
 fn a_mirror_learns_its_source_s_new_address_by_the_line_that_made_it_and_takes_nobody_else_for_it() {
     let Some(f) = Far::new() else { return };
     let store = f.dir("far");

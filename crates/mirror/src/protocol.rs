@@ -21,6 +21,8 @@ pub(crate) const DIGEST: Tag = Tag(4);
 pub(crate) const READ: Tag = Tag(5);
 /// Asks whether changes can be found, which is proven.
 pub(crate) const PROVE: Tag = Tag(6);
+/// Asks to be answered when there is something newer than what the mirror has.
+pub(crate) const WAIT: Tag = Tag(7);
 
 /// The moment asked for is not kept (any more): look again.
 pub(crate) const NOT_KEPT: u32 = 256;

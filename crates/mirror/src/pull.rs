@@ -11,7 +11,7 @@ use crate::parts::{Parts, taken};
 use crate::places;
 use crate::protocol::{
     AT, AWAY, FILESET, HAS, HASH_KEY, ITEMS, LOOK, NAME, NEWEST, NOT_KEPT, NOW, OBJECTS, OPENING, OPENINGS, POINT,
-    ROOM, SESSION, SINCE, UUID, WAS, WAS_SHOWN, decode_openings,
+    ROOM, SESSION, SINCE, UUID, WAIT, WAS, WAS_SHOWN, decode_openings,
 };
 
 /// How long one answer may take.
@@ -173,6 +173,14 @@ impl Puller {
     /// Asks what there is.
     pub fn look(source: &dyn Caller, which: Which<'_>, since: Option<Tid>) -> Result<Looked, Failure> {
         Puller::ask(source, question(which, since))
+    }
+
+    /// What asks a source to answer as soon as there is something newer in the fileset than `since`, with no fields. A source of before that
+    /// does not know the command.
+    pub fn wait(fileset: FilesetId, since: Tid) -> Message {
+        let mut ask = Message::new(WAIT);
+        ask.uint(FILESET, fileset.0.into()).uint(SINCE, since.0);
+        ask
     }
 
     /// Looks, and pulls nothing: each side knows then where the other one is.

@@ -9,13 +9,13 @@ use darner_fs::{
 };
 use darner_store::Pin;
 use darner_syslink::{Caller, Code, Element, Message, Peer, Reason, Refusal, Reply, Service, Tag, Who};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::places::{self, Places};
 use crate::protocol::{
     AT, ATTEMPT, AWAY, DATA, DIGEST, END, FILESET, FOUND, FROM, HAS, HASH_KEY, ITEMS, LEN, LOOK, MAX, NAME, NEVER_BEEN,
     NEWEST, NEXT, NO_FILESET, NO_NEXT, NOT_KEPT, NOW, OBJECT, OBJECTS, OFFSET, OPENING, OPENINGS, OPENINGS_SINCE,
-    OTHER_PAST, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE, TID, TO, UUID, VERSIONS, WAS, WAS_SHOWN,
+    OTHER_PAST, POINT, PROVE, PULL, READ, ROOM, RUN, SESSION, SINCE, TID, TO, UUID, VERSIONS, WAIT, WAS, WAS_SHOWN,
     encode_openings,
 };
 
@@ -39,10 +39,34 @@ pub struct Source {
     sessions: Mutex<Sessions>,
     /// Those who looked lately, and the way to them.
     followers: Mutex<Vec<Follower>>,
+    /// Those who wait for something new.
+    waiting: Mutex<Waiting>,
+    /// There may be something for them.
+    news: Condvar,
     /// What time it is here (ns since 1970), for those who want to know how their clock differs.
     clock: Option<fn() -> u64>,
     /// Where it is, for those on this machine. (Whoever knows that has this.)
     places: OnceLock<Weak<dyn Places>>,
+}
+
+/// Those who wait at most: others are refused, and look from time to time.
+const WAITING_MAX: usize = 4096;
+
+#[derive(Default)]
+struct Waiting {
+    all: Vec<Waiter>,
+    /// It is to be seen who of them is to be answered;
+    due: bool,
+    /// that is, all.
+    all_due: bool,
+    over: bool,
+}
+
+/// Who is to be told when there is something newer than `since`.
+struct Waiter {
+    peer: Peer,
+    since: Tid,
+    reply: Reply,
 }
 
 struct Follower {
@@ -115,7 +139,15 @@ fn tail(asked: &Element<'_>, tag: Tag) -> Result<Vec<u8>, Refusal> {
 impl Source {
     /// For the filesets of `fs`.
     pub fn new(fs: Arc<Fs>) -> Source {
-        Source { fs, sessions: Mutex::default(), followers: Mutex::default(), clock: None, places: OnceLock::new() }
+        Source {
+            fs,
+            sessions: Mutex::default(),
+            followers: Mutex::default(),
+            waiting: Mutex::default(),
+            news: Condvar::new(),
+            clock: None,
+            places: OnceLock::new(),
+        }
     }
 
     /// Tells the time as well.
@@ -141,6 +173,55 @@ impl Source {
         followers.truncate(FOLLOWERS_MAX - 1);
         let caller = Arc::downgrade(&reply.caller());
         followers.push(Follower { peer: peer.clone(), fileset, caller, looked: Instant::now() });
+    }
+
+    /// To be called when something may have changed, or its places (then with `all`), so that those who wait look.
+    pub fn changed(&self, all: bool) {
+        let mut waiting = self.waiting.lock();
+        if !waiting.all.is_empty() {
+            (waiting.due, waiting.all_due) = (true, waiting.all_due || all);
+            self.news.notify_one();
+        }
+    }
+
+    /// Answers those who wait, on a thread that may be held up by their links, until [`Source::end`].
+    pub fn tell_news(&self) {
+        let mut waiting = self.waiting.lock();
+        loop {
+            self.news.wait_while(&mut waiting, |w| !w.due && !w.over);
+            if waiting.over {
+                return;
+            }
+            waiting.due = false;
+            let (all, newest) = (std::mem::take(&mut waiting.all_due), self.fs.followable());
+            let is_due = |w: &mut Waiter| all || w.since < newest || w.reply.is_cancelled();
+            let due: Vec<Waiter> = waiting.all.extract_if(.., is_due).collect();
+            drop(waiting);
+            due.into_iter().for_each(|w| w.reply.send(Message::new(WAIT)));
+            waiting = self.waiting.lock();
+        }
+    }
+
+    /// Ends [`Source::tell_news`].
+    pub fn end(&self) {
+        self.waiting.lock().over = true;
+        self.news.notify_one();
+    }
+
+    fn wait(&self, peer: &Peer, command: &Message, reply: Reply) {
+        let since = match command.root().uint(SINCE) {
+            Ok(since) => Tid(since),
+            Err(e) => return reply.refuse(e.into()),
+        };
+        let mut waiting = self.waiting.lock();
+        if waiting.all.len() >= WAITING_MAX {
+            drop(waiting);
+            return reply.refuse(Refusal::new(Code::Busy, "too many wait for something new"));
+        }
+        waiting.all.push(Waiter { peer: peer.clone(), since, reply });
+        // (There may be something already; and who waited before may have gone.)
+        waiting.due = true;
+        self.news.notify_one();
     }
 
     /// Answers a command of somebody in this process.
@@ -169,6 +250,12 @@ impl Source {
 
     /// As [`Service::call`], with what the peer may see.
     pub fn serve(&self, peer: &Peer, command: &Message, reply: Reply, within: Option<&[u32]>) {
+        if command.tag() == WAIT {
+            return match within.map_or(Ok(()), |within| self.check_within(command, within)) {
+                Ok(()) => self.wait(peer, command, reply),
+                Err(no) => reply.refuse(no),
+            };
+        }
         let answer = self.answer_to(&peer.who, command, within);
         // (Whoever asks by a name may only want to know.)
         if command.tag() == LOOK
@@ -186,7 +273,7 @@ impl Source {
             |name: &str| self.fs.filesets().into_iter().find(|(f, _)| f.name == name).map(|(f, _)| f.id.0.into());
         let fileset = match (command.tag(), asked.uint_opt(FILESET)?) {
             (LOOK, None) => asked.text_opt(NAME)?.and_then(named),
-            (LOOK | PULL | DIGEST | READ, fileset) => fileset,
+            (LOOK | PULL | DIGEST | READ | WAIT, fileset) => fileset,
             _ => return Ok(()),
         };
         match fileset.is_some_and(|fileset: u64| within.iter().any(|id| u64::from(*id) == fileset)) {
@@ -432,5 +519,8 @@ impl Service for Source {
 
     fn closed(&self, peer: &Peer, _: &Reason) {
         self.followers.lock().retain(|f| f.peer != *peer);
+        // (Of another link of theirs, it is asked for anew.)
+        let gone: Vec<Waiter> = self.waiting.lock().all.extract_if(.., |w| w.peer == *peer).collect();
+        drop(gone);
     }
 }

@@ -245,6 +245,11 @@ impl Engine {
         self.replied
     }
 
+    /// When the peer was last there for sure: see [`crate::Link::was_there`].
+    pub(crate) fn was_there(&self, now: u64) -> u64 {
+        if self.config.quiet_ns.is_some() || self.is_closed() { self.heard } else { now }
+    }
+
     /// As many messages may wait at once until the peer takes them, if it keeps the rules: ours to it and their cancellations, replies to
     /// what it may have in flight, and a few others.
     fn waiting_max(&self) -> usize {

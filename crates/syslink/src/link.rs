@@ -77,11 +77,16 @@ impl Attendant {
 
 type Slot = Option<Result<Message, CallError>>;
 
+/// Gets a reply that nobody waits for.
+type Then = Box<dyn FnOnce(Result<Message, CallError>) + Send>;
+
 struct State {
     engine: Engine,
     outbox: VecDeque<Packet>,
     /// Calls whose caller will come for the answer.
     slots: HashMap<CallId, (Slot, Option<Arc<Condvar>>)>,
+    /// And calls of which whoever takes in the answer hands it on.
+    thens: HashMap<CallId, Then>,
     /// Commands for the service.
     commands: VecDeque<(CallId, Message)>,
     cancelled: BTreeSet<CallId>,
@@ -203,6 +208,7 @@ impl Opened {
             engine,
             outbox: VecDeque::new(),
             slots: HashMap::new(),
+            thens: HashMap::new(),
             commands: VecDeque::new(),
             cancelled: BTreeSet::new(),
             followers: Vec::new(),
@@ -251,7 +257,7 @@ impl Link {
 
     /// Sends a command, waiting for room if the link is full, but not for the reply.
     pub fn start_call(&self, command: Message, timeout: Option<Duration>) -> Result<Pending, CallError> {
-        let call = self.shared.begin(command, deadline(timeout), &mut Patience::endless())?;
+        let call = self.shared.begin(command, deadline(timeout), &mut Patience::endless(), None)?;
         self.shared.attend();
         Ok(Pending { shared: self.shared.clone(), call })
     }
@@ -259,10 +265,23 @@ impl Link {
     /// As [`Link::start_call`], but fails with [`CallError::Busy`] if the link is full.
     pub fn try_call(&self, command: Message, timeout: Option<Duration>) -> Result<Pending, CallError> {
         let until = deadline(timeout);
-        let call = self.shared.try_begin(&mut self.shared.state.lock(), command, until).map_err(|e| e.0)?;
+        let call = self.shared.try_begin(&mut self.shared.state.lock(), command, until, &mut None).map_err(|e| e.0)?;
         self.shared.flush();
         self.shared.attend();
         Ok(Pending { shared: self.shared.clone(), call })
+    }
+
+    /// Sends a command, waiting for room if the link is full; `then` gets the reply, or the error, on whatever thread takes that in.
+    /// It holds up the link until it returns, and must not use it. Not for a link that nobody attends.
+    pub fn call_then(
+        &self,
+        command: Message,
+        timeout: Option<Duration>,
+        then: impl FnOnce(Result<Message, CallError>) + Send + 'static,
+    ) -> Result<(), CallError> {
+        self.shared.begin(command, deadline(timeout), &mut Patience::endless(), Some(Box::new(then)))?;
+        self.shared.attend();
+        Ok(())
     }
 
     /// As [`Caller::call`]. If it takes longer than `patience`, `slow` is called, which says how much longer until it is
@@ -276,7 +295,7 @@ impl Link {
         slow: &mut dyn FnMut() -> Option<Duration>,
     ) -> Result<Message, (CallError, Option<CallId>)> {
         let mut patience = Patience::of(patience, slow);
-        let call = self.shared.begin(command, deadline(timeout), &mut patience).map_err(|e| (e, None))?;
+        let call = self.shared.begin(command, deadline(timeout), &mut patience, None).map_err(|e| (e, None))?;
         self.shared.wait_for(call, &mut patience).map_err(|e| (e, Some(call)))
     }
 
@@ -305,6 +324,12 @@ impl Link {
     /// When the peer last replied to a call, be it too late, on the clock of [`now_ns`]; 0: never.
     pub fn replied_at(&self) -> u64 {
         self.shared.state.lock().engine.replied_at()
+    }
+
+    /// When the peer was last there for sure, on the clock of [`now_ns`]: now, where the kernel tells of its end; else when something
+    /// came from it, which while calls are under way is at most [`Config::quiet_ns`] ago.
+    pub fn was_there(&self) -> u64 {
+        self.shared.state.lock().engine.was_there(now_ns())
     }
 
     /// Ends it; what was not replied to is answered with [`CallError::Broken`] on both sides.
@@ -359,7 +384,7 @@ fn deadline(timeout: Option<Duration>) -> Option<u64> {
 impl Shared {
     fn call(&self, command: Message, timeout: Option<Duration>) -> Result<Message, CallError> {
         let mut patience = Patience::endless();
-        let call = self.begin(command, deadline(timeout), &mut patience)?;
+        let call = self.begin(command, deadline(timeout), &mut patience, None)?;
         self.wait_for(call, &mut patience)
     }
 
@@ -368,13 +393,17 @@ impl Shared {
         state: &mut State,
         command: Message,
         until: Option<u64>,
+        then: &mut Option<Then>,
     ) -> Result<CallId, (CallError, Option<Message>)> {
         if let Some(reason) = &state.closed {
             return Err((CallError::Broken(reason.clone()), None));
         }
         let call = state.engine.call(now_ns(), command, until)?;
         state.calls = true;
-        state.slots.insert(call, (None, None));
+        match then.take() {
+            Some(then) => drop(state.thens.insert(call, then)),
+            None => drop(state.slots.insert(call, (None, None))),
+        }
         self.perform(state);
         Ok(call)
     }
@@ -385,10 +414,11 @@ impl Shared {
         mut command: Message,
         until: Option<u64>,
         patience: &mut Patience<'_>,
+        mut then: Option<Then>,
     ) -> Result<CallId, CallError> {
         let size = command.size();
         loop {
-            let begun = self.try_begin(&mut self.state.lock(), command, until);
+            let begun = self.try_begin(&mut self.state.lock(), command, until, &mut then);
             match begun {
                 Ok(call) => {
                     self.flush();
@@ -598,7 +628,7 @@ impl Shared {
             }
             None if self.attendant.is_some()
                 && !state.armed
-                && (!state.lazy || state.slots.values().any(|slot| slot.0.is_none())) =>
+                && (!state.lazy || !state.thens.is_empty() || state.slots.values().any(|slot| slot.0.is_none())) =>
             {
                 self.arm(state, true);
             }
@@ -717,7 +747,9 @@ impl Shared {
     }
 
     fn answered(&self, state: &mut State, call: CallId, answer: Result<Message, CallError>) {
-        if let Some(slot) = state.slots.get_mut(&call) {
+        if let Some(then) = state.thens.remove(&call) {
+            then(answer);
+        } else if let Some(slot) = state.slots.get_mut(&call) {
             slot.0 = Some(answer);
             if let Some(waiter) = slot.1.take() {
                 waiter.notify_one();

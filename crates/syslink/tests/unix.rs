@@ -5,12 +5,13 @@ mod common;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{ECHO, Echo, HOLD, echo, long, unix_pair};
 use darner_syslink::{
-    Answering, CallError, Caller, Code, Config, Limits, Message, Nobody, Peer, Pool, Tag, Who, Why, unix,
+    Answering, CallError, Caller, Code, Config, Limits, Message, Nobody, Peer, Pool, Tag, Who, Why, now_ns, unix,
 };
 
 #[test]
@@ -91,6 +92,34 @@ fn many_callers_share_a_link_in_both_directions() {
         }
     });
     assert_eq!(answered.load(Ordering::Relaxed), 2400);
+}
+
+#[test]
+fn a_reply_that_nobody_waits_for_is_handed_on_as_soon_as_it_is_there_and_so_is_every_error() {
+    let (link, _listener) = unix_pair(Config::default());
+    let (tell, told) = channel();
+    let (left, patience) = (Duration::from_millis(150), Duration::from_secs(5));
+    let then = |tell: &Sender<_>| {
+        let tell = tell.clone();
+        move |answer: Result<Message, CallError>| tell.send(answer.map(|m| m.root().uint(Tag(1)))).unwrap()
+    };
+    // (Others call meanwhile, or nobody does.)
+    for calls in [0, 3] {
+        for n in 0..20 {
+            link.call_then(echo(n, &[]), None, then(&tell)).unwrap();
+            (0..calls).for_each(|_| drop(link.call(echo(1, &[]), long()).unwrap()));
+            assert_eq!(told.recv_timeout(patience).unwrap(), Ok(Ok(n)));
+        }
+    }
+    let begun = Instant::now();
+    link.call_then(Message::new(HOLD), Some(left), then(&tell)).unwrap();
+    assert_eq!(told.recv_timeout(patience).unwrap(), Err(CallError::TooLate));
+    assert!(begun.elapsed() >= left);
+    assert!(now_ns().saturating_sub(link.was_there()) < 1_000_000_000);
+    link.call_then(Message::new(HOLD), None, then(&tell)).unwrap();
+    link.close();
+    assert!(matches!(told.recv_timeout(patience).unwrap(), Err(CallError::Broken(_))));
+    assert!(matches!(link.call_then(echo(1, &[]), None, then(&tell)), Err(CallError::Broken(_))));
 }
 
 #[test]
