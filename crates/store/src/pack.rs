@@ -253,17 +253,6 @@ fn parts(directory: &[u8], end: u64) -> Option<Vec<Part>> {
     r.is_empty().then_some(parts)
 }
 
-/// A region's first bytes with what is left of them in memory, for somebody who will read all of it; `None` if that is too
-/// much.
-pub fn in_memory(region: &Arc<dyn Region>, len: u64) -> Result<Option<Arc<dyn Region>>> {
-    let copy = region.in_memory()?;
-    if copy.is_some() || region.bytes_kept() < region.place().size || len > IN_MEMORY_MAX {
-        return Ok(copy);
-    }
-    let bytes = region.read_new(0, len as usize)?;
-    Ok(Some(of_bytes(region.clone(), Arc::new(bytes))))
-}
-
 /// Some of a region, in memory.
 struct Copied {
     /// What they are of.

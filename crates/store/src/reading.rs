@@ -9,7 +9,6 @@ use crate::codec::crc_at;
 use crate::extent::{BLOCK, Codec};
 use crate::frame::{self, Body, Content, Record};
 use crate::heal::Sides;
-use crate::pack;
 use crate::segment::{self, Segment};
 use crate::store::FRAME_MAX;
 use crate::volume::{PAGE, Region};
@@ -26,9 +25,9 @@ pub(crate) fn each_frame(
     visit: &mut VisitFrame<'_>,
 ) -> Result<()> {
     // Where little is left, a window would be holes for the most part.
-    let (region, mut window) = match pack::in_memory(region, s.end.min(region.place().size))? {
+    let (region, mut window) = match region.in_memory()? {
         Some(copy) => (copy.clone(), Window::of_few(copy, segment::HEADER)),
-        None => (region.clone(), Window::new(region.clone(), segment::HEADER)),
+        None => (region.clone(), Window::of_size(region.clone(), segment::HEADER, Window::FEW).of_many()),
     };
     // Where there are copies, the window mends what is damaged.
     let has_copies = !region.copies().is_empty();
@@ -176,10 +175,14 @@ pub(crate) struct Window {
     sides: Option<Box<Sides>>,
     /// What comes from a thread that is ahead.
     ahead: Option<Ahead>,
+    /// Whether its memory goes to the next one of this thread.
+    is_of_many: bool,
 }
 
 impl Window {
     const SIZE: u64 = 8 << 20;
+    /// What of it is looked at while it is read stays in the CPU's caches.
+    const FEW: u64 = 1 << 20;
 
     pub fn new(region: Arc<dyn Region>, start: u64) -> Window {
         Window::of_size(region, start, Window::SIZE)
@@ -188,7 +191,24 @@ impl Window {
     /// One that reads so many bytes at a time, if not more are asked for.
     pub fn of_size(region: Arc<dyn Region>, start: u64, size: u64) -> Window {
         let twice = !region.copies().is_empty();
-        Window { region, start, buf: Buf::default(), size, fresh: false, twice, evens: false, sides: None, ahead: None }
+        Window {
+            region,
+            start,
+            buf: Buf::default(),
+            size,
+            fresh: false,
+            twice,
+            evens: false,
+            sides: None,
+            ahead: None,
+            is_of_many: false,
+        }
+    }
+
+    /// The same, for a thread that takes one after the other: memory is used again.
+    fn of_many(mut self) -> Window {
+        (self.is_of_many, self.buf.room) = (true, ROOM.take());
+        self
     }
 
     /// One that reads no more than it must.
@@ -198,8 +218,8 @@ impl Window {
 
     /// One whose bytes come from the volume, not from a cache.
     pub fn of_the_volume(region: Arc<dyn Region>, start: u64) -> Window {
-        let mut window = Window::new(region, start);
-        (window.fresh, window.buf.room) = (true, ROOM.take());
+        let mut window = Window::new(region, start).of_many();
+        window.fresh = true;
         window
     }
 
@@ -303,13 +323,13 @@ impl Window {
 }
 
 thread_local! {
-    /// Memory for the next window of a volume: who scrubs takes one after the other.
+    /// Memory for the next window: who scrubs, or reads all segments, takes one after the other.
     static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        if self.fresh {
+        if self.is_of_many {
             ROOM.set(std::mem::take(&mut self.buf.room));
         }
     }
