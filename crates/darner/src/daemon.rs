@@ -236,9 +236,8 @@ pub fn run(
         thread::Builder::new().name("signals".into()).spawn(move || watcher.heed(&signals))?;
         keeper.serving();
         ready();
-        if !goes_on {
-            daemon.start_followers();
-        }
+        // (Also after a crash: they may have missed where this is since.)
+        daemon.start_followers();
         daemon.wait_for_the_end();
     }
     daemon.state.lock().closing = true;
@@ -271,7 +270,8 @@ fn take_locks(items: &mut Items) -> Result<Option<(Place, Vec<PathBuf>)>> {
         // One that has failed meanwhile must not keep the others.
         match place::path_now(&lock.file, &path).filter(|now| Place::at(now).is_ok_and(|p| p.is_volume())) {
             Some(now) => found.push(now),
-            None => tracing::error!("{} is no longer the volume that was opened there", path.display()),
+            // (Whether it is missed, the store tells that is opened now.)
+            None => tracing::warn!("{} is no volume any more: it was about to leave, or has failed", path.display()),
         }
         place::inherit(lock);
     }

@@ -22,6 +22,7 @@ use crate::keeper;
 
 /// At most so many nodes in one message, for it to fit.
 const NODES_MAX: usize = 2000;
+const NAMES_MAX: usize = 100;
 
 /// What is to be done; the connection of the mount comes along.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub enum Errand {
     Holds(Vec<u64>),
     /// [`Notifier::inval_entry`] of a name.
     InvalidateEntry(u64, Vec<u8>),
+    /// [`Notifier::expire_entry`] of names.
+    ExpireEntries(Vec<(u64, Vec<u8>)>),
     /// [`darner_fuse::unmount`], lazily or not.
     Unmount(PathBuf, bool),
     /// The same, lazily, of a mount that nobody serves any more: else the outcome is 0, and it stays.
@@ -179,12 +182,13 @@ fn listen(runner: &Runner, mut child: Child) {
 pub struct Invalidator {
     errands: Errands,
     fd: Arc<OwnedFd>,
+    can_expire: bool,
 }
 
 impl Invalidator {
-    /// For the mount of this connection.
-    pub fn new(errands: &Errands, fd: Arc<OwnedFd>) -> Invalidator {
-        Invalidator { errands: errands.clone(), fd }
+    /// For the mount of this connection. `can_expire`: its kernel has names expire.
+    pub fn new(errands: &Errands, fd: Arc<OwnedFd>, can_expire: bool) -> Invalidator {
+        Invalidator { errands: errands.clone(), fd, can_expire }
     }
 
     /// Drops the cached attributes and bytes of nodes. Dirty pages are written first.
@@ -194,12 +198,18 @@ impl Invalidator {
 
     /// The same, without waiting.
     pub fn start_inval_inodes(&self, nodes: &[u64]) -> Vec<Underway> {
-        let start = |some: &[u64]| {
-            let errand = Errand::Invalidate(some.to_vec());
-            let answered = self.errands.begin(&errand, Some(&self.fd)).ok();
-            Underway { invalidator: self.clone(), errand, answered }
-        };
-        nodes.chunks(NODES_MAX).map(start).collect()
+        nodes.chunks(NODES_MAX).map(|some| self.start(Errand::Invalidate(some.to_vec()))).collect()
+    }
+
+    /// Has names, each in a directory, looked up again at their next use, without waiting. (Where the kernel can't, they go stale.)
+    pub fn start_expiring_entries(&self, names: &[(u64, Vec<u8>)]) -> Vec<Underway> {
+        let names = if self.can_expire { names } else { &[] };
+        names.chunks(NAMES_MAX).map(|some| self.start(Errand::ExpireEntries(some.to_vec()))).collect()
+    }
+
+    fn start(&self, errand: Errand) -> Underway {
+        let answered = self.errands.begin(&errand, Some(&self.fd)).ok();
+        Underway { invalidator: self.clone(), errand, answered }
     }
 
     /// Has some bytes of a node written that are dirty in the cache, and dropped; says whether that was done.
@@ -311,6 +321,9 @@ fn carry_out(errand: &Errand, fd: Option<OwnedFd>) -> (Vec<i32>, Option<String>)
             nodes.iter().map(ask).collect()
         }
         Errand::InvalidateEntry(parent, name) => vec![code(notifier.inval_entry(*parent, name))],
+        Errand::ExpireEntries(names) => {
+            names.iter().map(|(parent, name)| code(notifier.expire_entry(*parent, name))).collect()
+        }
         Errand::Unmount(..) | Errand::UnmountDead(_) => Vec::new(),
     };
     (codes, None)

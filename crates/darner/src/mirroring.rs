@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use darner_fs::{Following, Fs, Tid, Was, Whereabouts};
+use darner_fs::{Changed, Following, Fs, Tid, Was, Whereabouts};
 use darner_mirror::{Failure as Cut, Memory, Pulled, Puller, ROOM_WANTED, Source, Which};
 use darner_store::OpenOptions;
 use darner_syslink::{CallError, Link, Pool, Service, now_ns as clock};
@@ -60,7 +60,7 @@ const PATIENCE: Duration = Duration::from_secs(110);
 const UNTIL_BACK: Duration = Duration::from_secs(3);
 /// and a link over which one of many attempts comes through. (Whoever answers nothing has had ten seconds for that.)
 const WHILE_CUT: Duration = Duration::from_secs(20);
-/// Of how many objects that a pull changed the kernel is told at most; of others it learns a second later.
+/// Of how many objects and names that a pull changed the kernel is told at most; of others it learns a second later.
 const TOLD_MAX: usize = 10_000;
 
 /// What the daemon of a mirror knows of that.
@@ -439,11 +439,11 @@ impl Daemon {
     }
 
     /// What a pull changed, the kernel is to ask for anew.
-    pub(crate) fn tell_kernels_of(&self, changed: &[darner_fs::Inode]) {
+    pub(crate) fn tell_kernels_of(&self, changed: &Changed) {
         self.start_telling_kernels_of(changed).into_iter().for_each(Underway::wait);
     }
 
-    fn start_telling_kernels_of(&self, changed: &[darner_fs::Inode]) -> Vec<Underway> {
+    fn start_telling_kernels_of(&self, changed: &Changed) -> Vec<Underway> {
         let mounts: Vec<_> = {
             let state = self.state.lock();
             let following = state.mounts.values().filter(|m| m.nodes.is_following());
@@ -451,8 +451,12 @@ impl Daemon {
         };
         let tell = |(invalidator, nodes): (Invalidator, Arc<Nodes>)| {
             // (It knows few of them, and does not find the others.)
-            let ids = changed.iter().map(|ino| nodes.id(*ino)).filter(|id| nodes.may_be_known(*id));
-            invalidator.start_inval_inodes(&ids.take(TOLD_MAX).collect::<Vec<u64>>())
+            let known = |ino| Some(nodes.id(ino)).filter(|id| nodes.may_be_known(*id));
+            let ids: Vec<u64> = changed.objects.iter().filter_map(|ino| known(*ino)).take(TOLD_MAX).collect();
+            let names = changed.names.iter().filter_map(|(dir, name)| Some((known(*dir)?, name.clone())));
+            let mut underway = invalidator.start_inval_inodes(&ids);
+            underway.extend(invalidator.start_expiring_entries(&names.take(TOLD_MAX).collect::<Vec<_>>()));
+            underway
         };
         mounts.into_iter().flat_map(tell).collect()
     }

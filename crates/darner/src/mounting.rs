@@ -226,7 +226,11 @@ impl Daemon {
         receipts: Receipts,
     ) -> Result<()> {
         let (m, root, as_of) = (&kept.request, Inode::from_number(kept.root), kept.as_of.map(Tid));
-        let invalidator = Invalidator::new(&self.errands, session.shared());
+        let invalidator = Invalidator::new(
+            &self.errands,
+            session.shared(),
+            session.negotiated().flags & abi::init::HAS_EXPIRE_ONLY != 0,
+        );
         let for_stale = invalidator.clone();
         // Not from a serving thread: invalidation may wait for requests that only those can answer.
         let stale = Aside::new("invalidator", move |id| for_stale.inval_inodes(&[id]));

@@ -400,6 +400,8 @@ impl Daemon {
         if have_left {
             self.listen_for_mirrors();
             self.tell_places();
+            // (Who is not there at the moment would look for it where it was.)
+            self.start_followers();
         }
         Ok(())
     }

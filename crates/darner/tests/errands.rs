@@ -31,7 +31,7 @@ fn a_process_that_asks() {
     let Some(fd) = keeper::inherited(FD) else { return };
     match std::env::var_os(DIRECTLY) {
         Some(_) => Notifier::over(fd).inval_inode(2, 0, 0).unwrap(),
-        None => Invalidator::new(&Errands::with(common::DARNER.into()), fd.into()).inval_inodes(&[2]),
+        None => Invalidator::new(&Errands::with(common::DARNER.into()), fd.into(), false).inval_inodes(&[2]),
     }
 }
 

@@ -34,6 +34,7 @@ const DECK: &[(Step, usize)] = &[
     (Step::Label, 4),
     (Step::Moment, 4),
     (Step::Unlabel, 1),
+    (Step::Restore, 4),
     (Step::Hold, 2),
     (Step::Kill, 2),
     (Step::KillBoth, 1),
@@ -55,6 +56,7 @@ const DECK: &[(Step, usize)] = &[
     (Step::Scrub, 1),
     (Step::AddMirror, 1),
     (Step::SyncMirrors, 1),
+    (Step::KillMirror, 1),
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +65,7 @@ enum Step {
     Label,
     Moment,
     Unlabel,
+    Restore,
     Hold,
     Kill,
     KillBoth,
@@ -84,6 +87,7 @@ enum Step {
     Scrub,
     AddMirror,
     SyncMirrors,
+    KillMirror,
 }
 
 const GRIDS: [&str; 5] = ["all:1s", "forever", "none", "1s:5s 5s:1m", "all:5s 2s:forever"];
@@ -254,6 +258,7 @@ impl Life {
             Step::Label => self.remember(true),
             Step::Moment => self.remember(false),
             Step::Unlabel => self.unlabel(),
+            Step::Restore => self.restore(),
             Step::Hold => self.hold(),
             Step::Kill => self.kill(),
             Step::KillBoth => self.kill_both(),
@@ -293,6 +298,7 @@ impl Life {
             Step::Scrub => self.beside(&["scrub", mnt]),
             Step::AddMirror => self.add_mirror(),
             Step::SyncMirrors => self.sync_mirrors(),
+            Step::KillMirror => self.kill_mirror(),
         }
     }
 
@@ -317,6 +323,39 @@ impl Life {
         let at = self.filesets[n].moments.iter().position(is_label).expect("it has one");
         let moment = self.filesets[n].moments.remove(at);
         self.darner(&["snapshot", "remove", text(&self.root(n)), &moment.name]);
+    }
+
+    /// Brings back something of a moment, in place or under a new name, perhaps while the daemon is killed.
+    fn restore(&mut self) {
+        let Some(n) = self.any(|fileset| !fileset.moments.is_empty()) else { return };
+        let root = self.root(n);
+        let fileset = &self.filesets[n];
+        let moment = self.rng.choice(&fileset.moments).expect("it has some");
+        let Some(name) = moment.tree.any_name(&mut self.rng) else { return };
+        // (What has the directory's name now may be another one.)
+        let from = root.join(format!("@@{}", moment.name)).join(&name);
+        let from = text(&from);
+        let then = moment.tree.clone();
+        let in_place = fileset.tree.has_dir_of(&name) && self.rng.bool();
+        let to = if in_place { name.clone() } else { self.new_name("restored") };
+        let dest = root.join(&to);
+        let mut args = vec!["restore", from];
+        if !in_place {
+            args.extend(["--to", text(&dest)]);
+        }
+        println!("    darner {}", args.join(" "));
+        let child = spawn(&args);
+        let is_killed = self.rng.u8(..3) == 0;
+        if is_killed {
+            self.kill();
+        }
+        let out = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() || is_killed, "darner {args:?}: {said}");
+        // (Where it fails, all is as it was.)
+        if out.status.success() {
+            self.filesets[n].tree.restore(&name, &then, &to);
+        }
     }
 
     /// Opens a file and takes its name away.
@@ -486,6 +525,21 @@ impl Life {
             self.darner(&["mount", "--read-only", text(store), text(&copy)]);
             fileset.tree.must_be_at(&copy, &self.names);
             self.darner(&["unmount", text(&copy)]);
+        }
+    }
+
+    /// A mirror's daemon, or also its supervisor.
+    fn kill_mirror(&mut self) {
+        let Some(n) = self.any(|fileset| fileset.mirror.is_some()) else { return self.add_mirror() };
+        let store = self.filesets[n].mirror.clone().expect("it has one");
+        let status: Value = serde_json::from_str(&self.w.darner(&["status", "--json", text(&store)])).unwrap();
+        let which = ["daemon_pid", "supervisor_pid"];
+        for pid in &which[..self.rng.usize(1..=2)] {
+            signal(status[*pid].as_i64().unwrap() as i32, libc::SIGKILL);
+            self.kills += 1;
+        }
+        if self.rng.bool() {
+            self.sync_mirrors();
         }
     }
 

@@ -62,7 +62,7 @@ pub use label::Label;
 pub use log::{LogEntry, What};
 pub use lookup::Entry;
 pub use mirror::{
-    Damaged, Digest, Digesting, Digests, Following, Opening, Part, Sent, UNREADABLE, Upstream, Wanted, Was,
+    Changed, Damaged, Digest, Digesting, Digests, Following, Opening, Part, Sent, UNREADABLE, Upstream, Wanted, Was,
 };
 pub use name::NAME_MAX;
 pub use node::{Inode, MAIN, Node, ROOT};

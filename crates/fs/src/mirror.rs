@@ -46,6 +46,27 @@ const PIECES_MAX: u64 = 1000;
 /// Stores further up of which a mirror knows, at most.
 const UPSTREAM_MAX: usize = 16;
 
+/// Names that are told of a change, at most.
+const NAMES_MAX: usize = 10_000;
+
+/// What a pull changed here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Objects.
+    pub objects: Vec<Inode>,
+    /// Names in directories, some ten thousand at most.
+    pub names: Vec<(Inode, Vec<u8>)>,
+}
+
+impl Changed {
+    /// Takes in what else has changed.
+    pub fn extend(&mut self, more: Changed) {
+        self.objects.extend(more.objects);
+        let room = NAMES_MAX.saturating_sub(self.names.len());
+        self.names.extend(more.names.into_iter().take(room));
+    }
+}
+
 /// The tail with which an object's keys begin.
 pub(crate) fn tail_of(object: u64) -> [u8; 8] {
     object.to_be_bytes()

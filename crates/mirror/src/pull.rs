@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use darner_fs::{FilesetId, Following, Fs, FsError, Inode, ObjectId, Opening, Part, Tid, Upstream, Wanted, Was};
+use darner_fs::{Changed, FilesetId, Following, Fs, FsError, ObjectId, Opening, Part, Tid, Upstream, Wanted, Was};
 use darner_syslink::{CallError, Caller, Code, Message, ReadError};
 
 use crate::parts::{Parts, taken};
@@ -110,8 +110,8 @@ pub struct Looked {
 pub struct Pulled {
     /// The source's moment that is shown now.
     pub at: Tid,
-    /// Objects here that changed.
-    pub changed: Vec<Inode>,
+    /// What changed here.
+    pub changed: Changed,
     /// Bytes that came.
     pub bytes: u64,
     /// Moments that were made whole.
@@ -264,7 +264,6 @@ impl Puller {
         if looked.hash_key != self.fs.store().hash_key() {
             return Err(Failure::Other("the source orders its directories by another key than this store".into()));
         }
-        self.fs.store().raise_objects(ObjectId(looked.objects.0.min(1 << 44)));
         let clock = looked.now.map(|now| (now, Instant::now()));
         let mut done = Pulled { at: f.at, clock, ..Pulled::default() };
         if looked.newest <= f.at && f.is_whole() {
@@ -274,7 +273,7 @@ impl Puller {
         // (It is since what was there when it was asked for.)
         let first = looked.first.filter(|_| !away || looked.points.is_empty());
         for point in looked.points.into_iter().filter(|p| away && *p > f.at.max(f.target) && *p < looked.newest) {
-            match self.pull_to(f.fileset, point, None, &mut done) {
+            match self.pull_to(f.fileset, point, None, looked.objects, &mut done) {
                 // It was given up meanwhile: then the next one.
                 Err(Failure::Source(CallError::Refused(no))) if no.code == Code::Other(NOT_KEPT) => {}
                 Ok(true) => {}
@@ -282,7 +281,7 @@ impl Puller {
                 Err(e) => return Err(e),
             }
         }
-        done.complete = self.pull_to(f.fileset, looked.newest, first, &mut done)?;
+        done.complete = self.pull_to(f.fileset, looked.newest, first, looked.objects, &mut done)?;
         Ok(done)
     }
 
@@ -296,12 +295,13 @@ impl Puller {
         Ok(done)
     }
 
-    /// Says whether it got there.
+    /// Says whether it got there. `objects`: numbers from there on are new.
     fn pull_to(
         &self,
         fileset: FilesetId,
         to: Tid,
         mut first: Option<Part>,
+        objects: ObjectId,
         done: &mut Pulled,
     ) -> Result<bool, Failure> {
         let mut f = self.fs.begin_pull(to)?;
@@ -319,6 +319,8 @@ impl Puller {
                 }
             }
         }
+        // (What came was to be told apart by its numbers from what had been here.)
+        self.fs.store().raise_objects(ObjectId(objects.0.min(1 << 44)));
         self.fs.finish_pull()?;
         done.at = to;
         done.moments += 1;

@@ -49,6 +49,8 @@ pub struct Source {
     places: OnceLock<Weak<dyn Places>>,
 }
 
+/// Who looked before that would have asked to be told by now.
+const JUST_NOW: Duration = Duration::from_secs(2);
 /// Those who wait at most: others are refused, and look from time to time.
 const WAITING_MAX: usize = 4096;
 
@@ -59,6 +61,8 @@ struct Waiting {
     due: bool,
     /// that is, all.
     all_due: bool,
+    /// When that was so last: who asks right after may have looked before.
+    all_since: Option<Instant>,
     over: bool,
 }
 
@@ -178,6 +182,9 @@ impl Source {
     /// To be called when something may have changed, or its places (then with `all`), so that those who wait look.
     pub fn changed(&self, all: bool) {
         let mut waiting = self.waiting.lock();
+        if all {
+            waiting.all_since = Some(Instant::now());
+        }
         if !waiting.all.is_empty() {
             (waiting.due, waiting.all_due) = (true, waiting.all_due || all);
             self.news.notify_one();
@@ -217,6 +224,10 @@ impl Source {
         if waiting.all.len() >= WAITING_MAX {
             drop(waiting);
             return reply.refuse(Refusal::new(Code::Busy, "too many wait for something new"));
+        }
+        if waiting.all_since.is_some_and(|then| then.elapsed() < JUST_NOW) {
+            drop(waiting);
+            return reply.send(Message::new(WAIT));
         }
         waiting.all.push(Waiter { peer: peer.clone(), since, reply });
         // (There may be something already; and who waited before may have gone.)

@@ -193,7 +193,6 @@ pub fn import(fs: &Fs, header: &Header, from: &mut dyn Read) -> Result<bool, Fai
         let why = format!("it has some of moment {} already, the stream leads to {}: export anew", f.target, header.at);
         return Err(Failure::Other(why));
     }
-    fs.store().raise_objects(ObjectId(header.objects.0.min(1 << 44)));
     let mut f = fs.begin_pull(header.at)?;
     let mut unsynced = 0;
     while let Some(wanted) = f.wanted() {
@@ -213,6 +212,7 @@ pub fn import(fs: &Fs, header: &Header, from: &mut dyn Read) -> Result<bool, Fai
         f = fs.following().ok_or_else(bad_piece)?;
     }
     pieces.pass_over()?;
+    fs.store().raise_objects(ObjectId(header.objects.0.min(1 << 44)));
     fs.finish_pull()?;
     Ok(true)
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use darner_fs::{Digest, Digesting, Digests, FilesetId, Following, Inode, ROOT, Tid, UNREADABLE, Wanted};
+use darner_fs::{Changed, Digest, Digesting, Digests, FilesetId, Following, ROOT, Tid, UNREADABLE, Wanted};
 use darner_syslink::{Caller, Message};
 
 use crate::parts::Parts;
@@ -33,8 +33,8 @@ pub struct Verified {
     pub differing: u64,
     /// How many of them are the same now.
     pub mended: u64,
-    /// Objects here that changed by that.
-    pub changed: Vec<Inode>,
+    /// What changed here by that.
+    pub changed: Changed,
     /// Places that were damaged at the source.
     pub source_damaged: u64,
     /// How many of them are healed.

@@ -79,6 +79,8 @@ fn who_waits_is_answered_when_there_is_something_new_and_not_before() {
     let told = wait(&narrow, ROOT.fileset, Tid::ZERO).recv_timeout(soon).unwrap();
     assert!(matches!(told, Err(CallError::Refused(no)) if no.code == Code::Other(257)), "there is no such fileset");
     // A link that ends takes nobody else along.
+    // (Nobody is told to look at where it is any more.)
+    thread::sleep(Duration::from_secs(2));
     let stays = wait(&link, ROOT.fileset, fs.followable());
     let (goes, accepted) = connected(source.clone());
     let gone = wait(&goes, ROOT.fileset, fs.followable());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use darner_fs::{Fs, Node, ROOT, Tid};
 use darner_mirror::{Header, Puller, Which, export, import};
+use darner_store::Store;
 use darner_syslink::{Identity, Link};
 
 use super::{daemon, human, printable, quoted};
@@ -325,14 +326,24 @@ fn turn_back_closed(
         Failure::new(format!("the daemon of {promoted} does not tell where it is: it is of another version"))
     })?;
     let was = looked.was.ok_or_else(|| Failure::new(format!("{promoted} is no mirror that was promoted")))?;
-    let name = format!("before-return-{}", now_ns() / 1_000_000_000);
-    let (at, alone) = opened_soon(place, |fs| Ok(fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?))?;
+    let (at, alone, name) = opened_soon(place, |fs| {
+        let name = free_name(fs, &format!("before-return-{}", now_ns() / 1_000_000_000));
+        let (at, alone) = fs.turn_back(looked.uuid, &was, &origin, &name, now_ns())?;
+        Ok((at, alone, name))
+    })?;
     daemon::stay(&place.path)?;
     let store = printable(&place.path);
     let alone = alone.map_or("it had nothing besides".into(), |_| {
         format!("what it had become is the fileset {name}: darner mount --fileset {name} {store} MNT")
     });
     Ok(format!("{store} follows {origin}, from {at} on; {alone}\n"))
+}
+
+/// The name, or, where a fileset has it, that with a number.
+fn free_name(fs: &Fs, name: &str) -> String {
+    let taken = fs.filesets();
+    let mut names = std::iter::once(name.to_string()).chain((2..).map(|n| format!("{name}-{n}")));
+    names.find(|name| taken.iter().all(|(fileset, _)| fileset.name != *name)).expect("numbers do not end")
 }
 
 fn write_stream(mnt: &Path, since: u64, output: Option<&Path>) -> Result<()> {
@@ -390,14 +401,31 @@ fn read_stream(target: &Path, input: Option<&Path>) -> Result<()> {
         let born_ns = Some(header.at.0);
         making::create(target, &Make { hash_key: Some(header.hash_key), born_ns, ..Make::default() })?;
     }
-    let (store, _held) = Place::at(target)?.open(&[], &place::options(), &mut |_| ())?;
+    let place = Place::at(target)?;
+    // A daemon that is there to serve others makes way, and then goes on.
+    let had_daemon = !new && call(&place, &Request::End)?.is_some();
+    let outcome = place::once_closed(PATIENCE, || place.open(&[], &place::options(), &mut |_| ()))
+        .and_then(|(store, _held)| import_into(target, &store, new, header, &mut *from));
+    if had_daemon {
+        daemon::stay(&place.path)?;
+    }
+    outcome
+}
+
+fn import_into(
+    target: &Path,
+    store: &Arc<Store>,
+    new: bool,
+    header: Header,
+    from: &mut dyn std::io::Read,
+) -> Result<()> {
     let fs = Fs::open(store.clone())?;
     if new {
         fs.follow(header.uuid, header.fileset, &header.name, "", header.at.0)?;
         // Whatever comes of the rest, the next stream finds a mirror.
         store.sync()?;
     }
-    let outcome = import_all(target, &fs, header, &mut *from);
+    let outcome = import_all(target, &fs, header, from);
     // What of it was read stays, and need not be read again.
     store.close()?;
     outcome

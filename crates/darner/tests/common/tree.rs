@@ -1,5 +1,7 @@
 //! A plain tree in memory, and operations that change it and a directory alike.
 
+#![allow(dead_code)]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -245,6 +247,32 @@ impl Tree {
         }
     }
 
+    /// What another tree has there becomes what this one has there, as new objects.
+    pub fn restore(&mut self, name: &str, from: &Tree, to: &str) {
+        self.apply(&Op::RemoveAll { name: to.into() });
+        let mut numbers = HashMap::new();
+        for old in [vec![name.to_string()], from.below(name)].concat() {
+            let number = *numbers.entry(from.names[&old]).or_insert_with(|| {
+                self.next += 1;
+                self.objects.insert(self.next, from.objects[&from.names[&old]].clone());
+                self.next
+            });
+            self.names.insert(format!("{to}{}", &old[name.len()..]), number);
+        }
+    }
+
+    /// Some name of it.
+    pub fn any_name(&self, rng: &mut Rng) -> Option<String> {
+        rng.choice(self.names.keys()).cloned()
+    }
+
+    /// Whether something can be put there.
+    pub fn has_dir_of(&self, name: &str) -> bool {
+        name.rsplit_once('/').is_none_or(|(dir, _)| {
+            self.names.get(dir).is_some_and(|number| self.objects[number].content == Content::Dir)
+        })
+    }
+
     /// The regular files, with what is in them.
     pub fn files(&self) -> Vec<(&String, &Arc<Vec<u8>>)> {
         let file = |(name, number)| match &self.objects[number].content {
@@ -324,6 +352,22 @@ impl Tree {
         let found = self.differences(root, skip);
         let listed = found[..found.len().min(20)].join("\n");
         assert!(found.is_empty(), "{}: {} differences\n{listed}", root.display(), found.len());
+    }
+
+    /// That another one is the same.
+    #[track_caller]
+    pub fn must_be(&self, other: &Tree) {
+        let objects = |tree: &Tree| -> Vec<(String, Object, usize)> {
+            let of =
+                |(name, number): (&String, &u64)| (name.clone(), tree.objects[number].clone(), tree.links(*number));
+            tree.names.iter().map(of).collect()
+        };
+        assert!(objects(self) == objects(other), "they differ");
+    }
+
+    /// Whether it is.
+    pub fn is_at(&self, root: &Path, skip: &BTreeSet<String>) -> bool {
+        self.differences(root, skip).is_empty()
     }
 
     /// What is not like it there, one sentence each.

@@ -13,13 +13,15 @@ use crate::fs::Fs;
 use crate::mirror::item::{Bytes, Item, decode_all};
 use crate::mirror::openings::UNKNOWN;
 use crate::mirror::source::{Part, Wanted};
-use crate::mirror::{BOOKS, Following, OBJECTS_APART, UPSTREAM_MAX, is_mirrored, put_books};
-use crate::node::{Inode, MAIN};
+use crate::mirror::{BOOKS, Changed, Following, OBJECTS_APART, UPSTREAM_MAX, is_mirrored, put_books};
+use crate::node::{Inode, MAIN, ROOT};
 
 /// A transaction that has come to this is ended, and the next begun.
 const TX_BYTES: usize = 1 << 20;
 /// Records of a transaction at most.
 const TX_ACTS: usize = 4096;
+/// What objects have besides attributes.
+const KINDS_OF_OBJECTS: [Kind; 4] = [Kind::TARGET, Kind::XATTR, Kind::DIRENT, Kind::EXTENT];
 /// Keys looked at at a time.
 const BATCH: usize = 4096;
 
@@ -31,8 +33,8 @@ pub(super) enum Act<'b> {
 }
 
 impl Fs {
-    /// Does what a part says that was asked for by `wanted`. Returns the objects that changed.
-    pub fn apply(&self, wanted: &Wanted, part: &Part) -> Result<Vec<Inode>> {
+    /// Does what a part says that was asked for by `wanted`.
+    pub fn apply(&self, wanted: &Wanted, part: &Part) -> Result<Changed> {
         let refused = || FsError::malformed("what the source sent is not in a known form");
         let mut f = self.following().ok_or(FsError::new(libc::EINVAL, "this is no mirror"))?;
         let end = part.next.as_deref().or(Some(&wanted.to[..]).filter(|to| !to.is_empty()));
@@ -62,7 +64,8 @@ impl Fs {
             return Err(FsError::new(libc::EINVAL, "the source sent more than what was asked for"));
         }
         self.note_doing()?;
-        let mut changed = BTreeSet::new();
+        self.forget_former(&acts, self.before(f.aim))?;
+        let (mut changed, mut names) = (BTreeSet::new(), Vec::new());
         let mut acts = acts.into_iter().peekable();
         let early = self.before(f.aim);
         while acts.peek().is_some() {
@@ -76,6 +79,7 @@ impl Fs {
                 if let Some((object, ..)) = split_tail(&tail) {
                     changed.insert(Inode { fileset: MAIN, object });
                 }
+                names.extend(name_in(&tail));
                 applying.act(&tail, act)?;
             }
             match acts.peek() {
@@ -94,7 +98,7 @@ impl Fs {
                 (state.opening, state.above) = (f.opening, f.above);
             }
         }
-        Ok(changed.into_iter().collect())
+        Ok(Changed { objects: changed.into_iter().collect(), names })
     }
 
     /// Ends a pull of which all is there: from now on that moment is shown. Returns its transaction here.
@@ -145,6 +149,36 @@ impl Fs {
         }
         acts.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(acts)
+    }
+
+    /// Deletes what the index has of objects of former lives whose numbers are given to others by `acts`: two mirrors that were promoted
+    /// count on from the same number, and a store may follow one after the other. (That others are there is told by when they were made;
+    /// numbers that were never given here have had no life. This is done before the others come to be: it may be cut anywhere.)
+    pub(super) fn forget_former(&self, acts: &[(Vec<u8>, Act<'_>)], now_ns: u64) -> Result<()> {
+        let (now, end) = (self.store.tid(), self.store.objects_end());
+        let mut over = Vec::new();
+        for (tail, act) in acts {
+            let (Some((object, Kind::ATTR, _)), Act::Set(tid, value)) = (split_tail(tail), act) else { continue };
+            let ino = Inode { fileset: MAIN, object };
+            let is_another = |own: Attr| Attr::decode(value, *tid).is_some_and(|attr| attr.btime != own.btime);
+            if object >= end || ino == ROOT || !self.attr_at(ino, Tid::MAX)?.is_none_or(is_another) {
+                continue;
+            }
+            for kind in KINDS_OF_OBJECTS {
+                self.each(ino, kind, &[], now, |suffix, _, _| {
+                    over.push((object, kind, suffix.to_vec()));
+                    std::ops::ControlFlow::Continue(())
+                })?;
+            }
+        }
+        for some in over.chunks(TX_ACTS) {
+            self.store.admit(SMALL)?;
+            let _live = self.live.write();
+            let mut tx = self.store.begin(MAIN, now_ns)?;
+            some.iter().for_each(|(object, kind, suffix)| tx.delete(*object, *kind, suffix));
+            tx.commit()?;
+        }
+        Ok(())
     }
 
     /// Makes a mirror a filesystem that can be changed, as of the last whole pull, and with nothing of one under way. What its
@@ -209,8 +243,7 @@ impl Fs {
                 if kind == Kind::ATTR && self.attr_at(ino, Tid::MAX)?.is_none() && self.attr_at(ino, to)?.is_some() {
                     // Of what is dead the index may have its other keys among what is over: they are written anew, and those that
                     // it got before it died are deleted each.
-                    let kinds = [Kind::TARGET, Kind::XATTR, Kind::DIRENT, Kind::EXTENT];
-                    for (kind, at) in kinds.into_iter().flat_map(|kind| [(kind, to), (kind, now)]) {
+                    for (kind, at) in KINDS_OF_OBJECTS.into_iter().flat_map(|kind| [(kind, to), (kind, now)]) {
                         self.each(ino, kind, &[], at, |suffix, _, _| {
                             was.push((ino, kind, suffix.to_vec()));
                             std::ops::ControlFlow::Continue(())
@@ -258,6 +291,12 @@ impl Fs {
         }
         Ok((tails.into_iter().collect(), delta.next))
     }
+}
+
+/// The directory and the name that a tail is about, if it is.
+pub(super) fn name_in(tail: &[u8]) -> Option<(Inode, Vec<u8>)> {
+    let (object, _, suffix) = split_tail(tail).filter(|(_, kind, _)| *kind == Kind::DIRENT)?;
+    Some((Inode { fileset: MAIN, object }, parse_dirent_suffix(suffix)?.1.to_vec()))
 }
 
 fn chunk_tail(object: u64, chunk: u64) -> Vec<u8> {

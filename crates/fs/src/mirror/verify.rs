@@ -14,10 +14,10 @@ use crate::attr::Attr;
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::{FsError, Result, refuse};
 use crate::fs::Fs;
-use crate::mirror::apply::Applying;
+use crate::mirror::apply::{Applying, name_in};
 use crate::mirror::item::{Item, decode_all};
 use crate::mirror::source::{Part, Sent, Telling, Wanted, stretches};
-use crate::mirror::{is_mirrored, put_books, tail_of};
+use crate::mirror::{Changed, is_mirrored, put_books, tail_of};
 use crate::node::{Inode, MAIN, Node, ROOT};
 
 /// Keys looked up at a time.
@@ -261,8 +261,8 @@ impl Fs {
     }
 
     /// Makes the keys of a range what a part says, which has all of them that the source has, as of the moment that is shown here.
-    /// What is shown then is as of the same moment of the source. Returns the objects that changed.
-    pub fn mend(&self, wanted: &Wanted, part: &Part) -> Result<Vec<Inode>> {
+    /// What is shown then is as of the same moment of the source.
+    pub fn mend(&self, wanted: &Wanted, part: &Part) -> Result<Changed> {
         let refused = || FsError::malformed("what the source sent is not in a known form");
         let mut items = decode_all(&part.items).ok_or_else(refused)?;
         let end = part.next.clone().unwrap_or_else(|| wanted.to.clone());
@@ -274,14 +274,16 @@ impl Fs {
             return refuse(libc::EAGAIN, "it shows another moment by now");
         }
         self.note_doing()?;
+        self.forget_former(&acts, self.store.tid().0)?;
         self.store.admit(part.items.len() as u64 + (1 << 20))?;
         let _live = self.live.write();
         f.paused = self.following().is_some_and(|f| f.paused);
         let tx = self.store.begin(MAIN, self.store.tid().0)?;
         let mut applying = Applying::new(self, tx);
-        let mut changed = Vec::new();
+        let mut changed = Changed::default();
         for (tail, act) in acts {
-            changed.extend(split_tail(&tail).map(|(object, ..)| Inode { fileset: MAIN, object }));
+            changed.names.extend(name_in(&tail));
+            changed.objects.extend(split_tail(&tail).map(|(object, ..)| Inode { fileset: MAIN, object }));
             applying.act(&tail, act)?;
         }
         f.shown = applying.tx.tid();
