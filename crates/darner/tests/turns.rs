@@ -18,14 +18,16 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{World, can_mount, free_port, long, names_expire, signal};
+use common::{DARNER, World, can_mount, free_port, long, names_expire, signal};
 use fastrand::Rng;
 use serde_json::Value;
 use tree::Tree;
 
+const GRIDS: [&str; 4] = ["forever", "none", "all:1s", "1s:5s 5s:1m"];
 /// Stores that there are at most.
 const SITES: usize = 4;
 
@@ -55,6 +57,8 @@ struct Site {
     promoted: Tree,
     /// Where it listens.
     port: Option<u16>,
+    /// It may have given up any moment.
+    is_thinned: bool,
 }
 
 struct Life {
@@ -107,6 +111,7 @@ impl Life {
             common: 0,
             promoted: Tree::default(),
             port: None,
+            is_thinned: false,
         });
     }
 
@@ -230,6 +235,16 @@ impl Life {
         site.labels.push((label, site.tree.clone(), step));
     }
 
+    fn retain(&mut self) {
+        let n = self.rng.usize(..self.sites.len());
+        let grid = GRIDS[self.rng.usize(..GRIDS.len())];
+        let mnt = self.sites[n].mnt.clone();
+        let mut args = vec!["retain", text(&mnt)];
+        args.extend(grid.split(' '));
+        self.darner(&args);
+        self.sites[n].is_thinned |= grid != "forever";
+    }
+
     fn kill(&mut self, both: bool) {
         let n = self.rng.usize(..self.sites.len());
         let site = &self.sites[n];
@@ -288,13 +303,23 @@ impl Life {
         self.unmount(old);
         let store = self.sites[old].store.clone();
         let way = if self.rng.bool() { Way::Path } else { Way::Tcp };
-        let told = match way {
+        let mut args = vec!["mirror".to_string(), "return".into(), text(&store).into()];
+        match way {
             Way::Tcp => {
                 let (url, ticket) = self.ticket(n);
-                self.darner(&["mirror", "return", text(&store), &url, "--ticket", &ticket])
+                args.extend([url, "--ticket".into(), ticket]);
             }
-            _ => self.darner(&["mirror", "return", text(&store), text(&self.sites[n].store)]),
-        };
+            _ => args.push(text(&self.sites[n].store).into()),
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        println!("    darner {}", args.join(" "));
+        let out = Command::new("timeout").args(["60", DARNER]).args(&args).output().unwrap();
+        let (told, why) = (String::from_utf8_lossy(&out.stdout).into_owned(), String::from_utf8_lossy(&out.stderr));
+        if why.contains("not kept here any more") && self.sites[old].is_thinned {
+            println!("    {}", why.trim());
+            return self.mount(old);
+        }
+        assert!(out.status.success(), "darner {args:?}: {why}");
         let alone = self.sites[old].tree.clone();
         self.sites[old].follows = Some((n, way));
         self.sites[old].labels.retain(|(_, _, made)| *made < common);
@@ -349,7 +374,7 @@ impl Life {
     }
 
     fn any_step(&mut self) {
-        match self.rng.u8(..40) {
+        match self.rng.u8(..42) {
             0..14 => {
                 let n = self.any(|site| site.follows.is_none()).expect("there is a source");
                 println!("{} Work in {}", self.step, self.sites[n].name);
@@ -374,6 +399,7 @@ impl Life {
             34..37 => self.say("Return").turn_back(),
             37 => self.say("Verify").verify(),
             38 => self.say("Volumes").swap_volumes(),
+            39 => self.say("Retain").retain(),
             _ => {
                 let n = self.rng.usize(..self.sites.len());
                 let mnt = self.sites[n].mnt.clone();

@@ -590,10 +590,13 @@ fn report(bytes: u64, first: &[Vec<f64>; 3], lags: &[f64], trees: &[Tree]) -> (S
         let (sent, exported) = (&t.seconds[3], &t.seconds[TURNS + 2]);
         let _ = writeln!(text, "btrfs send -p by darner mirror export: {}", show(ratio(sent, exported), 2));
         let kib = |v: Option<f64>| show(v.map(|v| v / 1024.0), 0);
+        // (Nobody runs a command for those of a mirror that follows.)
+        let alone: Vec<f64> = t.pulls.iter().map(|p| p.itself).collect();
         let _ = writeln!(
             text,
-            "the pull itself took {} s; the source's daemon read {} KiB, {} KiB were sent",
+            "the pull itself, durable, took {} s (btrfs send -p: {} × that); the source's daemon read {} KiB, {} KiB were sent",
             show(itself, 4),
+            show(ratio(sent, &alone), 2),
             kib(read),
             kib(received)
         );
@@ -643,7 +646,9 @@ mod tests {
         };
         let first = [vec![2.0, 4.0], vec![4.0, 4.0], vec![1.0, 2.0]];
         let (text, json) = report(1 << 20, &first, &[0.1, 0.2, 0.3], &[tree(10, 1.0), tree(100, 2.0)]);
-        for part in ["0.50", "without borg", "15.00", "export: 6.00", "2.00 × the time, 2.00 × the bytes read"] {
+        for part in
+            ["0.50", "without borg", "15.00", "export: 6.00", "-p: 3.00 ×", "2.00 × the time, 2.00 × the bytes read"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert_eq!(json["trees"][1]["bytes_read"], json!([4096.0]));
