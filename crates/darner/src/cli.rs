@@ -927,7 +927,7 @@ pub struct Scrub {
     /// Return at once; --report tells how far it is
     #[arg(long)]
     pub background: bool,
-    /// Read what is in the bucket only, too: all of it is fetched
+    /// Read what is in the bucket, too: all of it is fetched
     #[arg(long, conflicts_with = "report")]
     pub bucket: bool,
     /// As JSON

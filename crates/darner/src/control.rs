@@ -118,7 +118,7 @@ pub enum Request {
     Scrub {
         /// Answer when it is done.
         wait: bool,
-        /// What is in the bucket only, too.
+        /// What is in the bucket, too.
         #[serde(default)]
         bucket: bool,
     },

@@ -27,12 +27,12 @@ const KEEP_EVERY: Duration = Duration::from_secs(600);
 pub(crate) struct Scrubbing {
     /// Held by whoever does it.
     one: Mutex<()>,
-    /// Somebody wants one now, of what is in the bucket only, too, or not.
+    /// Somebody wants one now, of what is in the bucket, too, or not.
     wanted: Mutex<Option<bool>>,
 }
 
 impl Daemon {
-    /// Scrubs all there is, what is in the `bucket` only too or not; with `wait` false, has it done in the background.
+    /// Scrubs all there is, what is in the `bucket` too or not; with `wait` false, has it done in the background.
     pub(crate) fn scrub(&self, wait: bool, bucket: bool, tell: &mut Tell<'_>) -> Result<Response> {
         if self.store().is_read_only() {
             return Err(Failure::new("the store is open for reading only"));
@@ -131,13 +131,12 @@ impl Daemon {
         let time = |ns: u64| (ns > 0).then(|| local(Tid(ns)));
         // (There may be less by now than was read.)
         let total_bytes = self.store().scrub_total(report.bucket).max(report.bytes);
-        let all = self.store().scrub_total(true);
         ScrubLine {
             begun: time(report.begun),
             ended: time(report.ended),
             bytes: report.bytes,
             total_bytes,
-            left_to_the_bucket: all.saturating_sub(total_bytes),
+            left_to_the_bucket: if report.bucket { 0 } else { self.store().cold_total() },
             damaged: report.damages.len() as u64 + report.more,
             healed: report.healed,
             damages: report.damages.iter().map(|d| damage_line(&self.fs, d)).collect(),

@@ -138,7 +138,7 @@ impl Copying {
                 continue;
             }
             let bytes = Arc::new(bytes);
-            if self.is_sound(&copy, &bytes, store)? {
+            if is_sound(&self.what, &copy, &bytes, store)? {
                 best = Some((bytes, true));
                 break;
             }
@@ -154,38 +154,56 @@ impl Copying {
         Ok(())
     }
 
-    /// Whether all bytes of a pack or table are as they were written.
-    fn is_sound(&self, copy: &Arc<dyn Region>, bytes: &Arc<Vec<u8>>, store: &[u8; 16]) -> Result<bool> {
-        if let What::Table(parts) = &self.what {
-            let is_good = |part: &Range<u64>| {
-                let bytes = bytes.get(part.start as usize..part.end as usize);
-                bytes.is_some_and(|bytes| is_sealed(bytes, self.from.id, part.start))
-            };
-            return Ok(parts.iter().all(is_good));
-        }
-        let whole = pack::of_bytes(copy.clone(), bytes.clone());
-        let parts = match pack::read(&*whole, store) {
-            Err(Error::Corrupt { .. }) => return Ok(false),
-            parts => parts?,
-        };
-        for part in parts {
-            let end = part.end;
-            let region: Arc<dyn Region> = Arc::new(Packed::new(whole.clone(), part));
-            let mut window = Window::of_few(region.clone(), 0);
-            let mut at = region_start(&*region);
-            while at < end {
-                window.fill_frame(at)?;
-                let bytes = window.bytes(at);
-                if !is_whole(&*region, bytes, at) {
-                    return Ok(false);
-                }
-                at = region.next_kept(at + frame::shape(bytes).expect("it is whole").len as u64);
-            }
-        }
-        Ok(true)
-    }
-
     fn is_damaged(&self, at: u64) {
         tracing::error!("region {:x} is damaged at byte {at}, and is moved as it is", self.from.id);
     }
+}
+
+/// Whether the first `len` bytes of a region are as they were written. `store`: its uuid.
+pub(crate) fn is_as_written(what: &What, region: &Arc<dyn Region>, len: u64, store: &[u8; 16]) -> Result<bool> {
+    if *what == What::Segment {
+        let header = segment::read(&**region, store)?;
+        let is_ours = segment::verify(&header, store, region.place()).is_ok();
+        return Ok(is_ours && frames_are_whole(region, Window::new(region.clone(), 0), len)?);
+    }
+    let mut bytes = vec![0; len as usize];
+    region.read_at(&mut bytes, 0)?;
+    is_sound(what, region, &Arc::new(bytes), store)
+}
+
+/// Whether all bytes of a pack or table are as they were written.
+fn is_sound(what: &What, copy: &Arc<dyn Region>, bytes: &Arc<Vec<u8>>, store: &[u8; 16]) -> Result<bool> {
+    if let What::Table(parts) = what {
+        let is_good = |part: &Range<u64>| {
+            let bytes = bytes.get(part.start as usize..part.end as usize);
+            bytes.is_some_and(|bytes| is_sealed(bytes, copy.place().id, part.start))
+        };
+        return Ok(parts.iter().all(is_good));
+    }
+    let whole = pack::of_bytes(copy.clone(), bytes.clone());
+    let parts = match pack::read(&*whole, store) {
+        Err(Error::Corrupt { .. }) => return Ok(false),
+        parts => parts?,
+    };
+    for part in parts {
+        let end = part.end;
+        let region: Arc<dyn Region> = Arc::new(Packed::new(whole.clone(), part));
+        if !frames_are_whole(&region, Window::of_few(region.clone(), 0), end)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn frames_are_whole(region: &Arc<dyn Region>, mut window: Window, end: u64) -> Result<bool> {
+    let mut at = region_start(&**region);
+    while at < end {
+        window.fill_frame(at)?;
+        let bytes = window.bytes(at);
+        if !is_whole(&**region, bytes, at) {
+            return Ok(false);
+        }
+        at = region.next_kept(at + frame::shape(bytes).expect("it is whole").len as u64);
+    }
+    Ok(true)
 }

@@ -1,11 +1,15 @@
-//! Whether all is in the bucket that should be, by the names and lengths of its objects. docs/format.md §Bucket.
+//! Whether all is in the bucket that should be: by the names and lengths of its objects, and, where a scrub is told to read them, by
+//! their bytes. docs/format.md §Bucket.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::Result;
 use crate::checkpoint::{Checkpoint, is_claimed};
+use crate::copying::{What, is_as_written};
+use crate::scrub::ScrubReport;
 use crate::store::Store;
-use crate::volume::{BucketVolume, PART, REGIONS, list_all, part_names};
+use crate::volume::{BucketVolume, Kept, PART, REGIONS, Region, list_all, part_names};
 
 /// What is gone from the bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +33,76 @@ pub struct Gap {
     pub len: u64,
 }
 
+/// A region that is here and in the bucket.
+pub(crate) struct Both {
+    what: What,
+    here: Arc<dyn Region>,
+    kept: Kept,
+    /// Bytes that it has.
+    pub len: u64,
+}
+
 impl Store {
+    /// What is here and in the bucket, as far as that is known.
+    pub(crate) fn in_both(&self) -> Vec<Both> {
+        let Some(bucket) = self.volumes.bucket() else { return Vec::new() };
+        let mut kept = bucket.kept();
+        let mut all: Vec<(What, Arc<dyn Region>)> = {
+            let regions = self.regions.read();
+            let segments = self.segments.lock();
+            let own = segments.iter().filter(|s| s.pack.is_none()).filter_map(|s| regions.get(&s.at.id));
+            own.map(|region| (What::Segment, region.clone())).collect()
+        };
+        all.extend(self.packs.lock().iter().map(|p| (What::Pack, p.clone())));
+        let levels = self.index.read().levels.clone();
+        all.extend(levels.tables().map(|t| (What::Table(t.parts()), t.region().clone())));
+        all.retain(|(_, region)| !self.volumes.is_out_of_reach(region.place()));
+        let of = |(what, here): (What, Arc<dyn Region>)| {
+            let kept = kept.remove(&here.place().id)?;
+            Some(Both { what, here, kept, len: kept.len })
+        };
+        all.into_iter().filter_map(of).collect()
+    }
+
+    /// Compares some bytes of what is here with what the bucket has, from where a scrub is; says whether there is more. What is sound here,
+    /// and something else there, is put anew.
+    pub(crate) fn compare_some(&self, report: &mut ScrubReport) -> Result<bool> {
+        let Some(bucket) = self.volumes.bucket().filter(|b| !self.read_only && self.volumes.takes(b.number())) else {
+            return Ok(false);
+        };
+        {
+            let _pushing = self.pushing.lock();
+            if !self.learn(&bucket)? {
+                return Ok(false);
+            }
+        }
+        let left = self.in_both().into_iter().filter(|c| c.here.place().id >= report.at.region);
+        let Some(c) = left.min_by_key(|c| c.here.place().id) else { return Ok(false) };
+        let id = c.here.place().id;
+        let from = if report.at.region == id { report.at.offset } else { 0 };
+        let n = PART.min(c.len.saturating_sub(from)) as usize;
+        let (mut here, mut there) = (vec![0; n], vec![0; n]);
+        c.here.read_at(&mut here, from)?;
+        self.volumes.open(bucket.place(id, c.kept))?.read_fresh(&mut there, from)?;
+        report.bytes += n as u64;
+        (report.at.region, report.at.offset) = match here == there && from + (n as u64) < c.len {
+            true => (id, from + n as u64),
+            false => (id + 1, 0),
+        };
+        if here != there && is_as_written(&c.what, &c.here, c.len, &self.uuid)? {
+            let mut pushing = self.pushing.lock();
+            // (It may be gone meanwhile, or was put anew.)
+            if bucket.kept().get(&id) == Some(&c.kept) {
+                tracing::warn!("{}: region {id:x} is damaged there, and is put anew", bucket.objects().name());
+                report.healed += 1;
+                bucket.drop_note(id);
+                *pushing = None;
+                self.reach.lock().begin_anew();
+            }
+        }
+        Ok(true)
+    }
+
     /// Looks for what is gone from the bucket. [`Store::step_push`] puts anew what is here.
     pub fn find_gaps(&self) -> Result<Gaps> {
         // Nobody puts or deletes anything meanwhile, nor relies, further down, on what is known to be there.

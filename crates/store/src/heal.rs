@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::extent::{BLOCK, Codec};
 use crate::frame::{self, Body, Content, Record};
-use crate::reading::{Window, damaged_blocks};
+use crate::reading::{Window, damaged_blocks, each_copy};
 use crate::volume::Region;
 use crate::{Error, FilesetId, ObjectId, Result, Tid};
 
@@ -159,6 +159,13 @@ impl Sides {
             windows.push((copy, window));
         }
         Ok((!windows.is_empty()).then(|| Sides { region: region.clone(), windows }))
+    }
+
+    /// Those of a region, and one more.
+    pub fn and(region: &Arc<dyn Region>, other: Arc<dyn Region>, at: u64) -> Sides {
+        let copies = each_copy(region).into_iter().chain([other]);
+        let windows = copies.map(|copy| (copy.clone(), Window::of_few(copy, at))).collect();
+        Sides { region: region.clone(), windows }
     }
 
     /// Makes the frame at a byte the same in all copies, as far as any has it; returns it, and how many places were healed.

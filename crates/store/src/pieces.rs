@@ -240,10 +240,12 @@ impl Store {
         region.drop_cached(at, n as u64);
         mend_stored(&*region, at, stored, place.codec, len)?;
         match extent::load(place, stored, out) {
-            Err(e @ Error::Corrupt { .. }) => self.heal_from_bucket(&*region, at, stored, (place.codec, len), e)?,
-            loaded => return loaded,
+            Err(e @ Error::Corrupt { .. }) => match self.heal_from_bucket(&*region, at, stored, (place.codec, len))? {
+                true => extent::load(place, stored, out),
+                false => Err(e),
+            },
+            loaded => loaded,
         }
-        extent::load(place, stored, out)
     }
 
     /// Bytes of a segment, from memory if they are not written yet. Fails where only some of them are. `follow`: the log may be

@@ -1,8 +1,8 @@
 //! Scrubbing: every stored byte is read from the volume and verified, in steps, while the store is in use.
 //! docs/format.md §Scrub.
 //!
-//! First the segments by number, then the tables, at last manifest and superblocks, which are written anew where they are
-//! damaged. Between two steps segments may be cleaned and moved: a step goes on where the one before ended, because offsets
+//! First the segments by number, then the tables, then manifest and superblocks, which are written anew where they are
+//! damaged; at last, if that is asked for, what the bucket has of all that is compared with it. Between two steps segments may be cleaned and moved: a step goes on where the one before ended, because offsets
 //! within a segment stay what they were. What is read comes from the volume, not from the operating system's cache, as far as
 //! the volume can see to that.
 //!
@@ -16,16 +16,16 @@ use crate::codec::{Reader, is_sealed, put_varint};
 use crate::extent::{self, BLOCK, CHUNK, Codec, Piece};
 use crate::fileset::MAIN;
 use crate::frame::{self, Body, Content, Record};
-use crate::heal::{Elsewhere, Lost, Sides, heal};
+use crate::heal::{Elsewhere, Lost, Sides, heal, write_anew};
 use crate::index::table::{Cursor, Table};
 use crate::key::{Key, parse};
 use crate::manifest::Manifest;
 use crate::pack;
-use crate::reading::{Window, damaged_blocks, each_copy, region_start};
+use crate::reading::{Window, damaged_blocks, each_copy, extent_is_valid, region_start};
 use crate::segment::{self, Segment};
 use crate::sieve::each_span;
 use crate::store::{FRAME_MAX, Store};
-use crate::volume::Region;
+use crate::volume::{Region, RegionRef};
 use crate::workers::Job;
 use crate::{Error, FilesetId, Kind, ObjectId, Result, Tid};
 
@@ -36,11 +36,30 @@ pub const LISTED: usize = 1000;
 /// How far a scrub is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScrubAt {
-    /// Whether the segments are done.
-    tables: bool,
+    phase: Phase,
     /// The region it is in, and from which byte on.
-    region: u64,
-    offset: u64,
+    pub(crate) region: u64,
+    pub(crate) offset: u64,
+}
+
+/// What a scrub reads, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Segments,
+    Tables,
+    /// What is in the bucket, too.
+    Copies,
+}
+
+impl ScrubAt {
+    fn first(phase: Phase) -> ScrubAt {
+        ScrubAt { phase, region: 0, offset: 0 }
+    }
+
+    fn segment(region: u64, offset: u64) -> ScrubAt {
+        ScrubAt { phase: Phase::Segments, region, offset }
+    }
 }
 
 /// What is damaged.
@@ -104,7 +123,7 @@ pub struct ScrubReport {
     pub bytes: u64,
     /// How far it is.
     pub at: ScrubAt,
-    /// Whether what is in the bucket only is read, too.
+    /// Whether what is in the bucket is read, too.
     pub bucket: bool,
     /// Damages, `LISTED` at most.
     pub damages: Vec<Damage>,
@@ -124,8 +143,8 @@ impl ScrubReport {
 
     fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
-        let ScrubAt { tables, region, offset } = self.at;
-        for v in [self.begun, self.ended, self.bytes, tables.into(), region, offset, self.more, self.healed] {
+        let ScrubAt { phase, region, offset } = self.at;
+        for v in [self.begun, self.ended, self.bytes, phase as u64, region, offset, self.more, self.healed] {
             put_varint(&mut out, v);
         }
         put_varint(&mut out, self.bucket.into());
@@ -155,7 +174,13 @@ impl ScrubReport {
             return None;
         }
         let (begun, ended, bytes) = (r.varint()?, r.varint()?, r.varint()?);
-        let at = ScrubAt { tables: r.varint()? != 0, region: r.varint()?, offset: r.varint()? };
+        let phase = match r.varint()? {
+            0 => Phase::Segments,
+            1 => Phase::Tables,
+            2 => Phase::Copies,
+            _ => return None,
+        };
+        let at = ScrubAt { phase, region: r.varint()?, offset: r.varint()? };
         let (more, healed) = (r.varint()?, r.varint()?);
         let bucket = version > 1 && r.varint()? != 0;
         let mut damages = Vec::new();
@@ -196,6 +221,17 @@ impl Store {
 
     /// Bytes that a scrub reads, about; `bucket`: as [`ScrubReport::bucket`].
     pub fn scrub_total(&self, bucket: bool) -> u64 {
+        let tables = self.index.read().levels.tables().map(|t| t.len()).sum::<u64>();
+        let copies = if bucket { self.in_both().into_iter().map(|c| c.len).sum() } else { 0 };
+        self.segments_total(bucket) + tables + copies
+    }
+
+    /// Bytes that are in the bucket only, which a scrub passes over if it is not told to read them.
+    pub fn cold_total(&self) -> u64 {
+        self.segments_total(true).saturating_sub(self.segments_total(false))
+    }
+
+    fn segments_total(&self, bucket: bool) -> u64 {
         let open = self.log.tail().position().region;
         let regions = self.regions.read();
         let kept = |s: &Segment| match s.pack {
@@ -204,8 +240,7 @@ impl Store {
         };
         let cold = self.left_to_the_bucket(bucket);
         let is_read = |s: &&Segment| s.at.id != open && !cold.contains(&s.container());
-        let segments = self.segments.lock().iter().filter(is_read).map(kept).sum::<u64>();
-        segments + self.index.read().levels.tables().map(|t| t.len()).sum::<u64>()
+        self.segments.lock().iter().filter(is_read).map(kept).sum()
     }
 
     /// What a scrub passes over.
@@ -224,7 +259,7 @@ impl Store {
     /// Goes on with a scrub for about so many bytes; says whether there is more.
     pub fn step_scrub(&self, report: &mut ScrubReport, budget: u64) -> Result<bool> {
         let until = report.bytes + budget;
-        while !report.at.tables && report.bytes < until {
+        while report.at.phase == Phase::Segments && report.bytes < until {
             let open = self.log.tail().position().region;
             let cold = self.left_to_the_bucket(report.bucket);
             let next = {
@@ -240,7 +275,7 @@ impl Store {
                         // Where what is left of it is, can't be told any more.
                         Err(Error::Corrupt { what, .. }) if what.starts_with("pack") => {
                             report.add(Damage { region: s.at.id, offset: 0, len: s.end, rot: Rot::Frame });
-                            report.at = ScrubAt { region: s.at.id + 1, ..ScrubAt::default() };
+                            report.at = ScrubAt::segment(s.at.id + 1, 0);
                         }
                         outcome => outcome?,
                     }
@@ -249,18 +284,16 @@ impl Store {
                         bucket.cool(s.container());
                     }
                 }
-                None => report.at = ScrubAt { tables: true, ..ScrubAt::default() },
+                None => report.at = ScrubAt::first(Phase::Tables),
             }
         }
-        while report.bytes < until {
+        while report.at.phase == Phase::Tables && report.bytes < until {
             let levels = self.index.read().levels.clone();
             let left = levels.tables().filter(|t| t.reference().region.id >= report.at.region);
             let Some(table) = left.min_by_key(|t| t.reference().region.id).cloned() else {
                 report.healed += self.heal_heads()?;
-                self.scrub_bucket(report)?;
-                let frames: Vec<Damage> = report.damages.iter().filter(|d| d.rot == Rot::Frame).copied().collect();
-                self.bytes_in(&frames)?.into_iter().for_each(|d| report.add(d));
-                return Ok(false);
+                report.at = ScrubAt::first(Phase::Copies);
+                break;
             };
             let id = table.reference().region.id;
             let region = table.region().clone();
@@ -284,7 +317,18 @@ impl Store {
                 outcome => drop(outcome?),
             }
         }
-        Ok(true)
+        if report.at.phase != Phase::Copies {
+            return Ok(true);
+        }
+        while report.bucket && self.compare_some(report)? {
+            if report.bytes >= until {
+                return Ok(true);
+            }
+        }
+        self.scrub_bucket(report)?;
+        let frames: Vec<Damage> = report.damages.iter().filter(|d| d.rot == Rot::Frame).copied().collect();
+        self.bytes_in(&frames)?.into_iter().for_each(|d| report.add(d));
+        Ok(false)
     }
 
     /// What files have in damaged frames, as far as that is damaged too: the frames tell it no more, but the index does.
@@ -407,18 +451,22 @@ impl Store {
     fn scrub_segment(&self, s: &Segment, until: u64, report: &mut ScrubReport) -> Result<()> {
         // It may be another one by now, or gone: then the next step finds that.
         let Some(region) = self.regions.read().get(&s.at.id).cloned() else {
-            report.at = ScrubAt { region: s.at.id + 1, ..ScrubAt::default() };
+            report.at = ScrubAt::segment(s.at.id + 1, 0);
             return Ok(());
         };
         let goes_on = report.at.region == s.at.id && report.at.offset > 0;
         if !goes_on {
-            report.at = ScrubAt { region: s.at.id, offset: segment::HEADER, tables: false };
+            report.at = ScrubAt::segment(s.at.id, segment::HEADER);
             if s.pack.is_none() {
                 region.drop_cached(0, segment::HEADER);
                 report.bytes += segment::HEADER;
                 let is_good = |bytes: &[u8]| segment::verify(bytes, &self.uuid, s.at).is_ok();
                 report.healed += heal(&*region, &mut [0; segment::HEADER as usize], 0, &is_good)?.unwrap_or(0);
-                if segment::verify(&segment::read(&*region, &self.uuid)?, &self.uuid, s.at).is_err() {
+                let is_good = || Ok(segment::verify(&segment::read(&*region, &self.uuid)?, &self.uuid, s.at).is_ok());
+                if !is_good()? && self.header_from_bucket(&*region, s.at) {
+                    report.healed += 1;
+                }
+                if !is_good()? {
                     report.add(Damage { region: s.at.id, offset: 0, len: segment::HEADER, rot: Rot::Frame });
                 }
             }
@@ -454,8 +502,8 @@ impl Store {
             }
         }
         report.at = match at < s.end {
-            true => ScrubAt { region: s.at.id, offset: at, tables: false },
-            false => ScrubAt { region: s.at.id + 1, ..ScrubAt::default() },
+            true => ScrubAt::segment(s.at.id, at),
+            false => ScrubAt::segment(s.at.id + 1, 0),
         };
         Ok(())
     }
@@ -489,6 +537,15 @@ impl Store {
                     window.bytes(at)
                 }
             };
+            let mended;
+            let bytes = match frame::parse(bytes, s.at.id, at).is_none().then(|| self.mend_with_bucket(region, at)) {
+                Some(Some((frame, healed))) => {
+                    report.healed += healed;
+                    mended = frame;
+                    &mended[..]
+                }
+                _ => bytes,
+            };
             let Some(f) = frame::parse(bytes, s.at.id, at) else {
                 let next = next_frame(region, at, s.end)?;
                 report.add(Damage { region: s.at.id, offset: at, len: next - at, rot: Rot::Frame });
@@ -506,6 +563,33 @@ impl Store {
             at = region.next_kept(at + len as u64);
         }
         Ok(at)
+    }
+}
+
+impl Store {
+    /// Makes what is damaged of a frame here good from the bucket's copy, and there from the one here; returns it, and how many places
+    /// were healed. Where the bucket is out of reach, it stays as it is.
+    fn mend_with_bucket(&self, region: &Arc<dyn Region>, at: u64) -> Option<(Vec<u8>, u64)> {
+        let there = self.also_in_bucket(region.place().id).filter(|_| self.reaches_bucket() && !self.is_fenced())?;
+        let evened = Sides::and(region, there, at).even_out(at);
+        let evened = evened.inspect_err(|e| tracing::warn!("what is damaged does not heal from the bucket: {e}"));
+        evened.ok().filter(|(frame, _)| !frame.is_empty())
+    }
+
+    /// Whether it is worth waiting for the bucket: who scrubs may meet a thousand damaged places.
+    fn reaches_bucket(&self) -> bool {
+        self.volumes.bucket().is_some_and(|bucket| bucket.objects().trouble().is_none())
+    }
+
+    /// Writes the header of a segment anew as the bucket has it; says whether it does.
+    fn header_from_bucket(&self, here: &dyn Region, at: RegionRef) -> bool {
+        let mut bytes = [0; segment::HEADER as usize];
+        let Some(there) = self.also_in_bucket(at.id).filter(|_| self.reaches_bucket()) else { return false };
+        let is_good = there.read_at(&mut bytes, 0).is_ok() && segment::verify(&bytes, &self.uuid, at).is_ok();
+        if is_good {
+            write_anew(here, here, &bytes, 0);
+        }
+        is_good
     }
 }
 
@@ -586,7 +670,17 @@ impl Store {
         for (damage, stored) in damaged_data(region, frame, at, tid, r) {
             let Rot::Data { fileset, object, offset, len, tid } = damage.rot else { continue };
             let lost = Lost { fileset, object, offset, len: len as usize, tid };
-            match !is_lost && self.fetch(region, damage.offset, stored, codec, &lost) {
+            let is_there = || {
+                if !self.reaches_bucket() {
+                    return false;
+                }
+                let mut stored = stored.to_vec();
+                let n = if codec == Codec::Raw { stored.len().saturating_sub(4) } else { lost.len };
+                let asked = self.heal_from_bucket(region, damage.offset, &mut stored, (codec, n));
+                let asked = asked.inspect_err(|e| tracing::warn!("what is damaged does not heal from the bucket: {e}"));
+                asked.is_ok() && extent_is_valid(region, damage.offset, &stored, codec, n)
+            };
+            match !is_lost && (is_there() || self.fetch(region, damage.offset, stored, codec, &lost)) {
                 true => report.healed += 1,
                 false => report.add(damage),
             }
@@ -660,7 +754,7 @@ mod tests {
             begun: 1 << 60,
             ended: 0,
             bytes: 1 << 40,
-            at: ScrubAt { tables: true, region: 7, offset: 9 },
+            at: ScrubAt { phase: Phase::Copies, region: 7, offset: 9 },
             damages: vec![damage(Rot::Frame), damage(Rot::Table), damage(data)],
             more: 3,
             healed: 1,

@@ -188,26 +188,28 @@ impl Store {
         Ok(())
     }
 
-    /// Reads the blocks of stored bytes that are damaged here, which is `damage`, from the bucket, if they are there too, and whole, and
-    /// writes them anew. `len`: as for [`damaged_blocks`].
+    /// A segment, or what is left of it, as the bucket has it, if it is here too.
+    pub(crate) fn also_in_bucket(&self, id: u64) -> Option<Arc<dyn Region>> {
+        let bucket = self.volumes.bucket()?;
+        let s = self.segments.lock().iter().find(|s| s.at.id == id).copied()?;
+        let place = bucket.place_of(s.container()).filter(|_| !self.cold_regions().contains(&s.container()))?;
+        let there = self.volumes.open(place).ok()?;
+        Some(match s.pack {
+            Some(_) => Arc::new(Packed::unread(there, s.at, self.uuid)),
+            None => there,
+        })
+    }
+
+    /// Reads the blocks of stored bytes that are damaged here from the bucket, as far as they are there too, and whole, and writes them
+    /// anew; says whether the bucket was asked. `len`: as for [`damaged_blocks`].
     pub(crate) fn heal_from_bucket(
         &self,
         here: &dyn Region,
         at: u64,
         stored: &mut [u8],
         (codec, len): (Codec, usize),
-        damage: Error,
-    ) -> Result<()> {
-        let id = here.place().id;
-        let Some(bucket) = self.volumes.bucket() else { return Err(damage) };
-        let Some(s) = self.segments.lock().iter().find(|s| s.at.id == id).copied() else { return Err(damage) };
-        let place = bucket.place_of(s.container()).filter(|_| !self.cold_regions().contains(&s.container()));
-        let Some(place) = place else { return Err(damage) };
-        let there = self.volumes.open(place)?;
-        let there = match s.pack {
-            Some(_) => Arc::new(Packed::unread(there, s.at, self.uuid)),
-            None => there,
-        };
+    ) -> Result<bool> {
+        let Some(there) = self.also_in_bucket(here.place().id) else { return Ok(false) };
         let mut found = vec![0; stored.len()];
         there.read_at(&mut found, at)?;
         let lost: Vec<_> = damaged_blocks(here, at, &found, codec, len).collect();
@@ -220,7 +222,7 @@ impl Store {
             write_anew(here, here, &found[part.clone()], at + part.start as u64);
             stored[part.clone()].copy_from_slice(&found[part]);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Lets what has not been read for longest give way until so many bytes more are free here; says whether anything did. Waits for
