@@ -145,7 +145,16 @@ impl Place {
     /// Finds the store's volumes, this one first, as far as they can be found. `others`: where some may be, too.
     pub fn find(&self, others: &[PathBuf], write: bool) -> Result<Vec<Found>> {
         let there = |place: Place| place.volume(write).map(|volume| (place, volume));
-        let others = others.iter().map(|path| there(Place::at(path)?)).collect::<Result<_>>()?;
+        let mut named = vec![self.path.clone()];
+        let mut places = others.iter().map(|path| Place::at(path)).collect::<Result<Vec<Place>>>()?;
+        // (One that is named twice is one volume.)
+        places.retain(|place| {
+            !named.contains(&place.path) && {
+                named.push(place.path.clone());
+                true
+            }
+        });
+        let others = places.into_iter().map(there).collect::<Result<_>>()?;
         let first = there(self.clone())?;
         let found = darner_store::find(first, others, &mut |entry, says, own| self.look_for(entry, says, own, write))?;
         Ok(found.into_iter().map(|f| Found { place: f.what, number: f.identity.number, volume: f.volume }).collect())

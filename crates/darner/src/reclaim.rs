@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use darner_store::volume::Volume;
-use darner_store::{Identity, has_only_regions, identify, identify_by_label};
+use darner_store::{Identity, identify, identify_by_label, was_volume};
 
 use crate::error::{Context, Failure, Result};
 use crate::place::{Place, devices, is_volume_at};
@@ -68,10 +68,10 @@ pub fn overwritten(e: darner_store::Error, found: &[Arc<dyn Volume>]) -> Failure
         ));
     }
     let there = Place::at(Path::new(place)).ok().and_then(|p| p.volume(false).ok());
-    if there.is_some_and(|v| identify(&*v).is_err() && has_only_regions(&*v).unwrap_or(false)) {
+    if there.is_some_and(|v| identify(&*v).is_err() && was_volume(&*v).unwrap_or(false)) {
         let of = found[0].name();
         return Failure::new(format!(
-            "{e}. {place} has regions, and no valid superblock: darner volume reclaim {place} --of {of} takes it back"
+            "{e}. {place} was a volume, and has no valid superblock: darner volume reclaim {place} --of {of} takes it back"
         ));
     }
     match std::iter::once(PathBuf::from(place)).chain(devices()).find(was_it) {

@@ -2,119 +2,17 @@
 //! stopped, killed and started again while the filesystem is in use.
 
 mod common;
+#[path = "common/s3.rs"]
+mod s3;
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{DARNER, World, eventually};
+use common::{World, eventually};
+use s3::{Server, run, sh};
 use serde_json::Value;
-
-const SERVE: &str = "DARNER_TEST_BUCKET";
-const KEY: [(&str, &str); 3] =
-    [("AWS_ACCESS_KEY_ID", "an-access-key"), ("AWS_SECRET_ACCESS_KEY", "a-very-secret-key"), ("AWS_REGION", "here")];
-
-/// A server, and the directory with its buckets.
-struct Server {
-    dir: PathBuf,
-    port: u16,
-    process: Child,
-}
-
-impl Server {
-    fn new(dir: &Path) -> Server {
-        let dir = dir.join("server");
-        std::fs::create_dir_all(dir.join("bucket")).unwrap();
-        let port = common::free_port();
-        let process = Server::start(&dir, port);
-        Server { dir, port, process }
-    }
-
-    fn start(dir: &Path, port: u16) -> Child {
-        let mut server = Command::new(std::env::current_exe().unwrap());
-        server.args(["--exact", "serve", "--ignored", "--nocapture"]).env(SERVE, format!("{port} {}", dir.display()));
-        let process = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        eventually("the server answers", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        process
-    }
-
-    fn signal(&self, signal: i32) {
-        common::signal(self.process.id() as i32, signal);
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.process = Server::start(&self.dir, self.port);
-    }
-
-    /// The objects with bytes of regions, the largest first.
-    fn parts(&self) -> Vec<PathBuf> {
-        let find =
-            Command::new("find").arg(self.dir.join("bucket/some/where/r")).args(["-type", "f"]).output().unwrap();
-        let mut all: Vec<PathBuf> = String::from_utf8(find.stdout).unwrap().lines().map(PathBuf::from).collect();
-        all.sort_by_key(|path| std::cmp::Reverse(path.metadata().unwrap().len()));
-        all
-    }
-
-    /// Files of objects.
-    fn objects(&self) -> usize {
-        let find = Command::new("find").arg(self.dir.join("bucket")).args(["-type", "f"]).output().unwrap();
-        String::from_utf8(find.stdout).unwrap().lines().count()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// No test: what [`Server`] runs.
-#[test]
-#[ignore]
-fn serve() {
-    let Ok(what) = std::env::var(SERVE) else { return };
-    let (port, dir) = what.split_once(' ').unwrap();
-    let service = {
-        let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(dir).unwrap());
-        builder.set_auth(s3s::auth::SimpleAuth::from_single(KEY[0].1, KEY[1].1));
-        builder.build()
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port.parse().unwrap())).await.unwrap();
-        let http = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
-        loop {
-            let (socket, _) = listener.accept().await.unwrap();
-            socket.set_nodelay(true).unwrap();
-            let connection = http.serve_connection(hyper_util::rt::TokioIo::new(socket), service.clone()).into_owned();
-            tokio::spawn(connection);
-        }
-    });
-}
-
-/// Runs a script in the world's directory that may reach the server.
-fn run(w: &World, server: &Server, script: &str) -> Output {
-    let mut command = Command::new("bash");
-    command.args(["-euc", script]).current_dir(&w.dir).envs(KEY);
-    command.env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", server.port));
-    command.env("MNT", &w.mnt).env("DARNER", DARNER).env("DIR", &w.dir).env("DARNER_BUCKET_SECONDS", "3600");
-    command.output().unwrap()
-}
-
-#[track_caller]
-fn sh(w: &World, server: &Server, script: &str) -> String {
-    let out = run(w, server, script);
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.success(), "{script}: {said}");
-    String::from_utf8(out.stdout).unwrap().trim_end().to_owned()
-}
 
 fn bucket(w: &World) -> Value {
     let all = w.sh_outside("$DARNER volume list $MNT --json");
@@ -164,7 +62,7 @@ fn what_is_in_a_bucket_reads_as_it_did_and_comes_back_when_the_bucket_leaves() {
     w.sh(&format!("md5sum -c --quiet $DIR/hot; md5sum -c --quiet <(sed 's, a, a@@{then},' $DIR/sums)"));
     let refused = run(
         &w,
-        &server,
+        server.port,
         "$DARNER create other; mkdir m; $DARNER mount other m; $DARNER volume add m s3://bucket/some/where",
     );
     assert!(String::from_utf8_lossy(&refused.stderr).contains("holds a store already"), "{refused:?}");
@@ -203,7 +101,7 @@ fn a_lost_machine_s_store_is_opened_elsewhere_from_its_bucket_and_the_old_one_is
     // It comes back, and finds that it was taken over; that harms nobody.
     sh(&w, &server, "$DARNER mount --log old.log lost $MNT");
     w.sh("grep -q late late; echo old > old; sync -f .");
-    let said = run(&w, &server, "$DARNER volume push $MNT");
+    let said = run(&w, server.port, "$DARNER volume push $MNT");
     assert!(String::from_utf8_lossy(&said.stderr).contains("was taken over by"), "{said:?}");
     assert_eq!(bucket(&w)["state"], "fenced");
     let status = w.sh_outside("$DARNER status $MNT");
@@ -215,7 +113,7 @@ fn a_lost_machine_s_store_is_opened_elsewhere_from_its_bucket_and_the_old_one_is
         &server,
         "$DARNER mount --local here s3://bucket/some/where elsewhere; grep -q more elsewhere/more; $DARNER unmount elsewhere",
     );
-    let refused = run(&w, &server, "$DARNER mount --local lost s3://bucket/some/where elsewhere");
+    let refused = run(&w, server.port, "$DARNER mount --local lost s3://bucket/some/where elsewhere");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("was taken over by"), "{refused:?}");
     // And once more.
     sh(&w, &server, "$DARNER mount --local third s3://bucket/some/where elsewhere");
@@ -234,14 +132,14 @@ fn a_copy_of_a_store_beside_it_leaves_the_bucket_alone() {
     w.sh("head -c 9M /dev/urandom > new; sync -f .; md5sum new > $DIR/new; $DARNER volume push .");
     w.sh_outside("head -c 9M /dev/urandom > beside/other; sync -f beside");
     // It is told at once, where it is asked for, and what the copy has here it goes on with.
-    let said = run(&w, &server, "timeout 20 $DARNER volume push beside");
+    let said = run(&w, server.port, "timeout 20 $DARNER volume push beside");
     assert!(String::from_utf8_lossy(&said.stderr).contains("was taken over by"), "{said:?}");
     let status = w.sh_outside("$DARNER status beside; $DARNER volume list beside; cat beside/other > /dev/null");
     assert_eq!(status.matches("taken over by").count(), 2, "{status}");
     // An older state of it, put in its place, is as much of a copy.
     w.sh_outside("$DARNER unmount $MNT; $DARNER unmount beside; mv store newer; cp -a copy store");
     sh(&w, &server, "$DARNER mount --log old.log store $MNT; echo more > $MNT/more; sync -f $MNT");
-    let said = run(&w, &server, "timeout 20 $DARNER volume push $MNT");
+    let said = run(&w, server.port, "timeout 20 $DARNER volume push $MNT");
     assert!(String::from_utf8_lossy(&said.stderr).contains("was taken over by"), "{said:?}");
     w.unmount();
     sh(&w, &server, "$DARNER mount --local there s3://bucket/some/where $MNT");
@@ -343,7 +241,7 @@ fn an_object_that_is_gone_or_shorter_fails_only_reads_of_what_was_in_it_and_the_
     w.sh_outside("! $DARNER volume push $MNT 2> said; grep -q 'is leaving' said");
     server.restart();
     eventually("the bucket has left", || {
-        run(&w, &server, &format!("$DARNER volume remove $MNT {id}"));
+        run(&w, server.port, &format!("$DARNER volume remove $MNT {id}"));
         server.objects() == 0
     });
     assert_eq!(failed(), lost);
@@ -366,7 +264,7 @@ fn what_is_forgotten_while_the_bucket_is_away_leaves_it_when_it_is_back_which_is
     };
     assert!(is_there(&server));
     server.kill();
-    let said = run(&w, &server, "timeout 60 $DARNER forget $MNT/a/7");
+    let said = run(&w, server.port, "timeout 60 $DARNER forget $MNT/a/7");
     let told = String::from_utf8_lossy(&said.stdout).into_owned();
     assert_eq!(said.status.code(), Some(1), "{said:?}");
     assert!(
@@ -383,7 +281,7 @@ fn what_is_forgotten_while_the_bucket_is_away_leaves_it_when_it_is_back_which_is
     });
     // Also where nothing is to be done there.
     server.kill();
-    let said = run(&w, &server, "timeout 60 $DARNER volume push $MNT");
+    let said = run(&w, server.port, "timeout 60 $DARNER volume push $MNT");
     assert_eq!(said.status.code(), Some(1), "{said:?}");
     assert_eq!(bucket(&w)["state"], "unreachable");
     server.restart();
@@ -418,13 +316,13 @@ fn volume_push_puts_anew_what_is_gone_from_the_bucket_and_fails_where_it_is_nowh
     }
     let id = bucket(&w)["id"].as_u64().unwrap();
     w.sh_outside(&format!("$DARNER volume move $MNT --from 0 --to {id}; {shorter}"));
-    let said = run(&w, &server, "timeout 60 $DARNER volume push $MNT");
+    let said = run(&w, server.port, "timeout 60 $DARNER volume push $MNT");
     assert_eq!(said.status.code(), Some(1), "{said:?}");
     assert!(
         String::from_utf8_lossy(&said.stderr).contains("objects of what is in the bucket only are gone"),
         "{said:?}"
     );
-    let scrub = run(&w, &server, "$DARNER scrub $MNT");
+    let scrub = run(&w, server.port, "$DARNER scrub $MNT");
     assert!(String::from_utf8_lossy(&scrub.stdout).contains(": bytes "), "{scrub:?}");
     // (What is gone may be met once more while it is unmounted.)
     w.forgive_errors();
@@ -440,7 +338,7 @@ fn why_nothing_more_reaches_the_bucket_is_said_by_push_which_ends_and_by_status(
     w.sh_outside("$DARNER volume push $MNT; $DARNER unmount $MNT; truncate -s 100 server/bucket/some/where/c/*; mv server/bucket/some/where/e was");
     sh(&w, &server, "$DARNER mount --log daemon.log store $MNT");
     for refused in ["timeout 40 $DARNER volume push $MNT", "timeout 40 $DARNER volume move $MNT --from 0 --to 1"] {
-        let said = run(&w, &server, refused);
+        let said = run(&w, server.port, refused);
         assert_eq!(said.status.code(), Some(1), "{said:?}");
         assert!(String::from_utf8_lossy(&said.stderr).contains("the checkpoint is damaged"), "{said:?}");
     }

@@ -90,6 +90,14 @@ fn a_store_is_made_on_several_volumes_with_two_copies_of_all() {
 }
 
 #[test]
+fn a_volume_that_a_mount_names_more_than_once_is_one() {
+    let Some(w) = World::new() else { return };
+    w.sh_outside("$DARNER volume add $MNT b; $DARNER unmount $MNT; mv b c");
+    w.sh_outside("$DARNER mount --volume c --volume store --volume ./c c $MNT; $DARNER unmount $MNT");
+    w.sh_outside("$DARNER check store");
+}
+
+#[test]
 fn with_a_second_volume_the_tree_is_there_without_either_and_can_be_written_to() {
     let Some(w) = World::new() else { return };
     let said = w.sh_outside("$DARNER volume add $MNT other");
@@ -302,7 +310,7 @@ fn a_directory_whose_superblocks_are_gone_is_taken_back_by_its_newest_manifest_o
         refused(
             &w,
             &format!("$DARNER mount {other} $MNT"),
-            &format!("{one} has regions, and no valid superblock: darner volume reclaim"),
+            &format!("{one} was a volume, and has no valid superblock: darner volume reclaim"),
         );
         w.sh_outside(&format!("$DARNER volume reclaim {one} --of {other}; $DARNER mount {one} $MNT"));
         w.sh("cd @@L; md5sum -c --quiet $DIR/sums");

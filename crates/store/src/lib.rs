@@ -98,7 +98,7 @@ pub use scrub::{Damage, LISTED, Rot, ScrubAt, ScrubReport};
 pub use shelter::{Memory, Shelter};
 pub use sieve::{AGES, Account, kept_since};
 pub use store::{Store, Usage, Value, Version, VisitValue, VisitVersion};
-pub use superblock::has_only_regions;
+pub use superblock::was_volume;
 pub use tid::Tid;
 pub use tx::Tx;
 pub use volumes::VolumeUsage;

@@ -326,8 +326,8 @@ impl Superblock {
                  darner volume reclaim {name} takes it back",
                 label.number
             ),
-            None if has_only_regions(volume)? => format!(
-                "{name} has regions of a store, and no valid superblock: darner volume reclaim {name} takes it back"
+            None if was_volume(volume)? => format!(
+                "{name} was a volume of a store, and has no valid superblock: darner volume reclaim {name} takes it back"
             ),
             None => format!("{name} holds no darner store (no valid superblock)"),
         }))
@@ -340,9 +340,11 @@ impl Superblock {
     }
 }
 
-/// Of a volume that has no valid superblock: whether it is a directory, which has no label, and has regions all the same.
-pub fn has_only_regions(volume: &dyn Volume) -> Result<bool> {
-    Ok(volume.kind() == VolumeKind::Directory && volume.list()?.is_some_and(|regions| !regions.is_empty()))
+/// Of what has no valid superblock: whether it is a directory, which has no label, and has regions, or damaged superblocks, all the same.
+pub fn was_volume(volume: &dyn Volume) -> Result<bool> {
+    let has_some = |slot| Ok::<_, Error>(volume.read_super(slot)?.iter().any(|b| *b != 0));
+    let has_regions = || Ok::<_, Error>(volume.list()?.is_some_and(|regions| !regions.is_empty()));
+    Ok(volume.kind() == VolumeKind::Directory && (has_some(0)? || has_some(1)? || has_regions()?))
 }
 
 fn valid(volume: &dyn Volume, slots: &[Vec<u8>]) -> Result<Vec<OnVolume>> {
