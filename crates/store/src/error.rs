@@ -44,7 +44,7 @@ pub enum Error {
     },
     /// No room is left on the volumes.
     #[error(
-        "no space left: {used} of the {size} bytes that the store can have are in use (where it is in a directory or an image, what that disk has left counts)"
+        "no space left: {used} of the {size} bytes that the store can have are in use, and the rest is kept for deleting, cleaning and the like (where it is in a directory or an image, what that disk has left counts)"
     )]
     NoSpace {
         /// Bytes in use.
