@@ -21,6 +21,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use darner::xattr::{self, Xattrs};
+
 use common::{World, can_mount, long, signal};
 use fastrand::Rng;
 use serde_json::Value;
@@ -206,11 +208,14 @@ impl Life {
                 let op = Op::Copy { from: from.clone(), data: Arc::new(is), name: name.clone() };
                 self.tree.apply(&op);
             }
-            // Some of them may be there.
-            Op::SetXattr { name, .. } => {
-                let op = Op::RemoveAll { name: name.clone() };
-                let op = if self.w.mnt.join(name).is_dir() { op } else { Op::Unlink { name: name.clone() } };
-                self.act(&op);
+            // That is one operation for each: some may be as they are to be.
+            Op::SetXattr { name, xattrs } => {
+                let is = xattr::all(&self.w.mnt.join(name)).unwrap();
+                let is: Xattrs = is.into_iter().filter(|(key, _)| key.to_bytes().starts_with(b"user.")).collect();
+                let was = self.tree.xattrs(name);
+                let all = was.iter().chain(xattrs);
+                assert!(is.iter().all(|x| all.clone().any(|y| x == y)), "{op}: {name} has something else");
+                self.tree.apply(&Op::SetXattr { name: name.clone(), xattrs: is });
             }
             _ => {}
         }

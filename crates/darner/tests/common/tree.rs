@@ -282,6 +282,11 @@ impl Tree {
         self.names.iter().filter_map(file).collect()
     }
 
+    /// Those of a name.
+    pub fn xattrs(&self, name: &str) -> &Xattrs {
+        &self.objects[&self.names[name]].xattrs
+    }
+
     /// Files with one name.
     pub fn single_files(&self) -> Vec<(&String, &Arc<Vec<u8>>)> {
         let mut files = self.files();
