@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, is_claimed};
 use crate::copying::{What, is_as_written};
 use crate::scrub::ScrubReport;
 use crate::store::Store;
-use crate::volume::{BucketVolume, Kept, PART, REGIONS, Region, list_all, part_names};
+use crate::volume::{BucketVolume, For, Kept, PART, REGIONS, Region, RegionRef, list_all, part_names};
 
 /// What is gone from the bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,8 +91,10 @@ impl Store {
         };
         if here != there && is_as_written(&c.what, &c.here, c.len, &self.uuid)? {
             let mut pushing = self.pushing.lock();
-            // (It may be gone meanwhile, or was put anew.)
-            if bucket.kept().get(&id) == Some(&c.kept) {
+            let state = self.maintenance.lock();
+            // (It may be gone meanwhile, was put anew, or is there only.)
+            let is_here = |(_, at): &(For, RegionRef)| at.id == id && !self.volumes.is_out_of_reach(*at);
+            if bucket.kept().get(&id) == Some(&c.kept) && self.regions_now(&state).iter().any(is_here) {
                 tracing::warn!("{}: region {id:x} is damaged there, and is put anew", bucket.objects().name());
                 report.healed += 1;
                 bucket.drop_note(id);

@@ -2,9 +2,9 @@
 //! docs/format.md §Scrub.
 //!
 //! First the segments by number, then the tables, then manifest and superblocks, which are written anew where they are
-//! damaged; at last, if that is asked for, what the bucket has of all that is compared with it. Between two steps segments may be cleaned and moved: a step goes on where the one before ended, because offsets
-//! within a segment stay what they were. What is read comes from the volume, not from the operating system's cache, as far as
-//! the volume can see to that.
+//! damaged; at last, if that is asked for, what the bucket has of all that is compared with it. Between two steps segments may be
+//! cleaned and moved: a step goes on where the one before ended, because offsets within a segment stay what they were. What is read
+//! comes from the volume, not from the operating system's cache, as far as the volume can see to that.
 //!
 //! The open segment is left out; a scrub begins a new one first, so that all is read that was there when it began.
 

@@ -327,7 +327,7 @@ impl Link {
     }
 
     /// When the peer was last there for sure, on the clock of [`now_ns`]: now, where the kernel tells of its end; else when something
-    /// came from it, which while calls are under way is at most [`Config::quiet_ns`] ago.
+    /// came from it, which while calls are under way is at most [`crate::Config::quiet_ns`] ago.
     pub fn was_there(&self) -> u64 {
         self.shared.state.lock().engine.was_there(now_ns())
     }
