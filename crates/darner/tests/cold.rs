@@ -19,14 +19,13 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{World, can_mount, long, signal};
+use common::{World, each_seed, long, signal};
 use fastrand::Rng;
 use s3::{Server, run};
 use serde_json::Value;
@@ -144,22 +143,11 @@ impl Life {
         (id(false), id(true))
     }
 
-    fn pids(&self) -> [i32; 2] {
-        let status: Value = serde_json::from_str(&self.sh("$DARNER status $MNT --json")).unwrap();
-        ["supervisor_pid", "daemon_pid"].map(|which| status[which].as_i64().unwrap() as i32)
-    }
-
-    /// Both at once, and the dead mount goes.
-    fn kill_both(&self) {
-        self.pids().into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
-        self.sh("until umount -l $MNT 2>/dev/null; do sleep 0.05; done");
-    }
-
     /// What has reached the bucket is all that is left.
     fn lose_the_machine(&mut self) {
         self.sh("$DARNER volume push $MNT");
         if self.rng.bool() {
-            self.kill_both();
+            self.w.kill();
         } else {
             self.sh("$DARNER unmount $MNT");
         }
@@ -213,11 +201,11 @@ impl Life {
             }
             22..24 => drop(self.say(n, "Clean").sh("$DARNER clean --wait $MNT")),
             24 => drop(self.say(n, "Scrub").sh("$DARNER scrub --bucket $MNT")),
-            25..28 => signal(self.say(n, "Kill").pids()[1], libc::SIGKILL),
+            25..28 => signal(self.say(n, "Kill").w.pids()[0], libc::SIGKILL),
             28 => {
                 self.say(n, "KillBoth");
                 File::open(&self.w.mnt).unwrap().sync_all().unwrap();
-                self.kill_both();
+                self.w.kill();
                 self.mount();
             }
             29..31 => {
@@ -271,18 +259,5 @@ fn live(seed: u64, steps: usize) {
 
 #[test]
 fn whatever_happens_to_a_bucket_and_its_store_nothing_is_lost() {
-    if !can_mount() {
-        return;
-    }
-    let seeds = match std::env::var("DARNER_COLD_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (1..=if long() { 8 } else { 1 }).collect::<Vec<u64>>(),
-    };
-    for seed in seeds {
-        let round = AssertUnwindSafe(|| live(seed, if long() { 120 } else { 50 }));
-        if let Err(panic) = catch_unwind(round) {
-            eprintln!("failed with DARNER_COLD_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
+    each_seed("DARNER_COLD_SEED", 8, |seed| live(seed, if long() { 120 } else { 50 }));
 }

@@ -17,13 +17,12 @@ mod tree;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::{DARNER, World, can_mount, long, signal};
+use common::{DARNER, World, each_seed, long, signal};
 use fastrand::Rng;
 use serde_json::Value;
 use tree::{Op, Tree};
@@ -628,18 +627,5 @@ fn live(seed: u64, decks: usize) {
 
 #[test]
 fn whatever_happens_beside_whatever_every_tree_is_what_it_must_be() {
-    if !can_mount() {
-        return;
-    }
-    let seeds = match std::env::var("DARNER_EVERYTHING_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (1..=if long() { 16 } else { 1 }).collect::<Vec<u64>>(),
-    };
-    for seed in seeds {
-        let round = AssertUnwindSafe(|| live(seed, if long() { 4 } else { 1 }));
-        if let Err(panic) = catch_unwind(round) {
-            eprintln!("failed with DARNER_EVERYTHING_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
+    each_seed("DARNER_EVERYTHING_SEED", 16, |seed| live(seed, if long() { 4 } else { 1 }));
 }

@@ -16,9 +16,8 @@ mod tree;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use common::{World, can_mount, eventually, long, signal};
+use common::{World, each_seed, eventually, long, signal};
 use fastrand::Rng;
 use serde_json::Value;
 use tree::Tree;
@@ -141,17 +140,9 @@ impl Life {
         self.volumes.retain(|v| v != name);
     }
 
-    fn pids(&self) -> [i32; 2] {
-        let status: Value = serde_json::from_str(&self.w.sh_outside("$DARNER status $MNT --json")).unwrap();
-        ["supervisor_pid", "daemon_pid"].map(|which| status[which].as_i64().unwrap() as i32)
-    }
-
     fn kill_both(&self) {
         File::open(&self.w.mnt).unwrap().sync_all().unwrap();
-        let pids = self.pids();
-        pids.into_iter().for_each(|pid| signal(pid, libc::SIGSTOP));
-        pids.into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
-        self.sh("until umount -l $MNT 2>/dev/null; do sleep 0.05; done");
+        self.w.kill();
     }
 
     fn close(&self) {
@@ -308,7 +299,7 @@ impl Life {
                 let name = self.rng.choice(&self.volumes).cloned().expect("there are some");
                 self.remove_volume(&name);
             }
-            30..32 => signal(self.pids()[1], libc::SIGKILL),
+            30..32 => signal(self.w.pids()[0], libc::SIGKILL),
             32 => {
                 self.kill_both();
                 self.mount();
@@ -368,18 +359,5 @@ fn live(seed: u64, steps: usize) {
 
 #[test]
 fn with_two_copies_nothing_that_happens_to_one_volume_at_a_time_costs_anything() {
-    if !can_mount() {
-        return;
-    }
-    let seeds = match std::env::var("DARNER_HURT_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (1..=if long() { 8 } else { 1 }).collect::<Vec<u64>>(),
-    };
-    for seed in seeds {
-        let round = AssertUnwindSafe(|| live(seed, if long() { 120 } else { 40 }));
-        if let Err(panic) = catch_unwind(round) {
-            eprintln!("failed with DARNER_HURT_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
+    each_seed("DARNER_HURT_SEED", 8, |seed| live(seed, if long() { 120 } else { 40 }));
 }

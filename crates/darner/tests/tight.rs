@@ -17,13 +17,12 @@ mod tree;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use darner::xattr::{self, Xattrs};
 
-use common::{World, can_mount, long, signal};
+use common::{World, each_seed, long, signal};
 use fastrand::Rng;
 use serde_json::Value;
 use tree::{Op, Tree};
@@ -154,17 +153,9 @@ impl Life {
         list.as_array().unwrap().iter().map(of).collect()
     }
 
-    fn pids(&self) -> [i32; 2] {
-        let status: Value = serde_json::from_str(&self.w.sh_outside("$DARNER status $MNT --json")).unwrap();
-        ["supervisor_pid", "daemon_pid"].map(|which| status[which].as_i64().unwrap() as i32)
-    }
-
     fn kill_both(&self) {
         File::open(&self.w.mnt).unwrap().sync_all().unwrap();
-        let pids = self.pids();
-        pids.into_iter().for_each(|pid| signal(pid, libc::SIGSTOP));
-        pids.into_iter().for_each(|pid| signal(pid, libc::SIGKILL));
-        self.sh("until umount -l $MNT 2>/dev/null; do sleep 0.05; done");
+        self.w.kill();
     }
 
     fn act(&mut self, op: &Op) {
@@ -263,7 +254,7 @@ impl Life {
                 self.sh(&format!("$DARNER retain $MNT {grid} {full}"));
             }
             27..29 => drop(self.sh("$DARNER clean --wait $MNT")),
-            29..31 => signal(self.pids()[1], libc::SIGKILL),
+            29..31 => signal(self.w.pids()[0], libc::SIGKILL),
             31 => {
                 self.kill_both();
                 self.mount();
@@ -334,18 +325,5 @@ fn live(seed: u64, steps: usize) {
 
 #[test]
 fn a_store_that_is_full_most_of_the_time_loses_nothing_and_gives_room_back() {
-    if !can_mount() {
-        return;
-    }
-    let seeds = match std::env::var("DARNER_TIGHT_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (1..=if long() { 8 } else { 1 }).collect::<Vec<u64>>(),
-    };
-    for seed in seeds {
-        let round = AssertUnwindSafe(|| live(seed, if long() { 150 } else { 60 }));
-        if let Err(panic) = catch_unwind(round) {
-            eprintln!("failed with DARNER_TIGHT_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
+    each_seed("DARNER_TIGHT_SEED", 8, |seed| live(seed, if long() { 150 } else { 60 }));
 }

@@ -16,13 +16,12 @@ mod tree;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{DARNER, World, can_mount, free_port, long, names_expire, signal};
+use common::{DARNER, World, each_seed, free_port, long, names_expire, signal};
 use fastrand::Rng;
 use serde_json::Value;
 use tree::Tree;
@@ -477,18 +476,5 @@ fn live(seed: u64, steps: usize) {
 
 #[test]
 fn stores_that_follow_and_take_turns_in_any_order_lose_nothing() {
-    if !can_mount() {
-        return;
-    }
-    let seeds = match std::env::var("DARNER_TURNS_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (1..=if long() { 8 } else { 1 }).collect::<Vec<u64>>(),
-    };
-    for seed in seeds {
-        let round = AssertUnwindSafe(|| live(seed, if long() { 150 } else { 60 }));
-        if let Err(panic) = catch_unwind(round) {
-            eprintln!("failed with DARNER_TURNS_SEED={seed}");
-            resume_unwind(panic);
-        }
-    }
+    each_seed("DARNER_TURNS_SEED", 8, |seed| live(seed, if long() { 150 } else { 60 }));
 }

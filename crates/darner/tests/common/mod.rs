@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -62,6 +63,23 @@ pub fn has(program: &str) -> bool {
 /// Whether the long forms are wanted.
 pub fn long() -> bool {
     std::env::var_os("DARNER_LONG").is_some()
+}
+
+/// Runs one seed, so many in the long form, or the one that the environment variable names.
+pub fn each_seed(variable: &str, in_long: u64, live: impl Fn(u64)) {
+    if !can_mount() {
+        return;
+    }
+    let seeds = match std::env::var(variable) {
+        Ok(seed) => vec![seed.parse().expect("a number")],
+        Err(_) => (1..=if long() { in_long } else { 1 }).collect::<Vec<u64>>(),
+    };
+    for seed in seeds {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| live(seed))) {
+            eprintln!("failed with {variable}={seed}");
+            resume_unwind(panic);
+        }
+    }
 }
 
 impl World {
@@ -137,9 +155,7 @@ impl World {
 
     /// Kills both, neither of which can start the other any more. What uses the mount fails then.
     pub fn kill_all(&self) {
-        // (A volume may have left the store.)
-        let s: Value = serde_json::from_str(&self.darner(&["status", "--json", self.mnt.to_str().unwrap()])).unwrap();
-        let pids = ["daemon_pid", "supervisor_pid"].map(|name| s[name].as_i64().expect("there are both") as i32);
+        let pids = self.pids();
         for signal in [libc::SIGSTOP, libc::SIGKILL] {
             // SAFETY: plain system calls.
             pids.iter().for_each(|pid| assert_eq!(unsafe { libc::kill(*pid, signal) }, 0));
@@ -148,6 +164,13 @@ impl World {
         let is_gone =
             |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
         eventually("who was killed is gone", || pids.iter().all(is_gone));
+    }
+
+    /// Of the daemon and of the supervisor that have what is mounted.
+    pub fn pids(&self) -> [i32; 2] {
+        // (A volume may have left the store.)
+        let s: Value = serde_json::from_str(&self.darner(&["status", "--json", self.mnt.to_str().unwrap()])).unwrap();
+        ["daemon_pid", "supervisor_pid"].map(|name| s[name].as_i64().expect("there are both") as i32)
     }
 
     pub fn supervisor_pid(&self) -> i32 {
