@@ -308,10 +308,7 @@ impl Life {
                 self.close();
                 let by = self.rng.choice(self.there()).expect("there are two at least");
                 if self.hurt.is_none() {
-                    self.sh(&format!("$DARNER check {by}"));
-                }
-                if !self.is_away {
-                    self.sh(&format!("$DARNER rebuild {by}"));
+                    self.sh(&format!("$DARNER check {by}; $DARNER rebuild {by}"));
                 }
                 self.mount();
             }
