@@ -35,7 +35,6 @@ pub struct Gap {
 
 /// A region that is here and in the bucket.
 pub(crate) struct Both {
-    what: What,
     here: Arc<dyn Region>,
     kept: Kept,
     /// Bytes that it has.
@@ -47,21 +46,29 @@ impl Store {
     pub(crate) fn in_both(&self) -> Vec<Both> {
         let Some(bucket) = self.volumes.bucket() else { return Vec::new() };
         let mut kept = bucket.kept();
-        let mut all: Vec<(What, Arc<dyn Region>)> = {
+        let mut all: Vec<Arc<dyn Region>> = {
             let regions = self.regions.read();
             let segments = self.segments.lock();
-            let own = segments.iter().filter(|s| s.pack.is_none()).filter_map(|s| regions.get(&s.at.id));
-            own.map(|region| (What::Segment, region.clone())).collect()
+            segments.iter().filter(|s| s.pack.is_none()).filter_map(|s| regions.get(&s.at.id)).cloned().collect()
         };
-        all.extend(self.packs.lock().iter().map(|p| (What::Pack, p.clone())));
+        all.extend(self.packs.lock().iter().cloned());
         let levels = self.index.read().levels.clone();
-        all.extend(levels.tables().map(|t| (What::Table(t.parts()), t.region().clone())));
-        all.retain(|(_, region)| !self.volumes.is_out_of_reach(region.place()));
-        let of = |(what, here): (What, Arc<dyn Region>)| {
+        all.extend(levels.tables().map(|t| t.region().clone()));
+        all.retain(|region| !self.volumes.is_out_of_reach(region.place()));
+        let of = |here: Arc<dyn Region>| {
             let kept = kept.remove(&here.place().id)?;
-            Some(Both { what, here, kept, len: kept.len })
+            Some(Both { here, kept, len: kept.len })
         };
         all.into_iter().filter_map(of).collect()
+    }
+
+    fn what_is(&self, region: u64) -> What {
+        let levels = self.index.read().levels.clone();
+        match levels.tables().find(|t| t.reference().region.id == region) {
+            Some(table) => What::Table(table.parts()),
+            None if self.packs.lock().iter().any(|p| p.place().id == region) => What::Pack,
+            None => What::Segment,
+        }
     }
 
     /// Compares some bytes of what is here with what the bucket has, from where a scrub is; says whether there is more. What is sound here,
@@ -89,7 +96,7 @@ impl Store {
             true => (id, from + n as u64),
             false => (id + 1, 0),
         };
-        if here != there && is_as_written(&c.what, &c.here, c.len, &self.uuid)? {
+        if here != there && is_as_written(&self.what_is(id), &c.here, c.len, &self.uuid)? {
             let mut pushing = self.pushing.lock();
             let state = self.maintenance.lock();
             // (It may be gone meanwhile, was put anew, or is there only.)

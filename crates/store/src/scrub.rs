@@ -223,23 +223,25 @@ impl Store {
     pub fn scrub_total(&self, bucket: bool) -> u64 {
         let tables = self.index.read().levels.tables().map(|t| t.len()).sum::<u64>();
         let copies = if bucket { self.in_both().into_iter().map(|c| c.len).sum() } else { 0 };
-        self.segments_total(bucket) + tables + copies
+        let cold = self.left_to_the_bucket(bucket);
+        self.bytes_of_segments(&|container| !cold.contains(&container)) + tables + copies
     }
 
     /// Bytes that are in the bucket only, which a scrub passes over if it is not told to read them.
     pub fn cold_total(&self) -> u64 {
-        self.segments_total(true).saturating_sub(self.segments_total(false))
+        let cold = self.cold_regions();
+        self.bytes_of_segments(&|container| cold.contains(&container))
     }
 
-    fn segments_total(&self, bucket: bool) -> u64 {
+    /// Of those that were ended, in the containers that are wanted.
+    fn bytes_of_segments(&self, is_wanted: &dyn Fn(u64) -> bool) -> u64 {
         let open = self.log.tail().position().region;
         let regions = self.regions.read();
         let kept = |s: &Segment| match s.pack {
             Some(_) => regions[&s.at.id].bytes_kept(),
             None => s.end,
         };
-        let cold = self.left_to_the_bucket(bucket);
-        let is_read = |s: &&Segment| s.at.id != open && !cold.contains(&s.container());
+        let is_read = |s: &&Segment| s.at.id != open && is_wanted(s.container());
         self.segments.lock().iter().filter(is_read).map(kept).sum()
     }
 
@@ -463,11 +465,13 @@ impl Store {
                 let is_good = |bytes: &[u8]| segment::verify(bytes, &self.uuid, s.at).is_ok();
                 report.healed += heal(&*region, &mut [0; segment::HEADER as usize], 0, &is_good)?.unwrap_or(0);
                 let is_good = || Ok(segment::verify(&segment::read(&*region, &self.uuid)?, &self.uuid, s.at).is_ok());
-                if !is_good()? && self.header_from_bucket(&*region, s.at) {
-                    report.healed += 1;
-                }
                 if !is_good()? {
-                    report.add(Damage { region: s.at.id, offset: 0, len: segment::HEADER, rot: Rot::Frame });
+                    match self.header_from_bucket(&*region, s.at) && is_good()? {
+                        true => report.healed += 1,
+                        false => {
+                            report.add(Damage { region: s.at.id, offset: 0, len: segment::HEADER, rot: Rot::Frame });
+                        }
+                    }
                 }
             }
         }
@@ -538,15 +542,15 @@ impl Store {
                 }
             };
             let mended;
-            let bytes = match frame::parse(bytes, s.at.id, at).is_none().then(|| self.mend_with_bucket(region, at)) {
-                Some(Some((frame, healed))) => {
-                    report.healed += healed;
-                    mended = frame;
-                    &mended[..]
-                }
-                _ => bytes,
-            };
-            let Some(f) = frame::parse(bytes, s.at.id, at) else {
+            let mut found = frame::parse(bytes, s.at.id, at).map(|f| (bytes, f));
+            if found.is_none()
+                && let Some((frame, healed)) = self.mend_with_bucket(region, at)
+            {
+                report.healed += healed;
+                mended = frame;
+                found = frame::parse(&mended, s.at.id, at).map(|f| (&mended[..], f));
+            }
+            let Some((bytes, f)) = found else {
                 let next = next_frame(region, at, s.end)?;
                 report.add(Damage { region: s.at.id, offset: at, len: next - at, rot: Rot::Frame });
                 report.bytes += next - at;

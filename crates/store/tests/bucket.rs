@@ -950,17 +950,7 @@ fn what_is_damaged_in_the_bucket_and_sound_here_is_put_there_anew_by_a_scrub_tha
 #[test]
 fn a_scrub_reads_what_is_in_the_bucket_only_if_it_is_told_to() {
     let disk = SimDisk::new(SIZE);
-    let (store, bucket) = with_bucket(&disk);
-    let mut run = Run::new(21);
-    for i in 0..60 {
-        run.transaction(&store).unwrap();
-        if i == 40 {
-            // Some of it lies in packs.
-            store.want_collapse();
-            store.clean(run.now, &mut |_| ()).unwrap();
-        }
-    }
-    push(&store, run.now).unwrap();
+    let (store, bucket, run) = here_and_there(&disk, 21);
     to_bucket(&store).unwrap();
     let cold = store.bucket().unwrap().cold;
     let scrub = |all: bool, budget: u64| {
